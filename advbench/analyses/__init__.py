@@ -1,0 +1,1 @@
+"""Analyses of trained models: one file an analysis; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Attacks: one file an attack; the folder is the registry."""

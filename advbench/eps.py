@@ -1,0 +1,54 @@
+"""Perturbation sizes: kept as the user wrote them, and as float64."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from advbench.errors import UserError
+
+NORMS = ("linf", "l2", "l1", "fourier-linf")
+_NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
+_FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
+
+
+@dataclass(frozen=True)
+class Eps:
+    """A perturbation size: `text` as written ("8/255") and `value` in float64, inputs being in [0, 1]."""
+
+    text: str
+    value: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_eps(text: str, norm: str = "linf") -> Eps:
+    """Read "8/255", "0.031" or "0".
+
+    Raises UserError when `text` is no non-negative number, or lies outside [0, 1] for linf.
+    """
+    written = text.strip()
+    match = _FORM.fullmatch(written)
+    if match is None:
+        raise UserError(f"eps {text!r} is not a size: write a number such as 0.031 or a fraction such as 8/255")
+    top, bottom = float(match[1]), float(match[2]) if match[2] else 1.0
+    if bottom == 0:
+        raise UserError(f"eps {text!r} divides by zero: write a number such as 0.031 or a fraction such as 8/255")
+    value = top / bottom
+    if not math.isfinite(value):
+        raise UserError(f"eps {text!r} is not finite: write a number such as 0.031 or a fraction such as 8/255")
+    if norm == "linf" and value > 1:
+        hint = f"; {written}/255 was probably meant" if match[2] is None and value <= 255 else ""
+        raise UserError(f"eps {text!r} is above 1, but linf eps lies in [0, 1] as inputs do{hint}")
+    return Eps(written, value)
+
+
+def parse_eps_list(text: str, norm: str = "linf") -> list[Eps]:
+    """Read a comma list, sorted by value; sizes given twice are kept once (as first written)."""
+    found: dict[float, Eps] = {}
+    for part in text.split(","):
+        eps = parse_eps(part, norm)
+        found.setdefault(eps.value, eps)
+    return [found[value] for value in sorted(found)]

@@ -1,0 +1,22 @@
+"""Errors a user can act on; the command line turns them into one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input: the message is one line that names the valid choices. Exit code 2."""
+
+
+class Interrupted(Exception):
+    """Stopped by a signal after saving; the message says how to resume. Exit code 3."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`, with the near ones first."""
+    valid = sorted(choices)
+    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(valid)}")
