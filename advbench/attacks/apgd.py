@@ -1,0 +1,153 @@
+"""Auto-PGD: Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
+
+z = P(x_k + eta d_k), x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha)(x_k - x_{k-1})), alpha = 0.75 (1 in the first
+step). eta starts at 2 eps; at the checkpoints w_j it is halved, and the search restarts from the best point, when
+the objective rose in fewer than rho of the steps since the last one, or when neither eta nor the best
+value has changed since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.attacks.engine import Answer, Attack, Problem, State, rows
+from advbench.threat import Linf
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "apgd-ce": {
+        "make": "APGD",
+        "set": {"name": "apgd-ce", "loss": "ce"},
+        "summary": "Auto-PGD on the cross-entropy, 100 steps (Croce and Hein 2020)",
+    },
+    "apgd-dlr": {
+        "make": "APGD",
+        "set": {"name": "apgd-dlr", "loss": "dlr"},
+        "summary": "Auto-PGD on the difference of logits ratio, 100 steps",
+    },
+    "apgd-t": {
+        "make": "APGD",
+        "set": {"name": "apgd-t", "loss": "dlr", "n_targets": 9},
+        "summary": "Auto-PGD on the targeted DLR, the 9 likeliest wrong classes, 100 steps each",
+    },
+}
+
+
+@dataclass
+class APGDState(State):
+    previous: Tensor  # x_{k-1}
+    best: Tensor
+    best_grad: Tensor
+    best_value: Tensor
+    value: Tensor  # at x_{k-1}
+    step: Tensor
+    rises: Tensor  # steps since the last checkpoint in which the value rose
+    halved: Tensor  # whether the last checkpoint halved the step
+    checked_value: Tensor  # best_value at the last checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes."""
+
+    norms = ("linf", "l2")
+
+    steps: int = 100
+    rho: float = 0.75
+    n_targets: int = 0
+
+    def for_model(self, norm: str, classes: int) -> Attack:
+        attack = super().for_model(norm, classes)
+        if self.n_targets and self.loss == "dlr" and classes < 4:
+            from dataclasses import replace
+
+            return replace(attack, loss="cw")
+        return attack
+
+    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+        if not self.n_targets:
+            return super().targets(logits, y)
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        return others.topk(min(self.n_targets, logits.shape[1] - 1), dim=1).indices
+
+    def start(self, p: Problem) -> APGDState:
+        region, x = p.region, p.region.x
+        shape = tuple(x.shape[1:])
+        if isinstance(region, Linf):
+            noise = rng.uniform(p.key, shape) * 2 - 1
+            noise = noise / noise.abs().amax((1, 2, 3), keepdim=True)
+        else:
+            noise = region.steepest(rng.normal(p.key, shape))
+        query = region.project(x + region.e * noise)
+        low = torch.full(p.y.shape, -torch.inf, device=x.device)
+        zeros = torch.zeros_like(p.y)
+        return APGDState(
+            query=query,
+            i=zeros,
+            previous=query,
+            best=query,
+            best_grad=torch.zeros_like(x),
+            best_value=low,
+            value=-low,
+            step=2 * region.eps.to(x.dtype),
+            rises=zeros,
+            halved=torch.ones_like(p.y, dtype=torch.bool),
+            checked_value=low,
+        )
+
+    def step(self, p: Problem, s: APGDState, a: Answer) -> APGDState:
+        grad, value = a.gradient, a.value
+        better = value > s.best_value
+        best_value = torch.where(better, value, s.best_value)
+        best, best_grad = rows(better, s.query, s.best), rows(better, grad, s.best_grad)
+        # The first look is the starting point: what the first checkpoint's best value is compared with.
+        checked_value = torch.where(s.i == 0, value, s.checked_value)
+        rises = s.rises + (value > s.value)
+
+        window = _windows(self.steps, p.y.device)[s.i.clamp_max(self.steps)]  # 0: no checkpoint
+        stuck = ~s.halved & (checked_value >= best_value)
+        halve = (window > 0) & ((rises <= self.rho * window) | stuck)
+        step = torch.where(halve, s.step / 2, s.step)
+        x, g = rows(halve, best, s.query), rows(halve, best_grad, grad)
+
+        z = p.region.project(x + step.view(-1, 1, 1, 1) * p.region.steepest(g))
+        alpha = torch.where(s.i == 0, 1.0, 0.75).view(-1, 1, 1, 1)
+        query = p.region.project(x + alpha * (z - x) + (1 - alpha) * (x - s.previous))
+        checked = window > 0
+        return APGDState(
+            query=query,
+            i=s.i + 1,
+            previous=x,
+            best=best,
+            best_grad=best_grad,
+            best_value=best_value,
+            value=value,
+            step=step,
+            rises=torch.where(checked, 0, rises),
+            halved=torch.where(checked, halve, s.halved),
+            checked_value=torch.where(checked, best_value, checked_value),
+        )
+
+    def result(self, s: APGDState) -> Tensor:
+        return s.best
+
+
+@cache
+def _windows(steps: int, device: torch.device) -> Tensor:
+    """(steps + 2,): after that many steps, the number since the last checkpoint where there is one, else 0.
+
+    Section 3.1: windows of 0.22 N, then 0.03 N shorter each time, at least 0.06 N.
+    """
+    table = [0] * (steps + 2)
+    window, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    at = window
+    while at <= steps:
+        table[at] = window
+        window = max(window - shrink, least)
+        at += window
+    return torch.tensor(table, device=device)

@@ -1,0 +1,167 @@
+"""One attack file, two drivers: `solve` here (the inner maximisation of training) and `search` (evaluation).
+
+An attack never runs the model. It asks: its state holds a `query`, a driver answers with the model's
+logits and gradient there, and `step` turns the answer into the next query. So input-only gradients,
+precision, averaging over randomness, counting and the verification of hits are each written once.
+
+Every tensor of a problem, a state and an answer has one row an item: (sample, target class or none,
+restart). No row may depend on another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from advbench.attacks.losses import LOSSES
+from advbench.errors import UserError, unknown
+from advbench.threat import Region
+
+Asks = Literal["logits", "gradient", "jacobian"]
+
+
+@dataclass
+class Problem:
+    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,)."""
+
+    region: Region
+    y: Tensor
+    target: Tensor
+    key: Tensor
+
+
+@dataclass
+class State:
+    """Where items stand: the `query` (S, C, H, W) to be answered next, and `i` (S,), the answers so far."""
+
+    query: Tensor
+    i: Tensor
+
+
+@dataclass
+class Answer:
+    """The model at the queries: logits (S, K), `wrong` (S,), the objective's value (S,) and gradient.
+
+    The gradient has the query's shape; for "jacobian" it is (S, K, C, H, W), one gradient a logit.
+    """
+
+    logits: Tensor
+    wrong: Tensor
+    value: Tensor
+    grad: Tensor | None = None
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.grad is not None
+        return self.grad
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Base of attacks: fields are the settings. `steps` counts updates, `restarts` independent starts."""
+
+    asks: ClassVar[Asks] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    version: ClassVar[int] = 1
+    minimum_norm: ClassVar[bool] = False  # seeks the nearest adversarial point, not one within eps
+
+    name: str
+    steps: int
+    restarts: int = 1
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise UserError(f"{self.name}: steps and restarts must be at least 1")
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+
+    def for_model(self, norm: str, classes: int) -> Attack:
+        """This attack for a norm and a number of classes; UserError where it has no form for the norm."""
+        if norm not in self.norms:
+            raise UserError(f"{self.name} has no form for norm {norm}: choose from {', '.join(self.norms)}")
+        if self.loss == "dlr" and classes < 3:
+            return dataclasses.replace(self, loss="cw")
+        return self
+
+    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
+        return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
+
+    def objective(self, p: Problem, logits: Tensor) -> Tensor:
+        """The value (S,) whose gradient is asked for, and which is to rise."""
+        return LOSSES[self.loss](logits, p.y, p.target)
+
+    def start(self, p: Problem) -> State:
+        """The state before any answer; must not need the model."""
+        raise NotImplementedError
+
+    def step(self, p: Problem, s: Any, a: Answer) -> State:
+        """The state after the answer `a` at `s.query`; idle slots go on past `done`, so it must hold there too."""
+        raise NotImplementedError
+
+    def done(self, s: Any) -> Tensor:
+        """(S,) bool: items with nothing left to ask. Every update is followed by one last look."""
+        return s.i > self.steps  # type: ignore[no-any-return]
+
+    def result(self, s: Any) -> Tensor:
+        """The strongest point (S, C, H, W) that `solve` hands to training."""
+        return s.query  # type: ignore[no-any-return]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome, for the record."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+
+
+def members(attack: Attack | tuple[Attack, ...]) -> tuple[Attack, ...]:
+    """The attacks of a set such as AutoAttack, or of a single one."""
+    return attack if isinstance(attack, tuple) else (attack,)
+
+
+def solve(attack: Attack, objective: Callable[[Tensor], Tensor], p: Problem) -> Tensor:
+    """Points (S, C, H, W) of `p.region` where `objective`, a value (S,) for inputs (S, C, H, W), is high.
+
+    All rows take all steps, with no synchronisation with the host; gradients are taken by the input
+    only, and nothing is left in the `.grad` of any weight.
+    """
+    state = attack.start(p)
+    for _ in range(attack.steps):
+        query = state.query.detach().requires_grad_()
+        with torch.enable_grad():
+            value = objective(query)
+            (grad,) = torch.autograd.grad(value.sum(), query)
+        value = value.detach()
+        state = attack.step(p, state, Answer(value[:, None], torch.zeros_like(p.y, dtype=torch.bool), value, grad))
+    return attack.result(state).detach()
+
+
+def rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in the rows where `condition` (S,) holds, else `old`."""
+    return torch.where(condition.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def put(into: Any, at: Tensor, new: Any) -> None:
+    """Write the rows of the dataclass `new` into the rows `at` of `into`, tensor by tensor, in place."""
+    for f in dataclasses.fields(into):
+        mine, theirs = getattr(into, f.name), getattr(new, f.name)
+        if isinstance(mine, Tensor):
+            mine[at] = theirs
+        else:
+            put(mine, at, theirs)
+
+
+def take(state: S, at: Tensor) -> S:
+    """The rows `at` of a dataclass of tensors, copied."""
+    changes = {
+        f.name: value[at] if isinstance(value := getattr(state, f.name), Tensor) else take(value, at)
+        for f in dataclasses.fields(state)
+    }
+    return dataclasses.replace(state, **changes)

@@ -1,0 +1,57 @@
+"""What attacks maximise: one value a sample, from logits (S, K), labels y (S,) and targets (S,).
+
+A target is a class to be reached, or -1 for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the model's answer is not y: (S,) bool. NaN or infinite logits are wrong answers."""
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} z_k - z_y: (S,), positive where the answer is wrong."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
+
+
+def ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of y; with a target, minus the cross-entropy of the target."""
+    towards = target >= 0
+    loss = functional.cross_entropy(logits, torch.where(towards, target, y), reduction="none")
+    return torch.where(towards, -loss, loss)
+
+
+def cw(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The margin (Carlini and Wagner 2017, 1608.04644): z_t - z_y, t the target or the best wrong class."""
+    reach = logits.gather(1, target.clamp_min(0)[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    return torch.where(target >= 0, reach, margin(logits, y))
+
+
+def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, 2003.01690, eqs. 4 and 6), at least 3 and 4 classes.
+
+    Untargeted -(z_y - max_{k != y} z_k) / (z_pi1 - z_pi3), targeted -(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2).
+    Raises ValueError where there are fewer classes: the attack chooses `cw` then.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError("the DLR loss needs 3 classes")
+    top = logits.topk(min(4, logits.shape[1]), dim=1).values
+    untargeted = margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    if logits.shape[1] < 4:
+        return untargeted
+    targeted = cw(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return torch.where(target >= 0, targeted, untargeted)
+
+
+LOSSES: dict[str, Loss] = {"ce": ce, "cw": cw, "dlr": dlr}

@@ -1,0 +1,95 @@
+"""The model as an attack sees it: it answers queries, and counts every pass it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.engine import Answer, Attack, Problem
+from advbench.attacks.losses import wrong
+
+RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's mode and the global random state are put back at the end."""
+    modes = {module: module.training for module in net.modules()}
+    cpu_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        net.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+class Oracle:
+    """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
+
+    `slots` is the number of rows of every pass: verdicts are those of that batch size. `random`: outputs
+    vary from pass to pass, so that verification averages 20 of them; `eot` passes are averaged in
+    each answer (expectation over transformation, Athalye et al. 2018, 1802.00420).
+    """
+
+    def __init__(
+        self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False, eot: int = 1
+    ) -> None:
+        self.net = net
+        self.search = net if search is None else search
+        self.slots = slots
+        self.random = random
+        self.eot = eot
+        self.forwards = 0
+        self.backwards = 0
+
+    def answer(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
+        """The model at `query` (slots, C, H, W), as `attack` asks for it. Non-finite gradients become zero."""
+        if attack.asks == "logits":
+            with torch.no_grad():
+                logits = self._mean_logits(query)
+            return Answer(logits, wrong(logits, p.y), attack.objective(p, logits))
+        query = query.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._mean_logits(query)
+            self.backwards += len(query) * self.eot
+            if attack.asks == "jacobian":
+                classes = logits.shape[1]
+                self.backwards += len(query) * self.eot * (classes - 1)
+                grads = [torch.autograd.grad(logits[:, k].sum(), query, retain_graph=True)[0] for k in range(classes)]
+                grad, value = torch.stack(grads, 1), logits[:, 0]
+            else:
+                value = attack.objective(p, logits)
+                (grad,) = torch.autograd.grad(value.sum(), query, allow_unused=True, materialize_grads=True)
+        logits, value = logits.detach(), value.detach()
+        return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0))
+
+    def verify(self, z: Tensor, y: Tensor) -> Tensor:
+        """Whether `net` gets z (n, C, H, W), n <= slots, wrong, in a pass of its own of `slots` rows: (n,) bool."""
+        return wrong(self.logits(z), y)
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Logits (n, K) of `net` in float32, in passes of `slots` rows; what is short is filled with zeros."""
+        out = []
+        for part in z.split(self.slots):
+            filled = torch.zeros(self.slots, *part.shape[1:], dtype=part.dtype, device=part.device)
+            filled[: len(part)] = part
+            with torch.no_grad():
+                passes = RANDOM_PASSES if self.random else 1
+                self.forwards += self.slots * passes
+                out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
+        return torch.cat(out)
+
+    def _mean_logits(self, query: Tensor) -> Tensor:
+        self.forwards += len(query) * self.eot
+        total = self.search(query).float()
+        for _ in range(self.eot - 1):
+            total = total + self.search(query).float()
+        return total / self.eot

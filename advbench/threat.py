@@ -1,0 +1,218 @@
+"""Threat models: the set of inputs an attack may choose from, around each sample.
+
+A region binds a norm's ball to samples: `around("linf", x, eps)` for x (S, C, H, W) float32 in [0, 1] and
+eps (S,) float64. Every region lies inside [0, 1]. Norms run over all of C, H, W, except that the Fourier
+norm (Faghri et al. 2021, arXiv:2102.08868) is the largest modulus of the unitary 2-D DFT of any channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.errors import unknown
+
+_TINY = 1e-12
+
+
+@dataclass
+class Region:
+    """Balls of size `eps` (S,) around `x` (S, C, H, W), cut to [0, 1]; `low` and `high` bound each element."""
+
+    norm: ClassVar[str]
+    x: Tensor
+    eps: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def around(cls, x: Tensor, eps: Tensor) -> Self:
+        """The regions of samples x (S, C, H, W) in [0, 1] and sizes eps (S,)."""
+        return cls(x, eps.double(), torch.zeros_like(x), torch.ones_like(x))
+
+    @property
+    def e(self) -> Tensor:
+        """eps as (S, 1, 1, 1) in the type of x."""
+        return self.eps.to(self.x.dtype).view(-1, 1, 1, 1)
+
+    def project(self, z: Tensor) -> Tensor:
+        """A point of the region for each z (S, C, H, W); z itself where it lies inside."""
+        raise NotImplementedError
+
+    def steepest(self, g: Tensor) -> Tensor:
+        """The direction d of size 1 with the largest <g, d>, which is dual(g). Zero where g is zero."""
+        raise NotImplementedError
+
+    def sample(self, key: Tensor) -> Tensor:
+        """A random point of the region for each key (S,)."""
+        raise NotImplementedError
+
+    def size(self, d: Tensor) -> Tensor:
+        """The norm of perturbations d (S, C, H, W): (S,), in the type of d."""
+        raise NotImplementedError
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The dual norm of gradients g (S, C, H, W): (S,)."""
+        raise NotImplementedError
+
+    def contains(self, z: Tensor) -> Tensor:
+        """Whether z is in the region: (S,) bool; norms in float64, with contract.md's tolerance."""
+        inside = ((z >= 0) & (z <= 1)).flatten(1).all(1)
+        return inside & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
+
+
+class Linf(Region):
+    """max |d| <= eps. The bounds are computed once in float32, and hold exactly."""
+
+    norm = "linf"
+
+    @classmethod
+    def around(cls, x: Tensor, eps: Tensor) -> Self:
+        e = eps.to(x.dtype).view(-1, 1, 1, 1)
+        return cls(x, eps.double(), (x - e).clamp_min(0), (x + e).clamp_max(1))
+
+    def project(self, z: Tensor) -> Tensor:
+        return torch.clamp(z, self.low, self.high)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return g.sign()
+
+    def sample(self, key: Tensor) -> Tensor:
+        noise = rng.uniform(key, tuple(self.x.shape[1:])) * 2 - 1
+        return self.project(self.x + self.e * noise)
+
+    def size(self, d: Tensor) -> Tensor:
+        return d.abs().flatten(1).amax(1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return g.abs().flatten(1).sum(1)
+
+    def contains(self, z: Tensor) -> Tensor:
+        return ((z >= self.low) & (z <= self.high)).flatten(1).all(1)
+
+
+class L2(Region):
+    """sqrt(sum d^2) <= eps. Shrunk towards x, then cut to [0, 1], which cannot leave the ball."""
+
+    norm = "l2"
+
+    def project(self, z: Tensor) -> Tensor:
+        d = z - self.x
+        shrink = (self.e / _rows(self.size(d)).clamp_min(_TINY)).clamp_max(1)
+        return (self.x + d * shrink).clamp(0, 1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        # Scaled first: the squares of the tiny gradients of saturated models underflow.
+        g = g / _rows(g.abs().flatten(1).amax(1)).clamp_min(torch.finfo(g.dtype).tiny)
+        return g / _rows(self.size(g)).clamp_min(_TINY)
+
+    def sample(self, key: Tensor) -> Tensor:
+        shape = tuple(self.x.shape[1:])
+        direction = self.steepest(rng.normal(key, shape))
+        radius = rng.uniform(rng.fold(key, 2), (1, 1, 1)) ** (1 / self.x[0].numel())
+        return self.project(self.x + self.e * radius * direction)
+
+    def size(self, d: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(d.flatten(1), dim=1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return self.size(g)
+
+
+class L1(Region):
+    """sum |d| <= eps. The projection is onto the ball cut to [0, 1], not onto one after the other."""
+
+    norm = "l1"
+
+    def project(self, z: Tensor) -> Tensor:
+        """Nearest point of {x + d: sum |d| <= eps, 0 <= x + d <= 1} (Croce and Hein 2021, 2103.01208, sec. 3).
+
+        It is d_i = sign(u_i) clip(|u_i| - lambda, 0, c_i) for u = z - x, c_i the room towards the side
+        of u_i, and the least lambda >= 0 that meets the norm: bisected, then solved on its linear piece.
+        """
+        u = (z - self.x).flatten(1)
+        x = self.x.flatten(1)
+        a, room = u.abs(), torch.where(u > 0, 1 - x, x)
+        eps = self.eps.to(a.dtype)[:, None]
+
+        def total(shift: Tensor) -> Tensor:
+            return torch.minimum((a - shift).clamp_min(0), room).sum(1, keepdim=True)
+
+        low, high = torch.zeros_like(eps), a.amax(1, keepdim=True)
+        for _ in range(24):
+            middle = (low + high) / 2
+            above = total(middle) > eps
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        sloped = (a > high) & (a - high < room)
+        count = sloped.sum(1, keepdim=True)
+        exact = high + (total(high) - eps) / count.clamp_min(1)
+        shift = torch.where((count > 0) & (exact >= low) & (exact <= high), exact, high)
+        shift = torch.where(total(torch.zeros_like(eps)) <= eps, torch.zeros_like(eps), shift)
+        d = u.sign() * torch.minimum((a - shift).clamp_min(0), room)
+        return (x + d).clamp(0, 1).view_as(z)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        flat = g.flatten(1)
+        top = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(g)
+
+    def sample(self, key: Tensor) -> Tensor:
+        noise = rng.normal(key, tuple(self.x.shape[1:]))
+        radius = rng.uniform(rng.fold(key, 2), (1, 1, 1))
+        return self.project(self.x + self.e * radius * noise / _rows(self.size(noise)))
+
+    def size(self, d: Tensor) -> Tensor:
+        return d.abs().flatten(1).sum(1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return g.abs().flatten(1).amax(1)
+
+
+class FourierLinf(Region):
+    """max_k |(F d)_k| <= eps, F the unitary 2-D DFT of each channel (Faghri et al. 2021, eq. 6)."""
+
+    norm = "fourier-linf"
+
+    def project(self, z: Tensor) -> Tensor:
+        """Each Fourier coefficient is shrunk to modulus eps; the cut to [0, 1] can lengthen some again, so
+        the two alternate, and a last shrink of the whole d towards x makes the result lie in both."""
+        for _ in range(4):
+            f = torch.fft.fft2(z - self.x, norm="ortho")
+            f = f * (self.e / f.abs().clamp_min(_TINY)).clamp_max(1)
+            z = (self.x + torch.fft.ifft2(f, norm="ortho").real).clamp(0, 1)
+        d = z - self.x
+        shrink = (self.e / _rows(self.size(d)).clamp_min(_TINY)).clamp_max(1)
+        return (self.x + d * shrink).clamp(0, 1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        g = g / _rows(g.abs().flatten(1).amax(1)).clamp_min(torch.finfo(g.dtype).tiny)
+        f = torch.fft.fft2(g, norm="ortho")
+        return torch.fft.ifft2(f / f.abs().clamp_min(_TINY), norm="ortho").real
+
+    def sample(self, key: Tensor) -> Tensor:
+        noise = self.steepest(rng.normal(key, tuple(self.x.shape[1:])))
+        return self.project(self.x + self.e * rng.uniform(rng.fold(key, 2), (1, 1, 1)) * noise)
+
+    def size(self, d: Tensor) -> Tensor:
+        return torch.fft.fft2(d, norm="ortho").abs().flatten(1).amax(1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return torch.fft.fft2(g, norm="ortho").abs().flatten(1).sum(1)
+
+
+REGIONS: dict[str, type[Region]] = {region.norm: region for region in (Linf, L2, L1, FourierLinf)}
+
+
+def around(norm: str, x: Tensor, eps: Tensor) -> Region:
+    """The regions of `norm` around x (S, C, H, W) in [0, 1] with sizes eps (S,). UserError: unknown norm."""
+    if norm not in REGIONS:
+        raise unknown("norm", norm, REGIONS)
+    return REGIONS[norm].around(x, eps)
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
