@@ -1,0 +1,73 @@
+"""Decoded datasets on disk: one file a split, checked by hash whenever it is read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+
+from advbench.data.dataset import fingerprint
+from advbench.errors import UserError
+from advbench.files import atomic_path
+
+VARIABLE = "ADVBENCH_DATA"
+
+
+class Damaged(Exception):
+    """A cached file is not what was stored; the message says in what way."""
+
+
+def cache_folder() -> Path:
+    """Where datasets are kept: the folder that ADVBENCH_DATA names, else the user's cache folder."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("advbench") / "data"
+
+
+def read(file: Path, published: str | None) -> tuple[Tensor, Tensor] | None:
+    """Images (uint8, N, C, H, W) and labels (int64, N) in `file`, None when there is no such file.
+
+    Raises Damaged when their sha256 is not the `published` one (where there is none: the one they were stored
+    with), UserError when the file may not be read.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = stored["images"], stored["labels"].astype(np.int64)
+            recorded = str(stored["sha256"])
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; {VARIABLE} can name another folder") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"not readable ({str(error) or type(error).__name__})") from error
+    images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+    found = fingerprint(images, labels)
+    if found != (published or recorded):
+        raise Damaged(f"sha256 {found[:12]}..., not {(published or recorded)[:12]}...")
+    return images, labels
+
+
+def write(file: Path, images: Tensor, labels: Tensor) -> None:
+    """Store a split whole, or not at all. Raises UserError."""
+    with atomic_path(file) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            images=images.contiguous().numpy(),
+            labels=labels.numpy(),
+            sha256=np.array(fingerprint(images, labels)),
+        )
+
+
+def move_aside(file: Path) -> Path:
+    """Give `file` a name that nothing reads, and return it: what is damaged may still be wanted."""
+    number = 1
+    while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
+        number += 1
+    try:
+        return file.rename(aside)
+    except OSError as error:
+        raise UserError(f"{file} is damaged and cannot be moved aside: {error.strerror}") from error

@@ -1,0 +1,136 @@
+"""A split of a dataset: uint8 images with labels, and the hash that says which images they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from advbench.errors import UserError
+from advbench.rng import bits, keys
+
+
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    """sha256 of the shape ("N,C,H,W;" in ASCII), the uint8 NCHW bytes and the labels as little-endian int64."""
+    pixels = images.cpu().contiguous().numpy()
+    digest = hashlib.sha256(",".join(map(str, pixels.shape)).encode() + b";")
+    digest.update(pixels.data)
+    digest.update(labels.cpu().contiguous().numpy().astype("<i8").data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images of one split, or some of them.
+
+    `images` uint8 (N, C, H, W), whose value divided by `scale` lies in [0, 1]; `labels` int64 (N,) in
+    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split. Raises UserError when
+    these do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    split: str
+    num_classes: int
+    indices: Tensor
+    scale: float = 255.0
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise UserError(
+                f"{self.name}: images must be uint8 (N, C, H, W), "
+                f"not {str(self.images.dtype).removeprefix('torch.')} {tuple(self.images.shape)}"
+            )
+        count = len(self.images)
+        for field, values in (("labels", self.labels), ("indices", self.indices)):
+            if values.dtype != torch.int64 or values.shape != (count,):
+                raise UserError(f"{self.name}: {field} must be int64 ({count},), one for each image")
+
+    @classmethod
+    def whole(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        name: str,
+        split: str,
+        num_classes: int,
+        scale: float = 255.0,
+        class_names: Sequence[str] = (),
+    ) -> Dataset:
+        """A complete split, its indices counting from 0. Raises UserError for a label outside the classes."""
+        if len(labels) == 0:
+            raise UserError(f"{name}: the {split} split has no images")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise UserError(f"{name}: labels run from {low} to {high}, but must lie in 0 to {num_classes - 1}")
+        order = torch.arange(len(labels))
+        return cls(images, labels, name, split, num_classes, order, scale, tuple(class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @cached_property
+    def images_sha256(self) -> str:
+        """The `fingerprint` of these images and labels: the same on every device and from every source."""
+        return fingerprint(self.images, self.labels)
+
+    def subset(self, rows: Tensor | Sequence[int]) -> Dataset:
+        """The images at `rows` (positions in this dataset, any order). Raises UserError outside 0 to N-1."""
+        chosen = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if len(outside):
+            raise UserError(
+                f"{self.name} {self.split} has no image {int(outside[0])}: choose from 0 to {len(self) - 1}"
+            )
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen], indices=self.indices[chosen])
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            indices=self.indices.to(device),
+        )
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """float32 in [0, 1] of stored values (uint8, any shape)."""
+        # By a tensor: CUDA multiplies by the reciprocal of a plain number, which is not the same division.
+        return images.float() / torch.full((), self.scale, device=images.device)
+
+    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """(x float32 (B, C, H, W) in [0, 1], y int64 (B,)) at `rows`, positions in this dataset."""
+        return self.pixels(self.images[rows]), self.labels[rows]
+
+
+def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide into (training, validation) by `seed`; each keeps the order and the indices of `dataset`.
+
+    Which images go to validation depends on the seed and their indices alone. Raises UserError unless both
+    parts get an image.
+    """
+    held = round(fraction * len(dataset))
+    if not 0 < held < len(dataset):
+        raise UserError(
+            f"validation fraction {fraction:g} of {len(dataset)} images leaves a part empty: choose one between 0 and 1"
+        )
+    drawn = bits(keys(seed, "validation", dataset.indices.cpu()), (1,))[:, 0]
+    order = drawn.argsort(stable=True)
+    return dataset.subset(order[held:].sort().values), dataset.subset(order[:held].sort().values)

@@ -1,0 +1,137 @@
+"""Where a dataset comes from: the cache, files placed by hand, then each of its sources in turn."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from torch import Tensor
+
+from advbench.data import Progress, cache
+from advbench.data.dataset import fingerprint
+from advbench.errors import UserError
+from advbench.files import locked
+
+Splits = dict[str, tuple[Tensor, Tensor]]
+"""Split name -> (images uint8 (N, C, H, W), labels int64 (N,))."""
+
+# What a missing client, a refusing server, a forged archive and the libraries that decode it raise.
+FAILURES = (
+    OSError,
+    HTTPException,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+_LOCK_SECONDS = 3600.0  # as long as another process may take to fetch the same dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way to get a dataset.
+
+    `fetch(folder, progress)` leaves `files` (names or patterns, each of which must match) in `folder`;
+    `decode(folder, scratch)` reads them and may unpack into `scratch`. Both raise one of FAILURES.
+    """
+
+    label: str
+    files: tuple[str, ...]
+    fetch: Callable[[Path, Progress | None], None]
+    decode: Callable[[Path, Path], Splits]
+
+
+def obtain(
+    name: str,
+    split: str,
+    sources: Callable[[], Sequence[Source]],
+    digests: Mapping[str, str],
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images and labels of `split`, from the cache or from the first source that yields the right arrays.
+
+    `sources` is called only when the cache does not serve, since importing torchvision takes seconds.
+    `digests` gives each split's published `fingerprint`; where there is none, the first arrays are trusted (their
+    source checks its files itself) and later ones held against them. A damaged cache is moved aside with a
+    warning. Raises UserError that lists everything tried and says what to place where.
+    """
+    folder = cache.cache_folder() / name
+    file = folder / f"{split}.npz"
+    try:
+        found = cache.read(file, digests.get(split))
+    except cache.Damaged:
+        found = None  # looked at again below, when no other process can be writing it
+    if found is not None:
+        return found
+    with locked(folder / ".lock", timeout=_LOCK_SECONDS):
+        try:
+            found = cache.read(file, digests.get(split))
+        except cache.Damaged as error:
+            aside = cache.move_aside(file)
+            warnings.warn(f"{file} is damaged: {error}; kept as {aside.name}, fetching again", stacklevel=2)
+        if found is not None:
+            return found
+        splits = _first(name, folder, sources(), digests, progress)
+        for part, (images, labels) in splits.items():
+            cache.write(folder / f"{part}.npz", images, labels)
+        return splits[split]
+
+
+def _first(
+    name: str,
+    folder: Path,
+    sources: Sequence[Source],
+    digests: Mapping[str, str],
+    progress: Progress | None,
+) -> Splits:
+    tried = [f"{folder} (holds neither the decoded arrays nor the files below)"]
+    for source in sources:
+        if not all(any(folder.glob(pattern)) for pattern in source.files):
+            continue
+        try:
+            return _decoded(source, folder, folder, digests)
+        except FAILURES as error:
+            tried[0] = f"{folder} ({', '.join(source.files)}: {_reason(error)})"
+            warnings.warn(f"files placed by hand are passed over: {tried[0]}", stacklevel=3)
+    for source in sources:
+        # In the cache folder, whose disk has the room; removed with all that is in it.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+            try:
+                source.fetch(Path(scratch), progress)
+                return _decoded(source, Path(scratch), folder, digests)
+            except FAILURES as error:
+                tried.append(f"{source.label} ({_reason(error)})")
+    wanted = " or ".join(" + ".join(source.files) for source in sources)
+    raise UserError(
+        f"cannot get {name}: tried {'; '.join(tried)}. "
+        f"To place it by hand, put {wanted} into {folder}, or let {cache.VARIABLE} name a folder that has it"
+    )
+
+
+def _decoded(source: Source, files: Path, folder: Path, digests: Mapping[str, str]) -> Splits:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as scratch:
+        splits = source.decode(files, Path(scratch))
+    for part, digest in digests.items():
+        found = fingerprint(*splits[part])
+        if found != digest:
+            raise ValueError(f"its {part} arrays have sha256 {found[:12]}..., not {digest[:12]}...")
+    return splits
+
+
+def _reason(error: BaseException) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 200 else line[:197] + "..."
