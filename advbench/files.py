@@ -74,6 +74,23 @@ def write_new(path: Path, content: bytes | str) -> bool:
     return True
 
 
+def write_sealed(path: Path, payload: bytes) -> None:
+    """Replace `path` with `payload` behind its sha256, so that `read_sealed` notices any damage. UserError."""
+    write_atomic(path, hashlib.sha256(payload).hexdigest().encode() + payload)
+
+
+def read_sealed(path: Path) -> bytes:
+    """What `write_sealed` wrote. UserError when it cannot be read, or is not whole."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    seal, payload = content[:64], content[64:]
+    if hashlib.sha256(payload).hexdigest().encode() != seal:
+        raise UserError(f"{path} is damaged: its sha256 does not match; remove it to start over")
+    return payload
+
+
 @contextmanager
 def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
     """Hold the lock file `path`; UserError when another process keeps it longer than `timeout` seconds."""

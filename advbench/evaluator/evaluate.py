@@ -1,0 +1,216 @@
+"""checkpoint -> record: accuracy against eps, the worst case over a set of attacks.
+
+Nothing here knows how a model was trained: a number cannot depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from advbench.checkpoint import Loaded, weights_sha256
+from torch import Tensor, nn
+
+from advbench.attacks.engine import Attack
+from advbench.attacks.oracle import untouched
+from advbench.data.dataset import Dataset
+from advbench.environment import environment
+from advbench.eps import Eps, parse_eps
+from advbench.errors import UserError
+from advbench.evaluator import flags, reference
+from advbench.evaluator.bench import Bench
+from advbench.evaluator.choose import choose
+from advbench.evaluator.journal import Journal
+from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
+from advbench.version import __version__
+
+ENGINE_VERSION = "1"  # raised when a change of the engine may change verdicts
+SLOTS = {"cpu": 64, "cuda": 1024}
+CURVES = ("fast", "exact")
+ENGINES = ("own", "reference")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A record, each sample's fate behind it, and by row the adversarial points that were asked for."""
+
+    record: Record
+    fates: Fates
+    points: dict[int, Tensor]
+
+
+def evaluate(
+    model: nn.Module | Loaded,
+    data: Dataset,
+    *,
+    attack: str | Attack | Sequence[str | Attack] = "autoattack",
+    eps: Sequence[Eps | str | float],
+    norm: str = "linf",
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    slots: int | None = None,
+    curve: str = "fast",
+    engine: str = "own",
+    indices: str | None = None,
+    journal: Journal | None = None,
+    resume: bool = False,
+    keep_points: bool = False,
+    command: Sequence[str] = (),
+    supersedes: str | None = None,
+) -> Evaluation:
+    """Robust accuracy of `model` on `data` at each of `eps`, against the worst of the attacks.
+
+    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is left as it was. `attack`
+    names entries of the registry (sets such as autoattack count as their members) or is made by hand;
+    `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
+    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so.
+    """
+    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    place = torch.device(device)
+    grid = make_grid(eps, norm)
+    for what, value, choices in (
+        ("curve", curve, CURVES),
+        ("engine", engine, ENGINES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in choices:
+            raise UserError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")
+    attacks, refs = choose(attack, settings or {}, norm=norm, classes=data.num_classes)
+    names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
+    if engine == "reference":
+        reference.check(names, norm)
+        precision, curve = "fp32", "exact"
+    if precision == "auto":
+        precision = "bf16" if place.type == "cuda" else "fp32"
+    slots = slots or SLOTS[place.type]
+    journal = journal or Journal()
+    net, data = loaded.net.to(place), data.to(place)
+    how = Engine(
+        name="advbench" if engine == "own" else reference.NAME,
+        version=ENGINE_VERSION if engine == "own" else reference.version(),
+        slots=slots,
+        precision="bf16" if precision == "bf16" else "fp32",
+        curve="fast" if curve == "fast" else "exact",
+    )
+    journal.begin(
+        {
+            "model": loaded.weights_sha256,
+            "images": data.images_sha256,
+            "norm": norm,
+            "eps": [size.value for size in grid],
+            "attacks": [ref.model_dump(mode="json") for ref in refs],
+            "engine": how.model_dump(mode="json"),
+            "seed": seed,
+            "advbench": __version__,
+        },
+        resume=resume,
+    )
+    sizes = [size.value for size in grid]
+    in_train_mode = net.training
+    with untouched(net):
+        check_shapes(net, data)
+        random = flags.is_random(net, data)
+        bench = Bench(
+            net,
+            data,
+            norm=norm,
+            seed=seed,
+            slots=slots,
+            precision=precision,
+            journal=journal,
+            random=random,
+            keep_points=keep_points,
+        )
+        if engine == "reference":
+            fates = reference.curve(bench, names[0], sizes)
+            attacks, refs = (
+                attacks[:1],
+                [AttackRef(name=names[0], version=reference.version(), settings={"set": names[0]})],
+            )
+        elif all(one.minimum_norm for one in attacks):
+            fates = bench.nearest(tuple(attacks), sizes)
+        else:
+            fates = bench.curve(tuple(attacks), sizes, curve)
+        raised = flags.judge(bench, fates, attacks, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+    about = environment(str(place))
+    about.pop("advbench")
+    record = Record.of(
+        fates,
+        model=ModelRef(
+            spec=loaded.spec,
+            arch=loaded.arch,
+            settings=dict(getattr(net, "settings", {})),
+            params=sum(p.numel() for p in net.parameters()),
+            weights_sha256=loaded.weights_sha256,
+            trained=Trained(**loaded.trained) if loaded.trained else None,
+        ),
+        dataset=DatasetRef(
+            name=data.name,
+            split=data.split,
+            indices=indices or tuple(data.indices.tolist()),
+            images_sha256=data.images_sha256,
+        ),
+        norm=norm,
+        eps=grid,
+        attack=refs,
+        engine=how,
+        seed=seed,
+        flags=raised,
+        seconds=journal.seconds,
+        forwards=journal.forwards,
+        backwards=journal.backwards,
+        environment=Environment(
+            version=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=tuple(command),
+            **about,
+        ),
+        supersedes=supersedes,
+    )
+    return Evaluation(record, fates, bench.points)
+
+
+def make_grid(eps: Sequence[Eps | str | float], norm: str) -> list[Eps]:
+    """Sizes, rising, each once. Raises UserError for an empty list and for a size the norm cannot have."""
+    sizes: dict[float, Eps] = {}
+    for size in eps:
+        made = parse_eps(size.text if isinstance(size, Eps) else str(size), norm)
+        sizes.setdefault(made.value, made)
+    if not sizes:
+        raise UserError("no eps was given: write a comma list such as 0,2/255,4/255,8/255")
+    return [sizes[value] for value in sorted(sizes)]
+
+
+def bare(net: nn.Module, data: Dataset) -> Loaded:
+    """A network without a file behind it."""
+    name = type(net).__name__
+    return Loaded(
+        net=net,
+        spec=f"python:{name}",
+        arch=getattr(net, "arch", name),
+        weights_sha256=weights_sha256(net),
+        trained=None,
+        num_classes=data.num_classes,
+    )
+
+
+def check_shapes(net: nn.Module, data: Dataset) -> None:
+    """UserError unless `net` (in eval mode) takes the images and answers with one logit a class."""
+    x, _ = data.batch(slice(0, 2))
+    shape = "x".join(map(str, data.shape))
+    try:
+        with torch.no_grad():
+            logits = net(x)
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the model does not take the {shape} images of {data.name}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        raise UserError(f"the model does not answer with logits (B, K) to {shape} images")
+    if logits.shape[1] != data.num_classes:
+        raise UserError(f"the model has {logits.shape[1]} classes, {data.name} has {data.num_classes}")

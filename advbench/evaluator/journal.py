@@ -1,0 +1,124 @@
+"""What an evaluation has done so far, on disk, so that a killed one goes on where it was.
+
+An evaluation is a fixed sequence of searches, each decided by the verdicts before it. The journal keeps the
+verdicts of those that ended and a snapshot of the one under way; on resuming, the ended ones are not
+run again. It belongs to one question: another one is refused, with the differences named.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advbench.attacks.search import Search, Verdicts
+from advbench.errors import Interrupted, UserError
+from advbench.files import read_sealed, write_sealed
+
+_EVERY = 20.0  # seconds between two saves; a kill loses at most this and one step
+
+
+class Journal:
+    """`path` None: nothing is kept. `stop` is asked after every round; when true, save and raise Interrupted.
+
+    `progress` is told the stage's name and its search after every round. `seconds`, `forwards` and
+    `backwards` add up over all searches and all goes.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[str, Search], None] = lambda stage, search: None,
+    ) -> None:
+        self.path, self._stop, self._progress = path, stop, progress
+        self.seconds, self.forwards, self.backwards = 0.0, 0, 0
+        self._asked: dict[str, Any] = {}
+        self._ended: list[dict[str, Any]] = []
+        self._under_way: dict[str, Any] | None = None
+        self._next = 0
+
+    def begin(self, asked: dict[str, Any], *, resume: bool) -> bool:
+        """Start on the question `asked` (plain values), or take up what is saved: whether there was something.
+
+        Raises UserError when what is saved belongs to another question, naming the differences, or is damaged.
+        """
+        self._asked = asked
+        if not resume or self.path is None or not self.path.exists():
+            return False
+        saved = torch.load(io.BytesIO(read_sealed(self.path)), weights_only=True)
+        was = saved["asked"]
+        different = [
+            f"{key} was {was.get(key)!r}, is {asked.get(key)!r}" for key in asked if was.get(key) != asked[key]
+        ]
+        if different:
+            raise UserError(
+                f"{self.path} belongs to another evaluation: {'; '.join(different)}; drop --resume to start over"
+            )
+        self._ended, self._under_way = saved["ended"], saved["under_way"]
+        self.seconds, self.forwards, self.backwards = saved["cost"]
+        return True
+
+    def run(self, stage: str, search: Search) -> Verdicts:
+        """The verdicts of `search`: from the journal when it ended before, else by running it to its end."""
+        self._next += 1
+        if self._next <= len(self._ended):
+            return Verdicts(**self._ended[self._next - 1])
+        if self._under_way is not None:
+            search.restore(self._under_way)
+            self._under_way = None
+        cost = Meter(self, search)
+        saved_at = time.monotonic()
+
+        def watch(running: Search) -> None:
+            nonlocal saved_at
+            self._progress(stage, running)
+            stopping = self._stop()
+            if stopping or time.monotonic() - saved_at > _EVERY:
+                snapshot = running.snapshot()
+                cost.read()
+                self._save(snapshot)
+                saved_at = time.monotonic()
+            if stopping:
+                raise Interrupted("stopped" if self.path is None else "stopped and saved: go on with --resume")
+
+        verdicts = search.run(watch)
+        cost.read()
+        self._ended.append(vars(verdicts))
+        if time.monotonic() - saved_at > 1:  # quick searches are as quick to run again
+            self._save(None)
+        return verdicts
+
+    def finish(self) -> None:
+        """The record is written: what was kept for resuming is no longer needed."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _save(self, under_way: dict[str, Any] | None) -> None:
+        if self.path is None:
+            return
+        stream = io.BytesIO()
+        cost = (self.seconds, self.forwards, self.backwards)
+        torch.save({"asked": self._asked, "ended": self._ended, "under_way": under_way, "cost": cost}, stream)
+        write_sealed(self.path, stream.getvalue())
+
+
+class Meter:
+    """Adds a search's time and passes to the journal, each once."""
+
+    def __init__(self, journal: Journal, search: Search) -> None:
+        self._journal, self._oracle = journal, search.oracle
+        self._seen = (time.perf_counter(), self._oracle.forwards, self._oracle.backwards)
+
+    def read(self) -> None:
+        """Add what has come since the last reading."""
+        now = (time.perf_counter(), self._oracle.forwards, self._oracle.backwards)
+        self._journal.seconds += now[0] - self._seen[0]
+        self._journal.forwards += now[1] - self._seen[1]
+        self._journal.backwards += now[2] - self._seen[2]
+        self._seen = now

@@ -1,0 +1,67 @@
+"""From attacks at single eps to each sample's place on the grid: the exact and the fast walk.
+
+A strike is one attack on some samples, each at a grid point of its own; it says who fell, and at what
+distance. `exact` makes every attack strike at every grid point those who still stand. `fast` supposes
+that what an attack cannot do at one eps it cannot do at a smaller one: the first attack bisects the
+grid, and each later one strikes just below the point where the sample is known to fall, going down for as
+long as it succeeds. So a sample meets about one full set of attacks, not one a grid point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Strike = Callable[[int, Ints, Ints], tuple[NDArray[np.bool_], NDArray[np.float64]]]
+"""(attack, samples (m,), grid points (m,)) -> fell (m,), and its size for those who fell (m,)."""
+
+
+class Walk:
+    """Where each sample stands: `fell` (n,), the first grid point known to fell it (len(eps): none), and `by`."""
+
+    def __init__(self, eps: Sequence[float], correct: NDArray[np.bool_]) -> None:
+        self.eps = np.asarray(eps, dtype=np.float64)
+        self.first = int(np.searchsorted(self.eps, 0, side="right"))  # the first grid point above 0
+        self.end = len(eps)
+        self.fell = np.where(correct, self.end, 0).astype(np.int64)
+        self.by = np.full(len(correct), -1, dtype=np.int64)
+
+    def open(self) -> Ints:
+        """Samples that an attack at some grid point could still bring down."""
+        return np.flatnonzero(self.fell > self.first)
+
+    def strike(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> NDArray[np.bool_]:
+        """Let `attack` strike and take down what fell: at its point, or lower when the size found allows."""
+        fell, size = strike(attack, samples, points)
+        hit, point = samples[fell], points[fell]
+        # A size within a part in a million of a grid point counts for it only by the ball's own test.
+        reached = np.maximum(np.searchsorted(self.eps * (1 - 1e-6), size[fell]), self.first)
+        self.fell[hit] = np.minimum(point, reached)
+        self.by[hit] = attack
+        return fell
+
+
+def exact(walk: Walk, strike: Strike, attacks: int) -> None:
+    """Every attack at every grid point, on those who still stand."""
+    for point in range(walk.first, walk.end):
+        for attack in range(attacks):
+            samples = np.flatnonzero(walk.fell > point)
+            if len(samples):
+                walk.strike(strike, attack, samples, np.full(len(samples), point))
+
+
+def fast(walk: Walk, strike: Strike, attacks: int) -> None:
+    """Bisect with the first attack, then strike with each later one just below what is known to fell."""
+    stands = np.full(len(walk.fell), walk.first - 1)  # the highest point the first attack could not take
+    while len(samples := np.flatnonzero(stands < walk.fell - 1)):
+        middle = (stands[samples] + walk.fell[samples]) // 2
+        fell = walk.strike(strike, 0, samples, middle)
+        stands[samples[~fell]] = middle[~fell]
+    for attack in range(1, attacks):
+        samples = walk.open()
+        while len(samples):
+            fell = walk.strike(strike, attack, samples, walk.fell[samples] - 1)
+            samples = samples[fell & (walk.fell[samples] > walk.first)]
