@@ -1,0 +1,46 @@
+"""One measurement, as a file that is never edited: `records/<dataset>/<norm>/<id>.json` beside `<id>.npz`.
+
+The JSON is the summary, the archive each sample's fate. `question` is the hash of all that decides the
+answer, `id` the hash of question and verdicts. The archive also holds a seal, the hash of the JSON's
+content and of its own, so that no bit of either can change unnoticed.
+"""
+
+from advbench.record.fates import Fates
+from advbench.record.parts import (
+    AttackRef,
+    CurvePoint,
+    DatasetRef,
+    Engine,
+    Environment,
+    Flag,
+    ModelRef,
+    Trained,
+)
+from advbench.record.record import (
+    Damage,
+    Record,
+    load_record,
+    load_records,
+    question_hash,
+    record_id,
+    slug,
+)
+
+__all__ = [
+    "AttackRef",
+    "CurvePoint",
+    "Damage",
+    "DatasetRef",
+    "Engine",
+    "Environment",
+    "Fates",
+    "Flag",
+    "ModelRef",
+    "Record",
+    "Trained",
+    "load_record",
+    "load_records",
+    "question_hash",
+    "record_id",
+    "slug",
+]

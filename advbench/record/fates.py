@@ -1,0 +1,166 @@
+"""What became of each sample along the eps grid, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.errors import UserError
+from advbench.files import write_atomic
+
+_LARGEST = 256 * 2**20  # bytes an archive may unpack to: more than 10 million samples
+
+
+@dataclass(frozen=True, eq=False)
+class Fates:
+    """Each sample's fate, in the order of the evaluated images.
+
+    `fell` (N,) int16: index of the first eps of the rising grid at which the sample fell, -1 if it never did.
+    `by` (N,) int16: index of the attack that felled it, the first in the list when several did. -1 where
+    `fell` is -1, and where the model was wrong about the clean image: then `fell` is 0 and no attack was
+    needed, whether or not 0 is on the grid.
+    `norm` (N,) float64 or None: the smallest perturbation found, nan where unknown.
+    """
+
+    fell: NDArray[np.int16]
+    by: NDArray[np.int16]
+    norm: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fell", _vector("fell", self.fell, np.int16))
+        object.__setattr__(self, "by", _vector("by", self.by, np.int16))
+        if self.norm is not None:
+            object.__setattr__(self, "norm", _vector("norm", self.norm, np.float64))
+            if bool((self.norm < 0).any()):
+                raise UserError("fates: norm must hold sizes of at least 0, or nan")
+        if not len(self.fell) == len(self.by) == len(self.by if self.norm is None else self.norm):
+            raise UserError("fates: fell, by and norm must be of one length")
+        if len(self.fell) == 0:
+            raise UserError("fates: there must be at least one sample")
+        if int(self.fell.min()) < -1 or int(self.by.min()) < -1:
+            raise UserError("fates: fell and by must hold indices, or -1")
+        alone = self.by < 0
+        if bool((alone & (self.fell > 0)).any()) or bool((~alone & (self.fell < 0)).any()):
+            raise UserError("fates: by must be -1 where a sample stands or is wrong without an attack, and only there")
+
+    def __len__(self) -> int:
+        return len(self.fell)
+
+    def fit(self, eps: Sequence[float], attacks: int) -> None:
+        """UserError unless these fates can belong to that eps grid and that number of attacks."""
+        if int(self.fell.max()) >= len(eps) or int(self.by.max()) >= attacks:
+            raise UserError(f"fates: an index lies beyond the {len(eps)} eps or the {attacks} attacks")
+        if eps[0] == 0 and bool((self.by[self.fell == 0] >= 0).any()):
+            raise UserError("fates: a sample that falls at eps 0 is wrong without an attack: by must be -1")
+
+    @property
+    def clean(self) -> NDArray[np.bool_]:
+        """(N,) whether the model is right about the clean image."""
+        return (self.fell != 0) | (self.by >= 0)
+
+    def standing(self, point: int) -> NDArray[np.bool_]:
+        """(N,) whether each sample stands at the grid's size of index `point`."""
+        return (self.fell < 0) | (self.fell > point)
+
+    def areas(self, eps: Sequence[float]) -> NDArray[np.float64]:
+        """(N,) the share of the range of eps at which each sample stands, by the trapezoid rule, in [0, 1].
+
+        On a grid of one size: whether the sample stands there.
+        """
+        total = np.append(0.0, np.cumsum(_weights(eps)))
+        return np.where(self.fell < 0, 1.0, total[np.maximum(self.fell, 0)])
+
+    def auc(self, eps: Sequence[float]) -> float:
+        """Area under the accuracy-eps curve divided by the range of eps, in [0, 1]: the mean of `areas`."""
+        return min(1.0, math.fsum(self.areas(eps)) / len(self))
+
+    def distances(self, eps: Sequence[float]) -> NDArray[np.float64]:
+        """(N,) size of the smallest perturbation known to fell each sample, inf where there is none.
+
+        A sample that fell on the grid is at most that eps away; one that is wrong by itself is 0 away.
+        """
+        bound = np.append(np.asarray(eps, dtype=np.float64), np.inf)[self.fell]
+        found = bound if self.norm is None else np.fmin(bound, self.norm)
+        return np.where(self.clean, found, 0.0)
+
+    def median_norm(self, eps: Sequence[float]) -> float | None:
+        """Median of `distances`; None without `norm`, or when half of the samples or more never fell."""
+        if self.norm is None:
+            return None
+        middle = float(np.median(self.distances(eps)))
+        return middle if math.isfinite(middle) else None
+
+    def verdicts(self) -> bytes:
+        """The bytes that a record's id covers: `fell`, then `by`, little-endian."""
+        return self.fell.astype("<i2").tobytes() + self.by.astype("<i2").tobytes()
+
+    def to_npz(self, seal: str = "") -> bytes:
+        """The archive's bytes, always the same for the same fates and `seal` (hex of a hash that vouches)."""
+        arrays: dict[str, Any] = {"fell": self.fell, "by": self.by, "seal": np.frombuffer(seal.encode(), np.uint8)}
+        if self.norm is not None:
+            arrays["norm"] = self.norm
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **arrays)
+        return stream.getvalue()
+
+    def save(self, path: Path, seal: str = "") -> None:
+        """Write the archive `path` whole, replacing what was there."""
+        write_atomic(path, self.to_npz(seal))
+
+    @classmethod
+    def load(cls, path: Path) -> Fates:
+        """Read an archive. UserError, naming it, when it is missing or damaged."""
+        return load_sealed(path)[0]
+
+    def digest(self) -> str:
+        """sha256 of everything here, `norm` included."""
+        norm = b"" if self.norm is None else self.norm.astype("<f8").tobytes()
+        return hashlib.sha256(self.verdicts() + norm).hexdigest()
+
+
+def load_sealed(path: Path) -> tuple[Fates, str]:
+    """The fates in an archive and the seal written with them. UserError when it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+                raise UserError(f"unpacks to more than {_LARGEST >> 20} MB")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"))
+            return fates, bytes(arrays["seal"].astype(np.uint8)).decode("ascii")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # whatever zipfile, zlib and numpy raise over a damaged archive
+        raise UserError(f"{path} is damaged: {type(error).__name__}") from error
+
+
+def _vector(name: str, values: Any, kind: type[np.generic]) -> NDArray[Any]:
+    array = np.asarray(values)
+    wanted = "iu" if kind is np.int16 else "fiu"
+    if array.ndim != 1 or array.dtype.kind not in wanted:
+        raise UserError(f"fates: {name} must be one row of numbers, not {array.dtype} of shape {array.shape}")
+    with np.errstate(invalid="ignore"):
+        result = array.astype(kind)
+    if kind is np.int16 and not np.array_equal(result, array):
+        raise UserError(f"fates: {name} does not fit 16 bits")
+    result.setflags(write=False)
+    return result
+
+
+def _weights(eps: Sequence[float]) -> NDArray[np.float64]:
+    if len(eps) == 1:
+        return np.ones(1)
+    gaps = np.diff(np.asarray(eps, dtype=np.float64))
+    weights: NDArray[np.float64] = (np.append(gaps, 0.0) + np.append(0.0, gaps)) / 2 / (eps[-1] - eps[0])
+    return weights

@@ -1,0 +1,121 @@
+"""The parts of a record: what was measured, on which images, by which attacks, where and when."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """Frozen, finite, and nothing but the named fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class OpenPart(Part):
+    """Fields of other names are kept too, if they are plain JSON."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+
+class Trained(OpenPart):
+    """How the model came to be, as far as its run folder says; the rest of the recipe may be added."""
+
+    method: str
+    norm: str | None = None
+    eps: float | None = None
+    eps_text: str | None = None
+    seed: int | None = None
+    recipe_sha256: Sha256 | None = None
+
+
+class ModelRef(Part):
+    """What was measured. `settings`: what the architecture was built with, where it decides the answer."""
+
+    spec: str
+    arch: str
+    settings: dict[str, JsonValue] = {}
+    params: Count
+    weights_sha256: Sha256
+    trained: Trained | None = None
+
+
+class DatasetRef(Part):
+    """Which images. `indices`: "first:N", "random:SEED:N", or the positions in the split."""
+
+    name: str
+    split: str
+    indices: str | tuple[Count, ...]
+    images_sha256: Sha256
+
+    @field_validator("indices")
+    @classmethod
+    def _form(cls, indices: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(indices, str) and not re.fullmatch(r"first:\d{1,9}|random:\d{1,19}:\d{1,9}", indices):
+            raise ValueError("write first:N, random:SEED:N or the positions in the split")
+        return indices
+
+    @property
+    def count(self) -> int:
+        return int(self.indices.rpartition(":")[2]) if isinstance(self.indices, str) else len(self.indices)
+
+
+class AttackRef(Part):
+    """One attack of the set, with all its settings."""
+
+    name: str
+    version: str
+    settings: dict[str, JsonValue] = {}
+
+
+class Engine(Part):
+    """What ran the attacks. `curve`: "exact" attacks at each eps, "fast" bisects where the answer is open."""
+
+    name: str
+    version: str
+    slots: Annotated[int, Field(ge=1)]
+    precision: Literal["fp32", "bf16"]
+    curve: Literal["exact", "fast"] = "exact"
+
+
+class CurvePoint(Part):
+    """Accuracy at one eps: `robust` of `n` samples stand; Wilson's 95 % interval."""
+
+    eps: Annotated[float, Field(ge=0)]
+    eps_text: str
+    n: Annotated[int, Field(ge=1)]
+    robust: Count
+    accuracy: Share
+    ci_low: Share
+    ci_high: Share
+
+
+class Flag(Part):
+    """A reason to doubt the number, or a fact to know beside it (note)."""
+
+    name: str
+    severity: Literal["note", "suspect", "broken"]
+    detail: str = ""
+
+
+class Environment(OpenPart):
+    """Where and when: version of advbench, date (ISO 8601, UTC), command; versions and hardware besides."""
+
+    advbench: str
+    date: str
+    command: tuple[str, ...] = ()
+
+    @field_validator("date")
+    @classmethod
+    def _form(cls, date: str) -> str:
+        datetime.fromisoformat(date)
+        return date

@@ -1,0 +1,298 @@
+"""The record itself: counted from fates, named by hash, verified whenever it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError, model_validator
+
+from advbench.eps import NORMS, Eps, parse_eps
+from advbench.errors import UserError
+from advbench.files import locked, write_new
+from advbench.record.fates import Fates, load_sealed
+from advbench.record.parts import (
+    AttackRef,
+    Count,
+    CurvePoint,
+    DatasetRef,
+    Engine,
+    Environment,
+    Flag,
+    Id,
+    ModelRef,
+    Part,
+    Sha256,
+    Share,
+)
+from advbench.statistics import wilson
+
+RANKED_OUT = ("suspect", "broken")  # severities that keep a model out of the ranking
+
+
+class Record(Part):
+    """A measurement; make one with `Record.of`. Accuracies, intervals and auc are fractions."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    id: Id
+    question: Sha256
+    model: ModelRef
+    dataset: DatasetRef
+    norm: str
+    attack: Annotated[tuple[AttackRef, ...], Field(min_length=1)]
+    engine: Engine
+    seed: int
+    clean: Share
+    curve: Annotated[tuple[CurvePoint, ...], Field(min_length=1)]
+    median_norm: Annotated[float, Field(ge=0)] | None
+    auc: Share
+    flags: tuple[Flag, ...] = ()
+    seconds: Annotated[float, Field(ge=0)]
+    forwards: Count
+    backwards: Count
+    environment: Environment
+    supersedes: Id | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}")
+        if any(low.eps >= high.eps for low, high in zip(self.curve, self.curve[1:], strict=False)):
+            raise ValueError("eps must rise along the curve")
+        for point in self.curve:
+            if parse_eps(point.eps_text, self.norm).value != point.eps:
+                raise ValueError(f"eps_text {point.eps_text!r} is not eps {point.eps!r}")
+            if point.n != self.dataset.count:
+                raise ValueError("n must be the number of images")
+        if self.supersedes == self.id:
+            raise ValueError("a record cannot supersede itself")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        fates: Fates,
+        *,
+        model: ModelRef,
+        dataset: DatasetRef,
+        norm: str,
+        eps: Sequence[Eps],
+        attack: Sequence[AttackRef],
+        engine: Engine,
+        seed: int,
+        environment: Environment,
+        flags: Sequence[Flag] = (),
+        seconds: float = 0.0,
+        forwards: int = 0,
+        backwards: int = 0,
+        supersedes: str | None = None,
+    ) -> Record:
+        """The record of a finished evaluation; every number in it is counted from `fates`.
+
+        Raises UserError when the parts contradict each other.
+        """
+        grid = [size.value for size in eps]
+        fates.fit(grid, len(attack))
+        question = question_hash(
+            model=model, dataset=dataset, norm=norm, eps=grid, attack=attack, engine=engine, seed=seed
+        )
+        try:
+            return cls(
+                id=record_id(question, fates), question=question, model=model, dataset=dataset, norm=norm,
+                attack=tuple(attack), engine=engine, seed=seed, flags=tuple(flags), seconds=seconds,
+                forwards=forwards, backwards=backwards, environment=environment, supersedes=supersedes,
+                **_numbers(fates, eps),
+            )  # fmt: skip
+        except ValidationError as error:
+            raise UserError(f"record: {_first(error)}") from error
+
+    @property
+    def eps(self) -> list[float]:
+        """The grid, rising."""
+        return [point.eps for point in self.curve]
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.curve[0].n
+
+    @property
+    def doubted(self) -> bool:
+        """Whether a flag keeps this record out of the ranking."""
+        return any(flag.severity in RANKED_OUT for flag in self.flags)
+
+    @property
+    def attack_name(self) -> str:
+        return "+".join(attack.name for attack in self.attack)
+
+    def at(self, eps: float) -> CurvePoint | None:
+        """The curve's point at `eps`, to 1 part in 10^9 (0.0313725 is not 8/255, 0.5 is 1/2); None without."""
+        for point in self.curve:
+            if abs(point.eps - eps) <= 1e-9 * max(point.eps, eps):
+                return point
+        return None
+
+    def verify(self, fates: Fates) -> None:
+        """UserError unless `question`, `id` and every number follow from the record's parts and `fates`."""
+        fates.fit(self.eps, len(self.attack))
+        question = question_hash(
+            model=self.model, dataset=self.dataset, norm=self.norm, eps=self.eps,
+            attack=self.attack, engine=self.engine, seed=self.seed,
+        )  # fmt: skip
+        if question != self.question:
+            raise UserError("its question is not the hash of its parts")
+        if record_id(question, fates) != self.id:
+            raise UserError("its id is not the hash of its question and verdicts")
+        counted = _numbers(fates, [Eps(point.eps_text, point.eps) for point in self.curve])
+        for name, value in counted.items():
+            if not _alike(getattr(self, name), value):
+                raise UserError(f"its {name} is not what the fates say")
+
+    def save(self, folder: Path, fates: Fates) -> Path:
+        """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`; returns the JSON's path.
+
+        `folder` is a leaderboard or a run folder. A record with this id that is there already is left as it
+        is (the outcome is the same). Raises UserError when `fates` are not this record's, when what is there
+        is damaged, or when the folder cannot be written.
+        """
+        self.verify(fates)
+        path = folder / "records" / slug(self.dataset.name) / self.norm / f"{self.id}.json"
+        with locked(folder / "records" / ".lock"):
+            if path.exists():
+                load_record(path)
+            else:  # the archive first: a JSON never lacks it, and one without JSON was left by a crash
+                fates.save(path.with_suffix(".npz"), self.seal(fates))
+                write_new(path, self.to_json())
+        return path
+
+    def to_json(self) -> str:
+        return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
+
+    def seal(self, fates: Fates) -> str:
+        """Hash of all that the two files hold."""
+        return hashlib.sha256((_canonical(self._plain()) + fates.digest()).encode()).hexdigest()
+
+    def _plain(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Damage(NamedTuple):
+    """A file that does not say what it should."""
+
+    path: Path
+    reason: str
+
+
+def load_record(path: Path) -> tuple[Record, Fates]:
+    """Read and verify a record and its archive. UserError, naming the file, for any damage."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read record {path}: {error.strerror}") from error
+    try:
+        record = Record.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path} is no valid record: {_first(error)}") from error
+    archive = path.with_suffix(".npz")
+    fates, seal = load_sealed(archive)
+    try:
+        record.verify(fates)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if seal != record.seal(fates):
+        raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
+    return record, fates
+
+
+def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:
+    """All sound records below `folder`, by id, and the damaged ones. A missing folder holds none."""
+    found: dict[str, Record] = {}
+    damaged = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            record, _ = load_record(path)
+        except UserError as error:
+            damaged.append(Damage(path, str(error)))
+            continue
+        if path.stem == record.id:
+            found[record.id] = record
+        else:
+            damaged.append(Damage(path, f"{path} is misnamed: it holds record {record.id}"))
+    return [found[key] for key in sorted(found)], damaged
+
+
+def question_hash(
+    *,
+    model: ModelRef,
+    dataset: DatasetRef,
+    norm: str,
+    eps: Sequence[float],
+    attack: Sequence[AttackRef],
+    engine: Engine,
+    seed: int,
+) -> str:
+    """sha256 of all that decides the answer; not of names, times, hardware or where the weights lay."""
+    parts = {
+        "weights": [model.weights_sha256, model.arch, model.settings],
+        "images": [dataset.images_sha256, dataset.indices],
+        "norm": norm,
+        "eps": [float(value) for value in eps],
+        "attack": [one.model_dump(mode="json") for one in attack],
+        "engine": engine.model_dump(mode="json"),
+        "seed": seed,
+    }
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+
+
+def record_id(question: str, fates: Fates) -> str:
+    """16 hex digits of the hash of a question and the verdicts on it."""
+    return hashlib.sha256(question.encode() + fates.verdicts()).hexdigest()[:16]
+
+
+def slug(name: str) -> str:
+    """`name` as one path component: itself if plain, else its plain part and a piece of its hash."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
+    return plain if plain and plain == name else f"{plain or 'dataset'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _numbers(fates: Fates, eps: Sequence[Eps]) -> dict[str, Any]:
+    grid, n = [size.value for size in eps], len(fates)
+    curve = []
+    for index, size in enumerate(eps):
+        robust = int(fates.standing(index).sum())
+        low, high = wilson(robust, n)
+        point: dict[str, Any] = {"eps": size.value, "eps_text": size.text, "n": n, "robust": robust}
+        curve.append(CurvePoint(**point, accuracy=robust / n, ci_low=low, ci_high=high))
+    return {
+        "clean": int(fates.clean.sum()) / n,
+        "curve": tuple(curve),
+        "median_norm": fates.median_norm(grid),
+        "auc": fates.auc(grid),
+    }
+
+
+def _alike(stored: Any, counted: Any) -> bool:
+    """Equal, but for the last bits of a float, which may differ between machines."""
+    if isinstance(stored, tuple):
+        return len(stored) == len(counted) and all(map(_alike, stored, counted))
+    if isinstance(stored, CurvePoint):
+        pairs = zip(dict(stored).values(), dict(counted).values(), strict=True)
+        return all(_alike(a, b) for a, b in pairs)
+    if isinstance(stored, float) and isinstance(counted, float):
+        return abs(stored - counted) <= 1e-9 * max(1.0, abs(counted))
+    return bool(stored == counted)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _first(error: ValidationError) -> str:
+    """The first of pydantic's complaints, on one line."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in found["loc"])
+    return " ".join(f"{place + ': ' if place else ''}{found['msg']}".split())
