@@ -35,13 +35,15 @@ def read(file: Path, published: str | None) -> tuple[Tensor, Tensor] | None:
     with), UserError when the file may not be read.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        opened = file.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; {VARIABLE} can name another folder") from error
+    try:
+        with opened as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = stored["images"], stored["labels"].astype(np.int64)
             recorded = str(stored["sha256"])
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; {VARIABLE} can name another folder") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Damaged(f"not readable ({str(error) or type(error).__name__})") from error
     images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError
 
 from advbench.data import Progress
 
@@ -52,6 +53,8 @@ def download(
                     if progress is not None:
                         progress(done, total, target.name)
         except OSError as error:
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
             failures.append(f"{getattr(error, 'reason', None) or error}")
             continue
         if digest.hexdigest() == md5:
@@ -63,17 +66,23 @@ def download(
 def _open(url: str, connect_seconds: float) -> Any:
     """Open `url`. In a thread of its own, because no timeout of the standard library covers the name lookup."""
     outcome: list[Any] = []
+    given_up = threading.Event()
 
     def connect() -> None:
         try:
-            outcome.append(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+            response = urllib.request.urlopen(url, timeout=_STALL_SECONDS)
         except Exception as error:  # raised again below, in the thread that asked
             outcome.append(error)
+            return
+        if given_up.is_set():
+            response.close()
+        outcome.append(response)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(connect_seconds)
     if not outcome:
+        given_up.set()
         raise TimeoutError(f"no answer within {connect_seconds:g} s")
     if isinstance(outcome[0], Exception):
         raise outcome[0]

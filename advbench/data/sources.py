@@ -77,6 +77,10 @@ def obtain(
         found = None  # looked at again below, when no other process can be writing it
     if found is not None:
         return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; {cache.VARIABLE} can name another folder") from error
     with locked(folder / ".lock", timeout=_LOCK_SECONDS):
         try:
             found = cache.read(file, digests.get(split))
