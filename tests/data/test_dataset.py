@@ -107,5 +107,8 @@ def test_validation_split_is_fixed_by_the_seed() -> None:
     first, again, other = (split_validation(data, 0.1, seed)[1].indices for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    # An image is drawn by its index, so that leaving others out does not move it.
+    kept = data.subset(range(200, 1000))
+    assert len(set(split_validation(kept, 0.1, 0)[1].indices.tolist()) & set(first.tolist())) > 70
     # As it has always been: a change here would put training images of stored runs into validation.
     assert first[:8].tolist() == [13, 20, 22, 49, 57, 58, 68, 71]
