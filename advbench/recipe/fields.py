@@ -1,0 +1,147 @@
+"""The parts of a recipe: names, ranges and defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+
+from advbench.eps import parse_eps
+from advbench.errors import UserError
+from advbench.recipe.trees import listed
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=0)]
+Fractions = Annotated[tuple[Share, ...], BeforeValidator(listed)]
+
+
+class Part(BaseModel):
+    """Frozen, finite, and nothing but the named fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OpenPart(Part):
+    """Further fields are kept: those of a method, or of an architecture."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    @property
+    def settings(self) -> dict[str, JsonValue]:
+        """The further fields."""
+        return dict(self.__pydantic_extra__)
+
+
+class MethodSpec(OpenPart):
+    """The training method and its fields, the paper's symbols."""
+
+    name: str
+
+
+class ModelSpec(OpenPart):
+    """The architecture, its settings, and wrappers in their short form, as `quantize = "layer1:8"`."""
+
+    arch: str
+
+
+class Threat(Part):
+    """The ball trained against: `eps` as written, `eps_value` the float64 it stands for."""
+
+    norm: Literal["linf", "l2", "l1", "fourier-linf"] = "linf"
+    eps: str
+    eps_value: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "eps" not in data:
+            return data
+        eps = parse_eps(str(data["eps"]), str(data.get("norm", "linf")))
+        value = float(data.get("eps_value", eps.value))
+        if value != eps.value:
+            raise UserError(f"threat.eps_value is {value!r}, but threat.eps = {eps.text} is {eps.value!r}")
+        return {**data, "eps": eps.text, "eps_value": eps.value}
+
+
+class Inner(Part):
+    """The attack inside training: PGD of `steps` steps of `rel_step` x eps (`step_size`, absolute, overrides it).
+
+    `init`: uniform in the ball, gauss x + 0.001 N(0, I), or none, x itself. `bn_mode`: which statistics BatchNorm
+    normalises with meanwhile, the running ones (eval) or the batch's (train); the running ones never move.
+    `warmup`: share of the epochs in which eps grows from 0.
+    """
+
+    steps: Count = 10
+    rel_step: Positive = 0.25
+    step_size: Positive | None = None
+    init: Literal["uniform", "gauss", "none"] = "uniform"
+    bn_mode: Literal["eval", "train"] = "eval"
+    warmup: Share = 0.0
+
+
+class Optim(Part):
+    """`clip`: largest gradient norm of each optimiser's weights, 0 for none."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
+    nesterov: bool = False
+    clip: NotNegative = 0.0
+
+
+class Schedule(Part):
+    """The factor on the learning rate at a share of the epochs.
+
+    piecewise: x `factor` at each of `milestones`; onecycle: linear from 0 to 1 at `peak` and back to 0; cosine:
+    half a wave from 1 to 0; constant. Before `warmup` it also grows from 0.
+    """
+
+    name: Literal["piecewise", "onecycle", "cosine", "constant"] = "piecewise"
+    milestones: Fractions = (0.5, 0.75)
+    factor: Positive = 0.1
+    peak: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup: Share = 0.0
+
+
+class Augment(Part):
+    """`crop`: padding in pixels of a random crop, `cutout`: side of a square, 0 for none; `flip` mirrors half."""
+
+    crop: Size = 0
+    flip: bool = False
+    policy: Literal["none", "autoaugment"] = "none"
+    cutout: Size = 0
+
+
+class Average(Part):
+    """Weights that are kept, validated and deployed in place of the last ones.
+
+    ema: decay min(`decay`, (1 + t) / (10 + t)) after `start` of the steps, BatchNorm buffers copied (Gowal et al.
+    2020, 2010.03593); swa: the mean over the epochs after `start` (Izmailov et al. 2018, 1803.05407).
+    """
+
+    name: Literal["none", "ema", "swa"] = "none"
+    decay: Share = 0.995
+    start: Share = 0.025
+
+
+class Awp(Part):
+    """Adversarial weight perturbation of relative size `gamma` (0: off), after `warmup` of the epochs."""
+
+    gamma: NotNegative = 0.0
+    warmup: Share = 0.0
+
+
+class Validation(Part):
+    """`fraction` of the training images is held out by `seed`; each epoch `n` of them are scored, clean and by PGD
+    of `steps` steps at the training eps. The best epoch by `select` becomes the model."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    seed: int = 0
+    n: Count = 1000
+    steps: Count = 10
+    select: Literal["robust", "clean", "last"] = "robust"

@@ -1,0 +1,202 @@
+"""A recipe: everything that decides a training run, as one validated value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from advbench.errors import UserError, unknown
+from advbench.recipe.fields import (
+    Augment,
+    Average,
+    Awp,
+    Count,
+    Inner,
+    MethodSpec,
+    ModelSpec,
+    Optim,
+    Part,
+    Schedule,
+    Size,
+    Threat,
+    Validation,
+)
+from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
+from advbench.registry import Entry, find
+
+
+class Recipe(Part):
+    """Everything that decides a training run. `precision` auto: bf16 on CUDA, fp32 on a CPU. `train_n`: the first
+    so many training images, 0 for all."""
+
+    format: Literal[1] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    dataset: str
+    train_n: Size = 0
+    epochs: Count = 100
+    batch_size: Count = 128
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    method: MethodSpec
+    model: ModelSpec
+    threat: Threat
+    inner: Inner = Inner()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    average: Average = Average()
+    awp: Awp = Awp()
+    validation: Validation = Validation()
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        method: str | None = None,
+        dataset: str | None = None,
+        arch: str | None = None,
+        norm: str | None = None,
+        eps: str | None = None,
+        config: Path | None = None,
+        flags: Mapping[str, Any] | None = None,
+        sets: Iterable[str] = (),
+    ) -> Recipe:
+        """The recipe these amount to, by the precedence above; None is "not given".
+
+        `flags` have dotted names ("epochs", "optim.lr"). Without a name: act, digits, small_cnn. Raises UserError
+        for an unknown name or field, naming near ones, and for a value out of range.
+        """
+        named = {"method.name": method, "dataset": dataset, "model.arch": arch, "threat.norm": norm, "threat.eps": eps}
+        upper: Tree = {} if config is None else read_toml(config)
+        if isinstance(upper.get("threat"), dict):
+            upper["threat"].pop("eps_value", None)  # a flag may change the eps that it stands for
+        for path, value in {**named, **(flags or {})}.items():
+            if value is not None:
+                put(upper, path, value)
+        for text in sets:
+            put(upper, *parse_set(text))
+        # Names first, wherever they were given: they decide which defaults lie below.
+        names = {"method.name": "act", "dataset": "digits", "model.arch": "small_cnn", "threat.norm": "linf"}
+        names = {path: str(get(upper, path, default)) for path, default in names.items()}
+        entry = find("methods", names["method.name"])
+        shipped = shipped_recipe(names["dataset"], names["model.arch"], names["method.name"])
+        sizes = shipped.pop("eps", {})
+        tree: Tree = {}
+        for path, value in names.items():
+            put(tree, path, value)
+        if names["threat.norm"] in sizes:
+            put(tree, "threat.eps", sizes[names["threat.norm"]])
+        for path, value in entry.about.get("recipe", {}).items():
+            put(tree, path, value)
+        tree = merged(merged(tree, shipped), upper)
+        tree["method"] = {"name": entry.name, **_method_tree(entry, tree["method"])}
+        tree["model"] = {key: plain(value) for key, value in tree["model"].items()}
+        return cls.read(tree)
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any]) -> Recipe:
+        """The recipe of nested tables; UserError in one line for what does not fit."""
+        try:
+            return cls.model_validate(dict(tree))
+        except ValidationError as error:
+            raise _explained(error) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """The whole recipe in a TOML file, as a run folder has it. Raises UserError."""
+        return cls.read(read_toml(path))
+
+    def tree(self) -> Tree:
+        """Nested tables of plain values, without what is not set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """TOML that `load` reads back to an equal recipe."""
+        return tomli_w.dumps(self.tree())
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything that decides the run."""
+        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_name(self) -> str:
+        """The default name of its folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
+        words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, self.threat.eps, f"s{self.seed}")
+        return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Where two recipes differ: "optim.lr 0.1 -> 0.05"."""
+    a, b = leaves(old.tree()), leaves(new.tree())
+    return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
+
+
+def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` fields of a method's dataclass as its annotations type them; texts are read as --set gives them.
+
+    Raises UserError for an unknown field or a value of another type.
+    """
+    hints = typing.get_type_hints(maker)
+    known = [field.name for field in dataclasses.fields(maker) if field.init]
+    found = {}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown("field of the method", name, known)
+        if typing.get_origin(hints[name]) in (tuple, list):
+            value = listed(value)
+        try:
+            found[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"method.{name}: {error.errors()[0]['msg']}, not {value!r}") from error
+    return found
+
+
+def _method_tree(entry: Entry, given: Tree) -> Tree:
+    """All fields of the method: the dataclass's defaults, then those bound in ENTRIES, then those given."""
+    maker = entry.load()
+    given = {key: value for key, value in given.items() if key != "name"}
+    if not dataclasses.is_dataclass(maker):
+        return given
+    fields = {field.name: field.default for field in dataclasses.fields(maker) if field.init}
+    return {**fields, **method_fields(maker, {**entry.set, **given})}
+
+
+def field_names(part: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """The dotted names of all fields that every recipe has."""
+    found = []
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found += field_names(kind, f"{prefix}{name}.") if inside else [prefix + name]  # type: ignore[arg-type]
+    return found
+
+
+def _explained(error: ValidationError) -> UserError:
+    """The first complaint in one line; for an unknown field the near ones, by the whole name or its last word."""
+    first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
+        return cause
+    path = ".".join(str(key) for key in first["loc"])
+    if first["type"] != "extra_forbidden":
+        if first["type"] == "missing":
+            return UserError(f"recipe field {path} is missing")
+        return UserError(f"recipe field {path}: {first['msg']}, not {first['input']!r}")
+    names = field_names()
+    last = {name.rpartition(".")[2]: name for name in names}
+    close = difflib.get_close_matches(path, names, n=3, cutoff=0.6)
+    close += [last[word] for word in difflib.get_close_matches(path.rpartition(".")[2], last, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(dict.fromkeys(close))}? " if close else ""
+    section = path.rpartition(".")[0]
+    inside = [name for name in names if section and name.startswith(f"{section}.")]
+    return UserError(f"unknown recipe field {path!r}: {hint}choose from {', '.join(inside or names)}")

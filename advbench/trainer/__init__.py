@@ -1,0 +1,7 @@
+"""Training: `train(recipe, out)` makes a run folder; `estimate(recipe)` says what it will cost."""
+
+from advbench.trainer.estimate import Estimate, estimate
+from advbench.trainer.events import Began, EpochDone, StepDone, Watch
+from advbench.trainer.loop import device_of, train
+
+__all__ = ["Began", "EpochDone", "Estimate", "StepDone", "Watch", "device_of", "estimate", "train"]

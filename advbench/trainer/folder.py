@@ -1,0 +1,129 @@
+"""The run folder: never overwriting what is there, and saving all of a run at once.
+
+The sealed training state holds the best weights too, and every save writes the weight files from the same moment;
+so however a run was killed, resuming makes files and state agree again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+from advbench.checkpoint import (
+    BEST,
+    CARD,
+    LAST,
+    ModelCard,
+    RunCard,
+    load_train_state,
+    read_card,
+    save_train_state,
+    save_weights,
+    write_card,
+)
+from advbench.environment import environment
+from advbench.errors import UserError
+from advbench.files import write_atomic
+from advbench.models import describe
+from advbench.recipe import Recipe, differences
+from advbench.trainer.history import History
+from advbench.trainer.session import Session
+from advbench.trainer.validation import catastrophic_overfitting
+
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+PARTS = "parts"
+STATE = "train_state"
+LOCK = ".lock"
+
+
+def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
+    """True when a saved run of this recipe is there and to be gone on with. Writes nothing.
+
+    Raises UserError for a folder that holds anything else, or anything at all without `resume` or `force`.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder with --out")
+    if not out.exists() or not any(file.name != LOCK for file in out.iterdir()):
+        return False
+    if not (out / RECIPE).is_file():
+        raise UserError(f"{out} holds something else than a run: name another folder with --out")
+    if force:
+        return False
+    if not resume:
+        raise UserError(f"{out} exists: go on with --resume, overwrite with --force, or name another --out")
+    changed = differences(Recipe.load(out / RECIPE), recipe)
+    if changed:
+        raise UserError(f"{out} was trained by another recipe ({'; '.join(changed)}): name another --out, or --force")
+    return (out / STATE).is_dir() and any((out / STATE).iterdir())
+
+
+def begin(out: Path, recipe: Recipe) -> None:
+    """Clear what a run left in `out`, and write the recipe. Raises UserError when it cannot be written."""
+    for name in (CARD, BEST, LAST, METRICS):  # the card first: it vouches for the others
+        (out / name).unlink(missing_ok=True)
+    for name in (PARTS, STATE):
+        shutil.rmtree(out / name, ignore_errors=True)
+    write_atomic(out / RECIPE, recipe.to_toml())
+
+
+def finished(out: Path) -> bool:
+    """Whether the run in `out` went to its end."""
+    return (out / CARD).is_file() and read_card(out).finished
+
+
+def save(out: Path, session: Session, history: History, *, done: bool = False) -> None:
+    """Write the state, then the weight files, the metrics and the card. Raises UserError when it cannot."""
+    state = {**session.state(), "history": history.state(), "data_sha256": session.data_sha256}
+    save_train_state(out, state)
+    files = {LAST: save_weights(session.deployed, out / LAST)}
+    if history.best is not None:
+        best = copy.deepcopy(session.deployed)
+        best.load_state_dict(history.best["f"])
+        files[BEST] = save_weights(best, out / BEST)
+        for name, part in session.nets.parts.items():
+            kept = copy.deepcopy(part)
+            kept.load_state_dict(history.best["parts"][name])
+            files[f"{PARTS}/{name}.safetensors"] = save_weights(kept, out / PARTS / f"{name}.safetensors")
+    write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
+    write_card(out, _card(session, history, files, done))
+
+
+def restore(out: Path, session: Session) -> History:
+    """Stand where the run in `out` was saved last. Raises UserError when its data differ, or files are damaged."""
+    state = load_train_state(out, session.device)
+    if state["data_sha256"] != session.data_sha256:
+        raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than are here now")
+    session.restore(state)
+    return History.from_state(state["history"])
+
+
+def _card(session: Session, history: History, files: dict[str, str], done: bool) -> RunCard:
+    recipe, counter = session.recipe, session.counter
+    flags = catastrophic_overfitting(history.scores, session.data.num_classes, history.best_epoch)
+    return RunCard(
+        model=ModelCard.model_validate(describe(session.deployed)),
+        files=files,
+        method=recipe.method.name,
+        method_settings=recipe.method.settings,
+        dataset=recipe.dataset,
+        norm=recipe.threat.norm,
+        eps=recipe.threat.eps_value,
+        eps_text=recipe.threat.eps,
+        seed=recipe.seed,
+        recipe_sha256=recipe.sha256,
+        environment=environment(str(session.device)),
+        cost={
+            "forwards": counter.forwards,
+            "backwards": counter.backwards,
+            "seconds": round(history.seconds, 3),
+            "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,
+            "precision": session.precision,
+            "peak_memory": session.peak_memory,
+        },
+        results={"epochs": session.epoch, "best": history.best_row, "last": history.rows[-1] if history.rows else None},
+        flags=() if flags is None else (flags,),
+        finished=done,
+    )

@@ -1,0 +1,208 @@
+"""One loop for all methods."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advbench.checkpoint import BEST, LAST
+from advbench.errors import Interrupted, UserError
+from advbench.files import locked
+from advbench.models.base import straight_through
+from advbench.recipe import Recipe
+from advbench.trainer import folder
+from advbench.trainer.events import Began, EpochDone, StepDone, Watch
+from advbench.trainer.history import History
+from advbench.trainer.session import Session
+from advbench.trainer.validation import Scores, catastrophic_overfitting, score
+
+SAVE_SECONDS = 45.0  # a killed run loses no more than this, and the step it is in
+SAVE_PAUSE = 20.0  # after an epoch, when the last save was so many times its own duration ago
+TELL_SECONDS = 0.5
+
+
+def device_of(name: str) -> torch.device:
+    """"auto", "cpu" or "cuda[:N]" as a device. Raises UserError when there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose from auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name}: {torch.cuda.device_count()} CUDA devices are visible")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}: choose from auto, cpu, cuda, cuda:N")
+    return device
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    watch: Watch | None = None,
+) -> Path:
+    """Train by `recipe` into the run folder `out`, which is returned.
+
+    With `resume` an interrupted run goes on where it was saved (to the bit on a CPU), and a finished one is
+    left as it is; `force` overwrites one. Raises UserError for what cannot be, among it a folder that is
+    taken, another recipe, or a loss that is not finite; Interrupted when `watch.stop()` says so, after saving.
+    """
+    going_on = folder.check(out, recipe, resume=resume, force=force)
+    if going_on and folder.finished(out):
+        return out
+    session = Session(recipe, device_of(device))
+    with locked(out / folder.LOCK, timeout=0):
+        if going_on:
+            history = folder.restore(out, session)
+        else:
+            folder.begin(out, recipe)
+            history = History()
+        _Run(session, history, out, watch or Watch()).go()
+    return out
+
+
+class _Run:
+    def __init__(self, session: Session, history: History, out: Path, watch: Watch) -> None:
+        self.session = session
+        self.history = history
+        self.out = out
+        self.watch = watch
+        self.told = self.ticked = time.monotonic()
+        self.saved = self.told
+        self.save_took = 0.0
+        self.epoch_seconds = 0.0
+
+    def go(self) -> None:
+        session = self.session
+        began = Began(
+            out=self.out,
+            epoch=session.epoch,
+            epochs=session.recipe.epochs,
+            steps=session.steps,
+            train_images=len(session.data),
+            validation_images=0 if session.held_out is None else len(session.held_out),
+            device=str(session.device),
+            precision=session.precision,
+        )
+        self.watch.on_begin(began)
+        averaged = [session.averaged.net] if session.averaged else []
+        with straight_through(nn.ModuleList([session.nets.f, *averaged])):
+            while session.epoch < session.recipe.epochs:
+                self._epoch()
+        self._save(done=True)
+
+    def _epoch(self) -> None:
+        session = self.session
+        order = session.order()
+        self.epoch_seconds, self.ticked = 0.0, time.monotonic()
+        while session.position < session.steps:
+            session.step(order)
+            self._after_step()
+        terms, notes = session.means()
+        self._tick()
+        self._check()
+        lr, scores = session.lr, self._score()
+        session.end_epoch()
+        row: dict[str, Any] = {"epoch": session.epoch, "lr": lr, **terms, **notes}
+        row |= asdict(scores) if scores else {}
+        row |= {"seconds": round(self.epoch_seconds, 3), "images_per_s": round(self._rate(), 1)}
+        best = self.history.add(row, scores, session.recipe.validation.select)
+        if best:
+            self.history.keep(session.deployed, session.nets.parts)
+        flag = catastrophic_overfitting(self.history.scores, session.data.num_classes, self.history.best_epoch)
+        event = EpochDone(
+            epoch=session.epoch,
+            epochs=session.recipe.epochs,
+            lr=lr,
+            terms=terms,
+            notes=notes,
+            scores=scores,
+            best=best,
+            seconds=self.epoch_seconds,
+            images_per_s=self._rate(),
+            flag=flag,
+        )
+        self.watch.on_epoch(event)
+        if len(self.history.rows) == 1 or time.monotonic() - self.saved > self.save_took * SAVE_PAUSE:
+            self._save()
+
+    def _after_step(self) -> None:
+        session = self.session
+        if self.watch.stop():
+            self._interrupt()
+        now = time.monotonic()
+        if now - self.saved > SAVE_SECONDS:
+            self._save()
+        if now - self.told > TELL_SECONDS:
+            self.told = now
+            terms, _ = session.means()
+            self._tick()
+            self._check()
+            event = StepDone(
+                epoch=session.epoch + 1,
+                epochs=session.recipe.epochs,
+                step=session.position,
+                steps=session.steps,
+                images_per_s=self._rate(),
+                seconds_left=self.history.seconds * (1 / session.progress - 1),
+                terms=terms,
+            )
+            self.watch.on_step(event)
+
+    def _score(self) -> Scores | None:
+        session = self.session
+        if session.held_out is None:
+            return None
+        with session.counter.paused():
+            return score(
+                session.deployed,
+                session.held_out,
+                session.recipe,
+                batch_size=max(session.batch_size, 128),
+                autocast=session.autocast,
+                poll=self._poll,
+            )
+
+    def _poll(self) -> None:
+        if self.watch.stop():
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._save()
+        where = f"epoch {min(self.session.epoch + 1, self.session.recipe.epochs)} of {self.session.recipe.epochs}"
+        raise Interrupted(f"stopped in {where}: go on with --resume --out {self.out}")
+
+    def _save(self, *, done: bool = False) -> None:
+        self._check()
+        before = time.monotonic()
+        folder.save(self.out, self.session, self.history, done=done)
+        self.saved = time.monotonic()
+        self.save_took = self.saved - before
+        self.ticked += self.save_took  # not training
+
+    def _check(self) -> None:
+        try:
+            self.session.check()
+        except UserError as error:
+            kept = [name for name in (BEST, LAST) if (self.out / name).is_file()]
+            where = f"{' and '.join(kept)} in {self.out} are from before" if kept else "no epoch had ended"
+            raise UserError(f"{error}; {where}") from error
+
+    def _tick(self) -> None:
+        """Count the time since the last tick as training."""
+        now = time.monotonic()
+        self.history.seconds += now - self.ticked
+        self.epoch_seconds += now - self.ticked
+        self.ticked = now
+
+    def _rate(self) -> float:
+        return self.session.images / self.history.seconds if self.history.seconds else 0.0

@@ -1,0 +1,110 @@
+"""What the trainer does for a method, by the recipe's settings: attacks within the ball, and updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.engine import Attack, Problem, solve
+from advbench.attacks.pgd import PGD
+from advbench.methods.base import Losses, Nets, Objective
+from advbench.models.base import Model
+from advbench.recipe import Inner, Recipe
+from advbench.threat import Region, around
+from advbench.trainer.awp import perturbed
+from advbench.trainer.modes import attack_mode
+
+
+def inner_attack(inner: Inner) -> PGD:
+    """PGD with the recipe's steps and start."""
+    start = {"random_start": False} if inner.init == "none" else {"init": inner.init}
+    return PGD(name="inner", steps=inner.steps, rel_step=inner.rel_step, step_size=inner.step_size, **start)
+
+
+class Counter:
+    """Counts the samples that pass through networks, by a hook on each network's first layer with weights."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.backwards = 0
+        self.counting = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no cost of the training."""
+        self.counting = False
+        try:
+            yield
+        finally:
+            self.counting = True
+
+    def watch(self, net: nn.Module) -> None:
+        first = next(module for module in net.modules() if next(module.parameters(recurse=False), None) is not None)
+        first.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, given: Any, out: Tensor) -> None:
+        self.forwards += len(out) * self.counting
+        if out.requires_grad and self.counting:
+            self.backwards += len(out)
+
+
+class Tools:
+    """`advbench.methods.base.Tools`, for one run. `progress` follows the training, from 0 to 1."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        nets: Nets,
+        optimizers: dict[str, torch.optim.Optimizer],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.recipe = recipe
+        self.nets = nets
+        self.optimizers = optimizers
+        self.autocast = autocast
+        self.inner = inner_attack(recipe.inner)
+
+    def region(self, x: Tensor, scale: float = 1.0) -> Region:
+        warmup = self.recipe.inner.warmup
+        grown = min(1.0, self.nets.progress / warmup) if warmup else 1.0
+        eps = self.recipe.threat.eps_value * grown * scale
+        return around(self.recipe.threat.norm, x, torch.full((len(x),), eps, dtype=torch.float64, device=x.device))
+
+    def attack_mode(self) -> AbstractContextManager[None]:
+        return attack_mode([self.nets.f, *self.nets.parts.values()], self.recipe.inner.bn_mode)
+
+    def attack(self, objective: Objective, x: Tensor, y: Tensor, attack: Attack | None = None) -> Tensor:
+        problem = Problem(self.region(x), y, torch.full_like(y, -1), self.nets.key)
+        with self.attack_mode():
+            return solve(attack or self.inner, objective, problem)
+
+    def gradient(self, objective: Objective, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with self.attack_mode(), torch.enable_grad():
+            (g,) = torch.autograd.grad(objective(x).sum(), x)
+        return g
+
+    def update(self, losses: Losses) -> dict[str, Tensor]:
+        awp = self.recipe.awp
+        active = awp.gamma > 0 and self.nets.progress >= awp.warmup
+        with perturbed(self.nets.f, lambda: _total(losses()), awp.gamma) if active else nullcontext():
+            torch.clear_autocast_cache()  # it holds the weights as they were before
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            terms = losses()
+            _total(terms).backward()
+        for optimizer in self.optimizers.values():
+            if self.recipe.optim.clip:
+                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                nn.utils.clip_grad_norm_(weights, self.recipe.optim.clip)
+            optimizer.step()
+        torch.clear_autocast_cache()
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack([value.float() for value in terms.values()]).sum()
