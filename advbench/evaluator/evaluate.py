@@ -138,8 +138,6 @@ def evaluate(
         else:
             fates = bench.curve(tuple(attacks), sizes, curve)
         raised = flags.judge(bench, fates, attacks, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
-    about = environment(str(place))
-    about.pop("advbench")
     record = Record.of(
         fates,
         model=ModelRef(
@@ -166,10 +164,9 @@ def evaluate(
         forwards=journal.forwards,
         backwards=journal.backwards,
         environment=Environment(
-            version=__version__,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(command),
-            **about,
+            **environment(str(place)),
         ),
         supersedes=supersedes,
     )

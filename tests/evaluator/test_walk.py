@@ -1,0 +1,69 @@
+"""Where samples end on the grid, with strikes whose outcome is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.evaluator import walk
+
+GRID = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+class Strikes:
+    """Attacks that fell a sample at every eps from the sample's own radius on, one list of radii an attack."""
+
+    def __init__(self, radii: np.ndarray, size: float = 1.0) -> None:
+        self.radii, self.size, self.made = radii, size, 0
+
+    def __call__(self, attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.made += len(samples)
+        eps = np.asarray(GRID)[points]
+        fell = self.radii[attack][samples] <= eps
+        found = np.where(fell, self.size * eps + (1 - self.size) * self.radii[attack][samples], np.inf)
+        return fell, found
+
+
+radii = st.lists(st.lists(st.floats(0.01, 0.7), min_size=4, max_size=4), min_size=1, max_size=3)
+
+
+@given(radii, st.sampled_from([0.0, 1.0]), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_both_walks_find_the_smallest_radius(rows: list[list[float]], size: float, right: list[bool]) -> None:
+    table, correct = np.array(rows), np.array(right)
+    expected = np.where(correct, np.searchsorted(GRID, table.min(0)), 0)
+    for how in (walk.exact, walk.fast):
+        way = walk.Walk(GRID, correct)
+        how(way, Strikes(table, size), len(table))
+        assert way.fell.tolist() == expected.tolist(), how.__name__
+        assert ((way.by >= 0) == (correct & (expected < len(GRID)))).all()
+
+
+def test_the_fast_walk_strikes_less() -> None:
+    table = np.stack([np.linspace(0.05, 0.6, 60), np.linspace(0.05, 0.6, 60) - 0.01, np.linspace(0.05, 0.6, 60)])
+    made = {}
+    for how in (walk.exact, walk.fast):
+        strikes = Strikes(table)
+        how(walk.Walk(GRID, np.ones(60, dtype=bool)), strikes, 3)
+        made[how.__name__] = strikes.made
+    assert made["fast"] < 0.6 * made["exact"]
+
+
+def test_who_is_wrong_without_an_attack_is_never_struck() -> None:
+    way = walk.Walk(GRID, np.array([False, True]))
+
+    def strike(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert samples.tolist() == [1]
+        return np.array([False]), np.array([np.inf])
+
+    walk.exact(way, strike, 1)
+    assert way.fell.tolist() == [0, len(GRID)]
+
+
+@pytest.mark.parametrize("how", [walk.exact, walk.fast])
+def test_a_grid_of_zero_alone_needs_no_attack(how: object) -> None:
+    way = walk.Walk([0.0], np.array([True, False]))
+    strikes = Strikes(np.zeros((1, 2)))
+    how(way, strikes, 1)  # type: ignore[operator]
+    assert (way.fell.tolist(), strikes.made) == ([1, 0], 0)
