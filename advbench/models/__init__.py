@@ -1,0 +1,161 @@
+"""The zoo: `build` makes an architecture by name, `wrap` changes its inference, `describe`/`rebuild` repeat both.
+
+Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from advbench.errors import UserError, unknown
+from advbench.registry import Entry, entries, find
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advbench.models.base import Model
+
+
+_GIVEN = ("num_classes", "in_channels", "image_size", "net")  # by the dataset or the caller, no settings
+
+
+def architectures() -> dict[str, Entry]:
+    """The registered networks, by name."""
+    return {name: entry for name, entry in entries("models").items() if not _is_wrapper(entry)}
+
+
+def wrappers() -> dict[str, Entry]:
+    """What can be put around a network to change its inference, by name."""
+    return {name: entry for name, entry in entries("models").items() if _is_wrapper(entry)}
+
+
+def build(
+    arch: str, *, num_classes: int, in_channels: int, image_size: int, seed: int | None = None, **settings: Any
+) -> Model:
+    """A new network for square images (B, in_channels, image_size, image_size) in [0, 1], in train mode.
+
+    `seed` decides the initial weights and leaves the global random numbers alone; without it they are
+    drawn from them. `settings` are the architecture's own (JSON values). Raises UserError for an
+    unknown architecture or setting, or a size the architecture cannot take.
+    """
+    from advbench.models.base import Model
+
+    entry = find("models", arch)
+    if _is_wrapper(entry):
+        raise UserError(f"{arch} is a wrapper, no architecture: choose from {', '.join(architectures())}")
+    known = settings_of(entry)
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of {arch}", key, known)
+    with _seeded(seed):
+        net = entry.create(
+            num_classes=num_classes, in_channels=in_channels, image_size=image_size, **_plain(arch, settings)
+        )
+    if not isinstance(net, Model):
+        raise UserError(f"{arch} made a {type(net).__name__}: an architecture derives from advbench.models.base.Model")
+    net.arch, net.settings = arch, settings
+    return net
+
+
+def settings_of(entry: Entry) -> dict[str, Any]:
+    """The settings of an architecture or wrapper, with their defaults. Imports torch."""
+    maker = entry.load()
+    layers = inspect.getmro(maker) if isinstance(maker, type) else (maker,)
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for name, parameter in inspect.signature(layer).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(name, parameter.default)
+        if layer.__module__ == "advbench.models.base":
+            break
+    found.update(entry.set)
+    return {name: default for name, default in found.items() if name not in _GIVEN}
+
+
+def wrap(net: nn.Module, name: str, *, seed: int | None = None, **settings: Any) -> Model:
+    """Put the wrapper `name` around `net`, which is left as it was. Raises UserError."""
+    from advbench.models.base import Wrapper
+
+    known = wrappers()
+    if name not in known:
+        raise unknown("wrapper", name, known)
+    allowed = settings_of(known[name])
+    for key in settings:
+        if key not in allowed:
+            raise unknown(f"setting of {name}", key, allowed)
+    for key, default in allowed.items():
+        if default is inspect.Parameter.empty and key not in settings:
+            raise UserError(f"{name} needs the setting {key}: its settings are {', '.join(allowed)}")
+    with _seeded(seed):
+        wrapped = known[name].create(net=net, **_plain(name, settings))
+    if not isinstance(wrapped, Wrapper):
+        raise TypeError(f"{name} made a {type(wrapped).__name__}, not a Wrapper")
+    wrapped.wrappers = [*getattr(net, "wrappers", []), {"name": name, "settings": settings}]
+    return wrapped
+
+
+def parse_wrapper(name: str, text: str) -> dict[str, Any]:
+    """The settings of wrapper `name` from its short form, as `layer1:8` for quantize's LAYER:LEVELS."""
+    known = wrappers()
+    if name not in known:
+        raise unknown("wrapper", name, known)
+    form = str(known[name].about["form"])
+    fields, parts = form.lower().split(":"), text.split(":")
+    if len(fields) != len(parts) or not all(parts):
+        raise UserError(f"{name}={text!r} is not of the form {form}")
+    return {field: int(part) if part.isdigit() else part for field, part in zip(fields, parts, strict=True)}
+
+
+def describe(net: Model) -> dict[str, Any]:
+    """What `rebuild` needs to make the same network again, weights apart: JSON values only."""
+    return {
+        "arch": net.arch,
+        "settings": net.settings,
+        "num_classes": net.num_classes,
+        "in_channels": net.in_channels,
+        "image_size": net.image_size,
+        "wrappers": net.wrappers,
+    }
+
+
+def rebuild(description: dict[str, Any], *, seed: int | None = None) -> Model:
+    """The network that `describe` told of, with new weights."""
+    net = build(
+        description["arch"],
+        num_classes=description["num_classes"],
+        in_channels=description["in_channels"],
+        image_size=description["image_size"],
+        seed=seed,
+        **description["settings"],
+    )
+    for wrapper in description["wrappers"]:
+        net = wrap(net, wrapper["name"], seed=seed, **wrapper["settings"])
+    return net
+
+
+def _is_wrapper(entry: Entry) -> bool:
+    return entry.about.get("kind") == "wrapper"
+
+
+def _plain(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(settings)
+    except TypeError as error:
+        raise UserError(f"settings of {name} are numbers, texts, lists and true/false: {error}") from error
+    return settings
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU, too
+        yield

@@ -1,0 +1,192 @@
+"""What every network of the zoo is: images in [0, 1] in, logits out, features and head apart."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import UserError, unknown
+from advbench.models import architectures
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
+
+# Mean and standard deviation of the training images, a channel each, on the [0, 1] scale.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.3053,), (0.3760,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class Model(nn.Module):
+    """Base of the zoo: `forward(x) = head(features(x))` for x (B, in_channels, image_size, image_size) in [0, 1].
+
+    Normalisation is inside: `normalize` is None (none, the default in robustness work), a dataset's
+    name, or [means, standard deviations]. Its buffers `mean` and `std` (1, C, 1, 1) are settings, not
+    weights: they stay out of the state dict, so that states saved elsewhere load.
+    """
+
+    arch: str
+    settings: dict[str, Any]
+    wrappers: list[dict[str, Any]]
+    num_classes: int
+    in_channels: int
+    image_size: int
+    feature_dim: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        activation: str = "relu",
+        normalize: str | Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        if num_classes < 2:
+            raise UserError(f"num_classes is {num_classes}: a classifier has at least 2")
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", str(activation), ACTIVATIONS)
+        self.arch, self.settings, self.wrappers = type(self).__name__, {}, []
+        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.act = ACTIVATIONS[activation]()
+        mean, std = _statistics(normalize, in_channels)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self._normalizes = normalize is not None
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std, or x itself without normalisation."""
+        return (x - self.mean) / self.std if self._normalizes else x
+
+    def features(self, x: Tensor) -> Tensor:
+        """The penultimate layer (B, feature_dim) of images x in [0, 1]."""
+        return self.maps_and_features(x)[1]
+
+    def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """In one pass: the last local features but one stage (B, C, H, W), and `features(x)`.
+
+        The stage before the last in residual nets; the last convolution, before its pooling, in plain
+        ones. Raises UserError when the architecture has no such maps.
+        """
+        with_maps = [name for name, entry in architectures().items() if entry.about.get("maps")]
+        raise UserError(f"{self.arch} has no feature maps: choose from {', '.join(with_maps)}")
+
+    def feature_maps(self, x: Tensor) -> Tensor:
+        """The local features (B, C, H, W) of `maps_and_features`."""
+        return self.maps_and_features(x)[0]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether `maps_and_features` and `feature_maps` can be had."""
+        return type(self).maps_and_features is not Model.maps_and_features
+
+    def head(self, z: Tensor) -> Tensor:
+        """Logits (B, num_classes) of features z (B, feature_dim)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images x in [0, 1]."""
+        return self.head(self.features(x))
+
+
+class Wrapper(Model):
+    """A network put around a copy of another, `self.net`, to change its inference.
+
+    Features and head are the inner net's unless overridden. Settings that decide the output are
+    registered as buffers, so that the weights' hash tells two settings apart.
+    """
+
+    net: Any  # an nn.Module; Any, since the inner net of a foreign model need not be a Model
+
+    def __init__(self, net: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.net = copy.deepcopy(net)
+        self.arch = getattr(net, "arch", type(net).__name__)
+        self.settings = dict(getattr(net, "settings", {}))
+        self.wrappers = []
+        for name in ("num_classes", "in_channels", "image_size", "feature_dim"):
+            if hasattr(net, name):
+                setattr(self, name, getattr(net, name))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.net.features(x)  # type: ignore[no-any-return]
+
+    def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.maps_and_features(x)  # type: ignore[no-any-return]
+
+    @property
+    def has_maps(self) -> bool:
+        return bool(getattr(self.net, "has_maps", False))
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.net.head(z)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def straight_through(net: nn.Module, on: bool = True) -> Iterator[int]:
+    """Let gradients pass the layers of `net` declared non-differentiable as if they were the identity (BPDA).
+
+    Such layers carry a bool `straight_through`; what they compute stays the same. Yields their
+    number, and sets each back to what it was.
+    """
+    layers = [layer for layer in net.modules() if isinstance(getattr(layer, "straight_through", None), bool)]
+    before = [layer.straight_through for layer in layers]
+    try:
+        for layer in layers:
+            setattr(layer, "straight_through", on)  # noqa: B010
+        yield len(layers)
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            setattr(layer, "straight_through", was)  # noqa: B010
+
+
+def check_positive(**values: int) -> None:
+    """Raise UserError for the first of `values` that is no whole number above zero."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} is {value!r}: write a whole number above 0")
+
+
+def check_size(arch: str, image_size: int, smallest: int) -> None:
+    """Raise UserError when images are too small to be pooled as often as `arch` does."""
+    if image_size < smallest:
+        raise UserError(f"{arch} takes images of {smallest}x{smallest} and more, these are {image_size}x{image_size}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise UserError unless 0 <= dropout < 1."""
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"dropout is {dropout!r}: write a number from 0 to below 1")
+
+
+def _statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int) -> tuple[Tensor, Tensor]:
+    if normalize is None:
+        return torch.zeros(1, channels, 1, 1), torch.ones(1, channels, 1, 1)
+    if isinstance(normalize, str):
+        if normalize not in STATISTICS:
+            raise unknown("normalize", normalize, STATISTICS)
+        normalize = STATISTICS[normalize]
+    try:
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1) for values in normalize)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], "
+            f"[{channels} deviations]] or one of {', '.join(STATISTICS)}"
+        ) from error
+    if not bool((std > 0).all()):
+        raise UserError(f"normalize has the deviations {std.flatten().tolist()}: they must be above 0")
+    return mean, std

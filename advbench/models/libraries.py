@@ -1,0 +1,142 @@
+"""Networks made by other code: torchvision, timm, and any Python callable."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import UserError, unknown
+from advbench.models.base import STATISTICS
+
+
+class Normalized(nn.Module):
+    """`net` for images in [0, 1]: normalised by `mean` and `std`, a number a channel, before they reach it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net((x - self.mean) / self.std)
+        return logits
+
+
+def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
+    from torchvision import models
+
+    """`NAME[:WEIGHTS]`: (network, classes, notes), with the default weights, those named, or `random` ones.
+
+    ImageNet models want larger images than 32x32; normalisation is put inside. Raises UserError.
+    """
+    name, _, which = name.partition(":")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown("torchvision model", name, known)
+    enum = models.get_model_weights(name)
+    if which and which != "random" and which not in enum.__members__:
+        raise unknown(f"weights of torchvision:{name}", which, ["random", *enum.__members__])
+    weights = None if which == "random" else enum[which] if which else enum.DEFAULT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constructors announce changes of their defaults
+            net = models.get_model(name, weights=weights)
+    except Exception as error:  # the download fails in many ways
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        file = weights.url.rpartition("/")[2] if weights is not None else ""
+        raise UserError(
+            f"cannot download torchvision:{name} ({_line(error)}): to load it offline place {file} in {folder}, "
+            f"or write torchvision:{name}:random"
+        ) from error
+    transform = weights.transforms() if weights is not None else None
+    mean = getattr(transform, "mean", STATISTICS["imagenet"][0])
+    std = getattr(transform, "std", STATISTICS["imagenet"][1])
+    notes = [f"torchvision:{name} has random weights"] if weights is None else []
+    return Normalized(net, mean, std), 1000, notes
+
+
+def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
+    """`NAME[:random]`: (network, classes, notes), with timm's weights or random ones. Raises UserError."""
+    random = name.endswith(":random")
+    name = name.removesuffix(":random")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError("timm: models need the package timm: pip install timm") from error
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models(pretrained=False))
+    try:
+        net = timm.create_model(name, pretrained=not random)
+    except Exception as error:  # the download fails in many ways
+        raise UserError(
+            f"cannot download timm:{name} ({_line(error)}): save its state dict to a file and evaluate that with "
+            f"--arch package.module:callable, or write timm:{name}:random"
+        ) from error
+    settings = timm.data.resolve_model_data_config(net)
+    notes = [f"timm:{name} has random weights"] if random else []
+    return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
+
+
+def call(spec: str, num_classes: int | None) -> nn.Module:
+    """The module that `package.module:callable` returns, called with num_classes if it asks for it, else with nothing.
+
+    Runs the code; the current folder is on the import path meanwhile. Raises UserError.
+    """
+    module_name, _, attribute = spec.partition(":")
+    with _current_folder():
+        try:
+            target: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                target = getattr(target, part)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"cannot load model {spec}: {_line(error)}; it is meant as package.module:callable"
+            ) from error
+        if not callable(target):
+            raise UserError(f"cannot load model {spec}: it is a {type(target).__name__}, not callable")
+        try:
+            wants = inspect.signature(target).parameters.get("num_classes")
+        except (TypeError, ValueError):  # builtins may have no signature
+            wants = None
+        if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
+            raise UserError(f"{spec} asks for num_classes: name the --dataset")
+        settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}
+        try:
+            net = target(**settings)
+        except Exception as error:  # the user's code may raise anything
+            raise UserError(f"model {spec} failed: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the code that ran may have removed it
+            sys.path.remove(folder)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,28 @@
+"""A linear classifier on the pixels: its distances to the boundary have closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from advbench.models.base import Model
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "linear": {"make": "Linear", "summary": "logits = W x + b: closed-form robustness"},
+}
+
+
+class Linear(Model):
+    """logits = W x + b. The features are the (normalised) pixels themselves."""
+
+    def __init__(self, *, bias: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        self.feature_dim = self.in_channels * self.image_size**2
+        self.linear = nn.Linear(self.feature_dim, self.num_classes, bias=bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.normalise(x).flatten(1)
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.linear(z)  # type: ignore[no-any-return]

@@ -1,0 +1,59 @@
+"""Quantised outputs of one layer, at test time (Sridhar et al. 2022, arXiv:2206.06496).
+
+Its gradient is zero wherever it exists, so plain gradient attacks see nothing: measure it with
+`straight_through` on (Athalye et al. 2018, BPDA, arXiv:1802.00420).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import unknown
+from advbench.models.base import Wrapper, check_positive
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "quantize": {
+        "make": "Quantize",
+        "kind": "wrapper",
+        "form": "LAYER:LEVELS",
+        "summary": "outputs of one layer rounded down to multiples of 1/levels",
+    },
+}
+
+
+class Quantizer(nn.Module):
+    """q(h) = floor(levels h) / levels, elementwise; with `straight_through` its gradient is the identity's."""
+
+    levels: Tensor
+    straight_through: bool
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.tensor(float(levels)))
+        self.straight_through = False
+
+    def forward(self, h: Tensor) -> Tensor:
+        q = torch.floor(self.levels * h) / self.levels
+        return q.detach() + (h - h.detach()) if self.straight_through else q
+
+
+class Quantize(Wrapper):
+    """A copy of `net` whose module `layer` (as in `net.named_modules()`) has quantised outputs."""
+
+    def __init__(self, *, net: nn.Module, layer: str, levels: int) -> None:
+        super().__init__(net)
+        check_positive(levels=levels)
+        names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+        if layer not in names:
+            raise unknown("layer", str(layer), names)
+        parent_name, _, child = layer.rpartition(".")
+        parent = self.net.get_submodule(parent_name)
+        inner = getattr(parent, child)
+        setattr(parent, child, nn.Sequential(OrderedDict(layer=inner, quantizer=Quantizer(levels))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]

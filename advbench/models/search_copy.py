@@ -1,0 +1,149 @@
+"""A faster twin of a network for searching adversarial inputs; what it finds is verified by the original."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# Largest difference of logits, relative to the largest logit, that folding may make in fp32.
+TOLERANCE = 1e-4
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SearchCopy(nn.Module):
+    """`net` behind a border: any float input in, logits in the input's dtype out."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
+        super().__init__()
+        self.net, self.dtype = net, dtype
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x.to(dtype=self.dtype or x.dtype)
+        if inner.dim() == 4:
+            inner = inner.contiguous(memory_format=self.layout)
+        logits: Tensor = self.net(inner)
+        return logits.to(x.dtype)
+
+
+def search_copy(
+    net: nn.Module,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    *,
+    example: Tensor | None = None,
+) -> tuple[SearchCopy, list[str]]:
+    """A deep copy of `net` in eval mode, its parameters frozen, and notes on what was done to it.
+
+    Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
+    nothing else sees the value between the two; one that comes first (pre-activation) stays. The
+    folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
+    note says why. `example` (B, C, H, W) gives shape and device of those images; a Model of the zoo
+    knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
+    """
+    plain = _frozen(net)
+    notes: list[str] = []
+    folded = _frozen(net)
+    try:
+        count, left = _fold(folded)
+    except Exception as error:  # fx raises whatever the model's own code meets when given a proxy
+        notes.append(f"BatchNorm not folded: the model cannot be traced ({type(error).__name__}: {_line(error)})")
+        count, left = 0, 0
+    if left:
+        notes.append(f"{left} BatchNorm kept: no convolution of their own comes before")
+    if count:
+        difference = _difference(plain, folded, example)
+        if difference is None:
+            notes.append("BatchNorm not folded: no example input to check the folded copy with")
+        elif not difference <= TOLERANCE:
+            notes.append(f"BatchNorm not folded: logits would differ by {difference:.1e} of the largest")
+        else:
+            notes.append(
+                f"{count} BatchNorm folded into convolutions: logits differ by {difference:.1e} of the largest"
+            )
+            plain = folded
+    if dtype is not None:
+        plain = plain.to(dtype)
+    if channels_last:
+        plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return SearchCopy(plain, dtype, channels_last).eval(), notes
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return hasattr(m, "straight_through") or super().is_leaf_module(m, module_qualified_name)
+
+
+def _fold(net: nn.Module) -> tuple[int, int]:
+    """Fold in place; how many BatchNorms were folded, and how many stay."""
+    graph = _Tracer().trace(net)
+    modules = dict(net.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times: dict[int, int] = {}
+    for node in calls:
+        module = modules[str(node.target)]
+        times[id(module)] = times.get(id(module), 0) + 1
+    count = left = 0
+    for node in calls:
+        norm = modules[str(node.target)]
+        if not isinstance(norm, _NORMS):
+            continue
+        source = node.args[0] if node.args else None
+        conv = modules.get(str(source.target)) if isinstance(source, fx.Node) and source.op == "call_module" else None
+        if (
+            isinstance(conv, _CONVS)
+            and isinstance(source, fx.Node)
+            and len(source.users) == 1
+            and times[id(conv)] == times[id(norm)] == 1
+            and norm.running_var is not None
+            and not _watched(conv)
+            and not _watched(norm)
+        ):
+            _replace(net, str(source.target), fuse_conv_bn_eval(conv, norm))
+            _replace(net, str(node.target), nn.Identity())
+            count += 1
+        else:
+            left += 1
+    return count, left
+
+
+def _watched(module: nn.Module) -> bool:
+    # Hooks may change what passes, and parametrisations what the weights are.
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+
+
+def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    for parameter in new.parameters():
+        parameter.requires_grad_(False)
+    setattr(net.get_submodule(parent), child, new)
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> float | None:
+    """The largest difference of logits on 4 random images, relative to the largest logit (at least 1)."""
+    first = next(iter(one.parameters()), None)
+    if example is not None:
+        shape, device = tuple(example.shape[1:]), example.device
+    elif first is not None and hasattr(one, "in_channels") and hasattr(one, "image_size"):
+        side: Any = one.image_size
+        shape, device = (int(one.in_channels), side, side), first.device  # type: ignore[arg-type]
+    else:
+        return None
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        a, b = one(x), other(x)
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160]

@@ -1,0 +1,132 @@
+"""Reading weight files made elsewhere, without running the code that a pickle may carry."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from advbench.errors import UserError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
+
+# Under which training scripts file the weights, the averaged ones last: a file with both means the former.
+_WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
+
+
+def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str]]:
+    """The state dict in `path` and its metadata (safetensors only); a whole module only with `trust_pickle`.
+
+    Raises UserError when the file is missing, truncated, holds no tensors, or is a pickle that could
+    run code and is not trusted.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = _read_torch(path, trust_pickle)
+    if isinstance(content, nn.Module):
+        return content, {}
+    return unwrap(content, path), {}
+
+
+def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The dict of tensors in what a training script saved. Raises UserError when there is none."""
+    found = content
+    for _ in range(3):
+        if not isinstance(found, Mapping):
+            break
+        inner = [found[key] for key in _WRAPPINGS if isinstance(found.get(key), Mapping | nn.Module)]
+        if not inner:
+            break
+        found = inner[0]
+    if isinstance(found, nn.Module):
+        found = found.state_dict()
+    tensors = {str(key): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        held = ", ".join(list(map(str, content))[:8]) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(
+            f"{path} holds no state dict of tensors but {held or 'nothing'}: "
+            "save net.state_dict(), alone or under the key state_dict"
+        )
+    return tensors
+
+
+def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
+    """Load `state` into `net`, prefixes such as "module." taken off. Raises UserError naming what does not fit."""
+    wanted = net.state_dict()
+    state = match_prefix(state, wanted)
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} where {tuple(value.shape)} is wanted"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("keys missing", missing), ("keys too many", foreign), ("of another shape", shapes))
+        if names
+    ]
+    if faults:
+        raise UserError(f"{source} does not fit {name}: {'; '.join(faults)}")
+    filled = {key: state.get(key, value) for key, value in wanted.items()}
+    broken = [key for key, value in filled.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{source} has weights that are NaN or infinite: {', '.join(broken[:3])}")
+    net.load_state_dict(filled)
+
+
+def match_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """`state` without the prefix that all its keys share, as long as no key is one of `wanted`."""
+    while state and not any(key in wanted for key in state):
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            metadata = stream.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated, altered or no safetensors file: {_line(error)}") from error
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    return tensors, metadata
+
+
+def _read_torch(path: Path, trust_pickle: bool) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises, below
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except Exception as error:  # a foreign file may make the reader fail in any way
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in text:
+            needs = re.search(r"GLOBAL ([\w.]+)", text)
+            raise UserError(
+                f"{path} is a pickle that needs more than tensors{f' ({needs[1]})' if needs else ''}; loading it "
+                "would run whatever code its maker put in: save net.state_dict() instead, or pass --trust-pickle "
+                "if you trust its maker"
+            ) from error
+        if "TorchScript" in text:
+            raise UserError(f"{path} is a TorchScript archive: save net.state_dict() instead") from error
+        if isinstance(error, AttributeError | ImportError) and trust_pickle:
+            raise UserError(f"{path} needs code that cannot be imported: {_line(error)}") from error
+        raise UserError(f"{path} is truncated, altered or no torch file: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
