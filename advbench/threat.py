@@ -7,14 +7,14 @@ norm (Faghri et al. 2021, arXiv:2102.08868) is the largest modulus of the unitar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.errors import unknown
+from advbench.errors import UserError, unknown
 
 _TINY = 1e-12
 
@@ -172,17 +172,27 @@ class L1(Region):
         return g.abs().flatten(1).amax(1)
 
 
+@dataclass
 class FourierLinf(Region):
-    """max_k |(F d)_k| <= eps, F the unitary 2-D DFT of each channel (Faghri et al. 2021, eq. 6)."""
+    """max_k |(F d)_k| <= eps, F the unitary 2-D DFT of each channel (Faghri et al. 2021, eq. 6).
+
+    `passes` (S, 1, H, W) is 1 at the frequencies that directions may have and 0 at those they may not: an
+    eps of 0 there, held up to what the cut to [0, 1] brings back.
+    """
 
     norm = "fourier-linf"
+    passes: Tensor
+
+    @classmethod
+    def around(cls, x: Tensor, eps: Tensor) -> Self:
+        return cls(x, eps.double(), torch.zeros_like(x), torch.ones_like(x), torch.ones_like(x[:, :1]))
 
     def project(self, z: Tensor) -> Tensor:
         """Each Fourier coefficient is shrunk to modulus eps; the cut to [0, 1] can lengthen some again, so
         the two alternate, and a last shrink of the whole d towards x makes the result lie in both."""
         for _ in range(4):
             f = torch.fft.fft2(z - self.x, norm="ortho")
-            f = f * (self.e / f.abs().clamp_min(_TINY)).clamp_max(1)
+            f = f * self.passes * (self.e / f.abs().clamp_min(_TINY)).clamp_max(1)
             z = (self.x + torch.fft.ifft2(f, norm="ortho").real).clamp(0, 1)
         d = z - self.x
         shrink = (self.e / _rows(self.size(d)).clamp_min(_TINY)).clamp_max(1)
@@ -191,7 +201,7 @@ class FourierLinf(Region):
     def steepest(self, g: Tensor) -> Tensor:
         g = g / _rows(g.abs().flatten(1).amax(1)).clamp_min(torch.finfo(g.dtype).tiny)
         f = torch.fft.fft2(g, norm="ortho")
-        return torch.fft.ifft2(f / f.abs().clamp_min(_TINY), norm="ortho").real
+        return torch.fft.ifft2(f * self.passes / f.abs().clamp_min(_TINY), norm="ortho").real
 
     def sample(self, key: Tensor) -> Tensor:
         noise = self.steepest(rng.normal(key, tuple(self.x.shape[1:])))
@@ -201,7 +211,7 @@ class FourierLinf(Region):
         return torch.fft.fft2(d, norm="ortho").abs().flatten(1).amax(1)
 
     def dual(self, g: Tensor) -> Tensor:
-        return torch.fft.fft2(g, norm="ortho").abs().flatten(1).sum(1)
+        return (torch.fft.fft2(g, norm="ortho").abs() * self.passes).flatten(1).sum(1)
 
 
 REGIONS: dict[str, type[Region]] = {region.norm: region for region in (Linf, L2, L1, FourierLinf)}
@@ -212,6 +222,27 @@ def around(norm: str, x: Tensor, eps: Tensor) -> Region:
     if norm not in REGIONS:
         raise unknown("norm", norm, REGIONS)
     return REGIONS[norm].around(x, eps)
+
+
+def banded(region: Region, band: tuple[float, float] | None) -> Region:
+    """`region` with directions of radial frequency low <= |k| <= high only, in cycles a pixel (0 to 0.7072)."""
+    if band is None or not isinstance(region, FourierLinf):
+        return region
+    height, width = region.x.shape[2:]
+    rows, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = (rows[:, None] ** 2 + columns[None] ** 2).sqrt()
+    inside = (radius >= band[0]) & (radius <= band[1])
+    return replace(region, passes=region.passes * inside.to(region.x))
+
+
+def check_band(band: tuple[float, float] | None, norm: str) -> None:
+    """UserError unless `band` is None, or one of the Fourier norm and not empty."""
+    if band is None:
+        return
+    if norm != FourierLinf.norm:
+        raise UserError(f"band is for norm {FourierLinf.norm}, not {norm}")
+    if not 0 <= band[0] < band[1]:
+        raise UserError(f"band is {band[0]:g},{band[1]:g}, but must be low,high with 0 <= low < high")
 
 
 def _rows(values: Tensor) -> Tensor:

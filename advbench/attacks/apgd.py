@@ -8,7 +8,7 @@ value has changed since.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from advbench import rng
+from advbench.attacks import apgd_l1
 from advbench.attacks.engine import Answer, Attack, Problem, State, rows
-from advbench.threat import Linf
+from advbench.attacks.losses import likeliest
+from advbench.errors import UserError
+from advbench.threat import Linf, banded, check_band
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "apgd-ce": {
@@ -53,30 +56,35 @@ class APGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes."""
+    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes. `larger_eps` (L1 only):
+    the first 60 % of the steps in larger balls. `band` (Fourier-Linf only) as in `threat.banded`."""
 
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1", "fourier-linf")
 
     steps: int = 100
     rho: float = 0.75
     n_targets: int = 0
+    larger_eps: bool = False
+    band: tuple[float, float] | None = None
 
     def for_model(self, norm: str, classes: int) -> Attack:
         attack = super().for_model(norm, classes)
+        check_band(self.band, norm)
+        if self.larger_eps and norm != "l1":
+            raise UserError(f"{self.name}: larger_eps is for norm l1, not {norm}")
         if self.n_targets and self.loss == "dlr" and classes < 4:
-            from dataclasses import replace
-
             return replace(attack, loss="cw")
         return attack
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
         if not self.n_targets:
             return super().targets(logits, y)
-        others = logits.scatter(1, y[:, None], -torch.inf)
-        return others.topk(min(self.n_targets, logits.shape[1] - 1), dim=1).indices
+        return likeliest(logits, y, self.n_targets)
 
-    def start(self, p: Problem) -> APGDState:
-        region, x = p.region, p.region.x
+    def start(self, p: Problem) -> State:
+        if p.region.norm == "l1":
+            return apgd_l1.start(p, self.steps, self.larger_eps)
+        region, x = banded(p.region, self.band), p.region.x
         shape = tuple(x.shape[1:])
         if isinstance(region, Linf):
             noise = rng.uniform(p.key, shape) * 2 - 1
@@ -100,7 +108,10 @@ class APGD(Attack):
             checked_value=low,
         )
 
-    def step(self, p: Problem, s: APGDState, a: Answer) -> APGDState:
+    def step(self, p: Problem, s: Any, a: Answer) -> State:
+        if isinstance(s, apgd_l1.L1State):
+            return apgd_l1.step(p, s, a, self.steps, self.larger_eps)
+        region = banded(p.region, self.band)
         grad, value = a.gradient, a.value
         better = value > s.best_value
         best_value = torch.where(better, value, s.best_value)
@@ -115,9 +126,9 @@ class APGD(Attack):
         step = torch.where(halve, s.step / 2, s.step)
         x, g = rows(halve, best, s.query), rows(halve, best_grad, grad)
 
-        z = p.region.project(x + step.view(-1, 1, 1, 1) * p.region.steepest(g))
+        z = region.project(x + step.view(-1, 1, 1, 1) * region.steepest(g))
         alpha = torch.where(s.i == 0, 1.0, 0.75).view(-1, 1, 1, 1)
-        query = p.region.project(x + alpha * (z - x) + (1 - alpha) * (x - s.previous))
+        query = region.project(x + alpha * (z - x) + (1 - alpha) * (x - s.previous))
         checked = window > 0
         return APGDState(
             query=query,
@@ -133,8 +144,8 @@ class APGD(Attack):
             checked_value=torch.where(checked, best_value, checked_value),
         )
 
-    def result(self, s: APGDState) -> Tensor:
-        return s.best
+    def result(self, s: Any) -> Tensor:
+        return s.best  # type: ignore[no-any-return]
 
 
 @cache

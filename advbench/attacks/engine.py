@@ -27,12 +27,24 @@ Asks = Literal["logits", "gradient", "jacobian"]
 
 @dataclass
 class Problem:
-    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,)."""
+    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,), and which
+    of the attack's restarts they are (S,), the first where it is not given."""
 
     region: Region
     y: Tensor
     target: Tensor
     key: Tensor
+    restart: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.restart is None:
+            self.restart = torch.zeros_like(self.y)
+
+    @property
+    def first(self) -> Tensor:
+        """(S,) bool: items that are the first start of their sample and target."""
+        assert self.restart is not None
+        return self.restart == 0
 
 
 @dataclass
@@ -66,7 +78,11 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Base of attacks: fields are the settings. `steps` counts updates, `restarts` independent starts."""
+    """Base of attacks: fields are the settings. `steps` counts updates, `restarts` independent starts.
+
+    `eot` passes are averaged in each answer (expectation over transformation, Athalye et al. 2018,
+    1802.00420), for models whose outputs are random.
+    """
 
     asks: ClassVar[Asks] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
@@ -77,10 +93,11 @@ class Attack:
     steps: int
     restarts: int = 1
     loss: str = "ce"
+    eot: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise UserError(f"{self.name}: steps and restarts must be at least 1")
+        if min(self.steps, self.restarts, self.eot) < 1:
+            raise UserError(f"{self.name}: steps, restarts and eot must be at least 1")
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
 
@@ -118,7 +135,7 @@ class Attack:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome, for the record."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name != "name"}
 
 
 def members(attack: Attack | tuple[Attack, ...]) -> tuple[Attack, ...]:

@@ -25,6 +25,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
 
 
+def likeliest(logits: Tensor, y: Tensor, n: int) -> Tensor:
+    """The n wrong classes (S, n) with the largest logits, the largest first; all K - 1 where n is more."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(n, logits.shape[1] - 1), dim=1).indices
+
+
 def ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of y; with a target, minus the cross-entropy of the target."""
     towards = target >= 0

@@ -35,18 +35,14 @@ class Oracle:
     """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
 
     `slots` is the number of rows of every pass: verdicts are those of that batch size. `random`: outputs
-    vary from pass to pass, so that verification averages 20 of them; `eot` passes are averaged in
-    each answer (expectation over transformation, Athalye et al. 2018, 1802.00420).
+    vary from pass to pass, so that verification averages 20 of them.
     """
 
-    def __init__(
-        self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False, eot: int = 1
-    ) -> None:
+    def __init__(self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False) -> None:
         self.net = net
         self.search = net if search is None else search
         self.slots = slots
         self.random = random
-        self.eot = eot
         self.forwards = 0
         self.backwards = 0
 
@@ -54,15 +50,15 @@ class Oracle:
         """The model at `query` (slots, C, H, W), as `attack` asks for it. Non-finite gradients become zero."""
         if attack.asks == "logits":
             with torch.no_grad():
-                logits = self._mean_logits(query)
+                logits = self._mean_logits(query, attack.eot)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, logits))
         query = query.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._mean_logits(query)
-            self.backwards += len(query) * self.eot
+            logits = self._mean_logits(query, attack.eot)
+            self.backwards += len(query) * attack.eot
             if attack.asks == "jacobian":
                 classes = logits.shape[1]
-                self.backwards += len(query) * self.eot * (classes - 1)
+                self.backwards += len(query) * attack.eot * (classes - 1)
                 grads = [torch.autograd.grad(logits[:, k].sum(), query, retain_graph=True)[0] for k in range(classes)]
                 grad, value = torch.stack(grads, 1), logits[:, 0]
             else:
@@ -87,9 +83,9 @@ class Oracle:
                 out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
         return torch.cat(out)
 
-    def _mean_logits(self, query: Tensor) -> Tensor:
-        self.forwards += len(query) * self.eot
+    def _mean_logits(self, query: Tensor, passes: int) -> Tensor:
+        self.forwards += len(query) * passes
         total = self.search(query).float()
-        for _ in range(self.eot - 1):
+        for _ in range(passes - 1):
             total = total + self.search(query).float()
-        return total / self.eot
+        return total / passes

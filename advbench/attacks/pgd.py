@@ -3,20 +3,23 @@
 x_{t+1} = P(x_t + alpha d_t), d_t the steepest direction of the norm for the loss's gradient at x_t, and P the
 projection onto the ball cut to [0, 1]. FGSM (Goodfellow et al. 2015, 1412.6572) is one step of size eps
 without a random start. With momentum mu (MI-FGSM, Dong et al. 2018, 1710.06081) the direction is
-that of g_t = mu g_{t-1} + grad / ||grad||_1.
+that of g_t = mu g_{t-1} + grad / ||grad||_1. In L1 a step goes along the signs of the largest elements of the
+gradient (SLIDE, Tramer and Boneh 2019, 1904.13000).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from advbench.attacks.engine import Answer, Attack, Problem, State
-from advbench.errors import unknown
-from advbench.rng import normal
+from advbench.attacks.losses import likeliest
+from advbench.errors import UserError, unknown
+from advbench.rng import normal, signs, uniform
+from advbench.threat import L1, Region, banded, check_band
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "pgd": {
@@ -34,8 +37,23 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "set": {"name": "mi-fgsm", "steps": 10, "rel_step": 0.1, "random_start": False, "momentum": 1.0},
         "summary": "momentum iterative FGSM, 10 steps of eps / 10 (Dong et al. 2018)",
     },
+    "rfgsm": {
+        "make": "PGD",
+        "set": {"name": "rfgsm", "steps": 1, "rel_step": 0.5, "init": "signs"},
+        "summary": "half a step of random signs, half a gradient step (Tramer et al. 2018)",
+    },
+    "fgsm-rs": {
+        "make": "PGD",
+        "set": {"name": "fgsm-rs", "steps": 1, "rel_step": 1.25},
+        "summary": "uniform start and one step of 1.25 eps (Wong et al. 2020)",
+    },
+    "n-fgsm": {
+        "make": "PGD",
+        "set": {"name": "n-fgsm", "steps": 1, "rel_step": 1.0, "init": "noise"},
+        "summary": "noise in 2 eps and one step of eps, projected at the end (de Jorge et al. 2022)",
+    },
 }
-INITS = ("uniform", "gauss")
+INITS = ("uniform", "gauss", "signs", "noise")
 
 
 @dataclass
@@ -45,8 +63,13 @@ class PGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """`rel_step` is step / eps; `step_size`, absolute, overrides it. With `random_start` the first query is
-    uniform in the ball, or x + 0.001 N(0, I) for `init="gauss"` (TRADES); without, it is x."""
+    """`rel_step` is step / eps; `step_size`, absolute, overrides it. `n_targets` as in APGD, `band` (Fourier-Linf
+    only) as in `threat.banded`; `sparsity` (L1 only) is the share of the elements that a step leaves alone.
+
+    With `random_start` the first query is, by `init`, uniform in the ball; x + 0.001 N(0, I) ("gauss": TRADES); x +
+    eps / 2 random signs ("signs": Tramer et al. 2018, 1705.07204, linf); or x + U(-2 eps, 2 eps) ("noise": N-FGSM, de
+    Jorge et al. 2022, 2202.01181, linf). Without, it is x.
+    """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
@@ -55,26 +78,56 @@ class PGD(Attack):
     random_start: bool = True
     init: str = "uniform"
     momentum: float = 0.0
+    n_targets: int = 0
+    sparsity: float = 0.99
+    band: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init not in INITS:
             raise unknown("init", self.init, INITS)
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"{self.name}: sparsity is {self.sparsity:g}, but must lie in [0, 1)")
+
+    def for_model(self, norm: str, classes: int) -> Attack:
+        check_band(self.band, norm)
+        if self.init in ("signs", "noise") and norm != "linf":
+            raise UserError(f"{self.name}: init {self.init} has no form for norm {norm}: choose linf")
+        attack = super().for_model(norm, classes)
+        return replace(attack, loss="cw") if self.n_targets and self.loss == "dlr" and classes < 4 else attack
+
+    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+        return likeliest(logits, y, self.n_targets) if self.n_targets else super().targets(logits, y)
 
     def start(self, p: Problem) -> PGDState:
-        x = p.region.x
+        region, x = banded(p.region, self.band), p.region.x
+        shape = tuple(x.shape[1:])
         if not self.random_start:
             query = x
         elif self.init == "uniform":
-            query = p.region.sample(p.key)
+            query = region.sample(p.key)
+        elif self.init == "gauss":
+            query = region.project(x + 0.001 * normal(p.key, shape))
+        elif self.init == "signs":
+            query = region.project(x + 0.5 * region.e * signs(p.key, shape))
         else:
-            query = p.region.project(x + 0.001 * normal(p.key, tuple(x.shape[1:])))
+            query = (x + region.e * (4 * uniform(p.key, shape) - 2)).clamp(0, 1)
         return PGDState(query, torch.zeros_like(p.y), torch.zeros_like(x))
 
     def step(self, p: Problem, s: PGDState, a: Answer) -> PGDState:
+        region = banded(p.region, self.band)
         g, velocity = a.gradient, s.velocity
         if self.momentum:
             g = velocity = self.momentum * velocity + g / g.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
-        alpha = self.step_size if self.step_size is not None else self.rel_step * p.region.e
-        query = p.region.project(s.query + alpha * p.region.steepest(g))
+        alpha = self.step_size if self.step_size is not None else self.rel_step * region.e
+        query = region.project(s.query + alpha * self._direction(region, g))
         return PGDState(query, s.i + 1, velocity)
+
+    def _direction(self, region: Region, g: Tensor) -> Tensor:
+        if not isinstance(region, L1):
+            return region.steepest(g)
+        size = g[0].numel()
+        count = max(round((1 - self.sparsity) * size), 1)
+        least = g.abs().flatten(1).topk(count, dim=1).values[:, -1].view(-1, 1, 1, 1)
+        moved = g.sign() * (g.abs() >= least)
+        return moved / moved.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)

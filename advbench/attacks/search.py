@@ -146,7 +146,7 @@ class Search:
         index = self.samples.index[row]
         key = rng.keys(self.seed, self.attack.name, index, target, restart)
         region = around(self.norm, self.samples.x(row), self.samples.eps[row])
-        return Problem(region, self.samples.y[row], target, key)
+        return Problem(region, self.samples.y[row], target, key, restart)
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""
@@ -188,9 +188,7 @@ class Search:
                 hit &= size < self.limit
                 self.limit = torch.where(hit, size, self.limit)
             else:
-                hit &= ~self.found
-                if attack.minimum_norm:
-                    hit &= p.region.contains(query)
+                hit &= ~self.found & p.region.contains(query)
             self.candidate = rows(hit, query, self.candidate)
             self.found |= hit
             self.state = attack.step(p, self.state, answer)

@@ -28,7 +28,7 @@ def choose(
         raise UserError("no attack was named: choose at least one (advbench list attacks)")
     sets = [(one, _create(one, norm)) if isinstance(one, str) else (one.name, (one,)) for one in asked]
     plain = [(name, member) for name, of_set in sets for member in of_set]
-    fields = {f.name for _, member in plain for f in dataclasses.fields(member)} - {"name"}
+    fields = {f.name for _, member in plain for f in dataclasses.fields(member) if f.init} - {"name"}
     for key in settings:
         if key not in fields:
             raise unknown("attack setting", key, fields)
@@ -52,7 +52,7 @@ def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
     kinds = get_type_hints(type(attack))
     changes = {}
     for field in dataclasses.fields(attack):
-        if field.name == "name" or field.name not in settings:
+        if field.name == "name" or not field.init or field.name not in settings:
             continue
         try:
             changes[field.name] = TypeAdapter(kinds[field.name]).validate_python(settings[field.name])

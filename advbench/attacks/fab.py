@@ -1,0 +1,115 @@
+"""Fast Adaptive Boundary attack: Croce and Hein 2020, arXiv:1907.02044, algorithm 1.
+
+The decision boundary is linearised at x_i; d_i is the shortest step onto it from x_i and d_0 the one from the
+sample x, both inside [0, 1]. x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), where alpha =
+min(||d_i|| / (||d_i|| + ||d_0||), alpha_max). A point that is adversarial is drawn back, to (1 - beta) x + beta
+x_{i+1}, before the next step. It looks for the nearest adversarial point; eps only sizes the random starts after the first restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
+from advbench.attacks.halfspace import to_hyperplane
+from advbench.attacks.losses import likeliest
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "fab": {
+        "make": "FAB",
+        "set": {"name": "fab"},
+        "summary": "Fast Adaptive Boundary, nearest point over all classes, 100 steps (Croce and Hein 2020)",
+    },
+    "fab-t": {
+        "make": "FABT",
+        "set": {"name": "fab-t"},
+        "summary": "Fast Adaptive Boundary towards the 9 likeliest wrong classes, 100 steps each",
+    },
+}
+_START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # the size of random starts where eps is infinite
+
+
+@dataclass
+class FABState(State):
+    taken: Tensor  # (S,) steps made; one more when nothing is left to ask
+    settled: Tensor  # (S,) bool: the query is a point to step from, whatever the answer there
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAB(Attack):
+    """The linearised boundary is the nearest one over all wrong classes: a gradient a class and step."""
+
+    asks: ClassVar[Asks] = "jacobian"
+    norms = ("linf", "l2", "l1")
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 100
+    loss: str = "cw"
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def start(self, p: Problem) -> FABState:
+        region, x = p.region, p.region.x
+        shape = tuple(x.shape[1:])
+        noise = rng.uniform(p.key, shape) * 2 - 1 if region.norm == "linf" else rng.normal(p.key, shape)
+        size = torch.where(region.eps.isinf(), _START[region.norm], region.eps).to(x.dtype)
+        away = (x + noise * (size / 2 / region.size(noise)).view(-1, 1, 1, 1)).clamp(0, 1)
+        zeros = torch.zeros_like(p.y)
+        return FABState(rows(p.first, x, away), zeros, zeros, torch.ones_like(p.y, dtype=torch.bool))
+
+    def step(self, p: Problem, s: FABState, a: Answer) -> FABState:
+        region, x = p.region, p.region.x
+        back = a.wrong & ~s.settled
+        drawn = x + self.beta * (s.query - x)
+
+        f, w = self.boundary(p, a)
+        near = to_hyperplane(s.query, w, -f, region.norm)
+        rise = (w * (s.query - x)).flatten(1).sum(1) - f
+        far = to_hyperplane(x, w, rise, region.norm)
+        one, other = region.size(near).clamp_min(1e-8), region.size(far).clamp_min(1e-8)
+        alpha = (one / (one + other)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
+        stepped = (1 - alpha) * (s.query + self.eta * near) + alpha * (x + self.eta * far)
+
+        last = s.taken >= self.steps
+        return FABState(
+            query=rows(back, drawn, stepped.clamp(0, 1)),
+            i=s.i + 1,
+            taken=torch.where(back & ~last, s.taken, s.taken + 1),
+            settled=back,
+        )
+
+    def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
+        """The linearised boundary: how far z_k - z_y is above it (S,), and its gradient (S, C, H, W)."""
+        own = p.y[:, None]
+        f = a.logits - a.logits.gather(1, own)
+        w = a.gradient - a.gradient[torch.arange(len(p.y)), p.y][:, None]
+        classes, items = f.shape[1], len(p.y)
+        dual = p.region.dual(w.flatten(0, 1)).view(items, classes)
+        distance = (f.abs() / (dual + 1e-12)).scatter(1, own, torch.inf)
+        nearest = distance.argmin(1)
+        at = torch.arange(items, device=f.device)
+        return f[at, nearest], w[at, nearest]
+
+    def done(self, s: FABState) -> Tensor:
+        return s.taken > self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FABT(FAB):
+    """The boundary to one class at a time: one gradient a step, `n_targets` items a sample."""
+
+    asks: ClassVar[Asks] = "gradient"
+
+    n_targets: int = 9
+
+    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+        return likeliest(logits, y, self.n_targets)
+
+    def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
+        return a.value, a.gradient

@@ -1,0 +1,59 @@
+"""The shortest step from a point of [0, 1]^d onto a hyperplane that stays in the box.
+
+Croce and Hein 2020, arXiv:1907.02044, eq. 5 and appendix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NEWTON_STEPS = 30
+
+
+def to_hyperplane(x: Tensor, w: Tensor, rise: Tensor, norm: str) -> Tensor:
+    """The smallest d (S, C, H, W) in `norm` (linf, l2, l1) with <w, d> = rise and x + d in [0, 1].
+
+    x and w (S, C, H, W), rise (S,). Where the box does not let <w, d> come so far, d goes as far as it lets.
+    """
+    flat, shape = x.flatten(1), x.shape
+    w = w.flatten(1) * torch.where(rise < 0, -1.0, 1.0)[:, None]
+    rise = rise.abs()[:, None]
+    room = torch.where(w > 0, 1 - flat, flat)  # how far each element can go in the direction of w
+    slope = w.abs()
+    if norm == "l1":
+        moved = _fill_steepest(slope, room, rise)
+    else:
+        moved = _move_together(slope, room, rise, torch.ones_like(slope) if norm == "linf" else slope)
+    # A rounding may pass the box by one unit in the last place.
+    return ((flat + w.sign() * moved).clamp(0, 1) - flat).view(shape)
+
+
+def _move_together(slope: Tensor, room: Tensor, rise: Tensor, speed: Tensor) -> Tensor:
+    """min(room, t speed) with the least t for which the rises, slope times movement, add up to `rise`.
+
+    The sum is concave and piecewise linear in t, so that Newton's steps from the left climb to the root, and are
+    exact once on its piece: the same from then on, which is why stopping early changes no row.
+    """
+    full, pace = slope * room, slope * speed
+    t = torch.zeros_like(rise)
+    for _ in range(_NEWTON_STEPS):
+        blocked = t * speed >= room
+        left = rise - torch.where(blocked, full, 0).sum(1, keepdim=True)
+        free = torch.where(blocked, 0, pace).sum(1, keepdim=True)
+        # Nothing left that moves: the box is in the way, and t is past every element's room.
+        new = torch.where(free > 0, torch.maximum(left / free, t), t)
+        settled = new == t
+        t = new
+        if t.device.type == "cpu" and bool(settled.all()):
+            break
+    return torch.where(slope > 0, torch.minimum(room, t * speed), 0)
+
+
+def _fill_steepest(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
+    """The elements of largest slope move first, all the way, until the rises add up; the last one in part."""
+    order = slope.argsort(dim=1, descending=True, stable=True)
+    gain = (slope * room).gather(1, order)
+    before = gain.cumsum(1) - gain
+    share = ((rise - before) / gain.clamp_min(torch.finfo(gain.dtype).tiny)).clamp(0, 1)
+    return torch.zeros_like(slope).scatter_(1, order, share) * room * (slope > 0)

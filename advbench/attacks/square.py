@@ -1,0 +1,199 @@
+"""Square Attack: random search with square changes, Andriushchenko et al. 2020, arXiv:1912.00049.
+
+It sees logits only. A change is kept when the margin max_{k != y} z_k - z_y rises. Linf (algorithm 2 there): a
+square of side h, of one sign a channel, is set to the border of the ball; the start is vertical stripes.
+L2 (algorithm 3): the mass of two windows is gathered in the first one, in the form of two opposite
+bumps; the start is a grid of 5 x 5 such forms. L1 is as L2 with sharper bumps and the projection of Croce and Hein
+2021 (2103.01208, sec. 5). The side is sqrt(p) of the image's, and p is halved at fixed numbers of queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
+from advbench.errors import UserError
+from advbench.threat import Linf
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "square": {
+        "make": "Square",
+        "set": {"name": "square"},
+        "summary": "Square Attack: random search by logits, 5000 queries (Andriushchenko et al. 2020)",
+    },
+}
+_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+_TINY = 1e-12
+
+
+@dataclass
+class SquareState(State):
+    best: Tensor
+    best_value: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Attack):
+    """`n_queries` changes are tried after the start; `p_init` is the first share of the image's area. With
+    `rescale_schedule` the halvings of p are moved from 10,000 queries to `n_queries` (AutoAttack: not)."""
+
+    asks: ClassVar[Asks] = "logits"
+    norms = ("linf", "l2", "l1")
+
+    steps: int = field(init=False, default=1)
+    loss: str = "cw"
+    n_queries: int = 5000
+    p_init: float = 0.8
+    rescale_schedule: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", self.n_queries)
+        super().__post_init__()
+        if not 0 < self.p_init <= 1:
+            raise UserError(f"{self.name}: p_init is {self.p_init:g}, but must lie in (0, 1]")
+
+    def start(self, p: Problem) -> SquareState:
+        region, x = p.region, p.region.x
+        channels, _, width = x.shape[1:]
+        if isinstance(region, Linf):
+            query = region.project(x + region.e * rng.signs(p.key, (channels, 1, width)))
+        else:
+            tiles = _tiles(p.key, x, region.norm)
+            query = region.project(x + (region.e * _unit(tiles) if region.norm == "l2" else tiles))
+        return SquareState(query, torch.zeros_like(p.y), query, torch.full(p.y.shape, -torch.inf, device=x.device))
+
+    def step(self, p: Problem, s: SquareState, a: Answer) -> SquareState:
+        better = a.value > s.best_value
+        best = rows(better, s.query, s.best)
+        key = rng.fold(p.key, s.i + 1)
+        propose = self._set_square if isinstance(p.region, Linf) else self._move_mass
+        return SquareState(propose(p, s.i, key, best), s.i + 1, best, torch.where(better, a.value, s.best_value))
+
+    def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
+        """(S,): the side of the square that is tried after i + 1 answers."""
+        table = _sides(self.n_queries, self.p_init, self.rescale_schedule, height, width, odd, i.device)
+        return table[i.clamp_max(self.n_queries - 1)]
+
+    def _set_square(self, p: Problem, i: Tensor, key: Tensor, best: Tensor) -> Tensor:
+        channels, height, width = best.shape[1:]
+        side = self._side(i, height, width, odd=False)
+        window, _, _ = _window(key, side, height, width)
+        sign = rng.signs(rng.fold(key, 3), (channels, 1, 1))
+        return p.region.project(best + 2 * p.region.e * sign * window)
+
+    def _move_mass(self, p: Problem, i: Tensor, key: Tensor, best: Tensor) -> Tensor:
+        region, norm = p.region, p.region.norm
+        channels, height, width = best.shape[1:]
+        side = self._side(i, height, width, odd=True)
+        delta = best - region.x
+        here, top, left = _window(key, side, height, width)
+        there, _, _ = _window(rng.fold(key, 4), side, height, width)
+
+        flip = rng.signs(rng.fold(key, 3), (1,))[:, 0] > 0
+        form = _form_at(norm, side, flip, top, left, height, width)
+        new = rng.signs(rng.fold(key, 5), (channels, 1, 1)) * form
+        new = new + delta * here / (_mass(delta * here, norm) + _TINY)
+        both = _mass(delta * torch.maximum(here, there), norm)
+        whole = region.size(delta).view(-1, 1, 1, 1)
+        if norm == "l2":
+            amount = ((region.e**2 - whole**2).clamp_min(0) / channels + both**2).sqrt()
+        else:
+            amount = (region.e - whole).clamp_min(0) + both * channels
+        new = new * here / (_mass(new * here, norm) + _TINY) * amount
+        delta = delta * (1 - torch.maximum(here, there)) + new
+        if norm == "l2":
+            delta = region.e * _unit(delta)
+        return region.project(region.x + delta)
+
+
+def _mass(d: Tensor, norm: str) -> Tensor:
+    """The norm of each channel: (S, C, 1, 1)."""
+    return d.abs().sum((2, 3), keepdim=True) if norm == "l1" else (d**2).sum((2, 3), keepdim=True).sqrt()
+
+
+def _unit(d: Tensor) -> Tensor:
+    return d / ((d**2).sum((1, 2, 3), keepdim=True).sqrt() + _TINY)
+
+
+@cache
+def _sides(
+    queries: int, p_init: float, rescale: bool, height: int, width: int, odd: bool, device: torch.device
+) -> Tensor:
+    """(queries,) int64: the side at each query; for L2 and L1 at least 3 and odd, so that a bump has a middle."""
+    sides = []
+    for i in range(queries):
+        at = int(i / queries * 10000) if rescale else i
+        p = p_init / 2 ** sum(at > bound for bound in _HALVED_AT)
+        side = max(round((p * height * width) ** 0.5), 3 if odd else 1)
+        if odd and side % 2 == 0:
+            side += 1
+        sides.append(min(side, height, width))
+    return torch.tensor(sides, device=device)
+
+
+def _window(key: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A place for a square of `side` (S,), each equally likely: mask (S, 1, H, W), top row and left column (S,)."""
+    top = rng.integers(rng.fold(key, 1), height - side + 1)
+    left = rng.integers(rng.fold(key, 2), width - side + 1)
+    row = torch.arange(height, device=key.device) - top[:, None]
+    column = torch.arange(width, device=key.device) - left[:, None]
+    in_row, in_column = (row >= 0) & (row < side[:, None]), (column >= 0) & (column < side[:, None])
+    return (in_row[:, :, None] & in_column[:, None, :]).float()[:, None], top, left
+
+
+def _form_at(norm: str, side: Tensor, flip: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """(S, 1, H, W): two bumps of `side` (S,), transposed where `flip`, at (top, left); anything outside."""
+    forms = _forms(norm, min(height, width), side.device)
+    row = (torch.arange(height, device=side.device) - top[:, None]).clamp(0, forms.shape[1] - 1)
+    column = (torch.arange(width, device=side.device) - left[:, None]).clamp(0, forms.shape[1] - 1)
+    row, column = row[:, :, None], column[:, None, :]
+    turned = flip[:, None, None]
+    return forms[side[:, None, None], torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
+
+
+def _tiles(key: Tensor, x: Tensor, norm: str) -> Tensor:
+    """The start (S, C, H, W) for L2 and L1: a grid of forms, each turned and signed at random, not yet scaled."""
+    channels, height, width = x.shape[1:]
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    row = torch.arange(height, device=x.device) - (height - down * side) // 2
+    column = torch.arange(width, device=x.device) - (width - across * side) // 2
+    inside = ((row >= 0) & (row < down * side))[:, None] & ((column >= 0) & (column < across * side))[None]
+    row, column = row.clamp(0, down * side - 1), column.clamp(0, across * side - 1)
+    tile = (row // side)[:, None] * across + (column // side)[None]
+
+    form = _forms(norm, min(height, width), x.device)[side]
+    upright = form[(row % side)[:, None], (column % side)[None]]
+    turned = form[(column % side)[None], (row % side)[:, None]]
+    flip = rng.signs(rng.fold(key, 1), (down * across,))[:, tile] > 0
+    sign = rng.signs(rng.fold(key, 2), (channels, down * across))[:, :, tile]
+    return sign * torch.where(flip, turned, upright)[:, None] * inside
+
+
+@cache
+def _forms(norm: str, largest: int, device: torch.device) -> Tensor:
+    """(largest + 1, largest, largest): by side, a bump above an opposite one, of norm 1, in the upper left corner."""
+    table = torch.zeros(largest + 1, largest, largest)
+    for side in range(1, largest + 1):
+        upper, lower = _bump(side // 2, side, norm), _bump(side - side // 2, side, norm)
+        form = torch.cat([upper, -lower])
+        table[side, :side, :side] = form / (form.abs().sum() if norm == "l1" else form.norm())
+    return table.to(device)
+
+
+def _bump(height: int, width: int, norm: str) -> Tensor:
+    """Nested rectangles around the middle, the k-th one adding 1 / k^2 (L1: 1 / k^4), of norm 1: (height, width)."""
+    if height == 0:
+        return torch.zeros(0, width)
+    down, across = height // 2, width // 2
+    ring = torch.maximum((torch.arange(height) - down).abs()[:, None], (torch.arange(width) - across).abs()[None])
+    count = max(down, across) + 1
+    terms = torch.arange(1, count + 1, dtype=torch.float32) ** (-4 if norm == "l1" else -2)
+    bump = terms.flip(0).cumsum(0).flip(0)[ring]
+    return bump / (bump.sum() if norm == "l1" else bump.norm())
