@@ -1,0 +1,38 @@
+"""The only bridge from training to evaluation: run folders, weights and their hashes, and `load_model`.
+
+A run folder holds `model.safetensors` (best on validation), `last.safetensors`, `run.json` (the
+RunCard), the recipe, metrics and `train_state/`.
+"""
+
+from advbench.checkpoint.card import (
+    BEST,
+    CARD,
+    LAST,
+    ModelCard,
+    RunCard,
+    WrapperCard,
+    newest_run,
+    read_card,
+    write_card,
+)
+from advbench.checkpoint.loading import Loaded, load_model
+from advbench.checkpoint.train_state import load_train_state, save_train_state
+from advbench.checkpoint.weights import save_weights, weights_sha256
+
+__all__ = [
+    "BEST",
+    "CARD",
+    "LAST",
+    "Loaded",
+    "ModelCard",
+    "RunCard",
+    "WrapperCard",
+    "load_model",
+    "load_train_state",
+    "newest_run",
+    "read_card",
+    "save_train_state",
+    "save_weights",
+    "weights_sha256",
+    "write_card",
+]

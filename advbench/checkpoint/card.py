@@ -1,0 +1,105 @@
+"""`run.json`, the card of a run folder: what it holds and how it came to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from advbench.errors import UserError
+from advbench.files import write_atomic
+from advbench.models.external import FORMS
+from advbench.record import Flag
+
+CARD = "run.json"
+BEST = "model.safetensors"
+LAST = "last.safetensors"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class WrapperCard(_Card):
+    """A wrapper of `models/` and its settings."""
+
+    name: str
+    settings: dict[str, JsonValue] = {}
+
+
+class ModelCard(_Card):
+    """What `models.rebuild` needs to make the network again; the wrappers from the innermost on."""
+
+    arch: str
+    settings: dict[str, JsonValue] = {}
+    num_classes: Count
+    in_channels: Count
+    image_size: Count
+    wrappers: tuple[WrapperCard, ...] = ()
+
+
+class RunCard(_Card):
+    """`run.json`: what a run folder holds and how it came to be.
+
+    `files` maps each weight file to the sha256 of its bytes; `cost` and `results` are the trainer's
+    own (seconds, passes, accuracies). `finished` is False while the run can be resumed.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: ModelCard
+    files: dict[str, Sha256]
+    method: str
+    method_settings: dict[str, JsonValue] = {}
+    dataset: str
+    norm: str | None = None
+    eps: float | None = None
+    eps_text: str | None = None
+    seed: int
+    recipe_sha256: Sha256 | None = None
+    environment: dict[str, JsonValue] = {}
+    cost: dict[str, JsonValue] = {}
+    results: dict[str, JsonValue] = {}
+    flags: tuple[Flag, ...] = ()
+    finished: bool = True
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What a record tells of the training."""
+        told = ("method", "dataset", "norm", "eps", "eps_text", "seed", "recipe_sha256", "cost", "flags")
+        return self.model_dump(mode="json", include=set(told))
+
+
+def write_card(folder: Path, card: RunCard) -> None:
+    """Write `run.json` atomically. Write the weight files first: the card vouches for them. Raises UserError."""
+    write_atomic(folder / CARD, card.model_dump_json(indent=2, by_alias=True) + "\n")
+
+
+def read_card(folder: Path) -> RunCard:
+    """The card of a run folder. Raises UserError when the folder is no run, or its card is damaged."""
+    path = folder / CARD
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        runs = sorted(str(run.parent) for run in folder.glob(f"*/{CARD}"))[:5] if folder.is_dir() else []
+        hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
+        raise UserError(f"{folder} is no run folder: {CARD} is missing{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    try:
+        return RunCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path} is damaged or of another version: {where}: {first['msg']}") from error
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run folder under `root` whose card was written last. Raises UserError when there is none."""
+    cards = sorted(root.glob(f"*/{CARD}"), key=lambda card: card.stat().st_mtime)
+    if not cards:
+        raise UserError(f"no run in {root}/: train one (advbench train), or name a model with --model: {FORMS}")
+    return cards[-1].parent

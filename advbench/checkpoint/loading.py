@@ -1,0 +1,151 @@
+"""From a specification to a network, whatever it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.checkpoint.card import BEST, CARD, LAST, read_card
+from advbench.checkpoint.weights import weights_sha256
+from advbench.data.dataset import Dataset
+from advbench.errors import UserError
+from advbench.files import sha256_file
+from advbench.models import architectures, external, rebuild
+from advbench.models.state_files import fit_state, read_state
+from advbench.registry import entries
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in eval mode on its device, and what is known of it. `notes` are for the user to read."""
+
+    net: nn.Module
+    spec: str
+    arch: str
+    weights_sha256: str
+    trained: dict[str, Any] | None
+    num_classes: int
+    notes: tuple[str, ...] = ()
+    dataset: str | None = None
+    folder: Path | None = None
+
+
+def load_model(
+    spec: str,
+    *,
+    arch: str | None = None,
+    dataset: Dataset | str | None = None,
+    norm: str | None = None,
+    device: torch.device | str = "cpu",
+    trust_pickle: bool = False,
+) -> Loaded:
+    """The network that `spec` names: a run folder, one of its weight files, or any of `external.FORMS`.
+
+    `dataset` (loaded, or its name) decides between models of one name, gives what a weight file does
+    not tell, and is what the network must fit; `norm` only decides between models of one name.
+    Raises UserError in one line: no such model, a damaged file, a pickle, weights that do not fit,
+    other channels or classes than the dataset's.
+    """
+    shape = _shape(dataset)
+    run = _in_run(Path(spec))
+    if run is not None:
+        loaded = _load_run(spec, *run, arch, trust_pickle)
+    else:
+        found = external.load(spec, arch=arch, shape=shape, norm=norm, trust_pickle=trust_pickle)
+        classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
+        if not classes:
+            raise UserError(f"{spec} does not tell its number of classes: name the --dataset")
+        notes = found.notes
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
+            notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
+            found.net.float()
+        digest = weights_sha256(found.net)
+        loaded = Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
+    if shape is not None:
+        _check_fits(loaded, shape)
+    loaded.net.to(device)
+    return loaded
+
+
+def _in_run(path: Path) -> tuple[Path, str] | None:
+    """The run folder and the file in it that `path` means; None when it is no part of a run."""
+    if path.is_dir():
+        return path, BEST
+    for folder in path.parents[:2] if path.is_file() else ():
+        name = path.relative_to(folder).as_posix()
+        if not (folder / CARD).is_file():
+            continue
+        try:
+            if name in read_card(folder).files:
+                return folder, name
+        except UserError:
+            if name in (BEST, LAST):  # else the card may be that of another program
+                raise
+    return None
+
+
+def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool) -> Loaded:
+    card = read_card(folder)
+    model = card.model
+    if arch is not None and arch != model.arch:
+        raise UserError(f"{spec} is a run of {model.arch}: leave out --arch {arch}")
+    if model.arch not in architectures() and arch is None and not trust:
+        raise UserError(
+            f"{spec} names code outside advbench ({model.arch}), which loading would run: "
+            f"pass --arch {model.arch} if you trust it"
+        )
+    if file not in card.files or not (folder / file).is_file():
+        raise UserError(f"{folder} is no complete run folder: {file} is missing")
+    if sha256_file(folder / file) != card.files[file]:
+        raise UserError(f"{folder / file} is truncated or altered: its sha256 is not the one in {CARD}")
+    if file in (BEST, LAST):
+        net: nn.Module = rebuild(model.model_dump(mode="json"), seed=0)
+        state, _ = read_state(folder / file)
+        assert isinstance(state, dict)
+        fit_state(net, state, str(folder / file), model.arch)
+        name, classes = model.arch, model.num_classes
+    else:  # another network of the run, which its file describes
+        part = external.load(str(folder / file))
+        net, name, classes = part.net, part.arch, part.num_classes or model.num_classes
+    notes = () if card.finished else (f"{folder} is not trained to its end",)
+    digest = weights_sha256(net)
+    return Loaded(net.eval(), spec, name, digest, card.trained, classes, notes, card.dataset, folder)
+
+
+def _shape(dataset: Dataset | str | None) -> external.Shape | None:
+    if isinstance(dataset, Dataset):
+        return external.Shape(dataset.name, dataset.num_classes, dataset.shape)
+    if dataset is None:
+        return None
+    entry = entries("data").get(dataset)
+    if entry is None or "shape" not in entry.about:
+        return None  # its shape is known only once it is loaded
+    channels, height, width = entry.about["shape"]
+    return external.Shape(dataset, int(entry.about["num_classes"]), (channels, height, width))
+
+
+def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
+    """UserError unless the network answers images of that shape with that many logits."""
+    net, images = loaded.net, "x".join(map(str, shape.image))
+    channels = getattr(net, "in_channels", shape.image[0])
+    if channels != shape.image[0]:
+        raise UserError(f"{loaded.spec} takes images of {channels} channels, {shape.name} has {images}")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # some networks draw random numbers
+            logits = net(torch.full((2, *shape.image), 0.5))
+    except Exception as error:  # a foreign network may raise anything
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
+        raise UserError(f"{loaded.spec} does not answer images with logits (B, classes)")
+    if logits.shape[1] != shape.num_classes:
+        raise UserError(f"{loaded.spec} has {logits.shape[1]} classes, {shape.name} has {shape.num_classes}")
+
+
+def _outputs(net: nn.Module) -> int:
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else 0

@@ -1,0 +1,50 @@
+"""What resuming needs: one sealed file of tensors and plain values, loaded without running code."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import UserError
+from advbench.files import read_sealed, write_sealed
+
+_STATE = Path("train_state") / "state.bin"
+_PLAIN = (type(None), bool, int, float, str, bytes, Tensor, nn.Parameter)
+
+
+def save_train_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what resuming needs into `folder`/train_state, atomically and sealed by its sha256.
+
+    `state`: tensors, numbers, texts, None, and dicts, lists and tuples of them (else TypeError).
+    """
+    _check_plain(state, "state")
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_sealed(folder / _STATE, buffer.getvalue())
+
+
+def load_train_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `save_train_state` wrote, tensors on `device`. Raises UserError when there is none, or it is damaged."""
+    if not (folder / _STATE).is_file():
+        raise UserError(f"{folder} cannot be resumed: {_STATE} is missing")
+    content = io.BytesIO(read_sealed(folder / _STATE))
+    state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
+    return state
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str | int):
+                raise TypeError(f"{where} has the key {key!r}: keys are texts or whole numbers")
+            _check_plain(inner, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for index, inner in enumerate(value):
+            _check_plain(inner, f"{where}[{index}]")
+    elif type(value) not in _PLAIN:  # not isinstance: a numpy number is a float that could not be loaded again
+        raise TypeError(f"{where} is a {type(value).__name__}: only tensors and plain values can be saved")

@@ -1,0 +1,46 @@
+"""Weights on disk, and the hash that names them wherever they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from advbench.files import write_atomic
+from advbench.models import describe
+from advbench.models.base import Model
+from advbench.models.external import METADATA
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """sha256 over all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
+
+    Of the values alone: the same whatever file, device or memory layout they come from.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted([*net.named_parameters(), *net.named_buffers()], key=lambda pair: pair[0]):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_weights(net: nn.Module, path: Path) -> str:
+    """Write the state dict as safetensors, atomically; the sha256 of the file's bytes.
+
+    A Model's description goes into the header, so that the file loads without --arch. Raises UserError.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    stored: set[int] = set()
+    for name, value in tensors.items():
+        if value.numel() and value.data_ptr() in stored:  # safetensors refuses tensors that share memory
+            tensors[name] = value.clone()
+        stored.add(value.data_ptr())
+    about = {METADATA: json.dumps(describe(net), sort_keys=True)} if isinstance(net, Model) else None
+    content = safetensors.torch.save(tensors, metadata=about)
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
