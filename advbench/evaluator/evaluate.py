@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from advbench.checkpoint import Loaded, weights_sha256
 from torch import Tensor, nn
 
 from advbench.attacks.engine import Attack
 from advbench.attacks.oracle import untouched
+from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
 from advbench.eps import Eps, parse_eps

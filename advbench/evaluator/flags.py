@@ -83,6 +83,5 @@ def _square(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> li
     share = float(np.mean(fates.by == names.index("square")))
     if share <= _SQUARE_NOTE:
         return []
-    severity = "suspect" if share > _SQUARE_SUSPECT else "note"
     detail = f"Square felled {share:.1%} of the images that the attacks with gradients could not"
-    return [Flag(name="square-wins", severity=severity, detail=detail)]
+    return [Flag(name="square-wins", severity="suspect" if share > _SQUARE_SUSPECT else "note", detail=detail)]

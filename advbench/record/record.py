@@ -127,7 +127,8 @@ class Record(Part):
 
     @property
     def attack_name(self) -> str:
-        return "+".join(attack.name for attack in self.attack)
+        """The sets that ran, such as "autoattack", or the attacks by themselves."""
+        return "+".join(dict.fromkeys(str(attack.settings.get("set", attack.name)) for attack in self.attack))
 
     def at(self, eps: float) -> CurvePoint | None:
         """The curve's point at `eps`, to 1 part in 10^9 (0.0313725 is not 8/255, 0.5 is 1/2); None without."""
