@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +129,9 @@ class Fates:
 def load_sealed(path: Path) -> tuple[Fates, str]:
     """The fates in an archive and the seal written with them. UserError when it is missing or damaged."""
     try:
-        content = path.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
-                raise UserError(f"unpacks to more than {_LARGEST >> 20} MB")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > _LARGEST:
+                raise UserError(f"it unpacks to more than {_LARGEST >> 20} MB")
             fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"))
             return fates, bytes(arrays["seal"].astype(np.uint8)).decode("ascii")
     except FileNotFoundError as error:

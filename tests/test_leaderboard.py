@@ -1,0 +1,343 @@
+"""Tables say exactly what the records say, whatever the order, the writers and the names."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench import escape, figure, leaderboard
+from advbench.eps import parse_eps_list
+from advbench.errors import UserError
+from advbench.record import (
+    AttackRef,
+    DatasetRef,
+    Engine,
+    Environment,
+    Fates,
+    Flag,
+    ModelRef,
+    Record,
+    Trained,
+    load_record,
+    load_records,
+)
+
+WRITERS = """
+import sys
+from pathlib import Path
+import numpy as np
+from advbench.eps import parse_eps_list
+from advbench.leaderboard import publish
+from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record
+
+folder, writer, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for row in range(rows):
+    fell = np.random.default_rng(1000 * writer + row).integers(-1, 3, 20)
+    fates = Fates(fell, np.where(fell > 0, 0, -1))
+    record = Record.of(
+        fates,
+        model=ModelRef(spec=f"runs/w{writer}-{row}", arch="mlp", params=1, weights_sha256=f"{100 * writer + row:064x}"),
+        dataset=DatasetRef(name="digits", split="test", indices="first:20", images_sha256="b" * 64),
+        norm="linf", eps=parse_eps_list("0,0.05,0.1"), attack=[AttackRef(name="pgd", version="1")],
+        engine=Engine(name="own", version="1", slots=64, precision="fp32"), seed=0,
+        environment=Environment(advbench="0.1.0", date="2026-08-01T12:00:00+00:00"),
+    )
+    publish(record, fates, folder)
+"""
+
+
+def made(standing: list[int], n: int = 100, eps: str = "0,4/255,8/255", **changes: Any) -> tuple[Record, Fates]:
+    """A record in which `standing[i]` of `n` samples stand at the i-th eps."""
+    fell = np.full(n, -1)
+    for index in reversed(range(len(standing))):
+        fell[standing[index] :] = index
+    fates = Fates(fell, np.where(fell > 0, 0, -1))
+    spec = changes.pop("spec", "runs/act")
+    parts: dict[str, Any] = {
+        "model": ModelRef(
+            spec=spec, arch="small_cnn", params=1000, weights_sha256=hashlib.sha256(spec.encode()).hexdigest(),
+            trained=Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255", seed=3),
+        ),
+        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{n}", images_sha256="b" * 64),
+        "norm": "linf",
+        "eps": parse_eps_list(eps, changes.get("norm", "linf")),
+        "attack": [AttackRef(name="pgd", version="1")],
+        "engine": Engine(name="own", version="1", slots=64, precision="fp32"),
+        "seed": 0,
+        "environment": Environment(advbench="0.1.0", date="2026-08-01T12:00:00+00:00"),
+    }  # fmt: skip
+    return Record.of(fates, **{**parts, **changes}), fates
+
+
+def rows_of(markdown: str) -> list[list[str]]:
+    """The cells of all table rows, without headers."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| ") and not line.startswith("| #")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_csv_holds_the_records_numbers() -> None:
+    record, _ = made([90, 70, 50], flags=[Flag(name="small-n", severity="note")])
+    rows = list(csv.DictReader(io.StringIO(leaderboard.to_csv([record]))))
+    assert tuple(rows[0]) == leaderboard.COLUMNS
+    assert ",".join(leaderboard.COLUMNS) == (
+        "model,method,arch,params,dataset,norm,attack,eps,eps_text,n,accuracy,ci_low,ci_high,clean,train_eps,"
+        "seed,flags,weights_sha256,record,version,date"
+    )
+    assert len(rows) == 3
+    for row, point in zip(rows, record.curve, strict=True):
+        assert float(row["eps"]) == point.eps and row["eps_text"] == point.eps_text
+        assert float(row["accuracy"]) == point.accuracy
+        assert (float(row["ci_low"]), float(row["ci_high"])) == (point.ci_low, point.ci_high)
+        assert (row["model"], row["method"], row["record"]) == ("runs/act", "act", record.id)
+        assert (float(row["train_eps"]), row["flags"], row["n"]) == (8 / 255, "small-n:note", "100")
+
+
+def test_markdown_is_sorted_by_accuracy_at_the_reference_and_ties_by_id() -> None:
+    records = [made([99, 80, accuracy], spec=f"runs/{accuracy}-{i}")[0] for i, accuracy in enumerate([10, 50, 30, 50])]
+    files = leaderboard.render(records)
+    rows = rows_of(files["cifar10-linf.md"].decode())
+    ids = sorted(record.id for record in records if record.curve[2].robust == 50)
+    assert [row[1] for row in rows][2:] == ["runs/30-2", "runs/10-0"]
+    assert [row[-1][1:17] for row in rows][:2] == ids
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    assert rows[0][7:10] == ["99.0", "80.0 (71.1–86.7)", "50.0 (40.4–59.6)"]
+
+
+@pytest.mark.parametrize("severity", ["suspect", "broken"])
+def test_the_doubted_are_below_the_line_and_not_ranked(severity: str) -> None:
+    best, _ = made([99, 99, 99], spec="runs/masked", flags=[Flag(name="masked", severity=severity)])
+    honest, _ = made([90, 60, 40], spec="runs/honest", flags=[Flag(name="small-n", severity="note")])
+    text = leaderboard.render([best, honest])["cifar10-linf.md"].decode()
+    above, below = text.split("Below the line")
+    assert [row[0:2] for row in rows_of(above)] == [["1", "runs/honest"]]
+    assert [row[0:2] for row in rows_of(below)] == [["–", "runs/masked"]]
+    assert f"masked ({severity})" in below
+    assert "small-n (note)" in above
+
+
+@pytest.mark.parametrize(
+    ("dataset", "norm", "grids", "expected"),
+    [
+        ("cifar10", "linf", ["0,4/255,8/255,16/255"], 8 / 255),
+        ("cifar100", "linf", ["0,8/255", "0,4/255"], 8 / 255),
+        ("mnist", "linf", ["0,0.1,0.3,0.4"], 0.3),
+        ("fashion-mnist", "linf", ["0,0.1,0.3"], 0.1),
+        ("digits", "linf", ["0,0.1,0.3"], 0.1),
+        ("cifar10", "l2", ["0,0.25,0.5,1"], 0.5),
+        ("mnist", "l2", ["0,1,2", "0,1,3"], 1.0),
+        ("cifar10", "linf", ["0,2/255,4/255", "0,4/255,16/255"], 4 / 255),
+        ("svhn", "linf", ["0.1", "0.2"], 0.2),
+    ],
+)
+def test_reference_eps(dataset: str, norm: str, grids: list[str], expected: float) -> None:
+    ref = DatasetRef(name=dataset, split="test", indices="first:100", images_sha256="b" * 64)
+    records = [made([90] * len(grid.split(",")), spec=grid, eps=grid, dataset=ref, norm=norm)[0] for grid in grids]
+    assert leaderboard.reference_eps(records) == expected
+
+
+def test_a_record_not_measured_at_the_reference_is_not_ranked() -> None:
+    text = leaderboard.render([made([90, 60, 40])[0], made([99, 98], eps="0,1/255", spec="runs/easy")[0]])
+    above, below = text["cifar10-linf.md"].decode().split("Below the line")
+    assert "runs/easy" not in above and "runs/easy" in below
+
+
+def test_superseded_records_are_left_out() -> None:
+    old, _ = made([90, 70, 50])
+    new, _ = made([90, 70, 48], supersedes=old.id)
+    files = leaderboard.render([old, new])
+    assert old.id not in files["cifar10-linf.csv"].decode() and new.id in files["cifar10-linf.csv"].decode()
+    assert old.id not in files["cifar10-linf.md"].decode()
+
+
+def test_same_records_same_bytes_in_any_order_and_process(tmp_path: Path) -> None:
+    given_records = [made([99 - i, 60 + i % 3, 40], spec=f"runs/{i}") for i in range(15)]
+    expected = leaderboard.render([record for record, _ in given_records])
+    shuffled = [record for record, _ in given_records]
+    random.Random(0).shuffle(shuffled)
+    assert leaderboard.render(shuffled) == expected
+    for record, fates in given_records:
+        record.save(tmp_path, fates)
+    script = "import sys, pathlib, advbench.leaderboard as b; b.build(*(pathlib.Path(p) for p in sys.argv[1:]))"
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "records"), str(out)],
+            check=True, env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
+        )  # fmt: skip
+        assert {name: (out / name).read_bytes() for name in expected} == expected
+
+
+def test_build_and_check(tmp_path: Path) -> None:
+    record, fates = made([90, 70, 50])
+    other, other_fates = made([90, 70, 50], norm="l2", eps="0,0.5,1")
+    record.save(tmp_path, fates)
+    other.save(tmp_path, other_fates)
+    assert len(leaderboard.check(tmp_path)) == 6  # nothing is built yet
+    built = leaderboard.build(tmp_path / "records", tmp_path)
+    assert sorted(path.name for path in built.files) == [
+        f"cifar10-{norm}.{kind}" for norm in ("l2", "linf") for kind in ("csv", "md", "svg")
+    ]
+    assert built.damaged == () and leaderboard.check(tmp_path) == []
+
+    (tmp_path / "cifar10-linf.csv").write_text((tmp_path / "cifar10-linf.csv").read_text().replace("0.5", "0.9"))
+    assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-linf.csv"]
+    leaderboard.build(tmp_path / "records", tmp_path)
+    assert leaderboard.check(tmp_path) == []
+
+    svg = (tmp_path / "cifar10-l2.svg").read_bytes()
+    (tmp_path / "cifar10-l2.svg").write_bytes(svg.replace(b"#0072b2", b"#ff0000"))
+    assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-l2.svg"]
+    by_another = re.sub(rb"Matplotlib v[^,<]*", b"Matplotlib v3.8.0", svg.replace(b"#0072b2", b"#0072b3"))
+    (tmp_path / "cifar10-l2.svg").write_bytes(by_another)
+    assert leaderboard.check(tmp_path) == []  # the same numbers, drawn by another matplotlib
+    (tmp_path / "cifar10-l2.svg").write_bytes(re.sub(rb"numbers [0-9a-f]", b"numbers z", by_another))
+    assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-l2.svg"]
+
+
+def test_check_finds_damaged_records_and_tables_without_records(tmp_path: Path) -> None:
+    record, fates = made([90, 70, 50])
+    path = record.save(tmp_path, fates)
+    leaderboard.build(tmp_path / "records", tmp_path)
+    path.write_text(path.read_text().replace('"runs/act"', '"runs/xyz"'))
+    found = leaderboard.check(tmp_path)
+    assert found[0].path == path and "sealed" in found[0].reason
+    assert found[1].path.name == "cifar10-linf.md" and "no records behind it" in found[1].reason
+    assert leaderboard.build(tmp_path / "records", tmp_path).damaged == (found[0],)
+
+
+def test_publish_lists_the_record_and_reports_damage_beside_it(tmp_path: Path) -> None:
+    first, fates = made([90, 70, 50])
+    published = leaderboard.publish(first, fates, tmp_path)
+    assert published.damaged == () and leaderboard.check(tmp_path) == []
+    assert leaderboard.publish(first, fates, tmp_path) == published
+    published.path.with_suffix(".npz").unlink()
+    second, fates = made([91, 70, 50], spec="runs/other")
+    assert [found.path for found in leaderboard.publish(second, fates, tmp_path).damaged] == [published.path]
+    assert first.id not in (tmp_path / "cifar10-linf.csv").read_text()
+
+
+def test_a_lock_that_is_held_is_waited_for_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, fates = made([90, 70, 50])
+    with leaderboard.locked(tmp_path / ".lock"):
+        locked = leaderboard.locked
+        monkeypatch.setattr(leaderboard, "locked", lambda path: locked(path, timeout=0.1))
+        with pytest.raises(UserError, match="another process has held"):
+            leaderboard.publish(record, fates, tmp_path)
+    monkeypatch.undo()
+    assert leaderboard.check(tmp_path) != []  # the record is safe, the table waits for the next build
+    leaderboard.build(tmp_path / "records", tmp_path)
+    assert leaderboard.check(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_eight_writers_of_fifty_rows_damage_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "writer.py"
+    script.write_text(WRITERS)
+    folder = tmp_path / "leaderboard"
+    environment = {"PYTHONPATH": ":".join(sys.path), "MPLCONFIGDIR": str(tmp_path)}
+    writers = [
+        subprocess.Popen([sys.executable, str(script), str(folder), str(i), "50"], env=environment) for i in range(8)
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 8
+    with (folder / "digits-linf.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["record"] for row in rows}) == 400
+    assert len(rows) == 1200
+    records, damaged = load_records(folder / "records")
+    assert len(records) == 400 and damaged == []
+    assert leaderboard.check(folder) == []
+    assert list(folder.rglob("*.tmp")) == []
+
+
+NASTY = [
+    "=HYPERLINK(0)", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a|b", "a\nb", "| x |\n|--|", "`code`", "**bold**",
+    "<script>alert(1)</script>", "<!-- hidden", "![x](http://evil)", "[x](javascript:alert(1))", "http://evil.example",
+    "www.evil.example", "@everyone", "fixes #1", "\x1b[31mred\x1b[0m", "\x07", "\u202eright to left", "a\u2028b",
+    "&lt;b&gt;", "$x^2$", "_x_", "~~x~~", '"quoted"', "a,b;c", "\\|", "\\", "]]>", "＝1", "名前", "_nolegend_",
+    "-- -->", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_inject_nothing(name: str) -> None:
+    parts: dict[str, Any] = {
+        "model": ModelRef(
+            spec=name, arch=name, params=1, weights_sha256="a" * 64, trained=Trained(method=name, eps_text=name)
+        ),
+        "attack": [AttackRef(name=name, version=name)],
+        "flags": [Flag(name=name, severity="suspect", detail=name)],
+        "environment": Environment(advbench=name, date="2026-08-01"),
+    }
+    files = leaderboard.render([made([90, 70, 50], **parts)[0], made([90, 70, 51], spec="runs/plain")[0]])
+
+    text = files["cifar10-linf.csv"].decode()
+    rows = list(csv.reader(io.StringIO(text)))
+    assert {len(row) for row in rows} == {len(leaderboard.COLUMNS)} and len(rows) == 7
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for row in rows for cell in row)
+
+    table = files["cifar10-linf.md"].decode()
+    assert {len(row) for row in rows_of(table)} == {13} and len(rows_of(table)) == 2
+    body = table.split("\n", 1)[1]  # below our own comment
+    assert not re.search(r"<|(?<!\\)`|://|www\.|@[a-z]|(?<!&)#\d|(?<!\\)!\[|(?<!\\)\$", body)
+    assert re.findall(r"(?<!\\)\[[^\]]*\]\(([^)]*)\)", body)[:2] == ["cifar10-linf.svg", "cifar10-linf.csv"]
+    assert all(link.startswith("records/") for link in re.findall(r"(?<!\\)\[[^\]]*\]\(([^)]*)\)", body)[2:])
+
+    for content in (text, table):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", content)
+
+    svg = ElementTree.fromstring(files["cifar10-linf.svg"])
+    assert not [node for node in svg.iter() if str(node.tag).endswith(("script", "image", "}a", "foreignObject"))]
+
+
+@given(st.text(max_size=40))
+def test_escapes_hold_for_any_text(text: str) -> None:
+    cell = escape.markdown(text)
+    assert "\n" not in cell and "<" not in cell and "\x1b" not in cell
+    assert len(re.split(r"(?<!\\)(?:\\\\)*\|", f"{cell}|")) == 2  # one cell stays one cell
+    assert not escape.csv_text(text).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert escape.visible(escape.visible(text)) == escape.visible(text)
+    escape.visible(text).encode()
+
+
+def test_plain_names_stay_as_they_are() -> None:
+    for name in ("runs/act-digits-small_cnn-linf-0.1-s0", "robustbench:Carmon2019Unlabeled", "wrn-28-10", "8/255"):
+        assert escape.markdown(name) == name and escape.csv_text(name) == name and escape.visible(name) == name
+
+
+def test_pareto_front() -> None:
+    points = [
+        figure.Point(0.9, 0.3, 0),
+        figure.Point(0.8, 0.5, 1),
+        figure.Point(0.7, 0.4, 2),  # beaten by the second
+        figure.Point(0.9, 0.2, 3),  # beaten by the first
+        figure.Point(1.0, 1.0, 4, doubted=True),
+    ]
+    assert figure.front(points) == [points[1], points[0]]
+    assert figure.front([]) == []
+
+
+def test_no_torch() -> None:
+    script = "import sys, advbench.leaderboard, advbench.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+def test_records_are_never_edited_by_building(tmp_path: Path) -> None:
+    record, fates = made([90, 70, 50])
+    path = leaderboard.publish(record, fates, tmp_path).path
+    leaderboard.build(tmp_path / "records", tmp_path)
+    assert load_record(path)[0] == record
+    assert json.loads(path.read_text())["id"] == record.id
