@@ -1,0 +1,158 @@
+"""Accuracy against eps: train, attack, evaluate and compare robust classifiers.
+
+    import advbench
+
+    result = advbench.evaluate(net, "cifar10", eps=["0", "4/255", "8/255"])   # any nn.Module on [0, 1]
+    print(result.record.clean, [point.accuracy for point in result.record.curve])
+    result.record.save("leaderboards", result.fates)
+
+The functions here import what they need when they are called; importing advbench loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advbench.errors import Interrupted, UserError
+from advbench.version import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advbench.attacks.engine import Attack
+    from advbench.checkpoint import Loaded
+    from advbench.data.dataset import Dataset
+    from advbench.evaluator import Evaluation
+
+__all__ = ["Interrupted", "UserError", "__version__", "attack", "evaluate", "load_data", "load_model", "train"]
+
+
+def load_data(name: str, split: str = "test") -> Dataset:
+    """Images and labels: `digits`, `cifar10`, ..., `imagefolder:PATH`, `npz:PATH`. Raises UserError."""
+    from advbench.data import load
+
+    return load(name, split)
+
+
+def load_model(spec: str, **how: Any) -> Loaded:
+    """A model by its specification: a run folder, a weight file, `robustbench:NAME`, ...; its network is `.net`.
+
+    `how` is that of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle. Raises UserError.
+    """
+    from advbench.checkpoint import load_model as load
+
+    return load(spec, **how)
+
+
+def train(
+    method: str = "act",
+    *,
+    dataset: str | None = None,
+    arch: str | None = None,
+    norm: str | None = None,
+    eps: str | float | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    config: str | Path | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Path:
+    """Train a model; its run folder, which `evaluate` and `load_model` take.
+
+    `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. What is not given is
+    chosen as `advbench train` does. Raises UserError.
+    """
+    from advbench.cli.subject import pick_device
+    from advbench.cli.runs import choose_data, place_runs
+    from advbench.recipe import Recipe
+    from advbench.trainer import train as run
+
+    place = pick_device(device)
+    dataset, arch, _ = choose_data(dataset, arch, cuda=place.type == "cuda") if config is None else (dataset, arch, "")
+    recipe = Recipe.resolve(
+        method=method,
+        dataset=dataset,
+        arch=arch,
+        norm=norm,
+        eps=None if eps is None else str(eps),
+        config=None if config is None else Path(config),
+        flags={**(settings or {}), "epochs": epochs, "seed": seed},
+    )
+    (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
+    return run(recipe, task.out, device=str(place), resume=resume, force=force)
+
+
+def evaluate(
+    model: str | nn.Module | Loaded,
+    dataset: str | Dataset | tuple[Any, Any] | None = None,
+    *,
+    attack: str | Attack | Sequence[str | Attack] = "autoattack",
+    eps: str | Sequence[str | float] | None = None,
+    norm: str | None = None,
+    n: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    **how: Any,
+) -> Evaluation:
+    """Accuracy of `model` on test images at each of `eps`, under the worst of the attacks.
+
+    `model` is a specification, or takes images in [0, 1], (B, C, H, W) float32, and gives logits. `dataset` is a
+    name, a Dataset, or a pair (x, y) of tensors or arrays; None: the model's own. `n` images are the first, by default
+    1,000 of a named dataset, and all of one that is handed over. `eps` None: 0 to 2 x the training eps, or the
+    dataset's usual one. `how` goes to `advbench.evaluator.evaluate`: precision, curve, engine, keep_points, ...
+    Raises UserError.
+    """
+    from advbench.checkpoint import Loaded
+    from advbench.cli.choice import choose_eps, choose_rows
+    from advbench.cli.subject import Subject, load_subject, pick_device
+    from advbench.data.dataset import Dataset
+    from advbench.data.tensors import from_tensors
+    from advbench.evaluator import evaluate as measure
+    from advbench.evaluator.evaluate import bare
+
+    place = pick_device(device)
+    handed = from_tensors(*dataset) if isinstance(dataset, tuple) else dataset
+    if isinstance(model, str):
+        name = handed.name if isinstance(handed, Dataset) else handed
+        cache = {handed.name: handed} if isinstance(handed, Dataset) else {}
+        subject = load_subject(model, dataset=name, arch=None, norm=norm, device=place, trust_pickle=False, cache=cache)
+    elif handed is None:
+        raise UserError("which images? name a dataset, or hand over a pair (x, y)")
+    else:
+        data = handed if isinstance(handed, Dataset) else load_data(handed)
+        loaded = model if isinstance(model, Loaded) else bare(model, data)
+        subject = Subject.of(loaded, data, norm=norm)
+    sizes, _ = choose_eps(eps if isinstance(eps, str) else None, subject.norm, subject.train_eps, subject.data.name)
+    count = len(subject.data) if n is None and isinstance(handed, Dataset) else n
+    rows, indices, _ = choose_rows(subject.data, count, "first")
+    return measure(
+        subject.loaded,
+        subject.data.subset(rows),
+        attack=attack,
+        eps=sizes if eps is None or isinstance(eps, str) else eps,
+        norm=subject.norm,
+        settings=dict(settings or {}),
+        seed=seed,
+        device=place,
+        indices=None if isinstance(handed, Dataset) else indices,
+        **how,
+    )
+
+
+def attack(
+    model: str | nn.Module | Loaded,
+    dataset: str | Dataset | tuple[Any, Any] | None = None,
+    *,
+    eps: str | float,
+    attack: str | Attack = "pgd",
+    n: int | None = None,
+    **how: Any,
+) -> Evaluation:
+    """As `evaluate`, at one size, keeping the adversarial points: `.points` maps a row to its image (C, H, W)."""
+    return evaluate(model, dataset, attack=attack, eps=[eps], n=n, keep_points=True, **how)

@@ -1,0 +1,108 @@
+"""The command line. Nothing here, nor in the commands' files, imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from advbench.cli import analyze, attack, compare, evaluate, train
+from advbench.cli import list as list_
+from advbench.cli.stop import Halted, resume_command
+from advbench.errors import Interrupted, UserError, unknown
+from advbench.escape import visible
+from advbench.version import __version__
+
+app = typer.Typer(
+    name="advbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: it answers sooner
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"advbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, attack, evaluate and compare robust classifiers: accuracy against eps.
+
+    Two commands from nothing to a curve: advbench train, then advbench evaluate.
+    """
+
+
+app.command("train")(train.command)
+app.command("attack")(attack.command)
+app.command("evaluate")(evaluate.command)
+app.command("compare")(compare.command)
+app.command("analyze")(analyze.command)
+app.command("list")(list_.command)
+
+
+def main() -> None:
+    """The `advbench` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line; the exit code: 0 done, 1 a regression, 2 wrong input, 3 interrupted and resumable."""
+    try:
+        # The submodule `list` hides the builtin here.
+        code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=tuple(argv))
+    except typer.Exit as done:
+        return done.exit_code
+    except UserError as error:
+        return _complain("error", error, 2)
+    except Interrupted as error:
+        missing = error.missing if isinstance(error, Halted) else {}
+        return _complain("interrupted", f"{error}; go on with: {resume_command(argv, missing)}", 3)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", f"nothing was begun; go on with: {resume_command(argv, {})}", 3)
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _USAGE as error:
+        return _usage(error)
+    return code if isinstance(code, int) else 0
+
+
+# The base of all complaints about a command line: typer exports it only in this way.
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _usage(error: Any) -> int:
+    """What typer has to say about the command line, as one line that names the near or the valid choices."""
+    context = error.ctx
+    name = type(error).__name__
+    if name == "NoArgsIsHelpError":
+        typer.echo(context.get_help())
+        return 0
+    command = getattr(context, "command", None)
+    help_line = f"{context.command_path} --help tells more" if context is not None else "advbench --help tells more"
+    if name == "NoSuchOption":
+        known = [text for option in context.command.params for text in option.opts if text.startswith("-")]
+        return _complain("error", unknown("option", error.option_name, known), 2)
+    commands = getattr(command, "commands", None)
+    if commands and error.message.startswith("No such command"):
+        given = error.message.split("'")[1]
+        return _complain("error", unknown("command", given, commands), 2)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return _complain("error", f"{message[:1].lower()}{message[1:]}; {help_line}", 2)
+
+
+def _complain(what: str, message: object, code: int) -> int:
+    sys.stderr.write(f"{visible(f'{what}: {message}')}\n")
+    return code

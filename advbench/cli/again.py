@@ -1,0 +1,136 @@
+"""`advbench evaluate --again RECORD`: whether a measurement comes out the same a second time. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from advbench.cli.console import Screen
+from advbench.cli.keep import check_writable, save, shown
+from advbench.cli.stop import Stop
+from advbench.cli.subject import load_subject, pick_device
+from advbench.eps import Eps
+from advbench.errors import UserError
+from advbench.evaluator import Journal, evaluate
+from advbench.evaluator.choose import choose
+from advbench.record import Record, load_record
+
+if TYPE_CHECKING:
+    from advbench.data.dataset import Dataset
+
+
+def repeat(
+    path: Path,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    leaderboard: Path | None = None,
+    trust_pickle: bool = False,
+    screen: Screen | None = None,
+    argv: Sequence[str] = (),
+) -> bool:
+    """Measure again what the record `path` tells of, and say whether the outcome is the same: whether it is.
+
+    `model` is where the weights lie now, if they moved. Raises UserError when the record is damaged, or when model,
+    images or attacks are not those it was made with.
+    """
+    screen = screen or Screen()
+    was, fates = load_record(path)
+    if leaderboard is not None:
+        check_writable(leaderboard / "records")
+    place = pick_device(device)
+    with Stop() as stop:
+        with screen.fetching(stop.check) as fetching:
+            subject = load_subject(
+                model or was.model.spec, dataset=was.dataset.name, arch=_arch(model or was.model.spec, was),
+                norm=was.norm, device=place, trust_pickle=trust_pickle, fetching=fetching,
+            )  # fmt: skip
+        data = images(subject.data, was)
+        if subject.loaded.weights_sha256 != was.model.weights_sha256:
+            raise UserError(
+                f"{subject.loaded.spec} has other weights than record {was.id} tells of: name them by --model"
+            )
+        if data.images_sha256 != was.dataset.images_sha256:
+            raise UserError(f"{was.dataset.name} has other images here than record {was.id} tells of")
+        names, settings = asked(was, data.num_classes)
+        screen.say(f"again {was.id}: {subject.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}")
+        with screen.bar(was.id) as bar:
+            result = evaluate(
+                subject.loaded, data, attack=names, settings=settings, norm=was.norm, seed=was.seed, device=place,
+                eps=[Eps(point.eps_text, point.eps) for point in was.curve], precision=was.engine.precision,
+                slots=was.engine.slots, curve=was.engine.curve,
+                engine="own" if was.engine.name == "advbench" else "reference",
+                indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
+                journal=Journal(stop=stop, progress=shown(bar)), command=("advbench", *argv),
+            )  # fmt: skip
+    now = result.record
+    same = now.id == was.id
+    moved = int(np.sum(result.fates.fell != fates.fell))
+    where = save(now, result.fates, leaderboard, publish=True, screen=screen) if leaderboard is not None else None
+    if screen.as_json:
+        screen.json({"record": was.id, "again": now.id, "same": same, "moved": moved, "n": was.n})
+        return same
+    rows = [
+        (old.eps_text, f"{100 * old.accuracy:.2f}", f"{100 * new.accuracy:.2f}")
+        for old, new in zip(was.curve, now.curve, strict=True)
+    ]
+    screen.table(("eps", "then %", "now %"), rows)
+    screen.say(verdict(was, now, moved))
+    if where is not None:
+        screen.say(f"record {where}")
+    return same
+
+
+def verdict(was: Record, now: Record, moved: int) -> str:
+    """In words, how the second measurement compares with the first."""
+    if now.id == was.id:
+        return f"the same: record {was.id}, every one of the {was.n} verdicts"
+    reasons = []
+    if now.question != was.question:
+        for name, old, new in (
+            ("engine", was.engine, now.engine),
+            ("attacks", was.attack, now.attack),
+            ("architecture", was.model.arch, now.model.arch),
+        ):
+            if old != new:
+                reasons.append(f"the {name} changed since")
+    if now.environment.advbench != was.environment.advbench:
+        reasons.append(f"advbench was {was.environment.advbench}, is {now.environment.advbench}")
+    told = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"not the same: {moved} of {was.n} samples fell elsewhere{told}; record {now.id}, was {was.id}"
+
+
+def images(data: Dataset, record: Record) -> Dataset:
+    """The images of a split that a record was measured on. Raises UserError."""
+    from advbench.cli.choice import choose_rows
+
+    indices = record.dataset.indices
+    if isinstance(indices, str):
+        subset, _, count = indices.rpartition(":")
+        rows, _, _ = choose_rows(data, int(count), subset)
+        return data.subset(rows)
+    return data.subset(list(indices))
+
+
+def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
+    """The names and settings that make the attacks of a record. Raises UserError when they cannot be made."""
+    names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in record.attack))
+    if record.engine.name != "advbench":
+        return names, {}
+    _, usual = choose(names, {}, norm=record.norm, classes=classes)
+    if [ref.name for ref in usual] != [ref.name for ref in record.attack]:
+        raise UserError(f"record {record.id}: {'+'.join(names)} stands for other attacks now")
+    settings: dict[str, Any] = {}
+    for then, now in zip(record.attack, usual, strict=True):
+        changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
+        settings |= changed
+    return names, settings
+
+
+def _arch(spec: str, record: Record) -> str | None:
+    """The architecture, for weight files that do not tell it themselves."""
+    suffix = Path(spec).suffix.lower()
+    return record.model.arch if Path(spec).is_file() and suffix in (".pt", ".pth", ".ckpt", ".tar", ".bin") else None

@@ -1,0 +1,164 @@
+"""`advbench analyze`: what a trained model is like, beyond its accuracy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advbench.cli import options
+from advbench.cli.console import Screen
+from advbench.cli.settings import parse_settings
+from advbench.cli.stop import Stop
+from advbench.errors import UserError, unknown
+from advbench.registry import entries, find
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from advbench.analyses.base import Analysis
+
+ANALYSES = Path("analyses")
+_SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="advbench list analyses")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="run folders")] = None,
+    dataset: options.Dataset = None,
+    norm: options.Norm = None,
+    eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of perturbation")] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", help="images")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="of all that is drawn [default: 0]")
+    ] = None,
+    device: options.Device = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")] = None,
+    settings: options.Set = None,
+    config: options.Flags = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    trust_pickle: options.TrustPickle = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say what makes trained models robust or not."""
+    flags = {"dataset": dataset, "norm": norm, "eps": eps, "n": n, "seed": seed, "precision": precision}
+    with Screen(as_json=as_json).ready() as screen:
+        analyze(
+            name,
+            runs or [],
+            flags={key: value for key, value in flags.items() if value is not None},
+            settings=parse_settings(settings or []),
+            device=device,
+            trust_pickle=trust_pickle,
+            out=out,
+            force=force,
+            screen=screen,
+        )
+
+
+def analyze(
+    name: str | None,
+    runs: Sequence[str],
+    *,
+    flags: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    trust_pickle: bool = False,
+    out: Path | None = None,
+    force: bool = False,
+    screen: Screen | None = None,
+) -> Analysis:
+    """Run the analysis `name` on run folders; show its tables, and write them and its figures into `out`.
+
+    Raises UserError for an unknown name or setting, a folder that is no run, and what the analysis refuses.
+    """
+    screen = screen or Screen()
+    if name is None:
+        raise UserError(
+            f"which analysis? choose from {', '.join(entries('analyses')) or 'none: there are no analyses'}"
+        )
+    entry = find("analyses", name)
+    if out is not None and out.exists() and not force:
+        raise UserError(f"{out} exists: replace what it holds with --force, or name another --out")
+    out = out or _free(ANALYSES / name.replace(":", "-"))
+
+    from advbench.checkpoint import read_card
+    from advbench.cli.keep import check_writable
+    from advbench.cli.subject import pick_device
+
+    for run in runs:
+        read_card(Path(run))
+    check_writable(out)
+    place = pick_device(device)
+    with Stop() as stop, screen.bar(name) as bar:
+
+        def progress(stage: str, done: float, total: float | None) -> None:
+            stop.check()
+            bar.update(stage, done, total)
+
+        known = inspect.signature(entry.load()).parameters
+        for flag in flags or {}:
+            if flag not in known:
+                raise unknown(
+                    f"flag of analyze {name}", flag, set(known) - {"runs", "device", "progress", "trust_pickle"}
+                )
+        supplied: dict[str, Any] = {"device": place, "progress": progress, "trust_pickle": trust_pickle}
+        supplied = {key: value for key, value in supplied.items() if key in known}
+        found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **(flags or {}), **(settings or {}))
+    write(found, out)
+    show(found, out, screen)
+    return found
+
+
+def write(found: Analysis, out: Path) -> None:
+    """Tables as CSV, figures as SVG, notes as text, each whole. Raises UserError."""
+    import io
+
+    from advbench.files import write_atomic
+
+    for name, table in found.tables.items():
+        write_atomic(out / f"{name}.csv", _flat(table).to_csv(index=False, lineterminator="\n"))
+    for name, figure in found.figures.items():
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+        write_atomic(out / f"{name}.svg", stream.getvalue())
+    write_atomic(out / "notes.txt", "".join(f"{line}\n" for line in (found.title, *found.notes)))
+
+
+def show(found: Analysis, out: Path, screen: Screen) -> None:
+    """Title, tables and notes."""
+    if screen.as_json:
+        tables = {name: json.loads(_flat(table).to_json(orient="records")) for name, table in found.tables.items()}
+        screen.json({"title": found.title, "tables": tables, "notes": list(found.notes), "out": str(out)})
+        return
+    screen.say(found.title)
+    for name, table in found.tables.items():
+        frame = _flat(table)
+        rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+        screen.table([str(column) for column in frame.columns], rows, title=name if len(found.tables) > 1 else "")
+    for note in found.notes:
+        screen.say(note)
+    files = [*(f"{name}.csv" for name in found.tables), *(f"{name}.svg" for name in found.figures), "notes.txt"]
+    screen.say(f"{out}: {', '.join(files)}")
+
+
+def _flat(table: DataFrame) -> DataFrame:
+    """With the index among the columns, where it says something and does not only count."""
+    return table.reset_index() if any(name is not None for name in table.index.names) else table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _free(folder: Path) -> Path:
+    number, place = 1, folder
+    while place.exists():
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    return place

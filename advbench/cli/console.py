@@ -1,0 +1,252 @@
+"""What the user sees: results on stdout, progress and warnings on stderr. The only file that imports rich.
+
+On a terminal: tables with rules and live bars. Elsewhere: aligned plain text, and a line of progress now and
+then. With `--json`: nothing but JSON Lines on stdout, and on stderr only what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from advbench.escape import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_PACKAGE = str(Path(__file__).parent.parent)
+_SPARSE = 15.0  # seconds between two plain lines of progress
+_LIVE = 0.1  # seconds between two looks of a bar
+
+
+class Screen:
+    """Where one command writes. `as_json`: stdout is for machines."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def say(self, text: str) -> None:
+        """A line that belongs to the result: on stdout, with --json on stderr."""
+        _write(sys.stderr if self.as_json else sys.stdout, visible(text))
+
+    def note(self, text: str) -> None:
+        """A line about the progress, on stderr; silent with --json."""
+        if not self.as_json:
+            _write(sys.stderr, visible(text))
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, on stderr."""
+        _write(sys.stderr, visible(f"warning: {text}"))
+
+    def text(self, text: str) -> None:
+        """Several lines made by the project itself (a recipe, a CSV), as they are."""
+        _write(sys.stdout, text.removesuffix("\n"))
+
+    def json(self, value: Any) -> None:
+        """One JSON value on a line of its own."""
+        _write(sys.stdout, json.dumps(value, allow_nan=False))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+        """Numbers to the right, words to the left; a title above."""
+        if self.as_json:
+            return
+        cells = [[visible(cell) for cell in row] for row in rows]
+        if sys.stdout.isatty():
+            _console(sys.stdout).print(_rich_table(columns, cells, visible(title)))
+        else:
+            self.text(plain_table(columns, cells, visible(title)))
+
+    @contextmanager
+    def ready(self) -> Iterator[Screen]:
+        """While a command runs: the project's own warnings are a line each, those of others silent (unless -W asks)."""
+        if sys.warnoptions:
+            yield self
+            return
+
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any, **named: Any
+        ) -> None:
+            if filename.startswith(_PACKAGE):
+                self.warn(" ".join(str(message).split()))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", category=UserWarning, module="advbench")
+            warnings.showwarning = show
+            yield self
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Bar]:
+        """A bar for work of one or several stages."""
+        if self.as_json:
+            yield Bar(title)
+        elif sys.stderr.isatty():
+            with _progress(_console(sys.stderr)) as progress:
+                yield LiveBar(title, progress)
+        else:
+            yield SparseBar(title, self.note)
+
+    @contextmanager
+    def fetching(self, check: Callable[[], None]) -> Iterator[Callable[[int, int | None, str], None]]:
+        """What data loaders tell of a download; `check` is called each time, and stops it by raising."""
+        with self.bar("fetching") as bar:
+
+            def told(done: int, total: int | None, what: str) -> None:
+                check()
+                bar.update(
+                    what, done, total, lambda: f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f}" if total else "")
+                )
+
+            yield told
+
+
+class Bar:
+    """Told how far the work is; shows nothing. `live`: lines cost no room that the bar would need."""
+
+    live = False
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
+        """`done` of `total` (None: nobody knows) of `stage`; `more` is only called when it is to be shown."""
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+
+
+class SparseBar(Bar):
+    """A plain line when a stage begins to take long, and then every 15 seconds."""
+
+    def __init__(self, title: str, write: Callable[[str], None]) -> None:
+        super().__init__(title)
+        self._write = write
+        self._stage = ""
+        self._began = self._shown = time.monotonic()
+
+    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began = stage, now
+        if now - self._shown < _SPARSE:
+            return
+        self._shown = now
+        share = f"{_count(done)} of {_count(total)}" if total else _count(done)
+        self._write(", ".join(part for part in (f"{self.title}: {stage} {share}", more()) if part))
+
+    def line(self, text: str) -> None:
+        self._shown = time.monotonic()
+        self._write(text)
+
+
+class LiveBar(Bar):
+    """A rich bar: stage, share, rate, time left."""
+
+    live = True
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        super().__init__(title)
+        self._progress = progress
+        self._stage: str | None = None
+        self._task: TaskID | None = None
+        self._shown = 0.0
+
+    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
+        now = time.monotonic()
+        fresh = stage != self._stage
+        if not fresh and now - self._shown < _LIVE and done != total:
+            return
+        self._shown = now
+        if fresh:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._stage = stage
+            self._task = self._progress.add_task(visible(f"{self.title} {stage}".strip()), total=total, more="")
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, more=visible(more()))
+
+    def line(self, text: str) -> None:
+        self._progress.console.print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """Aligned columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    right = _numeric(rows, len(columns))
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(row, widths, right, strict=True)
+        ]
+        return "  ".join(cells).rstrip()
+
+    head = [title] if title else []
+    return "\n".join([*head, line(columns), *map(line, rows)])
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
+    for column, numeric in zip(columns, _numeric(rows, len(columns)), strict=True):
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
+    """Which columns hold nothing but numbers (fractions, intervals and percents among them)."""
+    allowed = set("0123456789.,+-/%() e")
+    return [bool(rows) and all(set(row[index]) <= allowed for row in rows) for index in range(columns)]
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    plain: Mapping[str, Any] = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+    return Console(file=stream, markup=False, highlight=False, emoji=False, **plain)
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(show_speed=True),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[more]}", markup=False),
+        console=console,
+        transient=True,
+        refresh_per_second=8,
+    )
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"

@@ -1,0 +1,95 @@
+"""Where records and unfinished evaluations are kept. Loads torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from advbench.attacks.search import Search
+from advbench.cli.console import Bar, Screen
+from advbench.errors import UserError
+from advbench.evaluator import Journal
+from advbench.record import Fates, Record, load_record, load_records, slug
+
+
+class AlreadyDone(Exception):
+    """What is asked for has been measured: here is its record."""
+
+    def __init__(self, record: Record, fates: Fates) -> None:
+        super().__init__(record.id)
+        self.record, self.fates = record, fates
+
+
+class KeptJournal(Journal):
+    """A journal that on --resume first looks for the finished record in `folder`, and then raises AlreadyDone."""
+
+    def __init__(self, path: Path, folder: Path, **rest: Any) -> None:
+        super().__init__(path, **rest)
+        self._folder = folder / "records"
+
+    def begin(self, asked: dict[str, Any], *, resume: bool) -> bool:
+        if resume:
+            for record in load_records(self._folder)[0]:
+                if answers(record, asked):
+                    place = next(self._folder.rglob(f"{record.id}.json"))
+                    raise AlreadyDone(*load_record(place))
+        return super().begin(asked, resume=resume)
+
+
+def answers(record: Record, asked: dict[str, Any]) -> bool:
+    """Whether `record` is the answer to what a journal was begun with."""
+    return asked == {
+        "model": record.model.weights_sha256,
+        "images": record.dataset.images_sha256,
+        "norm": record.norm,
+        "eps": record.eps,
+        "attacks": [ref.model_dump(mode="json") for ref in record.attack],
+        "engine": record.engine.model_dump(mode="json"),
+        "seed": record.seed,
+        "advbench": record.environment.advbench,
+    }
+
+
+def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequence[str]) -> Path:
+    """The hidden file beside the records in `folder` from which such an evaluation can be resumed."""
+    name = "-".join(slug(part) for part in (spec, dataset, norm, "+".join(attacks)))
+    return folder / "records" / f".{name}.journal"
+
+
+def check_writable(folder: Path) -> None:
+    """UserError, before hours are spent, where `folder` is no folder or could not be written; makes nothing."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot write {folder}: {place} is a file: choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {folder}: no permission to write in {place}: choose another folder")
+
+
+def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:
+    """Put the record into `folder`, with `publish` into its tables too; the path of its JSON. Raises UserError."""
+    if not publish:
+        return record.save(folder, fates)
+    from advbench import leaderboard
+
+    published = leaderboard.publish(record, fates, folder)
+    for damage in published.damaged:
+        screen.warn(f"left out of the tables: {damage.reason}")
+    return published.path
+
+
+def shown(bar: Bar) -> Callable[[str, Search], None]:
+    """The progress of a journal, in a bar: attacks that ended, and samples that fell."""
+
+    def progress(stage: str, search: Search) -> None:
+        bar.update(
+            stage,
+            search.finished,
+            len(search.queue),
+            lambda: f"{int(search.verdicts.fell.sum())} of {len(search.verdicts.fell)} fell",
+        )
+
+    return progress

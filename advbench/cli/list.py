@@ -1,0 +1,50 @@
+"""`advbench list`: what can be named. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from advbench.cli import options
+from advbench.cli.console import Screen
+from advbench.errors import unknown
+from advbench.registry import entries
+
+KINDS = ("methods", "attacks", "models", "datasets", "analyses")
+
+
+def command(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List what can be named.
+
+    Kinds: methods, attacks, models, datasets, analyses.
+    """
+    with Screen(as_json=as_json).ready() as screen:
+        kinds = (kind,) if kind is not None else KINDS
+        found = {name: listing(name) for name in kinds}
+        if as_json:
+            screen.json([{"list": name, **row} if kind is None else row for name in kinds for row in found[name]])
+            return
+        for name in kinds:
+            rows = [row for row in found[name] if kind is not None or row.get("kind") != "trained"]
+            left = len(found[name]) - len(rows)
+            extra = f", and {left} trained ones: advbench list {name}" if left else ""
+            cells = [(str(row["name"]), str(row["summary"])) for row in rows]
+            screen.table(("name", "summary"), cells, title=f"{name} ({len(rows)}{extra})")
+            if name != kinds[-1]:
+                screen.say("")
+
+
+def listing(kind: str) -> list[dict[str, object]]:
+    """Every entry of `kind` as plain values with at least name and summary. Raises UserError."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if kind == "models":
+        from advbench.models.external import listing
+
+        return [dict(row) for row in listing()]
+    folder = {"datasets": "data"}.get(kind, kind)
+    return [{"name": name, "summary": entry.summary, **entry.about} for name, entry in entries(folder).items()]

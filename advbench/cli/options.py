@@ -1,0 +1,72 @@
+"""The flags that commands share, as annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advbench.errors import UserError, unknown
+
+
+def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values in a TOML file the defaults of the command's flags; those of [set] become --set."""
+    if path is None:
+        return None
+    import tomllib
+
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML: {error}") from error
+    fields = given.pop("set", {})
+    if not isinstance(fields, dict):
+        raise UserError(f"--config {path}: [set] must be a table of fields")
+    names = {name: option for option in context.command.params for name in (option.name or "", *option.opts)}
+    names = {name.lstrip("-"): option for name, option in names.items() if option.name not in ("config", "settings")}
+    defaults: dict[str, object] = {}
+    for key, value in given.items():
+        if key not in names:
+            raise unknown(f"flag in {path}", key, {name.lstrip("-") for o in names.values() for name in o.opts})
+        option = names[key]
+        several = getattr(option, "multiple", False) or option.nargs == -1
+        defaults[str(option.name)] = [str(one) for one in value] if isinstance(value, list) and several else value
+    if fields:
+        defaults["settings"] = [f"{name}={value}" for name, value in fields.items()]
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", metavar="NAME", help="digits, cifar10, ... (advbench list datasets)")
+]
+Arch = Annotated[
+    str | None, typer.Option("--arch", metavar="NAME", help="resnet18, small_cnn, ... (advbench list models)")
+]
+Norm = Annotated[
+    str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="of all that is drawn")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]
+Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="load pickles, which can run any code: only if you trust their maker")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where to write")]
+Force = Annotated[bool, typer.Option("--force", help="replace what --out holds")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what was interrupted; skip what is finished")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object a line on stdout, no progress")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="a field, such as steps=40 (repeatable)")
+]
+Flags = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="TOML with flags of this command, [set] for fields",
+        is_eager=True, callback=_read_flags,
+    ),
+]  # fmt: skip
+On = Annotated[str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS] for a cluster")]

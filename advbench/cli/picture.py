@@ -1,0 +1,73 @@
+"""A grid of small pictures with a caption each."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.escape import visible
+
+_LINES = 8
+_INCH = 1.15  # of a panel's side
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image (C, H, W) in [0, 1] with C of 1 or 3, its caption, and whether that is to be seen first."""
+
+    image: NDArray[Any]
+    caption: str
+    alarming: bool = False
+
+
+def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
+    """A PNG: each sample's panels side by side, samples below each other, in blocks of eight."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = min(_LINES, len(samples))
+    blocks, width = math.ceil(len(samples) / lines), len(samples[0])
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is only a $
+        figure = Figure(figsize=(_INCH * (width * blocks + 0.3 * (blocks - 1)), _INCH * 1.22 * lines + 0.5))
+        FigureCanvasAgg(figure)
+        top = 1 - 0.45 / figure.get_figheight()
+        columns = [1.0] * (width * blocks + blocks - 1)
+        for gap in range(width, len(columns), width + 1):
+            columns[gap] = 0.3
+        grid = figure.add_gridspec(
+            lines,
+            len(columns),
+            width_ratios=columns,
+            left=0.01,
+            right=0.99,
+            bottom=0.01,
+            top=top,
+            hspace=0.3,
+            wspace=0.05,
+        )
+        figure.suptitle(_plain(title), fontsize=9)
+        for place, panels in enumerate(samples):
+            line, first = place % lines, place // lines * (width + 1)
+            for column, panel in enumerate(panels):
+                axes = figure.add_subplot(grid[line, first + column])
+                image = np.clip(panel.image.transpose(1, 2, 0), 0, 1)
+                axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+                axes.set_axis_off()
+                axes.set_title(_plain(panel.caption), fontsize=7, pad=2, color="#b00020" if panel.alarming else "black")
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _plain(text: str) -> str:
+    """What the font can show, not too long."""
+    return visible(text).encode("ascii", "replace").decode()[:90]

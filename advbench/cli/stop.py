@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM: the first asks the work to stop at its next step and save, the second ends at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from advbench.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Halted(Interrupted):
+    """Interrupted, with the options that a command line which goes on needs besides --resume."""
+
+    def __init__(self, message: str, missing: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class Stop:
+    """`with Stop() as stop:` takes the signals over; `stop()` says whether one came."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def check(self, *_: object) -> None:
+        """Raise Interrupted when a signal came: for work that has nothing to save."""
+        if self._asked:
+            raise Interrupted("stopped before anything was lost")
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h")  # a live bar hides the cursor
+            os._exit(128 + number)
+        self._asked = True
+        os.write(2, b"\nstopping at the next step; once more to end at once\n")  # print is not safe in a handler
+
+
+def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:
+    """The command line that goes on with what `argv` began; options of `missing` are added where not given."""
+    words = [word for word in argv if word != "--force"]
+    for option, value in missing.items():
+        if not any(word == option or word.startswith(f"{option}=") for word in words):
+            words += [option, value]
+    if "--resume" not in words:
+        words.append("--resume")
+    return shlex.join(["advbench", *words])

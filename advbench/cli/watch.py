@@ -1,0 +1,88 @@
+"""What a training run shows while it goes. Loads torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from advbench.cli.console import Bar
+from advbench.cli.stop import Stop
+from advbench.errors import UserError
+from advbench.trainer import Began, EpochDone, StepDone, Watch
+
+_PAUSE = 5.0  # seconds between two lines of epochs where there is no live bar
+
+
+class Shown(Watch):
+    """The bar of a run, a line for each epoch, and on wish TensorBoard's files in the run folder."""
+
+    def __init__(self, bar: Bar, stop: Stop, *, log: str | None = None) -> None:
+        self._bar, self._stop, self._log = bar, stop, log
+        self._writer: Any = None
+        self._told = -_PAUSE
+
+    def stop(self) -> bool:
+        return self._stop()
+
+    def on_begin(self, event: Began) -> None:
+        if self._log is not None:
+            self._writer = writer(event.out / "tensorboard")
+        if event.epoch:
+            self._bar.line(f"going on after epoch {event.epoch} of {event.epochs}")
+
+    def on_step(self, event: StepDone) -> None:
+        done = (event.epoch - 1) * event.steps + event.step
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
+        self._bar.update(
+            f"epoch {event.epoch} of {event.epochs}",
+            done,
+            event.epochs * event.steps,
+            lambda: f"{event.images_per_s:,.0f} images/s, {duration(event.seconds_left)} left, {terms}",
+        )
+
+    def on_epoch(self, event: EpochDone) -> None:
+        if self._writer is not None:
+            scores = asdict(event.scores) if event.scores else {}
+            for name, value in {**event.terms, **event.notes, **scores, "lr": event.lr}.items():
+                self._writer.add_scalar(name, value, event.epoch)
+        now = time.monotonic()
+        last = event.epoch == event.epochs
+        if self._bar.live or last or event.flag or now - self._told > _PAUSE:
+            self._told = now
+            self._bar.line(epoch_line(event))
+        if last and self._writer is not None:
+            self._writer.close()
+
+
+def epoch_line(event: EpochDone) -> str:
+    """An epoch in one line: loss, accuracies on the held-out images, rate."""
+    parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {event.terms['loss']:.4f}"]
+    if event.scores is not None:
+        parts += [f"clean {event.scores.clean:.1%}", f"PGD {event.scores.robust:.1%}"]
+    parts.append(f"{event.images_per_s:,.0f} images/s")
+    if event.best:
+        parts.append("best so far")
+    if event.flag is not None:
+        parts.append(f"{event.flag.name}: {event.flag.detail}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def writer(folder: Path) -> Any:
+    """TensorBoard's writer. UserError when the package is not there."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--log tensorboard needs a package: pip install tensorboard") from error
+    return SummaryWriter(folder)
