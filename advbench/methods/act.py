@@ -25,7 +25,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "act": {
         "make": "ACT",
         "summary": "adversarial concurrent training: a robust and a natural net teach each other (Arani et al. 2020)",
-        "paper": "Adversarial Concurrent Training: Optimizing Robustness and Accuracy Trade-off of Deep Neural Networks",
+        "paper": "Adversarial Concurrent Training: Optimizing Robustness and Accuracy Trade-off of DNNs",
         "arxiv": "2008.07015",
         "year": 2020,
         "claim": "CIFAR-10, ResNet-18: 84.3 % clean and 55.8 % under PGD-20 (AT 82.8 / 51.3, TRADES 82.4 / 52.8)",

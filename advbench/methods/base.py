@@ -71,10 +71,15 @@ class Setup:
 class Tools(Protocol):
     """What the trainer does for a method, with the recipe's settings. Only `perturb` and `step` are handed it."""
 
-    optimizers: Mapping[str, torch.optim.Optimizer]  # "f" and the parts that learn
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By net: "f", and the parts that learn."""
 
     def region(self, x: Tensor, scale: float = 1.0) -> Region:
         """The balls around x (B, C, H, W), of `scale` times the training eps."""
+
+    def step_size(self) -> float:
+        """The recipe's step of the inner attack, which grows with eps where that has a warm-up."""
 
     def attack_mode(self) -> AbstractContextManager[None]:
         """Every net in the mode the recipe has for attacks (`inner.bn_mode`); put back at the end."""

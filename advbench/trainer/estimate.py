@@ -48,7 +48,9 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
     if session.held_out is not None:
         batch = min(max(session.batch_size, 128), len(session.held_out))
         start = time.monotonic()
-        score(session.deployed, session.held_out.subset(range(batch)), recipe, batch_size=batch, autocast=session.autocast)
+        score(
+            session.deployed, session.held_out.subset(range(batch)), recipe, batch_size=batch, autocast=session.autocast
+        )
         validation = (time.monotonic() - start) * len(session.held_out) / batch
     epoch = step * session.steps + validation
     return Estimate(

@@ -27,7 +27,7 @@ TELL_SECONDS = 0.5
 
 
 def device_of(name: str) -> torch.device:
-    """"auto", "cpu" or "cuda[:N]" as a device. Raises UserError when there is none such."""
+    """ "auto", "cpu" or "cuda[:N]" as a device. Raises UserError when there is none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -59,8 +59,11 @@ def train(
     going_on = folder.check(out, recipe, resume=resume, force=force)
     if going_on and folder.finished(out):
         return out
-    session = Session(recipe, device_of(device))
-    with locked(out / folder.LOCK, timeout=0):
+    where = device_of(device)
+    session = Session(recipe, where)
+    generators = [where] if where.type == "cuda" else []
+    with locked(out / folder.LOCK, timeout=0), torch.random.fork_rng(devices=generators):
+        torch.manual_seed(recipe.seed)  # for layers that draw numbers, as dropout does; all else has keys of its own
         if going_on:
             history = folder.restore(out, session)
         else:

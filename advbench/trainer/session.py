@@ -36,6 +36,8 @@ class Session:
         self.method = make(recipe)
         self.data, self.held_out, self.data_sha256 = _data(recipe, device)
         self.method.check(recipe, self.data.num_classes)
+        if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
+            raise UserError(f"augment.policy autoaugment is made for values to 255, which {self.data.name} has not")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
         self.autocast, self.precision = _precision(recipe, device)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from advbench.attacks.engine import Attack, Problem, solve
 from advbench.attacks.pgd import PGD
 from advbench.methods.base import Losses, Nets, Objective
-from advbench.models.base import Model
 from advbench.recipe import Inner, Recipe
 from advbench.threat import Region, around
 from advbench.trainer.awp import perturbed
@@ -68,11 +67,20 @@ class Tools:
         self.autocast = autocast
         self.inner = inner_attack(recipe.inner)
 
-    def region(self, x: Tensor, scale: float = 1.0) -> Region:
+    @property
+    def eps(self) -> float:
+        """The training eps, as far as it has grown."""
         warmup = self.recipe.inner.warmup
         grown = min(1.0, self.nets.progress / warmup) if warmup else 1.0
-        eps = self.recipe.threat.eps_value * grown * scale
-        return around(self.recipe.threat.norm, x, torch.full((len(x),), eps, dtype=torch.float64, device=x.device))
+        return self.recipe.threat.eps_value * grown
+
+    def region(self, x: Tensor, scale: float = 1.0) -> Region:
+        eps = torch.full((len(x),), self.eps * scale, dtype=torch.float64, device=x.device)
+        return around(self.recipe.threat.norm, x, eps)
+
+    def step_size(self) -> float:
+        absolute = self.recipe.inner.step_size
+        return absolute if absolute is not None else self.recipe.inner.rel_step * self.eps
 
     def attack_mode(self) -> AbstractContextManager[None]:
         return attack_mode([self.nets.f, *self.nets.parts.values()], self.recipe.inner.bn_mode)

@@ -1,0 +1,69 @@
+"""Free adversarial training: Shafahi et al. 2019, arXiv:1904.12843, algorithm 1.
+
+Each batch is replayed m times. One backward pass serves both sides: the weights descend CE(f(x + d), y), and
+d <- P(d + eps sign grad_d CE(f(x + d), y)). d is kept from batch to batch, in place of a fresh start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import UserError
+from advbench.methods.base import Method, Nets, Setup, Tools
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "free-at": {
+        "make": "FreeAT",
+        "summary": "one backward pass for weights and perturbation, m replays of a batch (Shafahi et al. 2019)",
+        "paper": "Adversarial Training for Free!",
+        "arxiv": "1904.12843",
+        "year": 2019,
+        "claim": "robustness near PGD training at the cost of standard training, with epochs / m epochs",
+        "cost": 0.73,
+        "cautions": ["an epoch is m updates a batch: divide the epochs by m for the paper's cost"],
+        "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
+    },
+}
+
+
+class Perturbation(nn.Module):
+    """`d` (B, C, H, W), kept from batch to batch and saved with the run."""
+
+    d: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("d", torch.zeros(shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeAT(Method):
+    """`m`: replays of each batch. The step of d is the recipe's `inner.rel_step`, 1 in the paper."""
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    m: int = 8
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise UserError(f"method.m is {self.m}: a batch is used at least once")
+
+    def parts(self, setup: Setup) -> dict[str, nn.Module]:
+        image = (setup.in_channels, setup.image_size, setup.image_size)
+        return {"perturbation": Perturbation((setup.batch_size, *image))}
+
+    def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
+        kept = nets.parts["perturbation"]
+        assert isinstance(kept, Perturbation)
+        ball, alpha = tools.region(x), tools.step_size()
+        terms: dict[str, Tensor] = {}
+        for _ in range(self.m):
+            z = ball.project(x + kept.d).requires_grad_()
+            terms = tools.update(lambda z=z: {"ce": nets.ce(nets.f(z), y)})  # type: ignore[misc]
+            assert z.grad is not None
+            kept.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
+        return terms

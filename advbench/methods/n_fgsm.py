@@ -1,0 +1,44 @@
+"""N-FGSM: de Jorge et al. 2022, arXiv:2202.01181, algorithm 1.
+
+min_f E[CE(f(x'), y)],  x' = x + d + alpha sign grad CE(f(x + d), y),  d ~ U(-k eps, k eps),  alpha = eps
+
+x' is not cut to the ball, only to [0, 1]: more noise, without clipping, prevents catastrophic overfitting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from advbench.methods.base import Method, Nets, Tools
+from advbench.methods.terms import ce
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "n-fgsm": {
+        "make": "NFGSM",
+        "summary": "one FGSM step from noise twice the ball's size, not clipped (de Jorge et al. 2022)",
+        "paper": "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training",
+        "arxiv": "2202.01181",
+        "year": 2022,
+        "claim": "no catastrophic overfitting: CIFAR-10, ResNet-18, 8/255: 47.8 % under AutoAttack (FastAT benchmark)",
+        "cost": 0.18,
+        "cautions": ["trains on points up to (k + 1) eps away from x"],
+        "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(Method):
+    """`k`: size of the noise, in eps. The step alpha is the recipe's `inner.rel_step` or `inner.step_size`."""
+
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    k: float = 2.0
+
+    def perturb(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> Tensor:
+        noisy = tools.region(x, self.k).sample(nets.key)
+        g = tools.gradient(lambda z: ce(nets.f(z), y), noisy)
+        return (noisy + tools.step_size() * g.sign()).clamp(0, 1)

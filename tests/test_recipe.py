@@ -1,0 +1,227 @@
+"""Recipes: precedence, exact round trips, FIELD=VALUE, and errors that name the near fields."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from advbench.data import parse
+from advbench.errors import UserError
+from advbench.models import architectures
+from advbench.recipe import Recipe, differences, parse_set
+from advbench.recipe.recipe import field_names
+from advbench.recipe.trees import listed, merged, plain, put
+from advbench.registry import entries
+
+SHIPPED = Path(__file__).parent.parent / "advbench" / "recipes"
+
+
+def test_without_a_word_it_is_act_on_digits() -> None:
+    recipe = Recipe.resolve()
+    assert (recipe.method.name, recipe.dataset, recipe.model.arch) == ("act", "digits", "small_cnn")
+    assert recipe.threat.eps_value == 0.1
+    assert recipe.run_name == "act-digits-small_cnn-linf-0.1-s0"
+
+
+def test_precedence_from_the_method_to_set(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("epochs = 7\nbatch_size = 32\n[optim]\nlr = 0.5\n[inner]\nrel_step = 0.3\n", encoding="utf-8")
+    plain_recipe = Recipe.resolve(method="trades", dataset="digits")
+    assert plain_recipe.inner.init == "gauss"  # the method's, over the default
+    assert plain_recipe.inner.rel_step == 0.2258
+    shipped = tomllib.loads((SHIPPED / "digits.toml").read_text(encoding="utf-8"))
+    assert plain_recipe.epochs == shipped["epochs"]  # the shipped one, over the method's and the default
+
+    recipe = Recipe.resolve(
+        method="trades",
+        config=config,
+        flags={"epochs": 9, "optim.lr": None, "batch_size": 64},
+        sets=["batch_size=16", "method.beta=3"],
+    )
+    assert recipe.inner.rel_step == 0.3  # the file's, over the method's
+    assert recipe.optim.lr == 0.5  # a flag of None was not given
+    assert recipe.epochs == 9  # the flag's, over the file's
+    assert recipe.batch_size == 16  # --set over the flag
+    assert recipe.method.settings == {"beta": 3.0}
+
+
+def test_names_given_low_decide_the_defaults_beneath() -> None:
+    recipe = Recipe.resolve(sets=["method.name=trades", "dataset=cifar10", "model.arch=resnet18"])
+    assert recipe.inner.init == "gauss"
+    assert recipe.threat.eps == "8/255"
+    assert Recipe.resolve(dataset="cifar10", norm="l2").threat.eps == "0.5"
+
+
+def test_eps_is_kept_as_written() -> None:
+    recipe = Recipe.resolve(eps="8/255")
+    assert (recipe.threat.eps, recipe.threat.eps_value) == ("8/255", 8 / 255)
+    assert Recipe.resolve(sets=["threat.eps=0.30"]).threat.eps == "0.30"
+    with pytest.raises(UserError, match="8/255 was probably meant"):
+        Recipe.resolve(eps="8")
+    with pytest.raises(UserError, match="eps_value"):
+        Recipe.resolve(eps="0.1", sets=["threat.eps_value=0.2"])
+
+
+def test_a_resolved_recipe_as_config_yields_to_a_new_eps(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(Recipe.resolve(eps="8/255").to_toml(), encoding="utf-8")
+    assert Recipe.resolve(config=path).threat.eps_value == 8 / 255
+    assert Recipe.resolve(config=path, eps="0.2").threat.eps_value == 0.2
+
+
+@pytest.mark.parametrize("method", list(entries("methods")))
+def test_toml_round_trip_is_exact_for_every_method(method: str, tmp_path: Path) -> None:
+    recipe = Recipe.resolve(method=method, eps="0.1", sets=["optim.lr=0.1234567890123456789", "inner.step_size=0.01"])
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    again = Recipe.load(path)
+    assert again == recipe
+    assert again.sha256 == recipe.sha256
+    assert again.to_toml() == recipe.to_toml()
+    assert differences(recipe, again) == []
+
+
+@given(
+    lr=st.floats(1e-9, 1e3),
+    milestones=st.lists(st.floats(0, 1), max_size=4),
+    seed=st.integers(0, 2**62 - 1),
+    beta=st.floats(0, 100),
+)
+def test_round_trip_of_any_numbers(lr: float, milestones: list[float], seed: int, beta: float) -> None:
+    text = ",".join(map(repr, milestones))
+    sets = [f"optim.lr={lr!r}", f"schedule.milestones={text}", f"seed={seed}", f"method.beta={beta!r}"]
+    recipe = Recipe.resolve(method="trades", sets=sets)
+    assert (recipe.optim.lr, list(recipe.schedule.milestones), recipe.seed) == (lr, milestones, seed)
+    assert recipe.method.settings["beta"] == beta
+    assert Recipe.read(tomllib.loads(recipe.to_toml())) == recipe
+
+
+_WORD = st.text(st.characters(categories=["Ll", "Nd"], include_characters="_"), min_size=1)
+
+
+@given(path=st.lists(_WORD, min_size=1, max_size=4), value=st.text())
+def test_set_splits_at_the_first_equals(path: list[str], value: str) -> None:
+    assert parse_set(f"{'.'.join(path)}={value}") == (".".join(path), value.strip())
+
+
+@given(st.text(st.characters(exclude_characters="=")))
+def test_set_without_equals_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not FIELD=VALUE"):
+        parse_set(text)
+
+
+@given(st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False)))
+def test_texts_of_the_architecture_are_read_as_toml_reads_them(value: float) -> None:
+    assert plain(str(value).lower() if isinstance(value, bool) else repr(value)) == value
+    assert plain("layer1:8") == "layer1:8"
+    assert plain("relu") == "relu"
+
+
+@pytest.mark.parametrize("text", ["=1", "optim..lr=1", ".lr=1", "optim.=1"])
+def test_set_with_an_empty_name_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not FIELD=VALUE"):
+        parse_set(text)
+
+
+@pytest.mark.parametrize(
+    ("given_set", "message"),
+    [
+        ("optim.learning_rate=1", "unknown recipe field 'optim.learning_rate': .*optim.lr"),
+        ("optim.momentun=1", "did you mean optim.momentum"),
+        ("lr=1", "did you mean optim.lr"),
+        ("epoch=1", "did you mean epochs"),
+        ("method.betta=1", "unknown field of the method 'betta': did you mean beta"),
+        ("optim.lr=-1", "optim.lr: .*greater than 0.*not '-1'"),
+        ("optim.lr=nan", "optim.lr"),
+        ("epochs=many", "epochs: .*integer.*not 'many'"),
+        ("epochs=0", "epochs"),
+        ("inner.init=gaus", "inner.init: .*'uniform', 'gauss' or 'none'"),
+        ("method.beta=much", "method.beta: .*not 'much'"),
+        ("optim=sgd", "optim"),
+        ("epochs.x=1", "epochs has no fields"),
+        ("schedule.milestones=0.5,2", "milestones"),
+        ("method.name=pdg-at", "did you mean pgd-at"),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_near_fields(given_set: str, message: str) -> None:
+    sets = [given_set] if given_set.startswith("epochs.x") is False else ["epochs=3", given_set]
+    with pytest.raises(UserError, match=message) as caught:
+        Recipe.resolve(method="trades", sets=sets) if "method.name" not in given_set else Recipe.resolve(sets=sets)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = = 3", encoding="utf-8")
+    with pytest.raises(UserError, match=r"broken.toml is not TOML"):
+        Recipe.resolve(config=broken)
+    with pytest.raises(UserError, match="cannot read recipe"):
+        Recipe.resolve(config=tmp_path / "absent.toml")
+    with pytest.raises(UserError, match="is missing"):
+        Recipe.read({"dataset": "digits"})
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe.resolve().epochs = 3  # type: ignore[misc]
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    a = Recipe.resolve(method="trades", eps="0.1")
+    b = Recipe.resolve(method="trades", eps="0.1", sets=["method.beta=1", "seed=3"])
+    assert differences(a, b) == ["method.beta 6.0 -> 1.0", "seed 0 -> 3"]
+    assert a.sha256 != b.sha256
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda file: file.stem)
+def test_shipped_recipes_are_for_what_exists_and_resolve(file: Path) -> None:
+    dataset, _, arch = file.stem.partition("-") if file.stem != "fashion-mnist" else ("fashion-mnist", "", "")
+    if file.stem.startswith("fashion-mnist-"):
+        dataset, arch = "fashion-mnist", file.stem.removeprefix("fashion-mnist-")
+    if file.stem == "default":
+        dataset = "cifar100"
+    parse(dataset)
+    assert not arch or arch in architectures()
+    for method in ("standard", "pgd-at", "trades", "act"):
+        for norm in ("linf", "l2", "l1", "fourier-linf"):
+            Recipe.resolve(method=method, dataset=dataset, arch=arch or None, norm=norm)
+
+
+def test_unknown_dataset_and_architecture_fall_back_to_the_default() -> None:
+    recipe = Recipe.resolve(method="pgd-at", dataset="imagefolder:/some/where", arch="torch.nn:Linear")
+    assert recipe.threat.eps == "8/255"
+    assert recipe.run_name == "pgd-at-imagefolder_some_where-torch.nn_Linear-linf-8_255-s0"
+
+
+def test_field_names_are_dotted_and_whole() -> None:
+    names = field_names()
+    assert {"epochs", "optim.lr", "inner.bn_mode", "threat.eps", "awp.gamma", "average.name"} <= set(names)
+    assert "optim" not in names
+
+
+def test_tables_merge_and_values_replace() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
+        "a": {"b": 1, "c": 4},
+        "d": {"e": 5},
+    }
+    tree: dict[str, object] = {}
+    put(tree, "a.b.c", 1)
+    assert tree == {"a": {"b": {"c": 1}}}
+    assert listed("[0.5, 0.75]") == ["0.5", "0.75"]
+
+
+def test_reading_a_recipe_loads_no_torch(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(Recipe.resolve().to_toml(), encoding="utf-8")
+    code = (
+        "import sys; from pathlib import Path; from advbench.recipe import Recipe; "
+        f"Recipe.load(Path({str(path)!r})).sha256; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,0 +1,290 @@
+"""The run as a whole: resuming to the bit, refusing, stopping, and what lands in the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from advbench.checkpoint import load_model, read_card
+from advbench.data import load
+from advbench.errors import Interrupted, UserError
+from advbench.files import locked
+from advbench.recipe import Recipe
+from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, loop, train
+
+Make = Callable[..., Recipe]
+
+
+class StopAfter(Watch):
+    """Stops at each of the numbers of steps drawn from `rng`, or when `steps` are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stop(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    timed = ("seconds", "images_per_s")
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("method", "sets"),
+    [
+        ("pgd-at", ["model.dropout=0.3", "average.name=ema", "inner.bn_mode=train"]),
+        ("act", ["awp.gamma=0.01", "average.name=swa", "average.start=0.5", "inner.warmup=0.5"]),
+        ("free-at", ["augment.crop=1", "augment.flip=true", "optim.name=adam", "optim.lr=0.001"]),
+    ],
+)
+def test_a_run_stopped_at_any_step_resumes_to_the_bit(
+    recipe: Make, tmp_path: Path, method: str, sets: list[str]
+) -> None:
+    made = recipe(method, *sets)
+    whole = train(made, tmp_path / "whole", device="cpu")
+    rng, pieces, stops = random.Random(method), tmp_path / "pieces", 0
+    while True:
+        torch.manual_seed(rng.randrange(1000))  # what else the process did must not matter
+        try:
+            train(made, pieces, device="cpu", resume=True, watch=StopAfter(rng.randint(1, 6)))
+            break
+        except Interrupted as stopped:
+            assert "--resume" in str(stopped)
+            stops += 1
+    assert stops >= 3
+    assert weights(pieces) == weights(whole)
+    assert rows(pieces) == rows(whole)
+    a, b = read_card(whole), read_card(pieces)
+    assert (a.files, a.results["epochs"], a.finished) == (b.files, b.results["epochs"], b.finished)
+    assert [a.cost[name] for name in ("forwards", "backwards")] == [b.cost[name] for name in ("forwards", "backwards")]
+
+
+def test_two_runs_are_equal_and_another_seed_differs(recipe: Make, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(random.randrange(1000))
+        train(recipe("pgd-at", f"seed={seed}"), tmp_path / name, device="cpu")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path;"
+        "from advbench.recipe import Recipe; from advbench.trainer import loop;"
+        "torch.set_num_threads(1); loop.SAVE_SECONDS = 0.0;"
+        "loop.train(Recipe.load(Path(sys.argv[1])), Path(sys.argv[2]), device='cpu', resume=True)"
+    )
+    short = ["epochs=4", "batch_size=16", "train_n=600", "inner.steps=3", "validation.steps=2", "model.width=32"]
+    made = Recipe.resolve(method="pgd-at", arch="mlp", eps="0.1", sets=short)
+    file, out = tmp_path / "recipe.toml", tmp_path / "killed"
+    file.write_text(made.to_toml(), encoding="utf-8")
+    state = out / "train_state" / "state.bin"
+    command = [sys.executable, "-c", code, str(file), str(out)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not read_card(out).finished
+    train(made, out, device="cpu", resume=True)
+    train(made, tmp_path / "whole", device="cpu")
+    assert weights(out) == weights(tmp_path / "whole")
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -> None:
+    made = recipe("act", arch="mlp")
+    out = train(made, tmp_path / "run", device="cpu")
+    names = {
+        "model.safetensors",
+        "last.safetensors",
+        "recipe.toml",
+        "metrics.jsonl",
+        "train_state",
+        "run.json",
+        "parts",
+    }
+    assert names <= {file.name for file in out.iterdir()}
+    assert Recipe.load(out / "recipe.toml") == made
+    card = read_card(out)
+    assert (card.method, card.norm, card.eps_text, card.seed) == ("act", "linf", "0.1", 0)
+    assert card.recipe_sha256 == made.sha256
+    assert set(card.files) == {"model.safetensors", "last.safetensors", "parts/natural.safetensors"}
+    for spec in (out, out / "last.safetensors", out / "parts" / "natural.safetensors"):
+        assert load_model(str(spec), dataset=load("digits", "test")).arch == "mlp"
+    # 6 steps of 16 images in 2 epochs; F and G once each, and F twice in the attack.
+    assert (card.cost["forwards"], card.cost["backwards"]) == (2 * 6 * 16 * 4, 2 * 6 * 16 * 4)
+    assert [row["epoch"] for row in rows(out)] == [1, 2]
+    assert {"loss", "ce", "natural_ce", "kl", "natural_kl", "clean", "robust", "fgsm", "lr", "best"} <= set(
+        rows(out)[0]
+    )
+
+
+def test_the_best_epoch_is_deployed_and_the_last_kept(recipe: Make, tmp_path: Path) -> None:
+    out = train(recipe("standard", "epochs=4", "optim.lr=0.5"), tmp_path / "run", device="cpu")
+    told = rows(out)
+    merit = [(row["clean"], row["robust"]) for row in told]
+    best = max(range(4), key=lambda epoch: (merit[epoch], epoch))
+    card = read_card(out)
+    assert card.results["best"] is not None and card.results["best"]["epoch"] == best + 1  # type: ignore[index, call-overload]
+    same = (out / "model.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
+    assert same == (best == 3)
+
+
+def test_without_validation_the_last_epoch_is_deployed(recipe: Make, tmp_path: Path) -> None:
+    out = train(recipe("pgd-at", "validation.fraction=0"), tmp_path / "run", device="cpu")
+    assert (out / "model.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
+    assert "robust" not in rows(out)[0]
+
+
+def test_a_taken_folder_is_refused_and_left_alone(recipe: Make, tmp_path: Path) -> None:
+    out = train(recipe(), tmp_path / "run", device="cpu")
+    before = weights(out)
+    with pytest.raises(UserError, match=r"--resume.*--force.*--out"):
+        train(recipe(), out, device="cpu")
+    with pytest.raises(UserError, match=r"another recipe \(optim.lr 0.05 -> 0.1; seed 0 -> 1\)"):
+        train(recipe("pgd-at", "seed=1", "optim.lr=0.1"), out, device="cpu", resume=True)
+    assert weights(out) == before
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.tex").write_text("mine", encoding="utf-8")
+    for resume, force in ((False, False), (True, False), (False, True)):
+        with pytest.raises(UserError, match="something else than a run"):
+            train(recipe(), stranger, device="cpu", resume=resume, force=force)
+    assert [file.name for file in stranger.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        train(recipe(), stranger / "thesis.tex", device="cpu")
+
+
+def test_a_finished_run_is_left_as_it_is_and_force_overwrites_it(recipe: Make, tmp_path: Path) -> None:
+    out = train(recipe(), tmp_path / "run", device="cpu")
+    stamp = (out / "run.json").stat().st_mtime_ns
+    train(recipe(), out, device="cpu", resume=True)
+    assert (out / "run.json").stat().st_mtime_ns == stamp
+    other = recipe("trades", "seed=2")
+    train(other, out, device="cpu", force=True)
+    assert Recipe.load(out / "recipe.toml") == other
+
+
+def test_one_process_at_a_time(recipe: Make, tmp_path: Path) -> None:
+    with locked(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another process"):
+        train(recipe(), tmp_path / "run", device="cpu")
+
+
+def test_other_data_or_a_damaged_state_is_refused(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe(), out, device="cpu", watch=StopAfter(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(load("digits", "train")), "images_sha256", "0" * 64)
+        with pytest.raises(UserError, match="other images"):
+            train(recipe(), out, device="cpu", resume=True)
+    state = out / "train_state" / "state.bin"
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(UserError, match="state"):
+        train(recipe(), out, device="cpu", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(recipe: Make, tmp_path: Path) -> None:
+    sets = ["epochs=30", "optim.lr=1e18", "schedule.name=piecewise", "schedule.warmup=0.5"]
+    with pytest.raises(UserError, match=r"not finite from epoch \d+, batch \d+ of 6 on.*optim.lr") as caught:
+        train(recipe("standard", *sets), tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from advbench.trainer.session import Session
+
+    step = Session.step
+
+    def poisoned(self: Session, order: torch.Tensor) -> None:
+        step(self, order)
+        if (self.epoch, self.position) == (1, 4):
+            with torch.no_grad():
+                self.nets.f.linear.weight.fill_(torch.nan)  # type: ignore[operator, union-attr]
+
+    monkeypatch.setattr(Session, "step", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*are from before"
+    ):
+        train(recipe(), out, device="cpu")
+    loaded = load_model(str(out), trust_pickle=True)
+    assert all(bool(value.isfinite().all()) for value in loaded.net.state_dict().values())
+    assert read_card(out).results["epochs"] == 1
+
+
+def test_what_a_watch_is_told(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    told: list[object] = []
+
+    class Listener(Watch):
+        on_begin = on_step = on_epoch = lambda self, event: told.append(event)
+
+    train(recipe(), tmp_path / "run", device="cpu", watch=Listener())
+    assert [type(event) for event in told] == [Began, *([StepDone] * 6 + [EpochDone]) * 2]
+    steps = [event for event in told if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == [*range(1, 7)] * 2
+    assert all(event.terms["loss"] > 0 and event.images_per_s > 0 for event in steps)
+    assert steps[-1].seconds_left == pytest.approx(0.0)
+    done = [event for event in told if isinstance(event, EpochDone)]
+    assert done[0].scores is not None and 0 <= done[0].scores.robust <= done[0].scores.clean <= 1
+
+
+def test_the_estimate_counts_passes_and_touches_nothing(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = estimate(recipe("trades"), device="cpu")
+    # The clean answer of the attack carries no gradient; 2 steps; 2 outer passes.
+    assert (told.forwards_per_image, told.backwards_per_image) == (5.0, 4.0)
+    assert told.total_seconds == pytest.approx(2 * told.epoch_seconds)
+    assert (told.steps, told.device, told.precision) == (6, "cpu", "fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "mps", ""])
+def test_devices_that_are_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="device"):
+        device_of(name)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train_n=99999"], "more than the 1297 training images"),
+        (["model.seed=3"], "model.seed follows from"),
+        (["model.droput=0.5"], "did you mean dropout"),
+        (["validation.fraction=0.001"], "leaves a part empty"),
+        (["augment.policy=autoaugment"], "values to 255, which digits has not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    recipe: Make, tmp_path: Path, sets: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(recipe("pgd-at", *sets), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
