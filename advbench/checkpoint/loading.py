@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from advbench.registry import entries
 class Loaded:
     """A network in eval mode on its device, and what is known of it. `notes` are for the user to read."""
 
-    net: nn.Module
+    net: nn.Module = field(repr=False)
     spec: str
     arch: str
     weights_sha256: str

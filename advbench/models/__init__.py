@@ -47,14 +47,19 @@ def build(
     entry = find("models", arch)
     if _is_wrapper(entry):
         raise UserError(f"{arch} is a wrapper, no architecture: choose from {', '.join(architectures())}")
-    known = settings_of(entry)
-    for key in settings:
-        if key not in known:
-            raise unknown(f"setting of {arch}", key, known)
-    with _seeded(seed):
-        net = entry.create(
-            num_classes=num_classes, in_channels=in_channels, image_size=image_size, **_plain(arch, settings)
-        )
+    if arch in architectures():
+        known = settings_of(entry)
+        for key in settings:
+            if key not in known:
+                raise unknown(f"setting of {arch}", key, known)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    try:
+        with _seeded(seed):
+            net = entry.create(**sizes, **_plain(arch, settings))
+    except Exception as error:
+        if isinstance(error, UserError) or arch in architectures():
+            raise
+        raise UserError(f"architecture {arch} failed: {type(error).__name__}: {error}".partition("\n")[0]) from error
     if not isinstance(net, Model):
         raise UserError(f"{arch} made a {type(net).__name__}: an architecture derives from advbench.models.base.Model")
     net.arch, net.settings = arch, settings

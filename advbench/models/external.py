@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Shape:
 class Foreign:
     """A network from elsewhere, in eval mode on the CPU, and what is known of it."""
 
-    net: nn.Module
+    net: nn.Module = field(repr=False)
     arch: str
     num_classes: int | None
     dataset: str | None

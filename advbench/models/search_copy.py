@@ -48,31 +48,33 @@ def search_copy(
     knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
     """
     plain = _frozen(net)
-    notes: list[str] = []
-    folded = _frozen(net)
-    try:
-        count, left = _fold(folded)
-    except Exception as error:  # fx raises whatever the model's own code meets when given a proxy
-        notes.append(f"BatchNorm not folded: the model cannot be traced ({type(error).__name__}: {_line(error)})")
-        count, left = 0, 0
-    if left:
-        notes.append(f"{left} BatchNorm kept: no convolution of their own comes before")
-    if count:
-        difference = _difference(plain, folded, example)
-        if difference is None:
-            notes.append("BatchNorm not folded: no example input to check the folded copy with")
-        elif not difference <= TOLERANCE:
-            notes.append(f"BatchNorm not folded: logits would differ by {difference:.1e} of the largest")
-        else:
-            notes.append(
-                f"{count} BatchNorm folded into convolutions: logits differ by {difference:.1e} of the largest"
-            )
-            plain = folded
+    devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):  # a random network must not move others' numbers
+        plain, notes = _folded(plain, example)
     if dtype is not None:
         plain = plain.to(dtype)
     if channels_last:
         plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return SearchCopy(plain, dtype, channels_last).eval(), notes
+
+
+def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
+    """A folded copy of `plain` if there is one to trust, else `plain`; and notes."""
+    folded = _frozen(plain)
+    try:
+        count, left = _fold(folded)
+    except Exception as error:  # fx raises whatever the model's own code meets when given a proxy
+        return plain, [f"BatchNorm not folded: the model cannot be traced ({type(error).__name__}: {_line(error)})"]
+    notes = [f"{left} BatchNorm kept: no convolution of their own comes before"] if left else []
+    if not count:
+        return plain, notes
+    difference = _difference(plain, folded, example)
+    if difference is None:
+        return plain, [*notes, "BatchNorm not folded: no example input to check the folded copy with"]
+    if not difference <= TOLERANCE:
+        return plain, [*notes, f"BatchNorm not folded: logits would differ by {difference:.1e} of the largest"]
+    notes.append(f"{count} BatchNorm folded into convolutions: logits differ by {difference:.1e} of the largest")
+    return folded, notes
 
 
 class _Tracer(fx.Tracer):
