@@ -1,0 +1,142 @@
+"""Discriminative features by centre loss: Agarwal, Nguyen and Schonfeld, ICIP 2019, arXiv:1811.00621.
+
+A reconstruction from the abstract, with the centre loss of Wen et al. 2016 (ECCV, equations 2 to 4):
+
+L = CE(f(x), y) + lambda L_C,  L_C = 1/2 mean_i ||z_i - c_{y_i}||^2   (or the sum over the batch)
+c_j <- c_j - alpha Delta_j,    Delta_j = sum_{y_i = j} (c_j - z_i) / (1 + n_j),  n_j the images of class j
+
+z = features(x). The centres follow after each batch, from its features; or they are learnt by SGD of rate alpha on
+lambda L_C. They are saved and resumed with the run, and never decayed. The papers train on clean images; on
+adversarial ones, z is of x' or of x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advbench.errors import UserError
+from advbench.methods.base import Method, Nets, Objective, Setup, Tools
+from advbench.recipe import Recipe
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "center-loss": {
+        "make": "CenterLoss",
+        "summary": "standard training with features drawn to a centre of their class (Agarwal et al. 2019)",
+        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
+        "arxiv": "1811.00621",
+        "year": 2019,
+        "claim": "compact classes are harder to attack, on MNIST, CIFAR-10 and CIFAR-100",
+        "cost": 0.09,
+        "cautions": [
+            "a reconstruction from the abstract; no AutoAttack number was ever published",
+            "helps at small eps only, and kin of it was over-reported: MMC with AT 55.0 %, 43.5 under AutoAttack",
+        ],
+        "recipe": {"validation.select": "clean"},
+    },
+    "center-loss-at": {
+        "make": "CenterLoss",
+        "set": {"base": "at"},
+        "summary": "adversarial training with features drawn to a centre of their class (after Agarwal et al. 2019)",
+        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
+        "arxiv": "1811.00621",
+        "year": 2019,
+        "claim": "none: the paper trains on clean images",
+        "cost": 1.0,
+        "cautions": ["a reconstruction from the abstract; no AutoAttack number was ever published"],
+    },
+}
+
+
+class Centers(nn.Module):
+    """`c` (K, D), from 0: a buffer, or weights that learn."""
+
+    c: Tensor
+
+    def __init__(self, classes: int, size: int, *, learn: bool) -> None:
+        super().__init__()
+        start = torch.zeros(classes, size)
+        if learn:
+            self.c = nn.Parameter(start)
+        else:
+            self.register_buffer("c", start)
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, y: Tensor, alpha: float) -> None:
+        """c_j <- c_j - alpha Delta_j for features z (B, D) of classes y (B,)."""
+        away = torch.zeros_like(self.c).index_add_(0, y, self.c[y] - z.to(self.c.dtype))
+        count = torch.bincount(y, minlength=len(self.c)).to(self.c.dtype)
+        self.c = self.c - alpha * away / (1 + count)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterLoss(Method):
+    """`lam`: lambda; `alpha`: rate of the centres; `update`: how they move; `reduction` of L_C over the batch.
+
+    `base`: training on clean images, or AT, whose L_C is on features `on` adversarial or clean images. lambda 0
+    is the base, to the bit.
+    """
+
+    lam: float = 0.1
+    alpha: float = 0.5
+    update: Literal["wen", "sgd"] = "wen"
+    reduction: Literal["mean", "sum"] = "mean"
+    base: Literal["standard", "at"] = "standard"
+    on: Literal["adversarial", "clean"] = "adversarial"
+
+    def check(self, recipe: Recipe, num_classes: int) -> None:
+        super().check(recipe, num_classes)
+        if self.lam < 0:
+            raise UserError(f"method.lam is {self.lam:g}: write 0 or more, a negative one drives features apart")
+        if not 0 < self.alpha <= 1:
+            raise UserError(f"method.alpha is {self.alpha:g}: write a number above 0, to 1")
+
+    def parts(self, setup: Setup) -> dict[str, nn.Module]:
+        return {"centers": Centers(setup.num_classes, setup.feature_dim, learn=self.update == "sgd")}
+
+    def part_optim(self, name: str) -> dict[str, Any]:
+        return {"name": "sgd", "lr": self.alpha, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
+
+    def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
+        return None if self.base == "standard" else super().inner(nets, x, y)
+
+    def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return self._terms(nets, x, x_adv, y)[0]
+
+    def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
+        with tools.attack_mode():
+            x_adv = self.perturb(nets, x, y, tools)
+        features = x.new_zeros(0)
+
+        def losses() -> dict[str, Tensor]:
+            nonlocal features
+            terms, features = self._terms(nets, x, x_adv, y)
+            return terms
+
+        terms = tools.update(losses)
+        if self.update == "wen":
+            _centers(nets).follow(features, y, self.alpha)
+        return terms
+
+    def _terms(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The loss, and the features (B, D) that its centres are of, detached."""
+        z = nets.f.features(x_adv)
+        terms = {"ce": nets.ce(nets.f.head(z), y)}
+        if self.lam and self.base == "at" and self.on == "clean":
+            z = nets.f.features(x)
+        c = _centers(nets).c
+        away = (z.float() - c[y]).square().sum(1) / 2
+        if self.lam:
+            terms["center"] = self.lam * (away.mean() if self.reduction == "mean" else away.sum())
+        apart = torch.pdist(c.detach()).mean()
+        nets.note("intra_inter", torch.where(apart > 0, (2 * away.detach()).sqrt().mean() / apart, 1.0))
+        return terms, z.detach()
+
+
+def _centers(nets: Nets) -> Centers:
+    centers = nets.parts["centers"]
+    assert isinstance(centers, Centers)
+    return centers

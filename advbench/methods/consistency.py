@@ -1,0 +1,105 @@
+"""Consistency regularisation: Tack et al., AAAI 2022, arXiv:2103.04623. Read in code.
+
+Two random augmentations T1(x), T2(x) of each image are attacked, and the answers drawn together:
+
+L = L_base + lambda JS(softmax(f(x1') / tau), softmax(f(x2') / tau)),  x1' in B(T1(x), eps),  x2' in B(T2(x), eps)
+
+L_base, of all 2B images in one train-mode batch, is that of adversarial training, TRADES or MART, with its own
+attack. No side of the JS is held, and there is no factor tau^2.
+
+As released, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side: recipe
+settings of every method, so that a control can have them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from advbench.errors import UserError
+from advbench.methods.base import Method, Nets, Objective
+from advbench.methods.terms import boosted, js, kl, kl_objective, unsure_kl
+from advbench.recipe import Recipe
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "consistency": {
+        "make": "Consistency",
+        "summary": "AT on two augmentations of each image whose answers must agree (Tack et al. 2022)",
+        "paper": "Consistency Regularization for Adversarial Robustness",
+        "arxiv": "2103.04623",
+        "year": 2022,
+        "claim": "no robust overfitting: CIFAR-10, PreAct-ResNet-18, last epoch: 48.9 % under AutoAttack (AT 40.7)",
+        "cost": 2.0,
+        "cautions": [
+            "an epoch costs two of AT: a control has twice the epochs and the same augmentation",
+            "the augmentation is the recipe's: the paper's is crop, flip, AutoAugment and Cutout",
+        ],
+        "recipe": {"augment.crop": 1},
+    },
+    "consistency-trades": {
+        "make": "Consistency",
+        "set": {"base": "trades"},
+        "summary": "consistency between two augmentations, on top of TRADES (Tack et al. 2022)",
+        "paper": "Consistency Regularization for Adversarial Robustness",
+        "arxiv": "2103.04623",
+        "year": 2022,
+        "claim": "CIFAR-10, PreAct-ResNet-18: 48.3 % under AutoAttack (TRADES 46.4)",
+        "cost": 2.36,
+        "cautions": ["an epoch costs two of TRADES: a control has twice the epochs and the same augmentation"],
+        "recipe": {"augment.crop": 1, "inner.init": "gauss"},
+    },
+    "consistency-mart": {
+        "make": "Consistency",
+        "set": {"base": "mart"},
+        "summary": "consistency between two augmentations, on top of MART (Tack et al. 2022)",
+        "paper": "Consistency Regularization for Adversarial Robustness",
+        "arxiv": "2103.04623",
+        "year": 2022,
+        "claim": "CIFAR-10, PreAct-ResNet-18: 47.0 % under AutoAttack (MART 41.9)",
+        "cost": 2.36,
+        "cautions": ["an epoch costs two of MART: a control has twice the epochs and the same augmentation"],
+        "recipe": {"augment.crop": 1, "inner.init": "gauss"},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(Method):
+    """`lam`, the paper's lambda: weight of the JS; `tau`: its temperature; `beta`: of the TRADES or MART base."""
+
+    views: ClassVar[int] = 2
+
+    lam: float = 1.0
+    tau: float = 0.5
+    base: Literal["at", "trades", "mart"] = "at"
+    beta: float = 6.0
+
+    def check(self, recipe: Recipe, num_classes: int) -> None:
+        super().check(recipe, num_classes)
+        augment = recipe.augment
+        if not (augment.crop or augment.flip or augment.cutout or augment.policy != "none"):
+            raise UserError(
+                f"{recipe.method.name} compares two augmentations, and there are none: "
+                "set augment.crop, augment.flip, augment.cutout or augment.policy"
+            )
+
+    def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
+        return kl_objective(nets.f, x) if self.base == "trades" else super().inner(nets, x, y)
+
+    def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        if self.base == "at":
+            adversarial = nets.f(x_adv)
+            terms = {"ce": nets.ce(adversarial, y)}
+        else:
+            clean, adversarial = nets.f(x), nets.f(x_adv)
+            if self.base == "trades":
+                terms = {"ce": nets.ce(clean, y), "kl": self.beta * kl(clean, adversarial).mean()}
+            else:
+                terms = {"ce": nets.ce(adversarial, y), "margin": boosted(adversarial, y).mean()}
+                terms["kl"] = self.beta * unsure_kl(clean, adversarial, y).mean()
+        if self.lam:
+            first, second = adversarial.chunk(2)
+            terms["js"] = self.lam * js(first, second, self.tau).mean()
+        return terms

@@ -1,0 +1,61 @@
+"""Feature prioritisation and regularisation: Liu and JaJa, IJCAI 2019, arXiv:1810.02424.
+
+A reconstruction from the abstract: attention weighs robust features more, and an L2 penalty makes the features of
+clean and adversarial images alike, on top of adversarial training.
+
+min E[ CE(f(x'), y) + lambda ||phi(x) - phi(x')||^2 ],  x' = argmax_{x' in B(x, eps)} CE(f(x'), y)
+
+phi are the features that the classifier sees, by the attention of `models/attention.py` unless that is off. Clean
+and adversarial images pass in one train-mode batch, and the gradient flows through both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advbench.methods.base import Method, Nets
+from advbench.models import wrap
+from advbench.models.base import Model
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "feature-prioritization": {
+        "make": "FeaturePrioritization",
+        "summary": "attention over local features, and a penalty on their change under attack (Liu and JaJa 2019)",
+        "paper": "Feature Prioritization and Regularization Improve Standard Accuracy and Adversarial Robustness",
+        "arxiv": "1810.02424",
+        "year": 2019,
+        "claim": "better clean and robust accuracy than adversarial training",
+        "cost": 1.09,
+        "cautions": [
+            "a reconstruction from the abstract: attention, layers and lambda are ours",
+            "no AutoAttack number was ever published; a saturated softmax attention would mask gradients",
+        ],
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePrioritization(Method):
+    """`attention`: whether there is one, of `width` units; `lam`: lambda, 0.01 to 1 here.
+
+    Attention off and lambda 0 is adversarial training to the bit; one of them is an ablation.
+    """
+
+    attention: bool = True
+    width: int = 64
+    lam: float = 0.1
+
+    def wrap(self, f: Model, seed: int) -> Model:
+        return wrap(f, "attention", seed=seed, width=self.width) if self.attention else f
+
+    def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        if not self.lam:
+            return super().outer(nets, x, x_adv, y)
+        clean, adversarial = nets.f.features(torch.cat([x, x_adv])).chunk(2)
+        distance = (clean.float() - adversarial.float()).square().sum(1).mean()
+        nets.note("feature_distance", distance)
+        return {"ce": nets.ce(nets.f.head(adversarial), y), "penalty": self.lam * distance}

@@ -1,0 +1,190 @@
+"""Gradient adversarial training: Sinha, Chen, Badrinarayanan and Rabinovich 2018, arXiv:1806.08028.
+
+A reconstruction, from the abstract, a reader's notes and patent claims. An auxiliary net A tells where a gradient
+came from, and the main net learns, through gradient reversal, that it cannot. [.] is held; gradients are scaled to
+a mean square of 1 before A sees them.
+
+defence:       g = dCE(f(x), y)/dx.  A: min CE(A(g), y).  f: min J - alpha CE(A(g), y)
+    J is GREACE, which pushes away from the classes that g betrays: its gradient by logit a != y is to be
+    p_a + beta A_a,  A_a = [softmax A(g)]_a
+    literal    CE(f(x), y) + beta sum_{a != y} A_a f_a(x), which has no lower bound
+    bounded    CE(f(x) + log(1 + beta A_a [a != y]), y), which has one
+distillation:  A tells g of the student f from g of a trained teacher; f: min CE(f(x), y) - alpha CE(A(g_f), student)
+multi-task:    task t (the classes; quarter turns) has g_t = dCE_t/dz at the features z, and a gradient-alignment layer
+    w_t (D), 1 at first: z learns from w_t g_t. A tells t from w_t g_t, and w is trained that it cannot. Only the
+    net remains for inference.
+
+alpha and beta grow from 0 over the first `ramp` of the training. Double backward needs smooth activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from advbench.checkpoint import load_model
+from advbench.errors import UserError
+from advbench.methods.base import Method, Nets, Objective, Setup, Tools
+from advbench.methods.terms import ce
+from advbench.recipe import Recipe
+from advbench.rng import integers
+
+SMOOTH = ("softplus", "silu")
+TURNS = 4
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "great": {
+        "make": "GREAT",
+        "summary": "gradients that do not tell the class, by an auxiliary net (Sinha et al. 2018): masks gradients",
+        "paper": "Gradient Adversarial Training of Neural Networks",
+        "arxiv": "1806.08028",
+        "year": 2018,
+        "claim": "robust to FGSM and its iterations without adversarial examples; better distillation and multi-task",
+        "cost": 0.35,
+        "cautions": [
+            "masks gradients: robust to cross-entropy PGD, and hardly to AutoAttack; a positive control for the flags",
+            "a reconstruction from the abstract, notes and claims; the literal GREACE diverges",
+            "US patents 12020167 and 12393847 claim the method: a research baseline",
+        ],
+        "recipe": {"model.activation": "softplus", "validation.select": "last"},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GREAT(Method):
+    """`alpha`: weight of the reversed A; `beta`: of GREACE; `ramp`: share of the training in which both grow.
+
+    `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
+    alpha = beta = 0 is standard training, to the bit, in the forms defence and distillation.
+    """
+
+    form: Literal["defence", "distillation", "multi-task"] = "defence"
+    alpha: float = 1.0
+    beta: float = 1.0
+    greace: Literal["bounded", "literal"] = "bounded"
+    ramp: float = 0.5
+    teacher: str = ""
+    turns: float = 1.0
+
+    def check(self, recipe: Recipe, num_classes: int) -> None:
+        super().check(recipe, num_classes)
+        activation = recipe.model.settings.get("activation", "relu")
+        if self.form != "multi-task" and activation not in SMOOTH:
+            raise UserError(
+                f"{recipe.method.name} differentiates gradients, which {activation} does not have: "
+                f"set model.activation to one of {', '.join(SMOOTH)}"
+            )
+        if (self.form == "distillation") != bool(self.teacher):
+            raise UserError("a teacher is what method.form=distillation needs, and it alone: set method.teacher=RUN")
+        if not 0 <= self.ramp <= 1:
+            raise UserError(f"method.ramp is {self.ramp:g}: write a share of the training, 0 to 1")
+
+    def parts(self, setup: Setup) -> dict[str, nn.Module]:
+        if self.form == "multi-task":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(setup.seed)
+                size, width = setup.feature_dim, 64
+                judge = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
+                head = nn.Linear(size, TURNS)
+            return {"auxiliary": judge, "turns": head, "alignment": Alignment(2, size)}
+        parts: dict[str, nn.Module] = {"auxiliary": setup.build(setup.seed)}
+        if self.form == "distillation":
+            loaded = load_model(self.teacher, dataset=setup.recipe.dataset)
+            parts["teacher"] = loaded.net.requires_grad_(False)
+        return parts
+
+    def part_optim(self, name: str) -> dict[str, Any]:
+        return {"weight_decay": 0.0} if name == "alignment" else {}
+
+    def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
+        return None
+
+    def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return self.aligned(nets, x, y) if self.form == "multi-task" else self.defended(nets, x, y)
+
+    def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
+        if self.form != "distillation":
+            return tools.update(lambda: self.outer(nets, x, x, y))
+        g = tools.gradient(lambda z: ce(nets.parts["teacher"](z), y), x)  # in eval mode
+        return tools.update(lambda: self.distilled(nets, x, y, g))
+
+    def defended(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """J and CE(A(g), y): A receives the latter's gradient, f its reverse."""
+        alpha, beta = self._grown(nets)
+        logits, g = _with_gradient(nets, x, y)
+        answer = nets.parts["auxiliary"](_reversed(_scaled(g), alpha))
+        blamed = beta * functional.softmax(answer.detach().float(), 1).scatter(1, y[:, None], 0.0)
+        if self.greace == "bounded":
+            terms = {"ce": nets.ce(logits.float() + blamed.log1p(), y)}
+        else:
+            terms = {"ce": nets.ce(logits, y), "greace": (blamed * logits.float()).sum(1).mean()}
+        nets.note("class_from_gradient", (answer.argmax(1) == y).float().mean())
+        return terms | {"auxiliary": ce(answer, y).mean()}
+
+    def distilled(self, nets: Nets, x: Tensor, y: Tensor, g_teacher: Tensor) -> dict[str, Tensor]:
+        """CE(f(x), y) and A's cross-entropy on gradients (B, C, H, W) of the student (0) and the teacher (1)."""
+        logits, g = _with_gradient(nets, x, y)
+        seen = torch.cat([_reversed(_scaled(g), self._grown(nets)[0]), _scaled(g_teacher)])
+        origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
+        answer = nets.parts["auxiliary"](seen)[:, :2]
+        nets.note("origin_from_gradient", (answer.argmax(1) == origin).float().mean())
+        return {"ce": nets.ce(logits, y), "auxiliary": ce(answer, origin).mean()}
+
+    def aligned(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """The tasks' losses, which their heads learn from; what z learns from, of value 0; and A's cross-entropy."""
+        alignment = nets.parts["alignment"]
+        assert isinstance(alignment, Alignment)
+        by = integers(nets.key, torch.full_like(nets.key, TURNS))
+        turned = torch.stack([torch.rot90(x, turn, (2, 3)) for turn in range(TURNS)])[by, torch.arange(len(x))]
+        terms, tensors, encoder = {}, [], []
+        heads: tuple[Callable[[Tensor], Tensor], ...] = (nets.f.head, nets.parts["turns"])
+        tasks = (("ce", x, y, 1.0), ("turns", turned, by, self.turns))
+        for task, (name, images, labels, weight) in enumerate(tasks):
+            z = nets.f.features(images)
+            cut = z.detach().requires_grad_()
+            terms[name] = weight * nets.ce(heads[task](cut), labels)
+            (g,) = torch.autograd.grad(terms[name], cut, retain_graph=True)
+            aligned = alignment.w[task] * g.float()
+            encoder.append(((z - z.detach()) * aligned.detach()).sum())
+            tensors.append(_scaled(_reversed(aligned, self._grown(nets)[0])))
+        origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
+        answer = nets.parts["auxiliary"](torch.cat(tensors))
+        nets.note("task_from_gradient", (answer.argmax(1) == origin).float().mean())
+        return terms | {"encoder": torch.stack(encoder).sum(), "auxiliary": ce(answer, origin).mean()}
+
+    def _grown(self, nets: Nets) -> tuple[float, float]:
+        grown = min(1.0, nets.progress / self.ramp) if self.ramp else 1.0
+        return self.alpha * grown, self.beta * grown
+
+
+class Alignment(nn.Module):
+    """`w` (tasks, D): what a task's gradients are multiplied by on their way back, 1 at first."""
+
+    def __init__(self, tasks: int, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(tasks, size))
+
+
+def _with_gradient(nets: Nets, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """f(x) (B, K), and dCE/dx (B, C, H, W), itself differentiable."""
+    x = x.detach().requires_grad_()
+    logits = nets.f(x)
+    (g,) = torch.autograd.grad(ce(logits, y).sum(), x, create_graph=True)
+    return logits, g
+
+
+def _scaled(g: Tensor) -> Tensor:
+    """Gradients (B, ...) divided by the root of their mean square, each by its own."""
+    size = g.float().flatten(1).square().mean(1).add(1e-24).sqrt()
+    return g.float() / size.view(-1, *[1] * (g.dim() - 1))
+
+
+def _reversed(g: Tensor, alpha: float) -> Tensor:
+    """g itself, whose gradient is -alpha times what it would be; none for alpha 0."""
+    return g.detach() - alpha * (g - g.detach()) if alpha else g.detach()
