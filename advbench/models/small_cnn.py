@@ -63,6 +63,12 @@ class SmallCNN(Model):
             )
         )
         self.feature_dim = 200
+        # He et al. 2015, as in TRADES' code: under PyTorch's own initialisation the signal shrinks from layer to
+        # layer, and adversarial training stalls at chance for many epochs.
+        for layer in [*self.feature_extractor, *self.classifier[:-1]]:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.feature_extractor(self.normalise(x))
