@@ -67,8 +67,8 @@ def train(
     `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. What is not given is
     chosen as `advbench train` does. Raises UserError.
     """
-    from advbench.cli.subject import pick_device
     from advbench.cli.runs import choose_data, place_runs
+    from advbench.cli.subject import pick_device
     from advbench.recipe import Recipe
     from advbench.trainer import train as run
 

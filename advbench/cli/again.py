@@ -45,7 +45,7 @@ def repeat(
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
             subject = load_subject(
-                model or was.model.spec, dataset=was.dataset.name, arch=_arch(model or was.model.spec, was),
+                model or was.model.spec, dataset=was.dataset.name, arch=arch_of(model or was.model.spec, was),
                 norm=was.norm, device=place, trust_pickle=trust_pickle, fetching=fetching,
             )  # fmt: skip
         data = images(subject.data, was)
@@ -130,7 +130,7 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     return names, settings
 
 
-def _arch(spec: str, record: Record) -> str | None:
+def arch_of(spec: str, record: Record) -> str | None:
     """The architecture, for weight files that do not tell it themselves."""
     suffix = Path(spec).suffix.lower()
     return record.model.arch if Path(spec).is_file() and suffix in (".pt", ".pth", ".ckpt", ".tar", ".bin") else None

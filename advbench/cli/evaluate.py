@@ -150,6 +150,15 @@ def evaluate(
     names = list(models) or [subjects.newest_run()]
     place = subjects.pick_device(device)
     from advbench.evaluator.choose import choose
+    from advbench.evaluator.evaluate import CURVES, ENGINES, PRECISIONS
+
+    for what, value, choices in (
+        ("engine", engine, ENGINES),
+        ("curve", curve, CURVES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in choices:
+            raise unknown(what, value, choices)
 
     with Stop() as stop:
         prepared = []
@@ -194,7 +203,7 @@ def _one(
     screen: Screen,
 ) -> Record:
     """Evaluate one model, and put its record into `folder`."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shown
+    from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shown, writable
     from advbench.evaluator import evaluate as measure
 
     loaded = subject.loaded
@@ -219,6 +228,8 @@ def _one(
         except Interrupted as error:
             raise Halted(str(error).partition(":")[0], {"--model": loaded.spec}) from error
     where = save(record, fates, folder, publish=publish, screen=screen)
+    if publish and loaded.folder is not None and writable(loaded.folder):
+        record.save(loaded.folder, fates)  # so that the run can be compared by its name
     journal.finish()
     show(record, where, fresh=fresh, screen=screen)
     return record

@@ -60,13 +60,24 @@ def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequ
 
 def check_writable(folder: Path) -> None:
     """UserError, before hours are spent, where `folder` is no folder or could not be written; makes nothing."""
+    place = _nearest(folder)
+    if not place.is_dir():
+        raise UserError(f"cannot write {folder}: {place} is a file: choose another folder")
+    if not writable(folder):
+        raise UserError(f"cannot write {folder}: no permission to write in {place}: choose another folder")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or it itself."""
+    return os.access(_nearest(folder), os.W_OK | os.X_OK)
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or the first above it that exists."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir():
-        raise UserError(f"cannot write {folder}: {place} is a file: choose another folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {folder}: no permission to write in {place}: choose another folder")
+    return place
 
 
 def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:
