@@ -115,7 +115,8 @@ class _Run:
         self._check()
         lr, scores = session.lr, self._score()
         session.end_epoch()
-        row: dict[str, Any] = {"epoch": session.epoch, "lr": lr, **terms, **notes}
+        row: dict[str, Any] = {"epoch": session.epoch, "lr": lr, "loss": terms["loss"]}
+        row |= {"terms": {name: value for name, value in terms.items() if name != "loss"}, "notes": notes}
         row |= asdict(scores) if scores else {}
         row |= {"seconds": round(self.epoch_seconds, 3), "images_per_s": round(self._rate(), 1)}
         best = self.history.add(row, scores, session.recipe.validation.select)

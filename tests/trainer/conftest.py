@@ -49,7 +49,7 @@ def recipe() -> Callable[..., Recipe]:
 
     def make(method: str = "pgd-at", *sets: str, eps: str = "0.1", arch: str = TINY) -> Recipe:
         short = ["epochs=2", "batch_size=16", "train_n=120", "validation.fraction=0.2", "inner.steps=2"]
-        short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0"]
+        short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0", "schedule.name=constant"]
         if method in ("fast-at", "n-fgsm", "free-at"):
             short.remove("inner.steps=2")
         return Recipe.resolve(method=method, arch=arch, eps=eps, sets=[*short, *sets])

@@ -134,9 +134,8 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -
     # 6 steps of 16 images in 2 epochs; F and G once each, and F twice in the attack.
     assert (card.cost["forwards"], card.cost["backwards"]) == (2 * 6 * 16 * 4, 2 * 6 * 16 * 4)
     assert [row["epoch"] for row in rows(out)] == [1, 2]
-    assert {"loss", "ce", "natural_ce", "kl", "natural_kl", "clean", "robust", "fgsm", "lr", "best"} <= set(
-        rows(out)[0]
-    )
+    assert {"loss", "terms", "notes", "clean", "robust", "fgsm", "lr", "best"} <= set(rows(out)[0])
+    assert set(rows(out)[0]["terms"]) == {"ce", "natural_ce", "kl", "natural_kl"}  # type: ignore[call-overload]
 
 
 def test_the_best_epoch_is_deployed_and_the_last_kept(recipe: Make, tmp_path: Path) -> None:
@@ -277,7 +276,7 @@ def test_devices_that_are_not_there(name: str) -> None:
     [
         (["train_n=99999"], "more than the 1297 training images"),
         (["model.seed=3"], "model.seed follows from"),
-        (["model.droput=0.5"], "did you mean dropout"),
+        (["model.droput=0.5"], "droput"),
         (["validation.fraction=0.001"], "leaves a part empty"),
         (["augment.policy=autoaugment"], "values to 255, which digits has not"),
     ],
