@@ -14,7 +14,7 @@ from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.files import sha256_file
-from advbench.models import architectures, external, rebuild
+from advbench.models import external, rebuild
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
 
@@ -50,6 +50,8 @@ def load_model(
     Raises UserError in one line: no such model, a damaged file, a pickle, weights that do not fit,
     other channels or classes than the dataset's.
     """
+    if not spec:
+        raise UserError(f"no model was named: write {external.FORMS}")
     shape = _shape(dataset)
     run = _in_run(Path(spec))
     if run is not None:
@@ -93,7 +95,7 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool)
     model = card.model
     if arch is not None and arch != model.arch:
         raise UserError(f"{spec} is a run of {model.arch}: leave out --arch {arch}")
-    if model.arch not in architectures() and arch is None and not trust:
+    if ":" in model.arch and arch is None and not trust:
         raise UserError(
             f"{spec} names code outside advbench ({model.arch}), which loading would run: "
             f"pass --arch {model.arch} if you trust it"

@@ -44,10 +44,13 @@ def build(
     """
     from advbench.models.base import Model
 
+    registered = arch in architectures()
+    if not registered and ":" not in arch:
+        if arch in wrappers():
+            raise UserError(f"{arch} is a wrapper, no architecture: choose from {', '.join(architectures())}")
+        raise unknown("architecture", arch, architectures())
     entry = find("models", arch)
-    if _is_wrapper(entry):
-        raise UserError(f"{arch} is a wrapper, no architecture: choose from {', '.join(architectures())}")
-    if arch in architectures():
+    if registered:
         known = settings_of(entry)
         for key in settings:
             if key not in known:
@@ -57,7 +60,7 @@ def build(
         with _seeded(seed):
             net = entry.create(**sizes, **_plain(arch, settings))
     except Exception as error:
-        if isinstance(error, UserError) or arch in architectures():
+        if isinstance(error, UserError) or registered:
             raise
         raise UserError(f"architecture {arch} failed: {type(error).__name__}: {error}".partition("\n")[0]) from error
     if not isinstance(net, Model):

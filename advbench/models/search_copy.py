@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from advbench.errors import UserError
+
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
 
@@ -46,6 +48,7 @@ def search_copy(
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
     note says why. `example` (B, C, H, W) gives shape and device of those images; a Model of the zoo
     knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
+    Raises UserError when `net` cannot be copied.
     """
     plain = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
@@ -128,7 +131,11 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _frozen(net: nn.Module) -> nn.Module:
-    return copy.deepcopy(net).eval().requires_grad_(False)
+    try:
+        twin = copy.deepcopy(net)
+    except Exception as error:  # modules may hold anything
+        raise UserError(f"the model cannot be copied: {type(error).__name__}: {_line(error)}") from error
+    return twin.eval().requires_grad_(False)
 
 
 def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> float | None:

@@ -150,7 +150,7 @@ def test_statistics_are_those_of_the_digits() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"arch": "resnet19"}, "unknown model 'resnet19': did you mean resnet18"),
+    ({"arch": "resnet19"}, "unknown architecture 'resnet19': did you mean resnet18"),
     ({"arch": "quantize"}, "quantize is a wrapper, no architecture: choose from lenet5, "),
     ({"arch": "mlp", "widht": 3}, "unknown setting of mlp 'widht': did you mean width"),
     ({"arch": "mlp", "width": 0}, "width is 0: write a whole number above 0"),
