@@ -38,6 +38,17 @@ class Point:
     doubted: bool = False
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Differences of accuracy (fractions) along eps with their intervals; `place` as in `Line`."""
+
+    eps: Sequence[float]
+    difference: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    place: int
+
+
 @contextmanager
 def panels(count: int, title: str) -> Iterator[tuple[Any, list[Any]]]:
     """A matplotlib figure and its axes, side by side, whatever the user's own matplotlib settings are."""
@@ -105,6 +116,20 @@ def draw_front(axes: Any, points: Sequence[Point], ylabel: str) -> None:
         low_x, low_y = min(p.clean for p in points), min(p.robust for p in points)
         axes.set_xlim(left=100 * max(0.0, low_x - 0.05))
         axes.set_ylim(bottom=100 * max(0.0, low_y - 0.05))
+
+
+def draw_gaps(axes: Any, gaps: Sequence[Gap], xlabel: str, ylabel: str, ticks: Sequence[tuple[float, str]]) -> None:
+    """Differences in percentage points with their intervals, in the colours of `draw_curves`."""
+    axes.axhline(0, color="0.5", linewidth=1)
+    for gap in gaps:
+        middle = _percent(gap.difference)
+        below = [m - low for m, low in zip(middle, _percent(gap.low), strict=True)]
+        above = [high - m for m, high in zip(middle, _percent(gap.high), strict=True)]
+        colour, dash = style(gap.place)
+        errors = [[max(0.0, value) for value in side] for side in (below, above)]
+        axes.errorbar(gap.eps, middle, errors, color=colour, linestyle=dash, marker="o", markersize=3, capsize=3)
+    axes.set_xticks([value for value, _ in ticks], [_plain(text) for _, text in ticks])
+    axes.set(xlabel=_plain(xlabel), ylabel=f"{_plain(ylabel)} (points)")
 
 
 def front(points: Sequence[Point]) -> list[Point]:

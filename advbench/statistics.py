@@ -141,7 +141,7 @@ def paired_means(before: Floats, after: Floats, level: float = LEVEL) -> Estimat
     low, high = _student(float(change.mean()), float(change.std(ddof=1)) if len(change) > 1 else 0.0, change.size)
     moved = change[change != 0]  # a zero stays one whatever its sign: same distribution, fewer numbers
     p = 1.0
-    if moved.size:
+    if moved.size > 1:
         test = permutation_test((moved,), _mean, permutation_type="samples", **_resampling(moved.size))
         p = float(test.pvalue)
     return Estimate(float(change.mean()), low, high, p)
@@ -156,8 +156,8 @@ def paired_medians(before: Floats, after: Floats, level: float = LEVEL) -> Estim
 
     a, b = _capped(before, after)
     difference = float(np.median(b) - np.median(a))
-    if np.array_equal(a, b):
-        return Estimate(0.0, 0.0, 0.0, 1.0)
+    if len(a) < 2 or np.array_equal(a, b):
+        return Estimate(difference, difference, difference, 1.0)
     settings = _resampling(a.size)
     test = permutation_test((b, a), _median_gap, permutation_type="samples", **settings)
     low, high = bootstrap(
@@ -176,8 +176,8 @@ def unpaired_samples(
     a, b = _capped(before, after)
     gap = _median_gap if centre is np.median else _mean_gap
     difference = float(gap(b, a))
-    if np.ptp(np.append(a, b)) == 0:
-        return Estimate(0.0, 0.0, 0.0, 1.0)
+    if min(len(a), len(b)) < 2 or np.ptp(np.append(a, b)) == 0:
+        return Estimate(difference, difference, difference, 1.0)
     settings = _resampling(a.size + b.size)
     test = permutation_test((b, a), gap, permutation_type="independent", **settings)
     low, high = bootstrap(
@@ -222,11 +222,13 @@ def share_against(successes: int, n: int, number: float) -> float:
 
 
 def mean_against(values: Floats, number: float) -> float:
-    """Student's t p-value of "the mean is `number`"; 0 or 1 where the values are all alike."""
+    """Student's t p-value of "the mean is `number`"; 0 or 1 where the values are all alike, 1 for one alone."""
     from scipy.stats import ttest_1samp
 
-    if values.size < 2 or np.ptp(values) == 0:
-        return float(values.mean() == number)
+    if values.size < 2:
+        return 1.0
+    if np.ptp(values) == 0:
+        return float(values[0] == number)
     return float(ttest_1samp(values, number).pvalue)
 
 

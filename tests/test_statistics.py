@@ -189,7 +189,8 @@ def test_tests_against_a_number() -> None:
     assert statistics.share_against(40, 100, 0.5) == pytest.approx(stats.binomtest(40, 100, 0.5).pvalue)
     values = np.array([0.1, 0.2, 0.4, 0.3])
     assert statistics.mean_against(values, 0.5) == pytest.approx(stats.ttest_1samp(values, 0.5).pvalue)
-    assert statistics.mean_against(np.array([0.3]), 0.3) == 1
+    assert statistics.mean_against(np.array([0.3]), 0.4) == 1
+    assert statistics.mean_against(np.array([0.3, 0.3]), 0.4) == 0
     assert statistics.median_against(np.array([0.1] * 9 + [0.9]), 0.5) == pytest.approx(2 * 11 / 2**10)
 
 

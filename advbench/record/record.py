@@ -153,7 +153,7 @@ class Record(Part):
             if not _alike(getattr(self, name), value):
                 raise UserError(f"its {name} is not what the fates say")
 
-    def save(self, folder: Path, fates: Fates) -> Path:
+    def save(self, folder: Path | str, fates: Fates) -> Path:
         """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`; returns the JSON's path.
 
         `folder` is a leaderboard or a run folder. A record with this id that is there already is left as it
@@ -161,8 +161,9 @@ class Record(Part):
         is damaged, or when the folder cannot be written.
         """
         self.verify(fates)
-        path = folder / "records" / slug(self.dataset.name) / self.norm / f"{self.id}.json"
-        with locked(folder / "records" / ".lock"):
+        records = Path(folder) / "records"
+        path = records / slug(self.dataset.name) / self.norm / f"{self.id}.json"
+        with locked(records / ".lock"):
             if path.exists():
                 load_record(path)
             else:  # the archive first: a JSON never lacks it, and one without JSON was left by a crash

@@ -1,0 +1,142 @@
+"""The language of --fail-if: `acc@8/255 < baseline - 0.5 and clean < 80 or auc < baseline - 0.01`.
+
+    expression = branch {"or" branch}
+    branch     = test {"and" test}
+    test       = quantity ("<" | "<=") (number | "baseline" ["-" number])
+    quantity   = "clean" | "acc@EPS" | "auc" | "median_norm"
+
+Numbers are percentage points for clean and acc@EPS, natural units for auc and median_norm.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from advbench.eps import Eps, parse_eps
+from advbench.errors import UserError
+
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_TOKEN = re.compile(
+    rf"\s*(?:(?P<eps>acc@\s*(?P<size>{_NUMBER}(?:/{_NUMBER})?))|(?P<word>[A-Za-z_]\w*)"
+    rf"|(?P<number>{_NUMBER}(?:/{_NUMBER})?)|(?P<sign><=|[-<]))"
+)
+_EXAMPLE = "write for example: acc@8/255 < baseline - 0.5 or clean < 80"
+_SLACK = 1e-9  # differences of accuracies are not exact in floating point
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a gate looks at: clean, acc (with `eps`), auc or median_norm."""
+
+    kind: str
+    eps: Eps | None = None
+
+    def __str__(self) -> str:
+        return f"acc@{self.eps.text}" if self.eps else self.kind
+
+    @property
+    def is_accuracy(self) -> bool:
+        return self.kind in ("clean", "acc")
+
+
+@dataclass(frozen=True)
+class Test:
+    """`quantity < bound`; `bound` in natural units (fractions), below the baseline if `relative`, else by itself."""
+
+    quantity: Quantity
+    inclusive: bool
+    relative: bool
+    bound: float
+    text: str
+
+    def fires(self, value: float, baseline: float) -> bool:
+        """Whether `value` is below the bound (or on it, for <=)."""
+        gap = value - (baseline - self.bound if self.relative else self.bound)
+        return gap <= _SLACK if self.inclusive else gap < -_SLACK
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Tests joined by "and"."""
+
+    tests: tuple[Test, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(test.text for test in self.tests)
+
+
+def parse_gate(text: str) -> tuple[Branch, ...]:
+    """The branches of an expression, joined by "or". Raises UserError for anything that is none."""
+    tokens = _tokens(text)
+    branches: list[Branch] = []
+    tests: list[Test] = []
+    while True:
+        tests.append(_test(tokens))
+        kind, word, _ = tokens.pop(0)
+        if word == "and":
+            continue
+        branches.append(Branch(tuple(tests)))
+        tests = []
+        if kind == "end":
+            return tuple(branches)
+        if word != "or":
+            _refuse(f"{word!r} where and, or or the end was expected")
+
+
+_Token = tuple[str, str, str]  # kind, text, and the size of an acc@
+
+
+def _tokens(text: str) -> list[_Token]:
+    found: list[_Token] = []
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        match = _TOKEN.match(text, position)
+        if match is None:
+            _refuse(f"{text[position:].strip()[:20]!r} is not understood")
+        kind = next(name for name in ("eps", "word", "number", "sign") if match[name] is not None)
+        found.append((kind, match[kind], match["size"] or ""))
+        position = match.end()
+    return [*found, ("end", "", "")]
+
+
+def _test(tokens: list[_Token]) -> Test:
+    kind, word, size = tokens.pop(0)
+    if kind == "eps":
+        quantity = Quantity("acc", parse_eps(size, "l2"))
+    elif word in ("clean", "auc", "median_norm"):
+        quantity = Quantity(word)
+    else:
+        _refuse(f"{word or 'the end'!r} where a quantity was expected: clean, acc@EPS, auc or median_norm")
+    kind, sign, _ = tokens.pop(0)
+    if sign not in ("<", "<="):
+        _refuse(f"{quantity} must be followed by < or <= (a gate fails on drops), not {sign or 'the end'!r}")
+    kind, word, _ = tokens.pop(0)
+    relative = word == "baseline"
+    bound, shown = 0.0, word
+    if relative:
+        if tokens[0][1] == "-":
+            tokens.pop(0)
+            kind, word, _ = tokens.pop(0)
+            bound, shown = _number(kind, word, quantity), f"baseline - {word}"
+    else:
+        bound = _number(kind, word, quantity)
+    return Test(quantity, sign == "<=", relative, bound, f"{quantity} {sign} {shown}")
+
+
+def _number(kind: str, word: str, quantity: Quantity) -> float:
+    if kind != "number":
+        _refuse(f"{word or 'the end'!r} where a number or baseline was expected")
+    top, _, bottom = word.partition("/")
+    value = float(top) / (float(bottom) or math.nan) if bottom else float(top)
+    if not math.isfinite(value):
+        _refuse(f"{word} is no finite number")
+    if quantity.is_accuracy and value > 100:
+        _refuse(f"{word} is above 100, but {quantity} is measured in percentage points")
+    return value / 100 if quantity.is_accuracy else value
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise UserError(f"--fail-if: {reason}; {_EXAMPLE}")

@@ -1,0 +1,147 @@
+"""What a user names, turned into measurements to compare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advbench.errors import UserError
+from advbench.record import Fates, Record, load_record, load_records
+
+PLACES = (Path("leaderboards"), Path())  # where `evaluate` leaves the records of models that have no run folder
+FORMS = "a run folder, a record's .json, the first digits of a record's id, or the spec of a model measured before"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One record, each sample's fate, and the file."""
+
+    record: Record
+    fates: Fates
+    path: Path
+
+
+@dataclass(frozen=True)
+class Side:
+    """One name of the command line and all measurements it may stand for; `align` picks among them."""
+
+    label: str
+    units: tuple[Measured, ...]
+
+
+def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
+    """The measurements that `text` names. Raises UserError, naming the forms, when there are none.
+
+    - a record file;
+    - a run folder: its records (those of `folder/records`), or, when it has none of its own, those that the
+      leaderboards in `places` hold of it; a folder of run folders: all of theirs;
+    - an id, or at least its first 4 digits, in one of `places`, or below a leaderboard: `LB/1a2b`;
+    - the spec of a model (robustbench:NAME) that `places` hold records of;
+    - a comma list of these: several trainings of one recipe, to be taken together.
+
+    Superseded records are left out. A damaged record is an error, not a gap.
+    """
+    if "," in text and not Path(text).exists():
+        parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
+        if not parts:
+            raise UserError(f"{text!r} names nothing: write {FORMS}")
+        units = {unit.record.id: unit for part in parts for unit in part.units}
+        return Side(text, tuple(units.values()))
+    path = Path(text)
+    found: list[Path] = []
+    if path.is_file() and path.suffix == ".json":
+        found = [path]
+    elif path.is_dir():
+        found = _files(path) or [file for child in sorted(path.iterdir()) for file in _files(child)]
+    if not found:
+        found = _by_id(path.name, places if path.parent == Path() else (path.parent,))
+    if not found:
+        found = _by_spec(text, places)
+    if not found:
+        hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
+        raise UserError(f"there is no record of {text!r}{hint}")
+    return Side(text, _current(Measured(*load_record(file), file) for file in found))
+
+
+def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
+    """The one record file that `text`, a path or the first digits of an id, names. Raises UserError."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    found = _by_id(path.name, places if path.parent == Path() else (path.parent,))
+    if not found:
+        raise UserError(f"there is no record {text!r}: write a record's .json, or the first digits of its id")
+    return found[0]
+
+
+def align(sides: Sequence[Side]) -> list[Side]:
+    """Of each side the measurements to compare: those made alike, one a model, the newest.
+
+    Measured alike means the same images, norm, attacks and engine. Where several such sets are common to all
+    sides, the one whose measurement of the first side is newest; where none is, the newest of each side.
+    Raises UserError when a side mixes models that were not trained alike.
+    """
+    common = set.intersection(*({_protocol(unit.record) for unit in side.units} for side in sides))
+    chosen = []
+    for side in sides:
+        among = [
+            unit for unit in (sides[0] if common else side).units if not common or _protocol(unit.record) in common
+        ]
+        wanted = _protocol(max(among, key=_age).record)
+        models: dict[str, Measured] = {}
+        for unit in sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age):
+            models[unit.record.model.weights_sha256] = unit
+        kept = Side(side.label, tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
+        recipes = {_recipe(unit.record) for unit in kept.units}
+        if len(recipes) > 1:
+            specs = ", ".join(sorted(unit.record.model.spec for unit in kept.units)[:5])
+            raise UserError(
+                f"{side.label} holds models that differ by more than their seed ({specs}): name one of them"
+            )
+        chosen.append(kept)
+    return chosen
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / "records").rglob("*.json")) if (folder / "records").is_dir() else []
+
+
+def _by_id(prefix: str, places: Iterable[Path]) -> list[Path]:
+    if not re.fullmatch(r"[0-9a-f]{4,16}", prefix):
+        return []
+    found = {file.stem: file for place in places for file in _files(place) if file.stem.startswith(prefix)}
+    if len(found) > 1:
+        raise UserError(f"{prefix!r} begins several ids: choose from {', '.join(sorted(found))}")
+    return list(found.values())
+
+
+def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
+    spec = str(Path(text)) if Path(text).exists() else text
+    found: dict[str, Path] = {}
+    for place in places:
+        wanted = {record.id for record in load_records(place / "records")[0] if record.model.spec in (spec, text)}
+        found |= {file.stem: file for file in _files(place) if file.stem in wanted}
+    return list(found.values())
+
+
+def _current(units: Iterable[Measured]) -> tuple[Measured, ...]:
+    by_id = {unit.record.id: unit for unit in units}
+    outdated = {unit.record.supersedes for unit in by_id.values()}
+    return tuple(unit for key, unit in by_id.items() if key not in outdated)
+
+
+def _protocol(record: Record) -> str:
+    attacks = [one.model_dump_json() for one in record.attack]
+    return repr((record.dataset.images_sha256, record.dataset.indices, record.norm, attacks, record.engine.name))
+
+
+def _age(unit: Measured) -> tuple[str, str]:
+    return unit.record.environment.date, unit.record.id
+
+
+def _recipe(record: Record) -> tuple[object, ...]:
+    trained = record.model.trained
+    told = (trained.method, trained.norm, trained.eps) if trained else (record.model.spec,)
+    return record.model.arch, repr(sorted(record.model.settings.items())), *told

@@ -1,0 +1,553 @@
+"""Comparisons: which measurements, which tests, which verdict, and how it is told."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from advbench import statistics
+from advbench.compare import (
+    Measured,
+    Side,
+    cells,
+    compare,
+    explain,
+    find_record,
+    plot,
+    read_side,
+    to_csv,
+    to_json,
+    to_junit,
+    to_markdown,
+    verdict,
+)
+from advbench.eps import parse_eps_list
+from advbench.errors import UserError
+from advbench.record import (
+    AttackRef,
+    DatasetRef,
+    Engine,
+    Environment,
+    Fates,
+    Flag,
+    ModelRef,
+    Record,
+    Trained,
+)
+
+EPS = "0,4/255,8/255"
+
+
+def made(fell: Any, sizes: Any = None, **changes: Any) -> Measured:
+    fell = np.asarray(fell)
+    fates = Fates(fell, np.where(fell > 0, 0, -1), sizes)
+    spec = changes.pop("spec", "runs/a")
+    eps = changes.pop("eps", EPS)
+    date = changes.pop("date", "2026-08-01T12:00:00+00:00")
+    parts: dict[str, Any] = {
+        "model": ModelRef(
+            spec=spec, arch="small_cnn", params=1, weights_sha256=spec.encode().hex()[:64].rjust(64, "0"),
+            trained=changes.pop("trained", Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255")),
+        ),
+        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{len(fell)}", images_sha256="b" * 64),
+        "norm": "linf",
+        "eps": parse_eps_list(eps, changes.get("norm", "linf")),
+        "attack": [AttackRef(name="pgd", version="1")],
+        "engine": Engine(name="advbench", version="1", slots=64, precision="fp32"),
+        "seed": 0,
+        "environment": Environment(advbench="0.1.0", date=date, command=("advbench", "evaluate")),
+    }  # fmt: skip
+    return Measured(Record.of(fates, **{**parts, **changes}), fates, Path("x.json"))
+
+
+def side(label: str, *units: Measured) -> Side:
+    return Side(label, units)
+
+
+def fallen(counts: list[int], n: int = 1000) -> np.ndarray:
+    """Samples sorted by strength: `counts[i]` of `n` stand at the i-th eps."""
+    fell = np.full(n, -1)
+    for index in reversed(range(len(counts))):
+        fell[counts[index] :] = index
+    return fell
+
+
+def saved(folder: Path, unit: Measured) -> Path:
+    return unit.record.save(folder, unit.fates)
+
+
+BASE = side("base", made(fallen([900, 700, 500]), spec="base"))
+
+
+def test_rows_are_the_paired_differences() -> None:
+    new = side("new", made(fallen([890, 680, 450]), spec="new"))
+    found = compare([BASE, new])
+    rows = {row.quantity: row for row in found.rows}
+    assert list(rows) == ["clean", "acc@4/255", "acc@8/255", "auc"]
+    row = rows["acc@8/255"]
+    assert (row.baseline, row.value, row.n) == (0.5, 0.45, 1000)
+    assert row.difference == pytest.approx(-0.05)
+    assert row.p == row.p_holm == statistics.mcnemar(50, 0)  # all 50 discordant samples fell
+    assert row.low < -0.05 < row.high < 0
+    assert rows["auc"].difference == pytest.approx((-0.01 / 2 - 0.02 - 0.05 / 2) / 2)
+    assert rows["auc"].value == pytest.approx(new.units[0].record.auc)
+    assert "retrain" in " ".join(found.notes) or "trained again" in " ".join(found.notes)
+    assert found.gate is None and cells(row)[2:] == ("50.0", "45.0", "-5.0", "-6.5 to -3.8", "<0.001")
+
+
+def test_median_norm_is_compared_where_both_know_it() -> None:
+    rng = np.random.default_rng(0)
+    norm = rng.uniform(0.001, 8 / 255, 1000)
+    fell = np.where(norm <= 4 / 255, 1, 2)
+    weaker = norm * 0.9
+    sides = [
+        side("base", made(fell, norm, spec="base")),
+        side("new", made(np.where(weaker <= 4 / 255, 1, 2), weaker, spec="new")),
+    ]
+    row = compare(sides).rows[-1]
+    assert row.quantity == "median_norm"
+    assert row.value == pytest.approx(0.9 * np.median(norm)) == sides[1].units[0].record.median_norm
+    assert row.p < 0.001 and row.low <= row.difference <= row.high
+    assert cells(row)[3] == f"{row.value:.4g}"
+
+
+def test_holm_over_the_models() -> None:
+    news = [side(f"m{lost}", made(fallen([900, 700, 500 - lost]), spec=f"m{lost}")) for lost in (8, 9, 40)]
+    rows = {row.model: row for row in compare([BASE, *news]).rows if row.quantity == "acc@8/255"}
+    raw = [statistics.mcnemar(lost, 0) for lost in (8, 9, 40)]
+    assert [rows[f"m{lost}"].p for lost in (8, 9, 40)] == raw
+    assert [rows[f"m{lost}"].p_holm for lost in (8, 9, 40)] == statistics.holm(raw)
+
+
+def test_other_images_are_refused_or_compared_unpaired() -> None:
+    others = DatasetRef(name="cifar10", split="test", indices="random:7:500", images_sha256="c" * 64)
+    new = side("new", made(fallen([450, 300, 200], 500), spec="new", dataset=others))
+    with pytest.raises(UserError, match=r"different images \(cifar10, random:7:500; cifar10, first:1000\)"):
+        compare([BASE, new])
+    rows = {row.quantity: row for row in compare([BASE, new], unpaired=True).rows}
+    assert rows["acc@8/255"].test == "Fisher's exact"
+    assert rows["acc@8/255"].p == statistics.unpaired_accuracies((500, 1000), (200, 500)).p
+    assert rows["auc"].test == "permutation" and rows["auc"].p < 0.01
+
+
+def test_other_norms_are_refused() -> None:
+    with pytest.raises(UserError, match="measured in l2, base in linf"):
+        compare([BASE, side("new", made(fallen([900, 700, 500]), norm="l2", spec="new"))], unpaired=True)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_smallest_sets(n: int) -> None:
+    """One or two images say nothing, and nothing breaks."""
+    sizes = np.full(n, 0.01)
+    sides = [side("a", made([2] * n, sizes * 2, spec="a")), side("b", made([1] * n, sizes, spec="b"))]
+    gate = "clean < baseline or acc@8/255 < baseline or acc@4/255 < 50 or auc < baseline or median_norm < baseline"
+    for unpaired in (False, True):
+        found = compare(sides, fail_if=gate, unpaired=unpaired)
+        assert all(row.p > 0.1 for row in found.rows)
+        assert found.gate is not None and not found.gate.failed
+
+
+def test_nothing_to_compare() -> None:
+    for sides in ([], [BASE], [BASE, BASE]):
+        with pytest.raises(UserError, match="nothing to compare"):
+            compare(sides)
+    with pytest.raises(UserError, match="alpha 5"):
+        compare([BASE, side("new", made(fallen([900, 700, 1]), spec="new"))], alpha=5)
+
+
+def test_only_common_eps_are_compared_and_auc_is_taken_from_them() -> None:
+    new = side("new", made(fallen([900, 700, 500, 100]), spec="new", eps="0,4/255,8/255,16/255"))
+    found = compare([BASE, new])
+    assert [row.quantity for row in found.rows] == ["clean", "acc@4/255", "acc@8/255", "auc"]
+    assert found.rows[-1].difference == 0
+    assert any("auc is taken from 0 to 8/255" in note for note in found.notes)
+    far = side("far", made(fallen([100]), spec="far", eps="16/255"))
+    assert [row.quantity for row in compare([BASE, far]).rows] == ["clean"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "expression", "strict", "failed"),
+    [
+        (50, "acc@8/255 < baseline - 0.5", False, True),
+        (5, "acc@8/255 < baseline - 0.5", False, False),  # just the tolerance
+        (6, "acc@8/255 <= baseline - 0.6", True, True),
+        (50, "acc@8/255 < baseline - 5", True, False),
+        (4, "acc@8/255 < baseline", False, False),  # beyond it, p = 1/8
+        (4, "acc@8/255 < baseline", True, True),
+        (6, "acc@8/255 < baseline", False, True),  # p = 1/32
+        (50, "acc@8/255 < baseline - 0.5 and clean < baseline", False, False),
+        (50, "clean < baseline or acc@8/255 < baseline - 0.5", False, True),
+        (50, "auc < baseline - 0.01", False, True),
+        (50, "auc < baseline - 0.02", False, False),
+        (50, "acc@8/255 < 50", False, True),
+        (50, "acc@8/255 < 45", False, False),
+        (10, "acc@8/255 < 50", False, False),  # 49 % of 1,000 is not significantly below 50 %
+        (10, "acc@8/255 < 50", True, True),
+        (50, "auc < 0.7", False, False),
+        (0, "acc@0 < baseline", True, False),
+    ],
+)
+def test_gate(lost: int, expression: str, strict: bool, failed: bool) -> None:
+    new = side("new", made(fallen([900, 700, 500 - lost]), spec="new"))
+    gate = compare([BASE, new], fail_if=expression, strict=strict).gate
+    assert gate is not None and gate.failed == failed
+
+
+def test_a_gain_never_fails() -> None:
+    new = side("new", made(fallen([950, 800, 700]), spec="new"))
+    gate = compare([BASE, new], fail_if="clean < baseline or acc@8/255 < baseline or auc < baseline", strict=True).gate
+    assert gate is not None and not gate.failed
+
+
+def test_gate_on_median_norm() -> None:
+    norm = np.linspace(0.001, 8 / 255, 500)
+    base = side("base", made(np.where(norm <= 4 / 255, 1, 2), norm, spec="base"))
+    new = side("new", made(np.where(norm * 0.8 <= 4 / 255, 1, 2), norm * 0.8, spec="new"))
+    for expression, failed in (
+        ("baseline - 0.001", True),
+        ("baseline - 0.01", False),
+        ("8/255", True),
+        ("0.001", False),
+    ):
+        gate = compare([base, new], fail_if=f"median_norm < {expression}").gate
+        assert gate is not None and gate.failed == failed
+    with pytest.raises(UserError, match="median_norm is not known"):
+        compare([BASE, side("new", made(fallen([900, 700, 400]), spec="new"))], fail_if="median_norm < baseline")
+
+
+def test_gate_at_an_eps_that_was_not_measured() -> None:
+    new = side("new", made(fallen([900, 700, 500]), spec="new"))
+    with pytest.raises(UserError, match="new was not measured at 2/255: choose from 0, 4/255, 8/255"):
+        compare([BASE, new], fail_if="acc@2/255 < 5")
+
+
+def test_branches_and_models_share_the_level() -> None:
+    """p = 1/32 passes for one model and one branch, and not among four."""
+    news = [side(f"m{i}", made(fallen([900, 700, 494]), spec=f"m{i}")) for i in range(2)]
+    alone = compare([BASE, news[0]], fail_if="acc@8/255 < baseline").gate
+    among = compare([BASE, *news], fail_if="acc@8/255 < baseline or clean < baseline").gate
+    assert alone is not None and alone.failed
+    assert among is not None and not among.failed and among.findings[0].p_holm == pytest.approx(4 / 32)
+
+
+def _simulated(rng: np.random.Generator, discordant: float, drop: float, n: int = 1000) -> Any:
+    """Two (n,) fates on one eps: a share of samples changes sides, a little more of them downwards."""
+    move = rng.choice(3, n, p=[1 - discordant, (discordant + drop) / 2, (discordant - drop) / 2])
+    stays = rng.random(n) < 0.5
+    before = np.where(move == 0, stays, move == 1)
+    after = np.where(move == 0, stays, move == 2)
+    return tuple(np.where(standing, -1, 1) for standing in (before, after))
+
+
+@pytest.mark.parametrize(
+    ("drop", "tolerance", "expression"),
+    [(0.0, 0.0, "acc@8/255 < baseline"), (0.03, 0.0, "acc@8/255 < baseline"), (0.03, 0.01, "acc@8/255 < baseline - 1")],
+)
+def test_the_gates_alarms_are_as_frequent_as_theory_says(
+    drop: float, tolerance: float, expression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n = 1,000, a tenth discordant: 2.2 % false alarms; a drop of 3 points is caught 83 times in 100."""
+    resampling = statistics._resampling
+    monkeypatch.setattr(statistics, "_resampling", lambda size: {**resampling(size), "n_resamples": 9})
+    rng = np.random.default_rng(6)
+    runs, alarms = 250, 0
+    for _ in range(runs):
+        old, new = _simulated(rng, 0.1, drop)
+        sides = [side("a", made(old, spec="a", eps="0,8/255")), side("b", made(new, spec="b", eps="0,8/255"))]
+        gate = compare(sides, fail_if=expression).gate
+        alarms += gate is not None and gate.failed
+    theory = statistics.mcnemar_power(1000, 0.1, drop, tolerance=tolerance)
+    assert abs(alarms / runs - theory) < 4 * math.sqrt(theory * (1 - theory) / runs)
+    if drop == 0:
+        assert alarms / runs <= 0.05
+
+
+def test_seeds_are_the_units() -> None:
+    counts = {"base": [500, 510, 490], "new": [450, 470, 460, 455]}
+    sides = [
+        side(name, *(made(fallen([900, 700, robust]), spec=f"{name}{robust}") for robust in several))
+        for name, several in counts.items()
+    ]
+    found = compare(sides, fail_if="acc@8/255 < baseline - 1")
+    row = next(row for row in found.rows if row.quantity == "acc@8/255")
+    expected = statistics.seeds([0.50, 0.51, 0.49], [0.45, 0.47, 0.46, 0.455])
+    assert (row.difference, row.p) == (pytest.approx(expected.difference), pytest.approx(expected.p))
+    assert (row.baseline, row.baseline_sd) == (pytest.approx(0.5), pytest.approx(0.01))
+    assert row.test == "Welch's t over models" and row.n == 7
+    assert cells(row)[2] == "50.0 ± 1.0"
+    assert found.gate is not None and found.gate.failed
+    assert any("base: 3, new: 4" in note for note in found.notes)
+
+
+def test_models_that_differ_by_more_than_the_seed_are_no_one_side() -> None:
+    mixed = side(
+        "mixed",
+        made(fallen([900, 700, 500]), spec="m1"),
+        made(fallen([900, 700, 400]), spec="m2", trained=Trained(method="trades", norm="linf", eps=8 / 255)),
+    )
+    with pytest.raises(UserError, match=r"more than their seed \(m1, m2\)"):
+        compare([BASE, mixed])
+
+
+def test_of_several_measurements_the_newest_made_alike_count() -> None:
+    square = [AttackRef(name="square", version="1")]
+    base = side(
+        "base",
+        made(fallen([900, 700, 500]), spec="base"),
+        made(fallen([900, 700, 501]), spec="base", seed=1, date="2026-08-02T00:00:00+00:00"),
+        made(fallen([900, 800, 700]), spec="base", attack=square, date="2026-08-09T00:00:00+00:00"),
+    )
+    new = side("new", made(fallen([900, 700, 490]), spec="new"))
+    row = next(row for row in compare([base, new]).rows if row.quantity == "acc@8/255")
+    assert row.baseline == 0.501  # by pgd, as the other; not by square, though that is newer
+    other = side("new", made(fallen([900, 700, 490]), spec="new", attack=[AttackRef(name="fab", version="1")]))
+    found = compare([base, other])
+    assert found.rows[0].model == "new" and any("other attacks" in note for note in found.notes)
+    assert next(row for row in found.rows if row.quantity == "acc@8/255").baseline == 0.7
+
+
+def test_doubts_are_told() -> None:
+    new = made(fallen([900, 900, 900]), spec="new", flags=[Flag(name="zero-gradient", severity="broken")])
+    assert any("flagged zero-gradient" in note for note in compare([BASE, side("new", new)]).notes)
+
+
+# --- which records a name stands for --------------------------------------------------------------------
+
+
+def test_sides_by_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    unit = made(fallen([900, 700, 500]), spec="runs/act")
+    path = saved(Path("runs/act"), unit)
+    zoo = made(fallen([900, 700, 400]), spec="robustbench:Some2020")
+    listed = saved(Path("leaderboards"), zoo)
+    for text in ("runs/act", "runs/act/", str(path), "runs", f"runs/act/{path.stem[:8]}"):
+        assert [one.record.id for one in read_side(text).units] == [unit.record.id], text
+    for text in ("robustbench:Some2020", listed.stem[:6], f"leaderboards/{listed.stem[:4]}", listed.stem):
+        assert [one.record.id for one in read_side(text).units] == [zoo.record.id], text
+    both = read_side(f"runs/act, {listed.stem}")
+    assert {one.record.id for one in both.units} == {unit.record.id, zoo.record.id}
+    assert find_record(listed.stem[:5]) == listed and find_record(str(path)) == path
+
+
+def test_a_run_that_was_only_published_is_found_in_the_leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/act").mkdir(parents=True)
+    unit = made(fallen([900, 700, 500]), spec="runs/act")
+    saved(Path("leaderboards"), unit)
+    assert read_side("runs/act/").units[0].record.id == unit.record.id
+    saved(Path("LB"), made(fallen([900, 700, 501]), spec="runs/other"))
+    assert read_side("runs/other", places=(Path("LB"),)).units[0].record.curve[2].robust == 501
+
+
+def test_seeds_of_a_sweep_by_their_folder(tmp_path: Path) -> None:
+    for seed in range(3):
+        saved(tmp_path / "sweep" / f"s{seed}", made(fallen([900, 700, 500 + seed]), spec=f"sweep/s{seed}"))
+    assert len(read_side(str(tmp_path / "sweep")).units) == 3
+
+
+def test_names_that_stand_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/empty").mkdir(parents=True)
+    Path("model.safetensors").write_bytes(b"x")
+    for text in ("nothing", "runs/empty", "abcd1234", ",", "", "model.safetensors", "../..", "leaderboards/abcd"):
+        with pytest.raises(UserError) as caught:
+            read_side(text)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="advbench evaluate --model runs/empty"):
+        read_side("runs/empty")
+    with pytest.raises(UserError, match="no record 'zz'"):
+        find_record("zz")
+
+
+def test_an_ambiguous_id_lists_the_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("abcd000000000001", "abcd000000000002"):
+        (tmp_path / "records").mkdir(exist_ok=True)
+        (tmp_path / "records" / f"{name}.json").write_text("{}")
+    with pytest.raises(UserError, match="abcd000000000001, abcd000000000002"):
+        read_side("abcd")
+
+
+def test_damaged_and_superseded_records_of_a_run(tmp_path: Path) -> None:
+    old = made(fallen([900, 700, 500]), spec="a")
+    new = made(fallen([900, 700, 499]), spec="a", supersedes=old.record.id)
+    paths = [saved(tmp_path, unit) for unit in (old, new)]
+    assert [unit.record.id for unit in read_side(str(tmp_path)).units] == [new.record.id]
+    paths[0].write_text("{")
+    with pytest.raises(UserError, match=paths[0].stem):
+        read_side(str(tmp_path))
+
+
+# --- reports --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regression() -> Any:
+    new = side("runs/new", made(fallen([890, 680, 450]), spec="new"))
+    fine = side("runs/fine", made(fallen([900, 700, 501]), spec="fine"))
+    return compare([BASE, new, fine], fail_if="acc@8/255 < baseline - 0.5 or clean < 80")
+
+
+def test_markdown(regression: Any) -> None:
+    text = to_markdown(regression)
+    assert text.startswith("### Regression: runs/new against base\n")
+    assert verdict(regression) in text
+    assert (
+        "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5; p <0.001"
+        in text.replace("p &lt;", "p <")
+    )
+    assert "- passed: runs/fine:" in text and "trained again" in text
+    rows = [line for line in text.splitlines() if line.startswith("| runs/")]
+    assert len(rows) == 8 and all(len(re.split(r"(?<!\\)\|", row)) == 9 for row in rows)
+
+
+def test_csv_and_json_hold_the_rows(regression: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(regression))))
+    assert len(rows) == 8
+    assert [float(row["difference"]) for row in rows] == [row.difference for row in regression.rows]
+    lines = [json.loads(line) for line in to_json(regression).splitlines()]
+    assert [(line["model"], line["gate"]["failed"]) for line in lines] == [("runs/new", True), ("runs/fine", False)]
+    assert [row["p"] for line in lines for row in line["rows"]] == [row.p for row in regression.rows]
+
+
+def test_junit(regression: Any) -> None:
+    suite = ElementTree.fromstring(to_junit(regression))
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "4", "1")
+    cases = suite.findall("testcase")
+    assert [(case.get("classname"), case.find("failure") is not None) for case in cases] == [
+        ("runs/new", True), ("runs/new", False), ("runs/fine", False), ("runs/fine", False),
+    ]  # fmt: skip
+    assert cases[0].get("name") == "acc@8/255 < baseline - 0.5"
+    without = ElementTree.fromstring(to_junit(compare([BASE, side("n", made(fallen([900, 700, 400]), spec="n"))])))
+    assert (without.get("tests"), without.get("failures")) == ("4", "0")
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "a|b", "x\n\n# heading", "<b>", "\x1b[31m", "\x00", "]]>", "&amp;", '"', "@all", "`", "\ud800"]
+)
+def test_names_inject_nothing(name: str) -> None:
+    found = compare(
+        [Side(name, BASE.units), side(f"{name}2", made(fallen([900, 700, 400]), spec="n"))], fail_if="clean < 5"
+    )
+    for report in (to_csv, to_markdown, to_junit, to_json):
+        text = report(found)
+        text.encode()
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    assert {len(row) for row in csv.reader(io.StringIO(to_csv(found)))} == {16}
+    assert not any(cell.startswith("=") for row in csv.reader(io.StringIO(to_csv(found))) for cell in row)
+    assert ElementTree.fromstring(to_junit(found)).get("tests") == "1"
+    table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]
+    assert len(table) == 6 and {len(re.split(r"(?<!\\)\|", row)) for row in table} == {9}
+    assert "<b>" not in to_markdown(found)
+
+
+def test_plot(tmp_path: Path, regression: Any) -> None:
+    for name in ("one.svg", "two.svg", "three.PNG", "four.pdf"):
+        plot(regression, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    ElementTree.parse(tmp_path / "one.svg")
+    with pytest.raises(UserError, match=r"unknown kind of figure '\.jpg'"):
+        plot(regression, tmp_path / "x.jpg")
+    seeds = [
+        side(name, *(made(fallen([900, 700, start + i]), spec=f"{name}{i}") for i in range(3)))
+        for name, start in (("a", 500), ("b", 480))
+    ]
+    plot(compare(seeds), tmp_path / "seeds.svg")
+    assert (tmp_path / "seeds.svg").exists()
+
+
+# --- the chain ------------------------------------------------------------------------------------------
+
+
+RECIPE = """
+format = 1
+seed = 0
+dataset = "digits"
+[method]
+name = "act"
+[model]
+arch = "small_cnn"
+[threat]
+norm = "linf"
+eps = "8/255"
+"""
+
+
+def _run(folder: Path) -> tuple[Path, Measured]:
+    from advbench.recipe import Recipe
+
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(RECIPE)
+    trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=Recipe.load(folder / "recipe.toml").sha256)
+    unit = made(fallen([90, 70, 50], 100), spec=str(folder), trained=trained)
+    return saved(folder, unit), unit
+
+
+def test_the_chain_of_a_sound_record(tmp_path: Path) -> None:
+    path, _ = _run(tmp_path / "act")
+    chain = explain(
+        path, weights=lambda record: record.model.weights_sha256, images=lambda record: record.dataset.images_sha256
+    )
+    states = {link.name: link.state for link in chain}
+    assert states == {
+        "record": "verified", "weights": "verified", "recipe": "verified", "images": "verified",
+        "attacks": "verified", "command": "not checked", "version": "verified",
+    }  # fmt: skip
+    assert "advbench evaluate" in next(link.says for link in chain if link.name == "command")
+    assert {link.state for link in explain(path) if link.name in ("weights", "images")} == {"not checked"}
+
+
+def _missing(_: Record) -> str:
+    raise UserError("the archive is gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "state", "detail"),
+    [
+        (lambda run: {"weights": lambda record: "f" * 64}, "weights", "differs", "f" * 16),
+        (lambda run: {"weights": _missing}, "weights", "missing", "the archive is gone"),
+        (lambda run: {"images": lambda record: "f" * 64}, "images", "differs", "f" * 16),
+        (lambda run: (run / "recipe.toml").unlink() or {}, "recipe", "missing", "there is no"),
+        (
+            lambda run: (run / "recipe.toml").write_text(RECIPE + "[optim]\nlr = 9.0") and {},
+            "recipe",
+            "differs",
+            "sha256",
+        ),
+        (lambda run: (run / "recipe.toml").write_text("nonsense") and {}, "recipe", "differs", "recipe.toml"),
+    ],
+)
+def test_broken_links_are_named(
+    tmp_path: Path, change: Callable[[Path], dict[str, Any]], name: str, state: str, detail: str
+) -> None:
+    path, _ = _run(tmp_path / "act")
+    chain = explain(path, **change(tmp_path / "act"))
+    link = next(link for link in chain if link.name == name)
+    assert link.state == state and detail in link.detail
+    assert all(other.state in ("verified", "not checked") for other in chain if other.name != name)
+
+
+def test_a_damaged_record_has_no_chain(tmp_path: Path) -> None:
+    path, _ = _run(tmp_path / "act")
+    path.write_text(path.read_text().replace('"act"', '"ACT"'))
+    (link,) = explain(path)
+    assert (link.name, link.state) == ("record", "differs") and "sealed" in link.detail
+
+
+def test_another_version_is_told(tmp_path: Path) -> None:
+    unit = made(fallen([9], 10), eps="0", environment=Environment(advbench="0.0.1", date="2026-08-01", torch="1.0"))
+    found = {link.says: link for link in explain(saved(tmp_path, unit)) if link.name == "version"}
+    assert found["advbench 0.0.1"].state == "differs" and found["torch 1.0"].state == "differs"
