@@ -1,0 +1,133 @@
+"""The optimiser chooses the norm: Faghri et al. 2021, arXiv:2102.08868. Read in code.
+
+On separable data the largest perturbation that a linear classifier withstands is min_i y_i w.x_i / ||w||_dual,
+so that the most robust one has the least dual norm, and the optimiser decides which norm that is:
+
+gradient descent: l2; greedy coordinate descent: l1 (robust to Linf); sign gradient descent, scaled by ||g||_1:
+Linf (robust to L1); gradient descent on a 2-layer circular convolutional linear net: ||F w||_1 (robust to
+Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to its dual).
+
+Each row of the table is an optimiser, each column a norm of perturbations: the margin it reached as a share of the
+largest one there is, the mean over n in {3, 12, 25} points x ~ N(0, I_100), y = +-1, and over the trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from advbench.analyses.base import Analysis, Progress
+from advbench.analyses.linear_optimizers import convolutional, fista, steepest
+from advbench.analyses.minimum_norm import Array, largest_margin, margin
+from advbench.errors import UserError
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "implicit-bias": {
+        "make": "run",
+        "summary": "which norm each optimiser is robust in, without adversarial training (Faghri et al. 2021)",
+        "paper": "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
+        "arxiv": "2102.08868",
+        "year": 2021,
+        "claim": "each optimiser finds the maximally robust linear classifier of its own norm",
+        "cost": None,
+        "cautions": ["linear models on separable data: nothing follows for deep networks"],
+        "runs": "none: the models are trained here",
+    },
+}
+
+NORMS = ("l2", "linf", "l1", "fourier-linf")
+OWN = {
+    "gradient-descent": "l2",
+    "coordinate-descent": "linf",
+    "sign-gradient-descent": "l1",
+    "conv-gradient-descent": "fourier-linf",
+    **{f"fista-{norm}": norm for norm in NORMS},
+}
+"""By optimiser, the norm of the perturbations it is to be the most robust to."""
+
+
+def run(
+    runs: list[Path],
+    *,
+    sizes: str = "3,12,25",
+    dim: int = 100,
+    trials: int = 3,
+    steps: int = 30_000,
+    fista_steps: int = 2_000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Analysis:
+    """The margin table. `sizes`: numbers of points; `steps`: of the descents. About a minute on one core.
+
+    Raises UserError for runs (none are needed) and for sizes that are not separable for sure (more than `dim`).
+    """
+    if runs:
+        raise UserError("implicit-bias trains its own linear models: name no run")
+    counts = _counts(sizes, dim)
+    if min(trials, steps, fista_steps) < 1:
+        raise UserError("trials, steps and fista_steps must be at least 1")
+    rows: list[dict[str, Any]] = []
+    suites = [(n, trial) for n in counts for trial in range(trials)]
+    for done, (n, trial) in enumerate(suites):
+        rng = np.random.default_rng([seed, n, trial])
+        z = rng.standard_normal((n, dim)) * rng.choice([-1.0, 1.0], (n, 1))
+        best = {norm: largest_margin(z, norm) for norm in NORMS}
+        for place, (name, train) in enumerate(_optimisers(z, steps, fista_steps, rng).items()):
+            if progress is not None:
+                progress(name, done + place / len(OWN), len(suites))
+            w = train()
+            rows += [
+                {"optimiser": name, "n": n, "trial": trial, "norm": norm, "share": margin(z, w, norm) / best[norm]}
+                for norm in NORMS
+            ]
+    every = pd.DataFrame(rows)
+    return Analysis(
+        title="Margin reached, as a share of the largest there is",
+        tables={
+            "margins": _pivot(every, "mean"),
+            "worst": _pivot(every, "min"),
+            "suites": every.set_index(["optimiser", "n", "trial", "norm"]),
+        },
+        notes=verdicts(every),
+    )
+
+
+def verdicts(every: pd.DataFrame) -> tuple[str, ...]:
+    """For each optimiser: the worst share of its own norm's margin, and whether it beats all others there."""
+    notes = []
+    for name, norm in OWN.items():
+        column = every[every.norm == norm].pivot_table(index=["n", "trial"], columns="optimiser", values="share")
+        rivals = column[[other for other in column.columns if OWN[other] != norm]].max(axis=1)
+        won = int((column[name] > rivals).sum())
+        notes.append(
+            f"{name}: at least {column[name].min():.4f} of the optimum for {norm}, "
+            f"best of all optimisers of other norms in {won} of {len(column)} suites"
+        )
+    return tuple(notes)
+
+
+def _optimisers(z: Array, steps: int, fista_steps: int, rng: np.random.Generator) -> dict[str, Callable[[], Array]]:
+    plain = {name: (lambda name=name: steepest(z, name, steps)) for name in list(OWN)[:3]}  # type: ignore[misc]
+    proximal = {f"fista-{norm}": (lambda norm=norm: fista(z, norm, fista_steps)) for norm in NORMS}  # type: ignore[misc]
+    return {**plain, "conv-gradient-descent": lambda: convolutional(z, steps, rng), **proximal}
+
+
+def _pivot(every: pd.DataFrame, how: Literal["mean", "min"]) -> pd.DataFrame:
+    table = every.pivot_table(index="optimiser", columns="norm", values="share", aggfunc=how)
+    table = table.loc[list(OWN), list(NORMS)]
+    table.columns.name = None
+    return table
+
+
+def _counts(sizes: str | int, dim: int) -> list[int]:
+    try:
+        counts = [int(size) for size in str(sizes).split(",")]
+    except ValueError as error:
+        raise UserError(f"sizes {sizes!r} is not a comma list of whole numbers") from error
+    if not counts or min(counts) < 1 or max(counts) > dim:
+        raise UserError(f"sizes {sizes!r} must lie in 1 to dim, {dim}: more points may not be separable")
+    return counts
