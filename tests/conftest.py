@@ -1,6 +1,10 @@
 """Settings every test shares."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("advbench", deadline=None)  # a busy machine is no failure
+settings.load_profile("advbench")
 
 
 @pytest.fixture(autouse=True, scope="session")

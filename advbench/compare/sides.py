@@ -32,8 +32,9 @@ class Side:
 
 
 def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
-    """The measurements that `text` names. Raises UserError, naming the forms, when there are none.
+    """The measurements that `text` names, under that label, or the model's and the id's where it names a record.
 
+    Raises UserError, naming the forms, when there are none. The forms:
     - a record file;
     - a run folder: its records (those of `folder/records`), or, when it has none of its own, those that the
       leaderboards in `places` hold of it; a folder of run folders: all of theirs;
@@ -51,13 +52,13 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
         return Side(text, tuple(units.values()))
     path = Path(text)
     found: list[Path] = []
-    if path.is_file() and path.suffix == ".json":
-        found = [path]
-    elif path.is_dir():
+    if path.is_dir():
         found = _files(path) or [file for child in sorted(path.iterdir()) for file in _files(child)]
     if not found:
-        found = _by_id(path.name, places if path.parent == Path() else (path.parent,))
-    if not found:
+        one = [path] if path.is_file() and path.suffix == ".json" else _ids(text, places)
+        if one:
+            unit = Measured(*load_record(one[0]), one[0])
+            return Side(f"{unit.record.model.spec} ({unit.record.id[:8]})", (unit,))
         found = _by_spec(text, places)
     if not found:
         hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
@@ -70,7 +71,7 @@ def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
     path = Path(text)
     if path.is_file():
         return path
-    found = _by_id(path.name, places if path.parent == Path() else (path.parent,))
+    found = _ids(text, places)
     if not found:
         raise UserError(f"there is no record {text!r}: write a record's .json, or the first digits of its id")
     return found[0]
@@ -108,7 +109,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted((folder / "records").rglob("*.json")) if (folder / "records").is_dir() else []
 
 
-def _by_id(prefix: str, places: Iterable[Path]) -> list[Path]:
+def _ids(text: str, places: Iterable[Path]) -> list[Path]:
+    """The record whose id begins with `text`, in `places`, or in the leaderboard before its last slash."""
+    folder, prefix = Path(text).parent, Path(text).name
+    places = places if folder == Path() else (folder,)
     if not re.fullmatch(r"[0-9a-f]{4,16}", prefix):
         return []
     found = {file.stem: file for place in places for file in _files(place) if file.stem.startswith(prefix)}
