@@ -84,13 +84,15 @@ class Inner(Part):
 
 
 class Optim(Part):
-    """`clip`: largest gradient norm of each optimiser's weights, 0 for none."""
+    """`clip`: largest gradient norm of each optimiser's weights, 0 for none. For fista, `weight_decay` weighs the
+    `penalty`, a norm of each output unit's weights, in place of the squares."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "sign-gd", "coordinate-descent", "fista"] = "sgd"
     lr: Positive = 0.1
     momentum: Share = 0.9
     weight_decay: NotNegative = 5e-4
     nesterov: bool = False
+    penalty: Literal["l1", "l2", "linf"] = "l1"
     clip: NotNegative = 0.0
 
 

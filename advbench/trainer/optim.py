@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from advbench.recipe import Optim, Schedule
+from advbench.trainer.steepest import Fista, Steepest
 
 
 def optimizer(settings: Optim, weights: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
@@ -23,6 +25,11 @@ def optimizer(settings: Optim, weights: Iterable[nn.Parameter], device: torch.de
             nesterov=settings.nesterov,
             fused=fused,
         )
+    plain: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.name in ("sign-gd", "coordinate-descent"):
+        return Steepest(weights, sign=settings.name == "sign-gd", **plain)
+    if settings.name == "fista":
+        return Fista(weights, penalty=settings.penalty, **plain)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     betas = (settings.momentum, 0.999)
     return kind(weights, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=fused)
