@@ -52,6 +52,18 @@ def test_precedence_from_the_method_to_set(tmp_path: Path) -> None:
     assert recipe.method.settings == {"beta": 3.0}
 
 
+def test_a_shipped_recipe_may_hold_what_one_method_needs() -> None:
+    assert Recipe.resolve(method="act", dataset="digits").method.settings["b_warmup"] == 0.5
+    assert Recipe.resolve(method="act", dataset="cifar10").method.settings["b_warmup"] == 0.0
+    assert Recipe.resolve(method="act", dataset="digits", sets=["method.b_warmup=0"]).method.settings["b_warmup"] == 0
+    assert "b_warmup" not in Recipe.resolve(method="trades", dataset="digits").method.settings
+
+
+def test_comma_lists_become_fields_of_several_values() -> None:
+    recipe = Recipe.resolve(method="multi-task", sets=["method.tasks=rotation,autoencoder"])
+    assert recipe.method.settings["tasks"] == ["rotation", "autoencoder"]
+
+
 def test_names_given_low_decide_the_defaults_beneath() -> None:
     recipe = Recipe.resolve(sets=["method.name=trades", "dataset=cifar10", "model.arch=resnet18"])
     assert recipe.inner.init == "gauss"

@@ -168,8 +168,10 @@ def _method_tree(entry: Entry, given: Tree) -> Tree:
     given = {key: value for key, value in given.items() if key != "name"}
     if not dataclasses.is_dataclass(maker):
         return given
-    fields = {field.name: field.default for field in dataclasses.fields(maker) if field.init}
-    return {**fields, **method_fields(maker, {**entry.set, **given})}
+    missing = dataclasses.MISSING
+    fields = {f.name: f.default for f in dataclasses.fields(maker) if f.init and f.default is not missing}
+    fields |= method_fields(maker, {**entry.set, **given})
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def field_names(part: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
