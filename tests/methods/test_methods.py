@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advbench.errors import UserError
 from advbench.methods.base import Method, make
@@ -83,6 +85,24 @@ def test_the_attack_leaves_weights_buffers_modes_and_random_numbers_alone(name: 
         assert all(value.grad is None for module in modules for value in module.parameters())
         assert x_adv.shape == x.shape and not x_adv.requires_grad
         assert float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make the host wait for the device: reading a value, or a shape that depends on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_never_waits_for_the_device(name: str, recipe: Make) -> None:
+    session = Session(recipe(name, "awp.gamma=0.01", "average.name=ema", "optim.clip=1", "augment.crop=1"), CPU)
+    order = session.order()
+    with NoWaiting():
+        session.step(order)
+    with pytest.raises(AssertionError), NoWaiting():
+        session.check()
 
 
 @pytest.mark.parametrize("name", METHODS)
