@@ -1,0 +1,114 @@
+"""Multi-task learning: Ghamizi et al., AAAI 2022, arXiv:2110.15053 (after Mao et al. 2020). Read in code.
+
+min E[ CE(f(x), y) + weight x mean_t L_t(x) ],  t the auxiliary tasks, one encoder, a head each
+
+The tasks are made from the data (`methods/tasks.py`). No defence but a subject of study: the paper shows that
+auxiliary tasks bring no reliable robustness, and that an attack on the sum of the tasks is weak on each. The heads
+are the run's parts: `advbench analyze vulnerability` attacks the tasks alone and together. Only f is deployed.
+`attacked` names the losses that the examples of adversarial training raise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advbench.methods.base import Method, Nets, Objective, Setup
+from advbench.methods.tasks import MAIN, Task, answers, make_heads, make_tasks, task_key
+from advbench.methods.terms import ce
+from advbench.recipe import Recipe
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "multi-task": {
+        "make": "MultiTask",
+        "summary": "auxiliary tasks made from the data beside standard training (Ghamizi et al. 2022)",
+        "paper": "Adversarial Robustness in Multi-Task Learning: Promises and Illusions",
+        "arxiv": "2110.15053",
+        "year": 2022,
+        "claim": "auxiliary tasks give no reliable robustness; attacks on all tasks at once make it seem so",
+        "cost": 0.2,
+        "cautions": [
+            "an evaluation, no defence: score the main task under the attack on it alone",
+            "the paper's tasks are Taskonomy's; these are made from the images, as in its code",
+        ],
+        "recipe": {"validation.select": "clean"},
+    },
+    "multi-task-at": {
+        "make": "MultiTask",
+        "set": {"attacked": "main"},
+        "summary": "auxiliary tasks beside adversarial training (after Ghamizi et al. 2022)",
+        "paper": "Adversarial Robustness in Multi-Task Learning: Promises and Illusions",
+        "arxiv": "2110.15053",
+        "year": 2022,
+        "claim": "none: a control, adversarial training with the same tasks",
+        "cost": 1.1,
+        "cautions": ["examples raised on the sum of the tasks (attacked=sum) are weaker on the main one"],
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTask(Method):
+    """`tasks`: rotation, macro, jigsaw, autoencoder. `weight`: of their mean loss. `macro`: superclass of each class.
+
+    `attacked`: none trains on clean images, main on examples against CE(f(x), y), sum against all losses added.
+    """
+
+    tasks: tuple[str, ...] = ("rotation",)
+    weight: float = 1.0
+    macro: tuple[int, ...] = ()
+    attacked: Literal["none", "main", "sum"] = "none"
+
+    def check(self, recipe: Recipe, num_classes: int) -> None:
+        super().check(recipe, num_classes)
+        self.made(recipe.dataset, num_classes)
+
+    def made(self, dataset: str, num_classes: int) -> dict[str, Task]:
+        """The tasks, for a dataset. Raises UserError."""
+        return make_tasks(self.tasks, dataset, num_classes, self.macro)
+
+    def parts(self, setup: Setup) -> dict[str, nn.Module]:
+        tasks = self.made(setup.recipe.dataset, setup.num_classes)
+        shape = (setup.in_channels, setup.image_size, setup.image_size)
+        heads = make_heads(tasks, setup.feature_dim, shape, setup.seed)
+        return {name: Head(head, tasks[name]) for name, head in heads.items()}
+
+    def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
+        if self.attacked == "none":
+            return None
+        if self.attacked == "main":
+            return lambda z: ce(nets.f(z), y)
+        return lambda z: torch.stack(list(self.losses(nets, x, z, y).values())).sum(0)
+
+    def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
+        losses = self.losses(nets, x, x_adv, y)
+        share = self.weight / len(self.tasks)
+        return {"ce": losses.pop(MAIN).mean(), **{name: share * loss.mean() for name, loss in losses.items()}}
+
+    def losses(self, nets: Nets, x: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """(B,) of the main task and of each auxiliary one at z, a perturbation of the clean x."""
+        tasks = {name: part.task for name, part in nets.parts.items() if isinstance(part, Head)}
+        out = answers(nets.f, nets.parts, tasks, z, nets.key)
+        found = {MAIN: _smoothed(nets, out[MAIN], y)}
+        for name, task in tasks.items():
+            found[name] = task.loss(out[name], task.target(x, y, task_key(name, nets.key)))
+        return found
+
+
+class Head(nn.Module):
+    """A task and the head that answers it."""
+
+    def __init__(self, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.head = head
+        self.task = task
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(z)  # type: ignore[no-any-return]
+
+
+def _smoothed(nets: Nets, logits: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), y, reduction="none", label_smoothing=nets.label_smoothing)
