@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from advbench.attacks.engine import Attack
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
+    from advbench.eps import Eps
     from advbench.evaluator import Evaluation
 
 __all__ = ["Interrupted", "UserError", "__version__", "attack", "evaluate", "load_data", "load_model", "train"]
@@ -92,7 +93,7 @@ def evaluate(
     dataset: str | Dataset | tuple[Any, Any] | None = None,
     *,
     attack: str | Attack | Sequence[str | Attack] = "autoattack",
-    eps: str | Sequence[str | float] | None = None,
+    eps: str | Sequence[Eps | str | float] | None = None,
     norm: str | None = None,
     n: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -128,14 +129,15 @@ def evaluate(
         data = handed if isinstance(handed, Dataset) else load_data(handed)
         loaded = model if isinstance(model, Loaded) else bare(model, data)
         subject = Subject.of(loaded, data, norm=norm)
-    sizes, _ = choose_eps(eps if isinstance(eps, str) else None, subject.norm, subject.train_eps, subject.data.name)
+    if eps is None or isinstance(eps, str):
+        eps, _ = choose_eps(eps, subject.norm, subject.train_eps, subject.data.name)
     count = len(subject.data) if n is None and isinstance(handed, Dataset) else n
     rows, indices, _ = choose_rows(subject.data, count, "first")
     return measure(
         subject.loaded,
         subject.data.subset(rows),
         attack=attack,
-        eps=sizes if eps is None or isinstance(eps, str) else eps,
+        eps=eps,
         norm=subject.norm,
         settings=dict(settings or {}),
         seed=seed,

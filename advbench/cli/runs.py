@@ -45,10 +45,10 @@ def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[s
 
 def describe(recipe: Recipe, why: str) -> str:
     """A run in a few words."""
-    threat = recipe.threat
+    threat, epochs = recipe.threat, f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
     return (
         f"{recipe.method.name} on {recipe.dataset} with {recipe.model.arch} ({why}), {threat.norm} eps {threat.eps}, "
-        f"{recipe.epochs} epochs, seed {recipe.seed}"
+        f"{epochs}, seed {recipe.seed}"
     )
 
 

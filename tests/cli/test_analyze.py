@@ -1,0 +1,71 @@
+"""`advbench analyze`: the frame, with an analysis from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = """
+import pandas
+from matplotlib.figure import Figure
+from advbench.analyses.base import Analysis
+from advbench.errors import UserError
+
+def run(runs, *, device, progress, seed=0, scale=1.0, word="x"):
+    if not runs:
+        raise UserError("which runs? name at least one")
+    progress("counting", 1, 2)
+    table = pandas.DataFrame({"run": [run.name for run in runs], "value": [scale * (seed + 1)] * len(runs)})
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    return Analysis(f"counted on {device.type}", {"counts": table}, {"line": figure}, (f"the word is {word}",))
+"""
+
+
+@pytest.fixture
+def plugin(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (cli.folder / "counting_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(cli.folder))
+    monkeypatch.delitem(sys.modules, "counting_plugin", raising=False)
+    return "counting_plugin:run"
+
+
+def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
+    ran = cli("analyze", plugin, "runs/a", "--device", "cpu", "--seed", "4", "--set", "scale=1/2", "--set", "word=b")
+    assert ran.code == 0, ran.err
+    out = cli.folder / "analyses/counting_plugin-run"
+    assert ran.out.splitlines() == [
+        "counted on cpu",
+        "run  value",
+        "a      2.5",
+        "the word is b",
+        "analyses/counting_plugin-run: counts.csv, line.svg, notes.txt",
+    ]
+    assert (out / "counts.csv").read_text() == "run,value\na,2.5\n"
+    assert (out / "line.svg").read_text().startswith("<?xml")
+    assert (out / "notes.txt").read_text() == "counted on cpu\nthe word is b\n"
+    told = json.loads(cli("analyze", plugin, "runs/a", "--device", "cpu", "--json").out)
+    assert told["tables"] == {"counts": [{"run": "a", "value": 1.0}]}
+    assert told["out"] == "analyses/counting_plugin-run-2"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "name at least one"),
+        (["runs"], "no run folder"),
+        (["runs/a", "--set", "scael=2"], "did you mean scale"),
+        (["runs/a", "--norm", "l2"], "unknown flag"),
+        (["runs/a", "--out", "runs"], "--force"),
+        (["runs/a", "--device", "tpu"], "choose from auto"),
+    ],
+)
+def test_bad_input(cli: Any, plugin: str, argv: list[str], told: str) -> None:
+    ran = cli("analyze", plugin, *argv)
+    assert ran.is_one_clear_line, ran
+    assert told in ran.err
+    assert not (cli.folder / "analyses").exists()

@@ -1,0 +1,132 @@
+"""`advbench attack`: the files say what happened, and the examples are what they claim."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advbench.checkpoint import load_model
+from advbench.cli import attack as attack_module
+from advbench.cli import keep
+from advbench.data import load
+
+OUT = "attacks/pgd-a-digits-linf-0.1"
+
+
+def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(attack_module, "attack", lambda model, **given: seen.append((model, given)))
+    argv = shlex.split(
+        "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --norm l2 --seed 3 --device cpu "
+        "--precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
+    )
+    assert cli(*argv).code == 0
+    ((model, given),) = seen
+    assert model == "a" and given.pop("screen").as_json
+    assert given == {
+        "attack": "fgsm",
+        "eps": "4/255",
+        "n": 9,
+        "dataset": "mnist",
+        "arch": "lenet5",
+        "norm": "l2",
+        "seed": 3,
+        "device": "cpu",
+        "precision": "fp32",
+        "settings": {"restarts": 2},
+        "out": Path("o"),
+        "resume": True,
+        "force": True,
+        "trust_pickle": True,
+        "argv": tuple(argv),
+    }
+
+
+def test_the_examples_fool_the_model_inside_the_ball(cli: Any, run_folder: Path) -> None:
+    ran = cli("attack")
+    assert ran.code == 0
+    assert ran.out.startswith("pgd on runs/a (newest run): the first 64 images of digits")
+    folder = cli.folder / OUT
+    assert {path.name for path in folder.iterdir()} == {"examples.npz", "examples.csv", "examples.png", "attack.json"}
+    with np.load(folder / "examples.npz") as stored:
+        arrays = dict(stored)
+    x, x_adv, felled = (torch.from_numpy(arrays[name]) for name in ("x", "x_adv", "felled"))
+    net = load_model(str(cli.folder / "runs/a")).net
+    with torch.no_grad():
+        before, after = net(x).argmax(1), net(x_adv).argmax(1)
+    y = torch.from_numpy(arrays["y"])
+    assert torch.equal(x, load("digits", "test").batch(slice(0, 64))[0])
+    assert before.tolist() == arrays["before"].tolist() and after.tolist() == arrays["after"].tolist()
+    assert arrays["index"].tolist() == list(range(64))
+    assert felled.any() and bool((after != y)[felled].all()) and bool((before == y)[felled].all())
+    assert torch.equal(x_adv[~felled], x[~felled])
+    bound = torch.tensor(0.1)
+    assert bool((x_adv >= (x - bound).clamp_min(0)).all() & (x_adv <= (x + bound).clamp_max(1)).all())
+    assert arrays["size"] == pytest.approx((x_adv.double() - x.double()).abs().amax((1, 2, 3)).numpy())
+
+
+def test_the_table_and_the_numbers_agree(cli: Any, run_folder: Path) -> None:
+    told = json.loads(cli("attack", "-n", "30", "--json").out)
+    with (cli.folder / OUT / "examples.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == told["n"] == 30
+    right = [row for row in rows if row["label"] == row["before"]]
+    felled = [row for row in rows if row["felled"] == "true"]
+    assert (len(right), len(felled), len(right) - len(felled)) == (told["right"], told["felled"], told["robust"])
+    assert all(float(row["size"]) <= 0.1 + 1e-6 for row in rows)
+    record = json.loads((cli.folder / OUT / "attack.json").read_text())
+    assert record == told["record"]
+    assert record["curve"][0]["robust"] == told["robust"]
+
+
+def test_the_picture_shows_every_sample_up_to_sixteen(cli: Any, run_folder: Path) -> None:
+    sizes = []
+    for n in (1, 5, 20):
+        assert cli("attack", "-n", n, "--out", f"p{n}").code == 0
+        with Image.open(cli.folder / f"p{n}" / "examples.png") as picture:
+            sizes.append(picture.size)
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 16
+    assert sizes[0][1] < sizes[1][1] < sizes[2][1]  # 1, 5 and 8 lines
+    assert sizes[0][0] == sizes[1][0] < sizes[2][0]  # a second block
+
+
+def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
+    assert cli("attack", "-n", "5").code == 0
+    assert cli("attack", "-n", "5").code == 0
+    assert (cli.folder / f"{OUT}-2").is_dir()
+    refused = cli("attack", "-n", "5", "--out", OUT)
+    assert refused.is_one_clear_line and "--force" in refused.err
+    assert cli("attack", "-n", "7", "--out", OUT, "--force").code == 0
+    with np.load(cli.folder / OUT / "examples.npz") as stored:
+        assert len(stored["y"]) == 7
+
+
+def test_interrupted_and_resumed(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def shown(bar: Any) -> Any:
+        return lambda stage, search: os.kill(os.getpid(), signal.SIGINT) if search.finished else None
+
+    argv = ["attack", "-n", "40", "--attack", "square", "--set", "n_queries=30"]
+    with monkeypatch.context() as patch:
+        patch.setattr(keep, "shown", shown)
+        ran = cli(*argv)
+    assert ran.code == 3 and not (cli.folder / "attacks/square-a-digits-linf-0.1").exists()
+    command = shlex.split(ran.err.splitlines()[-1].partition("go on with: ")[2])
+    resumed = cli(*command[1:])
+    assert resumed.code == 0
+    assert cli(*argv, "--out", "whole").code == 0
+    with (
+        np.load(cli.folder / "whole/examples.npz") as whole,
+        np.load(cli.folder / "attacks/square-a-digits-linf-0.1/examples.npz") as part,
+    ):
+        assert all(np.array_equal(whole[name], part[name]) for name in whole)

@@ -1,0 +1,152 @@
+"""`advbench compare`: from two runs to a table, a gate's exit code, a file for CI, and a chain."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from advbench.cli import compare as compare_module
+
+PGD = ["--attack", "pgd", "--set", "steps=3", "-n", "200"]
+
+
+@pytest.fixture(scope="module")
+def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/a and runs/b, trained robustly and not, and measured."""
+    import os
+
+    from advbench.cli import run
+
+    folder = tmp_path_factory.mktemp("measured")
+    shutil.copytree(trained, folder / "runs" / "a")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        argv = "train --method standard --dataset digits --arch mlp --eps 0.1 --epochs 4 --set train_n=512 --out runs/b"
+        assert run(argv.split()) == 0
+        assert run(["evaluate", "--model", "runs/a", "--model", "runs/b", *PGD]) == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def here(cli: Any, measured: Path) -> Any:
+    """The command line, in a copy of that folder."""
+    shutil.copytree(measured, cli.folder, dirs_exist_ok=True)
+    return cli
+
+
+def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def compare(models: Any, **given: Any) -> Any:
+        seen.append((models, given))
+        return SimpleNamespace(gate=None)
+
+    monkeypatch.setattr(compare_module, "compare", compare)
+    argv = shlex.split(
+        "compare A B --baseline X --fail-if 'clean < 80' --alpha 0.01 --strict --unpaired --plot f.png --format junit "
+        "--dataset mnist --norm l2"
+    )
+    assert cli(*argv).code == 0
+    ((models, given),) = seen
+    assert models == ["A", "B"] and not given.pop("screen").as_json
+    assert given == {
+        "baseline": "X",
+        "fail_if": "clean < 80",
+        "alpha": 0.01,
+        "strict": True,
+        "unpaired": True,
+        "plot": Path("f.png"),
+        "form": "junit",
+        "dataset": "mnist",
+        "norm": "l2",
+    }
+
+
+def test_two_runs_side_by_side(here: Any) -> None:
+    ran = here("compare", "runs/b", "--baseline", "runs/a")
+    assert ran.code == 0 and ran.err == ""
+    lines = ran.out.splitlines()
+    assert lines[0] == "digits, linf, 200 images; percent, baseline runs/a"
+    assert lines[1] == "runs/b"
+    assert lines[2].split()[:4] == ["quantity", "baseline", "value", "difference"]
+    quantities = [line.split()[0] for line in lines[3:]]
+    assert quantities[:2] == ["clean", "acc@0.025"] and "auc" in quantities
+    assert here("compare", "runs/a", "runs/b").out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"), [("clean < baseline - 100", 0), ("clean < 100 and acc@0.1 < 100", 1), ("auc < baseline - 1.5", 0)]
+)
+def test_the_gate_decides_the_exit_code(here: Any, gate: str, code: int) -> None:
+    ran = here("compare", "runs/b", "--baseline", "runs/a", "--fail-if", gate, "--strict")
+    assert ran.code == code
+    assert ("Regression: runs/b" in ran.out) == (code == 1)
+
+
+def test_formats(here: Any) -> None:
+    argv = ["compare", "runs/b", "--baseline", "runs/a", "--fail-if", "clean < 100"]
+    rows = list(csv.DictReader(io.StringIO(here(*argv, "--format", "csv").out)))
+    assert {row["model"] for row in rows} == {"runs/b"} and rows[0]["quantity"] == "clean"
+    assert here(*argv, "--format", "markdown").out.startswith("### ")
+    suite = ElementTree.fromstring(here(*argv, "--format", "junit").out.partition("\n")[2])
+    assert suite.get("failures") == "1"
+    (line,) = here(*argv, "--json").out.splitlines()
+    assert json.loads(line)["gate"]["failed"] is True
+    assert here(*argv, "--format", "json").out.splitlines() == [line]
+
+
+def test_plot(here: Any) -> None:
+    ran = here("compare", "runs/a", "runs/b", "--plot", "c.png")
+    assert ran.code == 0 and (here.folder / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert "c.png" in ran.err and "c.png" not in ran.out
+
+
+def test_the_chain_behind_a_record(here: Any) -> None:
+    (record,) = (here.folder / "runs/a/records/digits/linf").glob("*.json")
+    ran = here("compare", "--explain", record.relative_to(here.folder))
+    assert ran.code == 0 and "every link that can be checked is verified" in ran.out
+    states = {
+        link["name"]: link["state"]
+        for link in map(json.loads, here("compare", "--explain", record, "--json").out.splitlines())
+    }
+    assert states["record"] == states["weights"] == states["images"] == states["recipe"] == "verified"
+    weights = here.folder / "runs/a/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    broken = here("compare", "--explain", record)
+    assert broken.code == 0 and "not verified: weights" in broken.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["compare"], "name two models"),
+        (["compare", "runs/a"], "name two models"),
+        (["compare", "runs/a", "runs/none"], "no record of 'runs/none'"),
+        (["compare", "runs/a", "runs/b", "--fail-if", "clean"], "acc@8/255 < baseline"),
+        (["compare", "runs/a", "runs/b", "--fail-if", "acc@0.3 < 10"], "choose from 0, 0.025"),
+        (["compare", "runs/a", "runs/b", "--alpha", "2"], "between 0 and 1"),
+        (["compare", "runs/a", "runs/b", "--format", "cvs"], "did you mean csv"),
+        (["compare", "runs/a", "runs/b", "--plot", "f.txt"], ".svg"),
+        (["compare", "runs/a", "runs/b", "--norm", "l2"], "digits in linf"),
+        (["compare", "--explain", "none"], "no record 'none'"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input(here: Any, argv: list[str], told: str) -> None:
+    before = here.files()
+    ran = here(*argv)
+    assert ran.is_one_clear_line, ran
+    assert told in ran.err
+    assert here.files() == before

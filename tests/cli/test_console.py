@@ -1,0 +1,144 @@
+"""What is shown where: streams, terminals, colours, bars, warnings."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+
+from advbench.cli import console
+from advbench.cli.console import LiveBar, Screen, SparseBar, plain_table
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[Terminal]]:
+    """`with terminal() as shown`: stdout and stderr are one terminal of 100 columns."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    @contextmanager
+    def one() -> Iterator[Terminal]:
+        shown = Terminal()
+        with redirect_stdout(shown), redirect_stderr(shown):
+            yield shown
+
+    return one
+
+
+def test_results_and_progress_go_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.say("result")
+    screen.note("progress")
+    screen.warn("careful")
+    assert capsys.readouterr() == ("result\n", "progress\nwarning: careful\n")
+
+
+def test_json_leaves_stdout_to_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(as_json=True)
+    screen.say("chosen")
+    screen.note("progress")
+    screen.table(("a",), [("b",)])
+    screen.json({"x": [1, None]})
+    with screen.bar("work") as bar:
+        bar.update("stage", 1, 2)
+        bar.line("epoch 1")
+    out, err = capsys.readouterr()
+    assert out == '{"x": [1, null]}\n' and err == "chosen\n"
+
+
+def test_json_has_no_infinity() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Screen(as_json=True).json(float("inf"))
+
+
+def test_plain_table_aligns_numbers_to_the_right() -> None:
+    assert plain_table(("eps", "name"), [("0", "a"), ("8/255", "bc")], "title").splitlines() == [
+        "title",
+        "  eps  name",
+        "    0  a",
+        "8/255  bc",
+    ]
+    assert plain_table(("name", "summary"), []) == "name  summary"
+
+
+def test_table_on_a_terminal(terminal: Any) -> None:
+    with terminal() as stream:
+        Screen().table(("eps", "accuracy"), [("[red]0[/red]", "98.1")], title="t")
+    shown = stream.getvalue()
+    assert "[red]0[/red]" in shown and "98.1" in shown and "\x1b[" in shown
+
+
+def test_no_color_means_no_escapes_in_results(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal() as stream:
+        Screen().table(("eps", "accuracy"), [("0", "98.1")], title="t")
+    assert "98.1" in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_what_acts_on_terminals_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.say("a\x1b[2Jb")
+    screen.table(("name",), [("c\x07d",)])
+    assert capsys.readouterr().out == "a\\x1b[2Jb\nname\nc\\x07d\n"
+
+
+def test_live_bar_shows_stage_share_and_more(terminal: Any) -> None:
+    with terminal() as stream, Screen().bar("model") as bar:
+        assert isinstance(bar, LiveBar)
+        bar.update("apgd-ce", 1, 4, lambda: "3 of 9 fell")
+        bar.update("apgd-t", 2, 4, lambda: "5 of 9 fell")
+        bar.line("a line that stays")
+    shown = stream.getvalue()
+    assert "model apgd-t" in shown and "50%" in shown and "5 of 9 fell" in shown and "a line that stays" in shown
+
+
+def test_sparse_bar_is_silent_at_first_and_then_seldom(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with Screen().bar("model") as bar:
+        assert isinstance(bar, SparseBar)
+        for second in range(40):
+            now[0] = second
+            bar.update("pgd", second, 40, lambda: "all well")
+    assert capsys.readouterr().err.splitlines() == [
+        "model: pgd 15 of 40, all well",
+        "model: pgd 30 of 40, all well",
+    ]
+
+
+def test_own_warnings_are_a_line_and_others_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen().ready():
+        warnings.warn("not ours", stacklevel=1)
+        warnings.warn_explicit("the cache\nis damaged", UserWarning, console.__file__, 1, module="advbench.data")
+        warnings.warn_explicit("deprecated", DeprecationWarning, console.__file__, 1, module="advbench.data")
+    assert capsys.readouterr() == ("", "warning: the cache is damaged\n")
+
+
+def test_fetching_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    class Enough(Exception):
+        pass
+
+    def check() -> None:
+        raise Enough
+
+    with pytest.raises(Enough), Screen().fetching(check) as told:
+        told(1, 10, "cifar10")
+
+
+def test_one_json_value_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen(as_json=True).json({"text": "two\nlines"})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"text": "two\nlines"}

@@ -1,0 +1,221 @@
+"""`advbench evaluate`: forwarding, defaults, records, tables, interruption, repetition."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advbench.cli import again as again_module
+from advbench.cli import evaluate as evaluate_module
+from advbench.cli import keep
+from advbench.record import load_record
+
+PGD = ["--attack", "pgd", "--set", "steps=3"]
+SHORT = ["--set", "steps=12", "--set", "n_queries=40"]
+DEFAULT_EPS = ["0", "0.025", "0.05", "0.075", "0.1", "0.15", "0.2"]  # of a run trained at 0.1
+
+
+def records(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("records/*/*/*.json"))
+
+
+def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda models, **given: seen.append((models, given)))
+    argv = shlex.split(
+        "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
+        "--dataset mnist --arch lenet5 --norm l2 --engine reference --curve exact --seed 3 --device cpu "
+        "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
+        "--trust-pickle --on local --json"
+    )
+    assert cli(*argv).code == 0
+    ((models, given),) = seen
+    assert models == ["a", "b"] and given.pop("screen").as_json
+    assert given == {
+        "attacks": ["pgd", "square", "fab-t"],
+        "eps": "0,8/255",
+        "n": 20,
+        "subset": "random:4",
+        "dataset": "mnist",
+        "arch": "lenet5",
+        "norm": "l2",
+        "engine": "reference",
+        "curve": "exact",
+        "seed": 3,
+        "device": "cpu",
+        "precision": "fp32",
+        "settings": {"steps": 40, "step_size": 2 / 255},
+        "leaderboard": Path("LB"),
+        "out": Path("o"),
+        "resume": True,
+        "force": True,
+        "trust_pickle": True,
+        "on": "local",
+        "argv": tuple(argv),
+    }
+
+
+def test_flags_from_a_file_and_over_it(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda models, **given: seen.append((models, given)))
+    (cli.folder / "e.toml").write_text(
+        'model = ["a", "b"]\neps = "0,0.1"\nn = 7\ntrust-pickle = true\nleaderboard = "LB"\n'
+        '[set]\nsteps = 4\nloss = "dlr"\n'
+    )
+    assert cli("evaluate", "--config", "e.toml", "-n", "9").code == 0
+    ((models, given),) = seen
+    assert models == ["a", "b"]
+    assert given["n"] == 9 and given["eps"] == "0,0.1" and given["trust_pickle"] and given["leaderboard"] == Path("LB")
+    assert given["settings"] == {"steps": 4, "loss": "dlr"} and given["attacks"] == ["autoattack"]
+    (cli.folder / "e.toml").write_text('modle = "a"\n')
+    ran = cli("evaluate", "--config", "e.toml")
+    assert ran.is_one_clear_line and "did you mean model" in ran.err
+
+
+def test_the_newest_run_and_its_own_eps(cli: Any, run_folder: Path) -> None:
+    ran = cli("evaluate", *PGD)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("runs/a (newest run): pgd, linf eps 0,0.025,")
+    assert "0 to 2 x the training eps 0.1" in lines[0] and "all 500 images of digits" in lines[0]
+    assert lines[1].split() == ["eps", "accuracy", "%", "95", "%", "interval", "robust"]
+    assert [line.split()[0] for line in lines[2:9]] == DEFAULT_EPS
+    (path,) = records(cli.folder)
+    assert path.parent == cli.folder / "runs/a/records/digits/linf"
+    record, _ = load_record(path)
+    assert lines[-1] == f"record {path.relative_to(cli.folder)}"
+    shown = [float(line.split()[1]) for line in lines[2:9]]
+    assert shown == [round(100 * point.accuracy, 1) for point in record.curve]
+    assert record.environment.command == ("advbench", "evaluate", *PGD)
+    assert record.dataset.indices == "first:500" and record.model.spec == "runs/a"
+    assert "\x1b" not in ran.out and ran.err == ""
+
+
+def test_json_is_a_record_a_line(cli: Any, run_folder: Path) -> None:
+    shutil.copytree(cli.folder / "runs/a", cli.folder / "runs/b")
+    ran = cli("evaluate", "--model", "runs/a", "--model", "runs/b", "-n", "10", *PGD, "--json")
+    one, two = map(json.loads, ran.out.splitlines())
+    assert (one["model"]["spec"], two["model"]["spec"]) == ("runs/a", "runs/b")
+    assert one["schema"] == 1 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
+    assert one["id"] == two["id"]  # the same weights: the same answer to the same question
+
+
+def test_a_leaderboard_gets_the_record_and_its_tables(cli: Any, run_folder: Path) -> None:
+    ran = cli("evaluate", "--leaderboard", "LB", "-n", "20", "--eps", "0,0.1", *PGD)
+    assert ran.code == 0
+    made = {path.name for path in (cli.folder / "LB").iterdir() if not path.name.startswith(".")}
+    assert made == {"records", "digits-linf.csv", "digits-linf.md", "digits-linf.svg"}
+    assert len(records(cli.folder / "LB")) == len(records(cli.folder / "runs/a")) == 1
+
+
+def test_a_model_without_a_folder_leaves_its_record_here(cli: Any, run_folder: Path) -> None:
+    ran = cli("evaluate", "--model", "runs/a/last.safetensors", "--dataset", "digits", "-n", "5", "--eps", "0.1", *PGD)
+    assert ran.code == 0, ran.err
+    assert len(records(cli.folder)) == 1
+
+
+def test_out_is_where_the_record_goes(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "5", "--eps", "0.1", *PGD, "--out", "here").code == 0
+    assert [path.parts[-5] for path in records(cli.folder)] == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("subset", "n", "indices"), [("random:2", ["-n", "4"], "random:2:4"), ("rows.txt", [], (7, 3, 5))]
+)
+def test_the_subset_is_named_in_the_record(cli: Any, run_folder: Path, subset: str, n: list[str], indices: Any) -> None:
+    (cli.folder / "rows.txt").write_text("7 3 5")
+    assert cli("evaluate", "--subset", subset, *n, "--eps", "0.1", *PGD).code == 0
+    (path,) = records(cli.folder)
+    assert load_record(path)[0].dataset.indices == indices
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, after: int) -> None:
+    """Send the signal `number` to this process when the progress was told `after` times."""
+    rounds = [0]
+
+    def shown(bar: Any) -> Any:
+        def progress(stage: str, search: Any) -> None:
+            rounds[0] += 1
+            if rounds[0] == after:
+                os.kill(os.getpid(), number)
+
+        return progress
+
+    monkeypatch.setattr(module, "shown", shown)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_to_the_same_record(
+    cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    argv = ["evaluate", "--attack", "pgd,square", *SHORT, "-n", "60", "--eps", "0.05,0.1"]
+    assert cli(*argv, "--out", "whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupting(patch, keep, number, after=20)
+        ran = cli(*argv, "--out", "part")
+    assert ran.code == 3 and "Traceback" not in ran.err
+    assert records(cli.folder / "part") == []
+    (journal,) = (cli.folder / "part/records").glob(".*.journal")
+    command = ran.err.splitlines()[-1].partition("go on with: ")[2]
+    assert shlex.split(command) == ["advbench", *argv, "--out", "part", "--model", "runs/a", "--resume"]
+    resumed = cli(*shlex.split(command)[1:])
+    assert resumed.code == 0 and not journal.exists()
+    (whole,), (part,) = records(cli.folder / "whole"), records(cli.folder / "part")
+    assert whole.name == part.name
+    assert "measured before" in cli(*shlex.split(command)[1:]).out
+
+
+def test_starting_over_says_what_it_passes_by(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["evaluate", "-n", "60", "--attack", "square", *SHORT[2:], "--eps", "0.1"]
+    with monkeypatch.context() as patch:
+        interrupting(patch, keep, signal.SIGINT, after=3)
+        assert cli(*argv).code == 3
+    ran = cli(*argv)
+    assert ran.code == 0 and "warning: " in ran.err and "--resume would go on with it" in ran.err
+    with monkeypatch.context() as patch:
+        interrupting(patch, keep, signal.SIGINT, after=3)
+        assert cli(*argv, "--force").code == 3
+    other = cli(*argv, "--seed", "9", "--resume")
+    assert other.code == 2 and "seed was 0, is 9" in other.err and other.err.count("\n") == 1
+
+
+def test_again(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "40", "--subset", "random:1", "--attack", "pgd,fgsm", "--set", "steps=3").code == 0
+    (path,) = records(cli.folder)
+    before = cli.files()
+    ran = cli("evaluate", "--again", path)
+    assert ran.code == 0 and "the same: record" in ran.out and "40 verdicts" in ran.out
+    assert json.loads(cli("evaluate", "--again", path, "--json").out) == {
+        "record": path.stem,
+        "again": path.stem,
+        "same": True,
+        "moved": 0,
+        "n": 40,
+    }
+    assert cli.files() == before
+
+
+def test_again_with_other_weights_or_attacks(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("evaluate", "-n", "10", *PGD).code == 0
+    (path,) = records(cli.folder)
+    train = "train --method standard --dataset digits --arch mlp --eps 0.1 --epochs 1 --set train_n=128 --out runs/b"
+    assert cli(*train.split()).code == 0
+    ran = cli("evaluate", "--again", path, "--model", "runs/b")
+    assert ran.is_one_clear_line and "other weights" in ran.err
+    real = again_module.asked
+    monkeypatch.setattr(again_module, "asked", lambda *given: (real(*given)[0], {"steps": 4}))
+    ran = cli("evaluate", "--again", path)
+    assert ran.code == 0 and "not the same" in ran.out and "the attacks changed since" in ran.out
+
+
+def test_a_set_with_its_settings_is_made_again(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "4", "--attack", "autoattack", *SHORT, "--eps", "0.1").code == 0
+    (path,) = records(cli.folder)
+    assert "the same: record" in cli("evaluate", "--again", path).out

@@ -1,0 +1,56 @@
+"""--set: texts as values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from advbench.cli.settings import parse_settings, split_names
+from advbench.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("40", 40),
+        ("-3", -3),
+        ("0.1", 0.1),
+        (".5", 0.5),
+        ("1e-3", 1e-3),
+        ("8/255", 8 / 255),
+        ("2.5/255", 2.5 / 255),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("ce", "ce"),
+        ("runs/other", "runs/other"),
+        ("layer1:8", "layer1:8"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_values(text: str, value: Any) -> None:
+    found = parse_settings([f"field={text}"])["field"]
+    assert found == value and type(found) is type(value)
+
+
+def test_later_ones_win_and_dots_are_kept() -> None:
+    assert parse_settings(["a.b=1", "c = x", "a.b=2"]) == {"a.b": 2, "c": "x"}
+
+
+@pytest.mark.parametrize("text", ["steps", "=4", "a b=1", ""])
+def test_other_forms(text: str) -> None:
+    with pytest.raises(UserError, match="FIELD=VALUE"):
+        parse_settings([text])
+
+
+def test_division_by_zero() -> None:
+    with pytest.raises(UserError, match="zero"):
+        parse_settings(["step_size=1/0"])
+
+
+def test_comma_lists_of_names() -> None:
+    assert split_names(["pgd, square", "pgd"]) == ["pgd", "square"]
+    with pytest.raises(UserError, match="comma list"):
+        split_names(["pgd,,square"])

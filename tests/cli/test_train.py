@@ -1,0 +1,188 @@
+"""`advbench train`: what is forwarded, chosen, written, and how it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advbench.checkpoint import read_card
+from advbench.cli import train as train_module
+from advbench.cli.runs import choose_data, place_runs
+from advbench.recipe import Recipe
+
+QUICK = ["--dataset", "digits", "--arch", "mlp", "--epochs", "1", "--batch-size", "64"]
+QUICK += [word for field in ("train_n=256", "validation.n=32", "inner.steps=1") for word in ("--set", field)]
+
+
+def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(train_module, "train", lambda **given: seen.append(given))
+    argv = shlex.split(
+        "train --method act,trades --eps 4/255,8/255 --dataset mnist --arch lenet5 --norm l2 --epochs 3 "
+        "--batch-size 16 --lr 0.2 --seed 1,2 --dry-run --log tensorboard --device cpu --precision fp32 "
+        "--set awp.gamma=0.005 --set method.beta=3 --config r.toml --out o --resume --force --on local --json"
+    )
+    assert cli(*argv).code == 0
+    (given,) = seen
+    assert given.pop("screen").as_json
+    assert given == {
+        "methods": ["act", "trades"],
+        "eps": ["4/255", "8/255"],
+        "seeds": [1, 2],
+        "dataset": "mnist",
+        "arch": "lenet5",
+        "norm": "l2",
+        "flags": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2},
+        "sets": ["awp.gamma=0.005", "method.beta=3"],
+        "config": Path("r.toml"),
+        "device": "cpu",
+        "precision": "fp32",
+        "out": Path("o"),
+        "resume": True,
+        "force": True,
+        "dry_run": True,
+        "log": "tensorboard",
+        "on": "local",
+        "argv": tuple(argv),
+    }
+
+
+def test_without_flags_nothing_is_given(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(train_module, "train", lambda **given: seen.append(given))
+    cli("train")
+    (given,) = seen
+    del given["screen"], given["argv"]
+    usual = {"device": "auto", "precision": "auto", "on": "local"}
+    empty = {"flags": {"epochs": None, "batch_size": None, "optim.lr": None}}
+    assert {key: value for key, value in given.items() if value} == usual | empty
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arch", "cuda", "chosen"),
+    [
+        (None, None, False, ("digits", "small_cnn")),
+        (None, None, True, ("cifar10", "resnet18")),
+        (None, "mlp", True, ("digits", "mlp")),
+        ("mnist", None, True, ("mnist", "small_cnn")),
+        ("cifar100", None, False, ("cifar100", "resnet18")),
+        ("npz:x.npz", None, False, ("npz:x.npz", "resnet18")),
+        ("svhn", "mlp", False, ("svhn", "mlp")),
+    ],
+)
+def test_what_is_trained_where_nothing_is_said(
+    dataset: str | None, arch: str | None, cuda: bool, chosen: tuple[str, str]
+) -> None:
+    assert choose_data(dataset, arch, cuda=cuda)[:2] == chosen
+
+
+def test_default_folders_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.resolve(method="act", eps="8/255")
+    name = Path("runs/act-digits-small_cnn-linf-8_255-s0")
+    (first,) = place_runs([recipe], None, resume=False, force=False)
+    assert first.out == name and not first.going_on
+    name.mkdir(parents=True)
+    (name / "recipe.toml").write_text(recipe.to_toml())
+    (second,) = place_runs([recipe], None, resume=False, force=False)
+    assert second.out == name.with_name(name.name + "-2")
+    (resumed,) = place_runs([recipe], None, resume=True, force=False)
+    assert resumed.out == name
+    other = Recipe.resolve(method="act", eps="8/255", flags={"epochs": 7})
+    (third,) = place_runs([other], None, resume=True, force=False)
+    assert third.out == name.with_name(name.name + "-2")
+
+
+def test_a_run_its_first_line_and_its_folder(cli: Any) -> None:
+    ran = cli("train", "--method", "pgd-at", "--eps", "0.1", *QUICK)
+    assert ran.code == 0
+    name = "runs/pgd-at-digits-mlp-linf-0.1-s0"
+    first, last = ran.out.splitlines()
+    assert first.startswith("pgd-at on digits with mlp (as told), linf eps 0.1, 1 epoch, seed 0, on ")
+    assert first.endswith(f"into {name}")
+    assert last.startswith("trained in ") and last.endswith(name)
+    assert "epoch 1/1  loss" in ran.err
+    assert {"model.safetensors", "last.safetensors", "recipe.toml", "metrics.jsonl", "run.json"} <= {
+        path.name for path in (cli.folder / name).iterdir()
+    }
+    again = cli("train", "--method", "pgd-at", "--eps", "0.1", *QUICK)
+    assert again.out.splitlines()[0].endswith(f"into {name}-2")
+    resumed = cli("train", "--method", "pgd-at", "--eps", "0.1", *QUICK, "--resume")
+    assert resumed.code == 0 and f"{name}-2 is finished" in resumed.err
+    taken = cli("train", "--method", "pgd-at", "--eps", "0.1", *QUICK, "--out", name)
+    assert taken.code == 2 and "--resume" in taken.err and "--force" in taken.err
+    forced = cli("train", "--method", "standard", "--eps", "0.1", *QUICK, "--out", name, "--force")
+    assert forced.code == 0 and read_card(cli.folder / name).method == "standard"
+
+
+def test_a_product_is_one_folder_each_and_finished_ones_are_skipped(cli: Any) -> None:
+    argv = ["train", "--method", "pgd-at,standard", "--eps", "0.1,0.2", "--seed", "0,3", *QUICK, "--out", "sweep"]
+    ran = cli(*argv, "--json")
+    assert ran.code == 0
+    names = {f"{m}-digits-mlp-linf-{e}-s{s}" for m in ("pgd-at", "standard") for e in ("0.1", "0.2") for s in (0, 3)}
+    assert {path.name for path in (cli.folder / "sweep").iterdir()} == names
+    runs = [json.loads(line) for line in ran.out.splitlines()]
+    assert [Path(run["run"]).name for run in runs] == sorted(
+        names, key=lambda name: (name[0] != "p", "0.2-" in name, "s3" in name)
+    )
+    assert all(run["finished"] and run["files"] for run in runs)
+    stamps = {path: path.stat().st_mtime_ns for path in (cli.folder / "sweep").glob("*/run.json")}
+    resumed = cli(*argv, "--resume")
+    assert resumed.code == 0 and resumed.err.count("is finished: nothing to do") == 8
+    assert {path: path.stat().st_mtime_ns for path in (cli.folder / "sweep").glob("*/run.json")} == stamps
+
+
+def test_dry_run_is_a_recipe_that_config_takes(cli: Any) -> None:
+    ran = cli("train", "--method", "trades", "--set", "method.beta=3", *QUICK, "--dry-run")
+    assert ran.code == 0 and ran.err == "" and cli.files() == set()
+    tree = tomllib.loads(ran.out)
+    assert tree["method"] == {"name": "trades", **{k: v for k, v in tree["method"].items() if k != "name"}}
+    assert tree["method"]["beta"] == 3 and tree["epochs"] == 1
+    assert re.search(r"# about .* forward and .* backward passes an image", ran.out)
+    (cli.folder / "recipe.toml").write_text(ran.out)
+    again = cli("train", "--config", "recipe.toml", "--dry-run", "--json")
+    assert json.loads(again.out)["recipe"] == tree
+    assert json.loads(again.out)["estimate"]["epochs"] == 1
+
+
+def test_tensorboard_without_its_package(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    ran = cli("train", *QUICK, "--log", "tensorboard")
+    assert ran.code == 2 and "pip install tensorboard" in ran.err
+
+
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    """The real program and a real Ctrl-C; what it says to type goes on."""
+    argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "60", "--set", "train_n=1024"]
+    program = [sys.executable, "-m", "advbench"]
+    with subprocess.Popen(
+        [*program, *argv], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/run.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "Traceback" not in err
+    command = err.splitlines()[-1].partition("go on with: ")[2]
+    (run,) = tmp_path.glob("runs/*")
+    assert shlex.split(command) == ["advbench", *argv, "--out", f"runs/{run.name}", "--resume"]
+    assert not read_card(run).finished
+    ran = subprocess.run(
+        [*program, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "going on after epoch" in ran.stderr
+    assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 60
