@@ -186,6 +186,9 @@ def test_only_common_eps_are_compared_and_auc_is_taken_from_them() -> None:
         (4, "acc@8/255 < baseline", True, True),
         (6, "acc@8/255 < baseline", False, True),  # p = 1/32
         (50, "acc@8/255 < baseline - 0.5 and clean < baseline", False, False),
+        (50, "acc@8/255 < baseline - 0.5 and clean < baseline", True, False),
+        (50, "acc@8/255 < baseline and auc < 0.707", False, False),  # auc is below, not significantly
+        (50, "acc@8/255 < baseline and auc < 0.707", True, True),
         (50, "clean < baseline or acc@8/255 < baseline - 0.5", False, True),
         (50, "auc < baseline - 0.01", False, True),
         (50, "auc < baseline - 0.02", False, False),

@@ -259,6 +259,27 @@ def test_every_flipped_byte_of_the_archive_is_noticed_or_harmless(tmp_path: Path
     assert noticed > len(whole) // 2
 
 
+def test_sizes_that_were_altered_are_noticed(tmp_path: Path) -> None:
+    record = record_of(FATES)
+    path = record.save(tmp_path, FATES)
+    assert FATES.norm is not None
+    altered = Fates(FATES.fell, FATES.by, np.where(FATES.norm == 0.01, 0.009, FATES.norm))  # same median
+    altered.save(path.with_suffix(".npz"), record.seal(FATES))
+    with pytest.raises(UserError, match="sealed"):
+        load_record(path)
+
+
+def test_distances() -> None:
+    """Wrong by itself: 0; else the least of what was found and of the grid's bound; inf for who stands."""
+    nan = np.nan
+    fates = Fates(
+        np.array([0, 0, 1, 1, -1, -1]), np.array([-1, 0, 0, 0, -1, -1]), np.array([0.3, nan, 0.15, 0.5, nan, 0.7])
+    )
+    assert fates.distances([0.1, 0.2]).tolist() == [0.0, 0.1, 0.15, 0.2, np.inf, 0.7]
+    assert fates.median_norm([0.1, 0.2]) == pytest.approx(0.175)
+    assert Fates(fates.fell, fates.by).distances([0.1, 0.2]).tolist() == [0.0, 0.1, 0.2, 0.2, np.inf, np.inf]
+
+
 def test_a_misnamed_copy_is_no_second_record(tmp_path: Path) -> None:
     path = record_of(FATES).save(tmp_path, FATES)
     for suffix in (".json", ".npz"):

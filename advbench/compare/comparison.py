@@ -43,12 +43,12 @@ def compare(
     if baseline is None or not others:
         raise UserError("nothing to compare: name two models, or one and --baseline")
     aligned = align([baseline, *others])
-    differ = _check(aligned, unpaired)
-    judge = _Judge(aligned, paired=not differ)
+    _check(aligned, unpaired)
+    judge = _Judge(aligned, paired=not unpaired)
     rows = judge.rows()
     gate = None if fail_if is None else Gate(fail_if, alpha, strict, judge.findings(branches, alpha, strict))
     record = aligned[0].units[0].record
-    notes = _notes(aligned, judge, differ)
+    notes = _notes(aligned, judge, unpaired)
     return Comparison(tuple(aligned), record.dataset.name, record.norm, rows, gate, notes)
 
 
@@ -188,23 +188,19 @@ class _Judge:
         return unit.fates.standing(int(np.argmin(np.abs(np.asarray(unit.record.eps) - eps))))
 
 
-def _check(sides: Sequence[Side], unpaired: bool) -> bool:
-    """Whether the sides hold different images. UserError when they cannot be compared."""
+def _check(sides: Sequence[Side], unpaired: bool) -> None:
+    """UserError when the sides cannot be compared."""
     base = sides[0].units[0].record
-    differ = False
     for side in sides[1:]:
         record = side.units[0].record
         if record.norm != base.norm:
             raise UserError(f"{side.label} was measured in {record.norm}, {sides[0].label} in {base.norm}")
-        if record.dataset.images_sha256 != base.dataset.images_sha256:
-            differ = True
-            if not unpaired:
-                theirs, ours = (f"{one.dataset.name}, {_few(one.dataset.indices)}" for one in (record, base))
-                raise UserError(
-                    f"{side.label} and {sides[0].label} were measured on different images ({theirs}; {ours}): "
-                    f"evaluate both on the same, or compare them --unpaired"
-                )
-    return differ or unpaired
+        if record.dataset.images_sha256 != base.dataset.images_sha256 and not unpaired:
+            theirs, ours = (f"{one.dataset.name}, {_few(one.dataset.indices)}" for one in (record, base))
+            raise UserError(
+                f"{side.label} and {sides[0].label} were measured on different images ({theirs}; {ours}): "
+                f"evaluate both on the same, or compare them --unpaired"
+            )
 
 
 def _few(indices: str | tuple[int, ...]) -> str:
