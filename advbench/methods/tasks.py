@@ -139,7 +139,7 @@ class Autoencoder:
         pass
 
     def head(self, features: int, shape: tuple[int, int, int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, prod(shape)), nn.Sigmoid())
+        return nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, prod(shape)))
 
     def view(self, x: Tensor, key: Tensor) -> Tensor:
         return x
