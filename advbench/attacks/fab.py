@@ -3,7 +3,8 @@
 The decision boundary is linearised at x_i; d_i is the shortest step onto it from x_i and d_0 the one from the
 sample x, both inside [0, 1]. x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), where alpha =
 min(||d_i|| / (||d_i|| + ||d_0||), alpha_max). A point that is adversarial is drawn back, to (1 - beta) x + beta
-x_{i+1}, before the next step. It looks for the nearest adversarial point; eps only sizes the random starts after the first restart.
+x_{i+1}, before the next step. It looks for the nearest adversarial point; eps only sizes the random starts after the
+first restart.
 """
 
 from __future__ import annotations
@@ -85,16 +86,8 @@ class FAB(Attack):
         )
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
-        """The linearised boundary: how far z_k - z_y is above it (S,), and its gradient (S, C, H, W)."""
-        own = p.y[:, None]
-        f = a.logits - a.logits.gather(1, own)
-        w = a.gradient - a.gradient[torch.arange(len(p.y)), p.y][:, None]
-        classes, items = f.shape[1], len(p.y)
-        dual = p.region.dual(w.flatten(0, 1)).view(items, classes)
-        distance = (f.abs() / (dual + 1e-12)).scatter(1, own, torch.inf)
-        nearest = distance.argmin(1)
-        at = torch.arange(items, device=f.device)
-        return f[at, nearest], w[at, nearest]
+        """How far z_k - z_y is above the boundary (S,), and its gradient (S, C, H, W)."""
+        return nearest_boundary(p, a)
 
     def done(self, s: FABState) -> Tensor:
         return s.taken > self.steps
@@ -113,3 +106,14 @@ class FABT(FAB):
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
         return a.value, a.gradient
+
+
+def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
+    """z_k - z_y (S,) and its gradient (S, C, H, W), k the class whose linearised boundary is nearest."""
+    own = p.y[:, None]
+    at = torch.arange(len(p.y), device=p.y.device)
+    f = a.logits - a.logits.gather(1, own)
+    w = a.gradient - a.gradient[at, p.y][:, None]
+    dual = p.region.dual(w.flatten(0, 1)).view_as(f)
+    nearest = (f.abs() / (dual + 1e-12)).scatter(1, own, torch.inf).argmin(1)
+    return f[at, nearest], w[at, nearest]

@@ -120,12 +120,14 @@ class PGD(Attack):
         if self.momentum:
             g = velocity = self.momentum * velocity + g / g.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
         alpha = self.step_size if self.step_size is not None else self.rel_step * region.e
-        query = region.project(s.query + alpha * self._direction(region, g))
+        query = region.project(s.query + alpha * self._direction(region, s.query, g))
         return PGDState(query, s.i + 1, velocity)
 
-    def _direction(self, region: Region, g: Tensor) -> Tensor:
+    def _direction(self, region: Region, query: Tensor, g: Tensor) -> Tensor:
         if not isinstance(region, L1):
             return region.steepest(g)
+        # A few elements at a time: those already at the border of [0, 1] would take the step of others.
+        g = torch.where(((query <= 0) & (g < 0)) | ((query >= 1) & (g > 0)), 0, g)
         size = g[0].numel()
         count = max(round((1 - self.sparsity) * size), 1)
         least = g.abs().flatten(1).topk(count, dim=1).values[:, -1].view(-1, 1, 1, 1)

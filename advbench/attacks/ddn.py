@@ -1,0 +1,69 @@
+"""Decoupled Direction and Norm: Rony et al. 2019, arXiv:1811.09600, algorithm 1.
+
+delta_{k+1} = eps_{k+1} (delta_k + alpha g) / ||delta_k + alpha g||_2, g the loss's gradient scaled to norm 1. The norm
+eps shrinks by gamma where the last point was adversarial and grows by gamma where it was not; alpha falls from 1
+to 0.01 along a cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.attacks.engine import Answer, Attack, Problem, State, rows
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "ddn": {
+        "make": "DDN",
+        "set": {"name": "ddn"},
+        "summary": "Decoupled Direction and Norm: nearest point in L2, 1000 steps (Rony et al. 2019)",
+    },
+}
+
+
+@dataclass
+class DDNState(State):
+    delta: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDN(Attack):
+    """`gamma` is the relative change of the norm; `levels` 256 rounds points to what an 8-bit image can hold, as the
+    paper does, 0 leaves them as they are."""
+
+    norms = ("l2",)
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 1000
+    gamma: float = 0.05
+    init_norm: float = 1.0
+    levels: int = 0
+
+    def start(self, p: Problem) -> DDNState:
+        x = p.region.x
+        return DDNState(x, torch.zeros_like(p.y), torch.zeros_like(x), torch.full_like(p.region.eps, self.init_norm))
+
+    def step(self, p: Problem, s: DDNState, a: Answer) -> DDNState:
+        x = p.region.x
+        noise = rng.normal(rng.fold(p.key, s.i), tuple(x.shape[1:]))
+        flat = (a.gradient == 0).flatten(1).all(1)
+        g = p.region.steepest(rows(flat, noise, a.gradient))
+        alpha = cosine(s.i, self.steps, 1.0, 0.01)
+        farthest = p.region.size(torch.maximum(x, 1 - x)).double()
+        norm = torch.minimum(torch.where(a.wrong, 1 - self.gamma, 1 + self.gamma) * s.norm, farthest)
+        moved = s.delta + alpha.view(-1, 1, 1, 1) * g
+        moved = norm.float().view(-1, 1, 1, 1) * moved / p.region.size(moved).clamp_min(1e-12).view(-1, 1, 1, 1)
+        query = (x + moved).clamp(0, 1)
+        if self.levels:
+            query = (query * (self.levels - 1)).round() / (self.levels - 1)
+        return DDNState(query, s.i + 1, query - x, norm)
+
+
+def cosine(i: Tensor, steps: int, first: float, last: float) -> Tensor:
+    """From `first` to `last` along half a cosine, for i (S,) from 0 to `steps`: (S,) float32."""
+    return last + (first - last) * (1 + torch.cos(torch.pi * i.clamp_max(steps).float() / steps)) / 2

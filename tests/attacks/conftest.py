@@ -1,0 +1,164 @@
+"""Linear classifiers, whose distances to the boundary are known, and a way to run one attack on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.attacks.engine import Attack
+from advbench.attacks.oracle import Oracle
+from advbench.attacks.search import Samples, Search, Verdicts
+
+Floats = NDArray[np.float64]
+SIDE, COUNT = 6, 16
+
+
+class Affine(nn.Module):
+    """logits = weight (x - 0.5) + bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(weight.shape[1], len(weight))
+        self.linear.weight.data, self.linear.bias.data = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1) - 0.5)
+
+
+def gain(norm: str, w: Floats, room: Floats, eps: float) -> float:
+    """max <w, d> over ||d|| <= eps with x + d in [0, 1]; `room` is how far each element can go along w."""
+    a = np.abs(w)
+    if norm == "linf":
+        return float((a * np.minimum(room, eps)).sum())
+    if norm == "fourier-linf":  # where the box does not bind
+        return float(eps * np.abs(np.fft.fft2(w.reshape(1, SIDE, SIDE), norm="ortho")).sum())
+    if norm == "l1":
+        order = np.argsort(-a)
+        left = np.clip(eps - np.concatenate([[0], np.cumsum(room[order])[:-1]]), 0, room[order])
+        return float((a[order] * left).sum())
+    if np.sqrt((room**2).sum()) <= eps:
+        return float((a * room).sum())
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.sqrt((np.minimum(room, middle * a) ** 2).sum()) > eps:
+            high = middle
+        else:
+            low = middle
+    return float((a * np.minimum(room, low * a)).sum())
+
+
+def least(norm: str, w: Floats, room: Floats, need: float) -> float:
+    """The smallest eps whose gain is `need`; inf where the box is in the way."""
+    a = np.abs(w)
+    if norm == "fourier-linf":
+        return need / gain(norm, w, room, 1.0)
+    if (a * room).sum() < need:
+        return np.inf
+    if norm == "l1":
+        order = np.argsort(-a)
+        filled = np.cumsum((a * room)[order])
+        last = int(np.searchsorted(filled, need))
+        before = filled[last] - (a * room)[order[last]]
+        return float(room[order[:last]].sum() + (need - before) / a[order[last]])
+    speed = np.ones_like(a) if norm == "linf" else a
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        if (a * np.minimum(room, middle * speed)).sum() < need:
+            low = middle
+        else:
+            high = middle
+    moved = np.minimum(room, high * speed)
+    return float(moved.max() if norm == "linf" else np.sqrt((moved**2).sum()))
+
+
+@dataclass
+class Case:
+    """A linear model and samples that it gets right; `distance(norm)` (n,) is exact."""
+
+    net: nn.Module
+    x: Tensor
+    y: Tensor
+    weight: Floats
+    classes: int
+
+    def distance(self, norm: str) -> Floats:
+        with torch.no_grad():
+            logits = self.net.double()(self.x.double()).numpy()
+        self.net.float()
+        best = np.full(len(self.y), np.inf)
+        for i, own in enumerate(self.y.tolist()):
+            at = self.x[i].double().numpy().ravel()
+            for k in range(self.classes):
+                w = self.weight[k] - self.weight[own]
+                if k != own and np.abs(w).sum() > 0:
+                    need = logits[i, own] - logits[i, k]
+                    best[i] = min(best[i], least(norm, w, np.where(w > 0, 1 - at, at), need))
+        return best
+
+    def strike(self, attack: Attack, norm: str, eps: Floats | float, slots: int = COUNT, seed: int = 0) -> Verdicts:
+        return self.search(attack, norm, eps, slots=slots, seed=seed).run()
+
+    def search(
+        self,
+        attack: Attack,
+        norm: str,
+        eps: Floats | float,
+        *,
+        slots: int = COUNT,
+        seed: int = 0,
+        rows: Tensor | None = None,
+    ) -> Search:
+        """The attack on `rows` of the samples, in that order; all of them when not given."""
+        at = torch.arange(len(self.y)) if rows is None else rows
+        oracle = Oracle(self.net, slots=slots)
+        sizes = torch.as_tensor(np.broadcast_to(eps, len(self.y)).copy(), dtype=torch.float64)[at]
+        samples = Samples(lambda some: self.x[at[some]], self.y[at], at, sizes, oracle.logits(self.x[at]))
+        made = attack.for_model(norm, self.classes)
+        return Search(made, samples, oracle, norm=norm, seed=seed, keep_points=True)
+
+
+def images(bound: bool, count: int = COUNT) -> Tensor:
+    """Grey images, whose balls no border of [0, 1] cuts, or (bound) nearly black and white ones."""
+    noise = torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    if not bound:
+        return 0.5 + 0.15 * (noise - 0.5)
+    grey = torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    return noise.round() * 0.9 + 0.1 * grey
+
+
+def two_sided(bound: bool, classes: int = 4) -> Case:
+    """logits u, -u and a constant far below for the rest: every loss's gradient is along the same w."""
+    w = torch.randn(SIDE * SIDE, generator=torch.Generator().manual_seed(3))
+    weight = torch.zeros(classes, SIDE * SIDE)
+    weight[0], weight[1] = w, -w
+    bias = torch.full((classes,), -20.0)
+    bias[:2] = 0
+    x = images(bound)
+    net = Affine(weight, bias).eval()
+    return Case(net, x, net(x).argmax(1), weight.double().numpy(), classes)
+
+
+def several(bound: bool, classes: int = 4) -> Case:
+    """Classes in random directions: an attack has to find the nearest."""
+    weight = torch.randn(classes, SIDE * SIDE, generator=torch.Generator().manual_seed(4))
+    net = Affine(weight, torch.zeros(classes)).eval()
+    x = images(bound)
+    return Case(net, x, net(x).argmax(1), weight.double().numpy(), classes)
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, Callable[..., Case]]:
+    return {"two-sided": two_sided, "several": several}
+
+
+@pytest.fixture(scope="session")
+def exact_gain() -> Callable[[str, Floats, Floats, float], float]:
+    return gain

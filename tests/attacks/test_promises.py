@@ -1,0 +1,251 @@
+"""What the engine promises of every attack: verdicts that do not depend on order, shards or interruption; a model that
+is left alone; hits that are real."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advbench import rng
+from advbench.attacks.engine import Answer, Problem, members, take
+from advbench.attacks.losses import margin
+from advbench.attacks.oracle import Oracle, untouched
+from advbench.attacks.search import Samples, Search
+from advbench.errors import UserError
+from advbench.registry import entries, find
+from advbench.threat import around
+
+FEW = {
+    "square": {"n_queries": 25},
+    "cw-l2": {"searches": 2, "iterations": 6},
+    "fab": {"steps": 4, "restarts": 2},
+    "fab-t": {"steps": 4},
+    "ddn": {"steps": 12},
+    "fmn": {"steps": 12},
+    "apgd-ce": {"steps": 12, "restarts": 2},
+    "apgd-dlr": {"steps": 8},
+    "apgd-t": {"steps": 8},
+    "pgd": {"steps": 4},
+    "mi-fgsm": {"steps": 4},
+    "deepfool": {"steps": 5},
+}
+EPS = {"linf": 0.06, "l2": 0.3, "l1": 1.0, "fourier-linf": 0.06}
+COUNT, SLOTS = 12, 5
+
+
+def attacks():
+    pairs = []
+    for name in entries("attacks"):
+        made = find("attacks", name).create(**FEW.get(name, {}))
+        if isinstance(made, tuple):
+            continue
+        for norm in EPS:
+            try:
+                pairs.append(pytest.param(made.for_model(norm, 4), norm, id=f"{name}-{norm}"))
+            except UserError:
+                continue
+    return pairs
+
+
+class Small(nn.Module):
+    """A convolution, a BatchNorm, dropout and a linear layer: with buffers and modes that an attack could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.drop, self.out = nn.Dropout(0.5), nn.Linear(4 * 36, 4)
+
+    def forward(self, x):
+        return self.out(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = Small()
+        made.train()
+        for _ in range(3):
+            made(torch.rand(64, 1, 6, 6))
+        made.out.weight.data *= 4
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def make(net, x, attack, norm, rows=None, eps=None):
+    rows = torch.arange(COUNT) if rows is None else rows
+    oracle = Oracle(net, slots=SLOTS)
+    logits = oracle.logits(x)
+    size = torch.inf if attack.minimum_norm and eps is None else EPS[norm]
+    samples = Samples(
+        lambda some: x[rows[some]],
+        logits.argmax(1)[rows],
+        rows,
+        torch.full((len(rows),), size, dtype=torch.float64),
+        logits[rows],
+    )
+    return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
+
+
+def outcome(search, rows):
+    verdicts = search.run()
+    fell = torch.zeros(COUNT, dtype=torch.bool)
+    distance = torch.full((COUNT,), torch.inf, dtype=torch.float64)
+    fell[rows], distance[rows] = verdicts.fell, verdicts.distance
+    return fell, distance
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_verdicts_are_those_of_any_order_shards_and_interruption(net, x, attack, norm):
+    everyone = torch.arange(COUNT)
+    fell, distance = outcome(make(net, x, attack, norm), everyone)
+    nearest = attack.minimum_norm
+
+    shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(2))
+    again, other = outcome(make(net, x, attack, norm, shuffled), shuffled)
+    assert torch.equal(fell, again)
+    assert not nearest or torch.equal(distance, other)
+
+    sharded, other = torch.zeros_like(fell), torch.full_like(distance, torch.inf)
+    for shard in (everyone[::2], everyone[1::2]):
+        some, far = outcome(make(net, x, attack, norm, shard), shard)
+        sharded |= some
+        other = torch.minimum(other, far)
+    assert torch.equal(fell, sharded)
+    assert not nearest or torch.equal(distance, other)
+
+    class Stop(Exception):
+        pass
+
+    rounds = 0
+
+    def stop(search):
+        nonlocal rounds
+        rounds += 1
+        if rounds == 5:
+            raise Stop
+
+    killed = make(net, x, attack, norm)
+    with pytest.raises(Stop):
+        killed.run(stop)
+    file = io.BytesIO()
+    torch.save(killed.snapshot(), file)
+    resumed = make(net, x, attack, norm)
+    resumed.restore(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    again, other = outcome(resumed, everyone)
+    assert torch.equal(fell, again)
+    assert not nearest or torch.equal(distance, other)
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm):
+    search = make(net, x, attack, norm, eps=EPS[norm])
+    verdicts = search.run()
+    assert set(verdicts.points) == set(verdicts.fell.nonzero()[:, 0].tolist())
+    rows = torch.tensor(sorted(verdicts.points), dtype=torch.int64)
+    if not len(rows):
+        return
+    z = torch.stack([verdicts.points[row] for row in rows.tolist()])
+    with torch.no_grad():
+        assert (net(z).argmax(1) != net(x[rows]).argmax(1)).all()
+    assert z.min() >= 0 and z.max() <= 1
+    d = (z.double() - x[rows].double()).flatten(1)
+    if norm == "fourier-linf":
+        f = np.fft.fft2((z.double() - x[rows].double()).numpy(), norm="ortho")
+        size = torch.from_numpy(np.abs(f)).flatten(1).amax(1)
+    else:
+        size = d.norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
+    # Linf is exact in float32: x - eps and x + eps there are within half a unit of the last place.
+    assert (size <= EPS[norm] * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_no_row_depends_on_another(x, attack, norm):
+    """Start and step on all rows, and on some of them, give the same rows to the last bit."""
+    y = torch.arange(6) % 4
+    target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
+    eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
+
+    def problem(rows):
+        key = rng.keys(0, attack.name, rows, target[rows])
+        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2)
+
+    everyone, some = torch.arange(6), torch.tensor([4, 1])
+    whole, part = problem(everyone), problem(some)
+    a, b = attack.start(whole), attack.start(part)
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(min(attack.steps, 12)):
+        same(take(a, some), b)
+        logits = torch.randn(6, 4, generator=draw)
+        shape = (6, 4, 1, 6, 6) if attack.asks == "jacobian" else (6, 1, 6, 6)
+        grad = torch.randn(shape, generator=draw)
+        wrong = torch.rand(6, generator=draw) < 0.4
+        value = margin(logits, y)
+        a = attack.step(whole, a, Answer(logits, wrong, value, grad))
+        b = attack.step(part, b, Answer(logits[some], wrong[some], value[some], grad[some]))
+    same(take(a, some), b)
+
+
+def same(one, other):
+    for f in dataclasses.fields(one):
+        assert torch.equal(getattr(one, f.name), getattr(other, f.name)), f.name
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_model_and_global_randomness_are_left_as_they_were(net, x, attack, norm):
+    model = copy.deepcopy(net)
+    model.train()
+    model.norm.eval()  # a mixture of modes
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    with untouched(model):
+        assert not any(module.training for module in model.modules())
+        make(model, x, attack, norm).run()
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
+    """The search copy is wrong on everything, the model on nothing: no sample falls, and the refusals are counted."""
+
+    class Liar(nn.Module):
+        def forward(self, z):
+            return -net(z)
+
+    oracle = Oracle(net, Liar(), slots=SLOTS)
+    logits = oracle.logits(x)
+    samples = Samples(
+        lambda rows: x[rows],
+        logits.argmax(1),
+        torch.arange(COUNT),
+        torch.full((COUNT,), 1e-6, dtype=torch.float64),
+        logits,
+    )
+    for name in ("pgd", "apgd-t", "fab-t", "square"):
+        attack = find("attacks", name).create(**FEW.get(name, {})).for_model(norm, 4)
+        verdicts = Search(attack, samples, oracle, norm=norm, seed=0).run()
+        assert not verdicts.fell.any()
+        assert verdicts.unverified > 0
+
+
+def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
+    case = cases["several"](True)
+    exact = case.distance("linf")
+    for member in members(find("attacks", "autoattack").create()):
+        made = dataclasses.replace(member, **{k: v for k, v in FEW[member.name].items() if k != "restarts"})
+        one, two = (case.strike(made, "linf", exact * 1.3, slots=slots).fell for slots in (3, 16))
+        assert torch.equal(one, two)

@@ -1,0 +1,166 @@
+"""The balls: projections, steepest directions, samples and membership, against definitions and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from advbench import rng
+from advbench.errors import UserError
+from advbench.threat import REGIONS, FourierLinf, around, banded, check_band
+
+NORMS = sorted(REGIONS)
+# Sizes at which the ball is smaller than the box, about as large, and larger.
+SIZES = {"linf": (0.02, 0.3, 0.9), "l2": (0.1, 1.0, 9.0), "l1": (0.2, 6.0, 60.0), "fourier-linf": (0.02, 0.5, 9.0)}
+seeds = st.integers(0, 10**6)
+
+
+def images(seed: int, spread: float = 0.8, shape: tuple[int, ...] = (3, 2, 5, 4)) -> torch.Tensor:
+    """Some elements on the border of [0, 1]."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (0.5 + spread * noise).clamp(0, 1)
+
+
+def cases(seed: int):
+    for norm in NORMS:
+        for size in SIZES[norm]:
+            region = around(norm, images(seed), torch.full((3,), size, dtype=torch.float64))
+            z = images(seed + 1) + torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(seed + 2))
+            yield region, z
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
+def test_projection_lands_inside_and_leaves_what_is_inside(seed):
+    for region, z in cases(seed):
+        inside = region.project(z)
+        assert region.contains(inside).all(), region.norm
+        assert torch.allclose(region.project(inside), inside, atol=2e-6), region.norm
+        assert torch.allclose(region.project(region.x), region.x, atol=1e-6), region.norm
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
+def test_steepest_attains_the_dual_norm(seed):
+    g = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(seed))
+    for norm in NORMS:
+        region = around(norm, images(seed), torch.ones(3, dtype=torch.float64))
+        d = region.steepest(g)
+        assert torch.allclose(region.size(d), torch.ones(3), atol=1e-4), norm
+        assert torch.allclose((g * d).flatten(1).sum(1), region.dual(g), rtol=1e-4), norm
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
+def test_no_direction_gains_more_than_the_dual_norm(seed):
+    draw = torch.Generator().manual_seed(seed)
+    g, d = torch.randn(3, 2, 5, 4, generator=draw), torch.randn(3, 2, 5, 4, generator=draw)
+    for norm in NORMS:
+        region = around(norm, images(seed), torch.ones(3, dtype=torch.float64))
+        gained = (g * d).flatten(1).sum(1) / region.size(d)
+        assert (gained <= region.dual(g) * (1 + 1e-5)).all(), norm
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_zero_gradients_have_no_direction(norm):
+    region = around(norm, images(0), torch.ones(3, dtype=torch.float64))
+    assert torch.equal(region.steepest(torch.zeros_like(region.x)), torch.zeros_like(region.x))
+
+
+def test_l2_direction_survives_tiny_gradients():
+    region = around("l2", images(0), torch.ones(3, dtype=torch.float64))
+    d = region.steepest(1e-30 * torch.ones_like(region.x))
+    assert torch.allclose(region.size(d), torch.ones(3), atol=1e-5)
+
+
+@given(seeds)
+@settings(max_examples=20, deadline=None)
+def test_samples_lie_inside_and_differ_by_key_alone(seed):
+    for region, _ in cases(seed):
+        key = rng.keys(seed, "sample", torch.arange(3))
+        drawn = region.sample(key)
+        assert region.contains(drawn).all(), region.norm
+        alone = around(region.norm, region.x[1:2], region.eps[1:2]).sample(key[1:2])
+        assert torch.allclose(drawn[1:2], alone, atol=1e-6), region.norm
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [0.3, 1.0, 2.5])
+def test_l1_projection_is_the_nearest_point(seed, size):
+    x = images(seed, shape=(1, 1, 2, 4))
+    z = x + 0.7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 50))
+    ours = around("l1", x, torch.tensor([size], dtype=torch.float64)).project(z)
+    at, goal = x.double().numpy().ravel(), z.double().numpy().ravel()
+    # d = up - down with both not negative, which makes the norm linear.
+    half = len(at)
+    found = minimize(
+        lambda v: ((at + v[:half] - v[half:] - goal) ** 2).sum(),
+        np.zeros(2 * half),
+        bounds=[(0, room) for room in np.concatenate([1 - at, at])],
+        constraints={"type": "ineq", "fun": lambda v: size - v.sum()},
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert found.success
+    distance = ((ours.double().numpy().ravel() - goal) ** 2).sum()
+    assert distance == pytest.approx(found.fun, rel=1e-4, abs=1e-6)
+
+
+def test_linf_and_l2_projections_without_the_box_are_the_nearest_points():
+    x = torch.full((1, 1, 1, 2), 0.5)
+    z = torch.tensor([0.9, 0.2]).view(1, 1, 1, 2)
+    eps = torch.tensor([0.1], dtype=torch.float64)
+    assert torch.allclose(around("linf", x, eps).project(z), torch.tensor([0.6, 0.4]))
+    assert torch.allclose(around("l2", x, eps).project(z), torch.tensor([0.58, 0.44]))  # 0.5 + 0.1 (4, -3) / 5
+
+
+def test_membership_is_exact_for_linf_and_has_the_stated_tolerance_for_l2():
+    x, eps = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0.25], dtype=torch.float64)
+    linf, l2 = around("linf", x, eps), around("l2", x, eps)
+    just_out = torch.nextafter(torch.tensor(0.75), torch.tensor(1.0)).view(1, 1, 1, 1)
+    assert linf.contains(torch.full_like(x, 0.75)).all() and not linf.contains(just_out).any()
+    assert l2.contains(x + 0.25 * (1 + 1e-5)).all() and not l2.contains(x + 0.25 * (1 + 2e-5) + 2e-6).any()
+    for region in (around("linf", x, eps * 9), around("l2", x, eps * 9)):
+        assert not region.contains(torch.full_like(x, -1e-6)).any()
+        assert not region.contains(torch.full_like(x, torch.nan)).any()
+
+
+def test_infinite_eps_leaves_only_the_box():
+    for norm in NORMS:
+        region = around(norm, images(3), torch.full((3,), torch.inf, dtype=torch.float64))
+        z = images(4)
+        assert region.contains(z).all()
+        assert torch.allclose(region.project(z), z, atol=1e-6)
+
+
+def test_a_band_holds_directions_to_its_frequencies():
+    x = torch.full((2, 1, 8, 8), 0.5)
+    region = banded(around("fourier-linf", x, torch.full((2,), 0.1, dtype=torch.float64)), (0.0, 0.2))
+    assert isinstance(region, FourierLinf)
+    g = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    z = region.project(x + region.e * region.steepest(g))
+    f = torch.fft.fft2(z - x, norm="ortho").abs()
+    line = torch.fft.fftfreq(8)
+    low = (line[:, None] ** 2 + line[None] ** 2).sqrt() <= 0.2
+    assert torch.allclose(f[:, :, low], torch.tensor(0.1), atol=1e-5)
+    assert f[:, :, ~low].max() < 1e-6
+    gained = (g * (z - x)).flatten(1).sum(1)
+    assert torch.allclose(gained, 0.1 * region.dual(g), rtol=1e-4)
+    assert (region.dual(g) < around("fourier-linf", x, region.eps).dual(g)).all()
+
+
+@pytest.mark.parametrize(
+    ("band", "norm"), [((0.0, 0.2), "l2"), ((0.3, 0.1), "fourier-linf"), ((-1, 1), "fourier-linf")]
+)
+def test_bands_that_make_no_sense_are_refused(band, norm):
+    with pytest.raises(UserError):
+        check_band(band, norm)
+
+
+def test_unknown_norm_names_the_known_ones():
+    with pytest.raises(UserError, match="linf"):
+        around("l3", images(0), torch.ones(3))
