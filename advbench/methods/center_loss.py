@@ -6,7 +6,7 @@ L = CE(f(x), y) + lambda L_C,  L_C = 1/2 mean_i ||z_i - c_{y_i}||^2   (or the su
 c_j <- c_j - alpha Delta_j,    Delta_j = sum_{y_i = j} (c_j - z_i) / (1 + n_j),  n_j the images of class j
 
 z = features(x). The centres follow after each batch, from its features; or they are learnt by SGD of rate alpha on
-lambda L_C. They are saved and resumed with the run, and never decayed. The papers train on clean images; on
+L_C. They are saved and resumed with the run, and never decayed. The papers train on clean images; on
 adversarial ones, z is of x' or of x.
 """
 
@@ -128,6 +128,8 @@ class CenterLoss(Method):
         if self.lam and self.base == "at" and self.on == "clean":
             z = nets.f.features(x)
         c = _centers(nets).c
+        if self.lam:
+            c = c.detach() + (c - c.detach()) / self.lam  # the centres' rate is alpha, whatever lambda
         away = (z.float() - c[y]).square().sum(1) / 2
         if self.lam:
             terms["center"] = self.lam * (away.mean() if self.reduction == "mean" else away.sum())

@@ -88,11 +88,12 @@ class Compactness(Method):
         taught = self.natural or self.base == "trades"  # whether clean images are
         if not weights and not taught:
             return super().outer(nets, x, x_adv, y)
-        z_adv = nets.f.features(x_adv)
-        adversarial = nets.f.head(z_adv)
-        with torch.set_grad_enabled(taught):  # last: autocast would keep weights cast without gradient for later
-            z = nets.f.features(x)
-            clean = nets.f.head(z)
+        if taught:
+            z, clean = _answer(nets, x)
+        z_adv, adversarial = _answer(nets, x_adv)
+        if not taught:  # last: autocast keeps weights as it first cast them, which must not be without gradient
+            with torch.no_grad():
+                z, clean = _answer(nets, x)
         if self.base == "trades":
             terms = {"ce": nets.ce(clean, y), "kl": self.beta * kl(clean, adversarial).mean()}
         else:
@@ -115,6 +116,11 @@ class Compactness(Method):
         nets.note("divergence", (moved / norm.clamp_min(1e-12)).mean())
         nets.note("moved_to_interclass", moved.mean() / apart.clamp_min(1e-12))
         nets.note("entropy", entropy)
+
+
+def _answer(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = nets.f.features(x)
+    return z, nets.f.head(z)
 
 
 def compact(z: Tensor, logits: Tensor, z_adv: Tensor, logits_adv: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -30,12 +30,11 @@ from torch.nn import functional
 from advbench.checkpoint import load_model
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
+from advbench.methods.tasks import Rotation
 from advbench.methods.terms import ce
 from advbench.recipe import Recipe
-from advbench.rng import integers
 
 SMOOTH = ("softplus", "silu")
-TURNS = 4
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "great": {
@@ -91,7 +90,7 @@ class GREAT(Method):
                 torch.default_generator.manual_seed(setup.seed)
                 size, width = setup.feature_dim, 64
                 judge = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
-                head = nn.Linear(size, TURNS)
+                head = Rotation().head(size, (setup.in_channels, setup.image_size, setup.image_size))
             return {"auxiliary": judge, "turns": head, "alignment": Alignment(2, size)}
         parts: dict[str, nn.Module] = {"auxiliary": setup.build(setup.seed)}
         if self.form == "distillation":
@@ -140,8 +139,8 @@ class GREAT(Method):
         """The tasks' losses, which their heads learn from; what z learns from, of value 0; and A's cross-entropy."""
         alignment = nets.parts["alignment"]
         assert isinstance(alignment, Alignment)
-        by = integers(nets.key, torch.full_like(nets.key, TURNS))
-        turned = torch.stack([torch.rot90(x, turn, (2, 3)) for turn in range(TURNS)])[by, torch.arange(len(x))]
+        rotation = Rotation()
+        turned, by = rotation.view(x, nets.key), rotation.target(x, y, nets.key)
         terms, tensors, encoder = {}, [], []
         heads: tuple[Callable[[Tensor], Tensor], ...] = (nets.f.head, nets.parts["turns"])
         tasks = (("ce", x, y, 1.0), ("turns", turned, by, self.turns))

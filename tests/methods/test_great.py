@@ -1,0 +1,202 @@
+"""Gradient adversarial training: its limits, GREACE against plain numpy, the reversal, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from torch import Tensor, nn
+from torch.nn import functional
+
+from advbench.errors import UserError
+from advbench.methods.base import Nets
+from advbench.methods.great import GREAT, Alignment
+from advbench.methods.tasks import Rotation
+from advbench.recipe import Recipe
+from advbench.trainer import train
+from advbench.trainer.session import Session
+
+Make = Callable[..., Recipe]
+Trained = Callable[..., Session]
+Same = Callable[[nn.Module, nn.Module], bool]
+CPU = torch.device("cpu")
+SMOOTH = "model.activation=softplus"
+
+
+@pytest.fixture
+def teacher(recipe: Make, tmp_path: Path) -> Path:
+    return train(recipe("standard", "model.width=16", arch="mlp"), tmp_path / "teacher", device="cpu")
+
+
+def test_without_alpha_and_beta_the_defence_is_standard_training_to_the_bit(
+    recipe: Make, trained: Trained, same: Same
+) -> None:
+    none = ("method.alpha=0", "method.beta=0", "method.ramp=0")
+    standard = trained(recipe("standard", SMOOTH)).nets.f
+    session = trained(recipe("great", *none))
+    assert same(session.nets.f, standard)
+    assert not same(session.nets.parts["auxiliary"], trained(recipe("great", *none), 0).nets.parts["auxiliary"])
+    assert not same(trained(recipe("great", "method.ramp=0")).nets.f, standard)
+
+
+def test_without_alpha_distillation_is_standard_training_to_the_bit(
+    recipe: Make, trained: Trained, same: Same, teacher: Path
+) -> None:
+    form = ("method.form=distillation", f"method.teacher={teacher}", "method.ramp=0")
+    standard = trained(recipe("standard", SMOOTH)).nets.f
+    assert same(trained(recipe("great", "method.alpha=0", *form)).nets.f, standard)
+    assert not same(trained(recipe("great", *form)).nets.f, standard)
+
+
+@pytest.mark.parametrize("greace", ["bounded", "literal"])
+def test_the_gradient_of_greace_by_a_logit(greace: str, recipe: Make) -> None:
+    session = Session(recipe("great"), CPU)
+    x, y = session.data.batch(slice(6))
+    nets = session.nets
+    nets.f.eval()
+    beta = 2.0
+    logits = nets.f(x).detach().double().numpy()
+    leaf: list[Tensor] = []
+
+    def f(z: Tensor) -> Tensor:
+        leaf.append(session.nets.f(z))
+        return leaf[-1]
+
+    g = _gradient(session, x, y)
+    a = softmax(nets.parts["auxiliary"](g).detach().double().numpy(), 1)
+    method = GREAT(alpha=0.0, beta=beta, ramp=0.0, greace=greace)  # type: ignore[arg-type]
+    terms = method.defended(Nets(f=f, parts=nets.parts), x, y)  # type: ignore[arg-type]
+    loss = torch.stack([value for name, value in terms.items() if name != "auxiliary"]).sum()
+    (found,) = torch.autograd.grad(loss, leaf[0])
+    other = 1 - np.eye(10)[y.numpy()]
+    if greace == "literal":
+        expected = softmax(logits, 1) - (1 - other) + beta * a * other
+    else:
+        lifted = logits + np.log(1 + beta * a * other)
+        expected = softmax(lifted, 1) - (1 - other)
+        value = -log_softmax(lifted, 1)[np.arange(6), y.numpy()].mean()
+        assert float(terms["ce"].detach()) == pytest.approx(value, rel=1e-5)
+    assert np.allclose(found.numpy() * 6, expected, atol=1e-5)
+
+
+def test_the_bounded_form_has_a_lower_bound_and_the_literal_one_none() -> None:
+    y = torch.tensor([0])
+    for scale in (10.0, 1000.0):
+        logits = torch.tensor([[scale, -scale, -scale]])
+        nets = Nets(
+            f=lambda x, logits=logits: logits + 0 * x.sum(),  # type: ignore[arg-type, misc]
+            parts={"auxiliary": _Constant()},
+        )
+        x = torch.zeros(1, 1, 2, 2)
+        bounded = GREAT(alpha=0, ramp=0).defended(nets, x, y)
+        literal = GREAT(alpha=0, ramp=0, greace="literal").defended(nets, x, y)
+        assert float(bounded["ce"].detach()) >= 0
+        assert float(literal["greace"].detach()) == pytest.approx(-scale * 2 / 3, rel=1e-5)
+
+
+def test_the_main_net_receives_the_reverse_of_what_would_help_the_auxiliary(recipe: Make) -> None:
+    session = Session(recipe("great"), CPU)
+    x, y = session.data.batch(slice(6))
+    nets = session.nets
+    f, auxiliary = list(nets.f.parameters()), list(nets.parts["auxiliary"].parameters())
+    nets.f.eval()
+    plain = functional.cross_entropy(nets.parts["auxiliary"](_gradient(session, x, y)), y)
+    term = GREAT(alpha=0.5, ramp=0).defended(nets, x, y)["auxiliary"]
+    for weights, factor in ((f, -0.5), (auxiliary, 1.0)):
+        mine, theirs = (torch.autograd.grad(v, weights, retain_graph=True, allow_unused=True) for v in (term, plain))
+        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
+        assert pairs and all(torch.allclose(a, factor * b, rtol=1e-3, atol=1e-6) for a, b in pairs)
+
+
+def test_the_ramp_is_linear() -> None:
+    method = GREAT(alpha=2.0, beta=4.0, ramp=0.5)
+    for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        assert method._grown(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
+
+
+def test_distillation_leaves_the_teacher_as_it_was(recipe: Make, teacher: Path) -> None:
+    session = Session(recipe("great", "method.form=distillation", f"method.teacher={teacher}"), CPU)
+    loaded = session.nets.parts["teacher"]
+    before = {key: value.clone() for key, value in loaded.state_dict().items()}
+    for _ in range(3):
+        session.step(session.order())
+    assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
+    assert set(session.tools.optimizers) == {"f", "auxiliary"}
+
+
+def test_without_alpha_the_tasks_share_the_encoder_as_their_sum_would(recipe: Make) -> None:
+    session = Session(recipe("great", "method.form=multi-task", "method.alpha=0"), CPU)
+    x, y = session.data.batch(slice(12))
+    nets = session.nets
+    nets.f.eval()
+    nets.key = torch.arange(12)
+    terms = session.method.outer(nets, x, x, y)
+    assert float(terms["encoder"].detach()) == 0
+    encoder = [weight for name, weight in nets.f.named_parameters() if not name.startswith("linear")]
+    mine = torch.autograd.grad(torch.stack(list(terms.values())).sum(), encoder)
+    by = Rotation().target(x, y, nets.key)
+    turned = torch.stack([torch.rot90(image, int(turns), (1, 2)) for image, turns in zip(x, by, strict=True)])
+    whole = functional.cross_entropy(nets.f(x), y)
+    whole = whole + functional.cross_entropy(nets.parts["turns"](nets.f.features(turned)), by)
+    for a, b in zip(mine, torch.autograd.grad(whole, encoder), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_alignment_is_trained_against_the_auxiliary_and_scales_what_the_encoder_learns(recipe: Make) -> None:
+    session = Session(recipe("great", "method.form=multi-task", "method.ramp=0"), CPU)
+    x, y = session.data.batch(slice(12))
+    nets, alignment = session.nets, session.nets.parts["alignment"]
+    assert isinstance(alignment, Alignment)
+    nets.f.eval()
+    nets.key = torch.arange(12)
+    encoder = [weight for name, weight in nets.f.named_parameters() if not name.startswith("linear")]
+    found = []
+    for scale in (1.0, 3.0):
+        nn.init.constant_(alignment.w, scale)
+        terms = session.method.outer(nets, x, x, y)
+        (to_w,) = torch.autograd.grad(terms["auxiliary"], alignment.w, retain_graph=True)
+        assert float(to_w.abs().max()) > 0
+        assert torch.autograd.grad(terms["auxiliary"], encoder, allow_unused=True, retain_graph=True) == (None,) * len(
+            encoder
+        )
+        found.append(torch.autograd.grad(terms["encoder"], encoder))
+    assert all(torch.allclose(3 * a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_multi_task_runs_and_deploys_the_net_alone(recipe: Make, tmp_path: Path) -> None:
+    out = train(recipe("great", "method.form=multi-task"), tmp_path / "run", device="cpu")
+    parts = {file.stem for file in (out / "parts").iterdir()}
+    assert parts == {"auxiliary", "turns", "alignment"}
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (("model.activation=relu",), "set model.activation to one of softplus, silu"),
+        (("method.form=distillation",), r"set method\.teacher=RUN"),
+        (("method.teacher=runs/other",), r"set method\.teacher=RUN"),
+        (("method.ramp=2",), "write a share of the training"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(sets: tuple[str, ...], says: str, recipe: Make) -> None:
+    with pytest.raises(UserError, match=says) as refused:
+        Session(recipe("great", *sets), CPU)
+    assert "\n" not in str(refused.value)
+
+
+class _Constant(nn.Module):
+    """The same answer to all gradients: 1/3 for each of 3 classes."""
+
+    def forward(self, g: Tensor) -> Tensor:
+        return torch.zeros(len(g), 3)
+
+
+def _gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
+    """dCE/dx with a mean square of 1, for the net as it is, differentiable."""
+    z = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(functional.cross_entropy(session.nets.f(z), y, reduction="sum"), z, create_graph=True)
+    return g / g.square().mean((1, 2, 3), keepdim=True).sqrt()
