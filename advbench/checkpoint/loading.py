@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def load_model(
     Raises UserError in one line: no such model, a damaged file, a pickle, weights that do not fit,
     other channels or classes than the dataset's.
     """
-    if not spec:
-        raise UserError(f"no model was named: write {external.FORMS}")
+    if not spec or not spec.isprintable():
+        raise UserError(f"{spec!r} names no model: write {external.FORMS}")
     shape = _shape(dataset)
     run = _in_run(Path(spec))
     if run is not None:
@@ -75,9 +76,9 @@ def load_model(
 
 def _in_run(path: Path) -> tuple[Path, str] | None:
     """The run folder and the file in it that `path` means; None when it is no part of a run."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
         return path, BEST
-    for folder in path.parents[:2] if path.is_file() else ():
+    for folder in path.parents[:2] if os.path.isfile(path) else ():
         name = path.relative_to(folder).as_posix()
         if not (folder / CARD).is_file():
             continue

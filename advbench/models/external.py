@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, tr
     from advbench.models.state_files import SUFFIXES
 
     kind, _, name = spec.partition(":")
-    if Path(spec).suffix.lower() in SUFFIXES and (Path(spec).exists() or not _SPEC.fullmatch(spec)):
+    if Path(spec).suffix.lower() in SUFFIXES and (os.path.exists(spec) or not _SPEC.fullmatch(spec)):
         return _file(Path(spec), arch, shape, trust_pickle)
     if arch is not None:
         raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} says itself what it is")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import os
@@ -80,7 +81,9 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     except ImportError as error:
         raise UserError("timm: models need the package timm: pip install timm") from error
     if not name.startswith("hf-hub:") and not timm.is_model(name):
-        raise unknown("timm model", name, timm.list_models(pretrained=False))
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
     try:
         net = timm.create_model(name, pretrained=not random)
     except Exception as error:  # the download fails in many ways

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -28,7 +29,7 @@ def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Ten
     Raises UserError when the file is missing, truncated, holds no tensors, or is a pickle that could
     run code and is not trusted.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no file {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from advbench.checkpoint import load_model, save_weights, weights_sha256
@@ -17,6 +19,8 @@ from advbench.models.external import listing
 
 MODULE = """
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 def plain():
@@ -103,7 +107,8 @@ def test_callables_that_will_not_do(code: str, attribute: str, dataset: str | No
     ("spec", "message"),
     [
         ("nowhere", "unknown model 'nowhere': there is no such folder or file; write a run folder, FILE"),
-        ("", "no model was named: write a run folder"),
+        ("", "'' names no model: write a run folder"),
+        ("a\x1b[31mb.pt", r"names no model: write a run folder"),
         ("no_such_module_at_all:f", "cannot load model no_such_module_at_all:f: No module named"),
         ("nowhere.pt", "no file nowhere.pt"),
         ("runs/x/nowhere.safetensors", "no file runs/x/nowhere.safetensors"),
@@ -112,7 +117,7 @@ def test_callables_that_will_not_do(code: str, attribute: str, dataset: str | No
         ("robustbench:a/b/c/d", r"not of the form robustbench:\[DATASET/\[THREAT/\]\]NAME"),
         ("torchvision:resnet19", "unknown torchvision model 'resnet19': did you mean resnet1"),
         ("torchvision:resnet18:V3", "unknown weights of torchvision:resnet18 'V3': .*DEFAULT|IMAGENET1K_V1"),
-        ("timm:resnet19", "unknown timm model 'resnet19'"),
+        ("timm:resnet19", "unknown timm model 'resnet19': did you mean resnet1.*timm.list_models"),
         ("pyautoattack:other", "unknown model 'pyautoattack:other': .*choose from pyautoattack:model_test"),
     ],
 )
@@ -243,3 +248,18 @@ def test_the_listing_names_everything_without_torch() -> None:
     assert all(row["kind"] and row["summary"] for row in listing())
     script = "import sys; from advbench.models.external import listing; listing(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    prefix=st.sampled_from(["", "robustbench:", "pyautoattack:", "torchvision:", "timm:", "x/"]),
+    text=st.text(max_size=400),
+)
+@example(prefix="", text="a" * 5000)
+@example(prefix="", text="a\0b.pt")
+@example(prefix="timm:", text="hf-hub:")
+def test_any_text_is_refused_in_one_line(prefix: str, text: str) -> None:
+    assume(not external._SPEC.fullmatch(text))  # would run code
+    with pytest.raises(UserError) as caught:
+        load_model(prefix + text)
+    assert len(str(caught.value).splitlines()) == 1
