@@ -1,0 +1,134 @@
+"""What the features z of a run are like under attack: divergence, compactness, entropy, and its input gradients.
+
+For clean x and PGD points x' (after Bui et al. 2020, arXiv:2007.05123, and Sinha et al. 2018, arXiv:1806.08028):
+
+divergence       mean ||z(x) - z(x')|| / ||z(x)||;  to_inter: mean ||z(x) - z(x')|| over the inter-class distance
+norm             mean ||z(x)||: when it runs away, a small divergence means nothing
+intra_inter      mean distance to the own class's centre / mean distance between the centres
+entropy          of softmax f, at x and x'
+gradient_probe   accuracy of a linear classifier that must tell the class from dCE/dx, scaled to unit length; trained
+                 on training images, scored on test images. Undefended nets give the class away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from advbench.analyses.base import Analysis, Progress
+from advbench.analyses.subject import BATCH, against, batches, images, load_subjects, one_eps, perturbed, right
+from advbench.data.dataset import Dataset
+from advbench.models.base import Model
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "features": {
+        "make": "run",
+        "summary": "features under attack: divergence, norm, intra/inter-class ratio, entropy, class from gradient",
+        "paper": "Improving Adversarial Robustness by Enforcing Local and Global Compactness",
+        "arxiv": "2007.05123",
+        "year": 2020,
+        "claim": "robust nets have small divergence and compact classes",
+        "cost": None,
+        "cautions": ["a divergence means nothing where the norm of the features has run away"],
+        "runs": "one or more",
+    },
+}
+
+
+def run(
+    runs: list[Path],
+    *,
+    n: int = 500,
+    eps: str | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    progress: Progress | None = None,
+) -> Analysis:
+    """Table `features`, a row a run. Raises UserError."""
+    subjects = load_subjects(runs, device)
+    data, train = images(subjects, "test", n, device), images(subjects, "train", 2 * n, device)
+    rows = {}
+    for done, subject in enumerate(subjects):
+        if progress is not None:
+            progress(subject.name, done, len(subjects))
+        net, size = subject.net, one_eps(eps, subject)
+        norm = subject.recipe.threat.norm
+        points = perturbed(against(net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
+        x, y = data.batch(slice(None))
+        with torch.no_grad():
+            z, z_adv = features(net, x), features(net, points)
+            clean_entropy, adv_entropy = entropy(logits(net, x)), entropy(logits(net, points))
+        intra, inter = distances(z, y)
+        moved = (z - z_adv).norm(dim=1)
+        rows[subject.name] = {
+            "eps": size.text,
+            "clean": float(right(net, x, y).double().mean()),
+            "attacked": float((right(net, x, y) & right(net, points, y)).double().mean()),
+            "divergence": float((moved / z.norm(dim=1).clamp_min(1e-12)).mean()),
+            "to_inter": float(moved.mean() / inter.clamp_min(1e-12)),
+            "norm": float(z.norm(dim=1).mean()),
+            "intra_inter": float(intra / inter.clamp_min(1e-12)),
+            "entropy": float(clean_entropy.mean()),
+            "entropy_attacked": float(adv_entropy.mean()),
+            "gradient_probe": probe(net, train, data),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+    return Analysis(title=f"Features and gradients: PGD-{steps}, n = {len(data)}", tables={"features": table})
+
+
+def features(net: Model, x: Tensor) -> Tensor:
+    """z (n, D) of images x (n, C, H, W)."""
+    return torch.cat([net.features(part) for part in x.split(BATCH)])
+
+
+def logits(net: Model, x: Tensor) -> Tensor:
+    return torch.cat([net(part) for part in x.split(BATCH)])
+
+
+def entropy(of: Tensor) -> Tensor:
+    """(n,) in nats, of the softmax of logits (n, K)."""
+    log_p = of.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def distances(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean distance of features z (n, D) to the centre of their class, and mean distance between centres."""
+    classes = y.unique()
+    centres = torch.stack([z[y == label].mean(0) for label in classes])
+    intra = (z - centres[torch.searchsorted(classes, y)]).norm(dim=1).mean()
+    between = torch.cdist(centres, centres)
+    count = max(len(classes) * (len(classes) - 1), 1)
+    return intra, between.sum() / count
+
+
+def probe(net: Model, train: Dataset, test: Dataset, steps: int = 200) -> float:
+    """Accuracy on `test` of multinomial regression from the direction of dCE/dx to the class, fitted on `train`."""
+    g, y = directions(net, train)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        tells = nn.Linear(g.shape[1], train.num_classes).to(g.device)
+    optimizer = torch.optim.Adam(tells.parameters(), lr=0.05, weight_decay=1e-4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(tells(g), y).backward()
+        optimizer.step()
+    g, y = directions(net, test)
+    with torch.no_grad():
+        return float((tells(g).argmax(1) == y).double().mean())
+
+
+def directions(net: Model, data: Dataset) -> tuple[Tensor, Tensor]:
+    """dCE/dx (n, D) of all images, each of length sqrt(D) (or zero), and the classes."""
+    found = []
+    for x, y in batches(data):
+        x = x.requires_grad_()
+        (g,) = torch.autograd.grad(nn.functional.cross_entropy(net(x).double(), y, reduction="sum"), x)
+        g = g.flatten(1)
+        g = g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)  # squares of tiny gradients underflow
+        found.append(g / g.norm(dim=1, keepdim=True).clamp_min(1e-12) * g.shape[1] ** 0.5)
+    return torch.cat(found), data.labels

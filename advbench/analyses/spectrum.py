@@ -1,0 +1,150 @@
+"""Train at a spectrum of eps, attack at a spectrum of delta: overdesign, Sridhar et al. 2022, arXiv:2206.06496.
+
+The matrix of accuracies, from runs trained by `advbench train --eps LIST`: the best training eps for each delta lies
+above delta in deep nets (overdesign), at a clean cost that stands beside it; linear nets are to show no such gain.
+A best row at the largest eps trained is flagged: the optimum may lie beyond. Runs that differ in the seed
+alone are averaged. The paper attacks by PGD-20 (`attack=pgd steps=20`); the default is AutoAttack.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from advbench.analyses.base import Analysis, Progress
+from advbench.analyses.subject import Subject, images, load_subjects, named_attack, withstands
+from advbench.eps import Eps, parse_eps_list
+from advbench.errors import UserError
+from advbench.figure import Line, draw_curves, panels
+from advbench.recipe import differences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "spectrum": {
+        "make": "run",
+        "summary": "training eps x attacked eps: the best for each, its clean cost, overdesign (Sridhar et al. 2022)",
+        "paper": "Towards Alternative Techniques for Improving Adversarial Robustness",
+        "arxiv": "2206.06496",
+        "year": 2022,
+        "claim": "CIFAR-10, ResNet-18, delta 8/255: trained at 12/255 52.6 %, at 8/255 48.8 % under PGD-20",
+        "cost": None,
+        "cautions": ["the gain costs clean accuracy: 83.6 falls to 76.5 %"],
+        "runs": "of one recipe but for eps and seed: advbench train --eps LIST",
+    },
+}
+
+
+def run(
+    runs: list[Path],
+    *,
+    n: int = 500,
+    eps: str | None = None,
+    attack: str = "autoattack",
+    steps: int | None = None,
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    progress: Progress | None = None,
+) -> Analysis:
+    """Tables `matrix` (training eps x attacked eps, with clean) and `best` (by attacked eps), and a figure.
+
+    `eps`: the sizes attacked at, by default those trained at. `steps` changes those of the attack. Raises UserError.
+    """
+    subjects = load_subjects(runs, device, at_least=2)
+    check_same(subjects)
+    norm = subjects[0].recipe.threat.norm
+    trained = {subject.trained_eps.value: subject.trained_eps for subject in subjects}
+    deltas = parse_eps_list(eps, norm) if eps else [trained[value] for value in sorted(trained)]
+    deltas = [delta for delta in deltas if delta.value > 0]
+    if not deltas:
+        raise UserError("no eps above 0 to attack at: name some with --eps")
+    attacks, data = named_attack(attack, norm, steps), images(subjects, "test", n, device)
+    rows: list[dict[str, Any]] = []
+    for done, subject in enumerate(subjects):
+        standing = torch.ones(len(data), dtype=torch.bool)
+        for place, delta in enumerate([Eps("0", 0.0), *deltas]):
+            if progress is not None:
+                progress(f"{subject.name} at {delta}", done + place / (len(deltas) + 1), len(subjects))
+            # Who fell at a smaller delta stays fallen.
+            rows_left = standing.nonzero()[:, 0]
+            if len(rows_left):
+                left = data.subset(rows_left.to(device))
+                standing[rows_left] = withstands(subject.net, left, attacks, norm=norm, eps=delta.value, seed=seed)
+            share = float(standing.double().mean())
+            rows.append({"eps": subject.trained_eps.value, "delta": delta.value, "accuracy": share})
+    every = pd.DataFrame(rows)
+    matrix = every.pivot_table(index="eps", columns="delta", values="accuracy", aggfunc="mean")
+    best = best_rows(matrix)
+    text = {eps.value: eps.text for eps in [*trained.values(), *deltas]} | {0.0: "clean"}
+    named = matrix.rename(index=lambda value: trained[value].text, columns=lambda value: text[value])
+    named.index.name, named.columns.name = "trained eps", None
+    shown = best.assign(delta=[text[v] for v in best.delta], best_eps=[trained[v].text for v in best.best_eps])
+    return Analysis(
+        title=f"Accuracy by the eps trained (row) and attacked (column) at: {norm}, {attack}, n = {len(data)}",
+        tables={"matrix": named, "best": shown.set_index("delta")},
+        figures={"spectrum": _figure(matrix, text, trained, f"{subjects[0].recipe.method.name}, {attack}")},
+        notes=_notes(shown),
+    )
+
+
+def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
+    """For each attacked delta: the eps of the best row, its accuracy and clean accuracy, the gain over the row nearest
+    to delta, the clean accuracy that this costs, and whether the best row is the largest eps of the grid."""
+    found, columns = [], {float(str(delta)): column.to_dict() for delta, column in matrix.items()}
+    clean, grid = columns.pop(0.0), [float(str(eps)) for eps in matrix.index]
+    for delta, column in columns.items():
+        best = max(grid, key=column.__getitem__)
+        matching = min(grid, key=lambda eps, delta=delta: (abs(eps - delta), eps))  # type: ignore[misc]
+        found.append(
+            {
+                "delta": delta,
+                "best_eps": best,
+                "accuracy": column[best],
+                "clean": clean[best],
+                "gain": column[best] - column[matching],
+                "clean_cost": clean[matching] - clean[best],
+                "overdesign": best > delta * (1 + 1e-9),
+                "at_the_edge": best == max(grid),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def check_same(subjects: list[Subject]) -> None:
+    """UserError unless the recipes differ in eps and seed only, apart from runs of standard training, as eps 0."""
+    attacked = [subject for subject in subjects if subject.trained_eps.value > 0]
+    for subject in attacked[1:]:
+        changed = differences(attacked[0].recipe, subject.recipe)
+        other = [change for change in changed if change.split()[0] not in ("threat.eps", "threat.eps_value", "seed")]
+        if other:
+            raise UserError(
+                f"{subject.folder} differs from {attacked[0].folder} in more than eps and seed: {'; '.join(other)}"
+            )
+
+
+def _figure(matrix: pd.DataFrame, text: dict[float, str], trained: dict[float, Eps], title: str) -> Figure:
+    deltas = [float(value) for value in matrix.columns]
+    lines = []
+    for place, (value, row) in enumerate(matrix.iterrows()):
+        accuracy = [float(share) for share in row]
+        label = f"trained at {trained[float(str(value))].text}"
+        lines.append(Line(label, deltas, accuracy, accuracy, accuracy, place))
+    with panels(1, f"Trained at a spectrum of eps: {title}") as (figure, axes):
+        draw_curves(axes[0], lines, "attacked eps", [(value, text[value].replace("clean", "0")) for value in deltas])
+    return figure  # type: ignore[no-any-return]
+
+
+def _notes(best: pd.DataFrame) -> tuple[str, ...]:
+    notes = []
+    for row in best.to_dict("records"):
+        edge = "; it is the largest trained: the optimum may lie beyond" if row["at_the_edge"] else ""
+        notes.append(
+            f"attacked at {row['delta']}: best trained at {row['best_eps']} ({row['accuracy']:.1%}), "
+            f"{100 * row['gain']:+.1f} points over training at the same eps, "
+            f"for {100 * row['clean_cost']:.1f} points of clean accuracy{edge}"
+        )
+    return tuple(notes)
