@@ -9,7 +9,7 @@ import torch
 
 from advbench.checkpoint import load_model, save_weights, weights_sha256
 from advbench.errors import UserError
-from advbench.models import architectures, build, describe, parse_wrapper, rebuild, settings_of
+from advbench.models import architectures, build, describe, parse_wrapper, rebuild, settings_of, wrappers
 from advbench.models.base import ACTIVATIONS, STATISTICS, Model
 from advbench.registry import find
 
@@ -190,5 +190,8 @@ def test_the_short_form_of_a_wrapper() -> None:
     for wrong in ("layer1", "layer1:", "a:b:c"):
         with pytest.raises(UserError, match="is not of the form LAYER:LEVELS"):
             parse_wrapper("quantize", wrong)
+    for name in {name for name, entry in wrappers().items() if "form" not in entry.about}:
+        with pytest.raises(UserError, match=f"{name} has no short form; its settings are "):
+            parse_wrapper(name, "a:1")
     with pytest.raises(UserError, match="unknown wrapper 'attend'"):
         parse_wrapper("attend", "a:1")
