@@ -111,11 +111,7 @@ def parse_wrapper(name: str, text: str) -> dict[str, Any]:
     known = wrappers()
     if name not in known:
         raise unknown("wrapper", name, known)
-    form = str(known[name].about.get("form", ""))
-    if not form:
-        raise UserError(
-            f"{name}={text!r}: {name} has no short form; its settings are {', '.join(settings_of(known[name]))}"
-        )
+    form = str(known[name].about["form"])
     fields, parts = form.lower().split(":"), text.split(":")
     if len(fields) != len(parts) or not all(parts):
         raise UserError(f"{name}={text!r} is not of the form {form}")
