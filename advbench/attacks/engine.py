@@ -81,7 +81,8 @@ class Attack:
     """Base of attacks: fields are the settings. `steps` counts updates, `restarts` independent starts.
 
     `eot` passes are averaged in each answer (expectation over transformation, Athalye et al. 2018,
-    1802.00420), for models whose outputs are random.
+    1802.00420), for models whose outputs are random. `straight_through` lets gradients pass the layers declared
+    non-differentiable as if they were the identity (BPDA, the same paper).
     """
 
     asks: ClassVar[Asks] = "gradient"
@@ -94,6 +95,7 @@ class Attack:
     restarts: int = 1
     loss: str = "ce"
     eot: int = 1
+    straight_through: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.eot) < 1:

@@ -58,7 +58,7 @@ class FMN(Attack):
         nearest = torch.where(a.wrong, torch.minimum(here, s.nearest), s.nearest)
 
         estimate = here + a.value.abs().double() / region.dual(a.gradient).double().clamp_min(1e-12)
-        # The estimate alone stands still where the border of [0, 1], or rounding, keeps the point short of the boundary.
+        # The estimate alone stands still where the border of [0, 1] or rounding keeps the point short of it.
         grown = torch.where(s.size.isinf(), 0, s.size) * (1 + gamma)
         outwards = torch.where(nearest.isinf(), torch.maximum(estimate, grown), grown)
         size = torch.where(a.wrong, torch.minimum(s.size * (1 - gamma), nearest), outwards)

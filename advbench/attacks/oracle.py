@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from advbench.attacks.engine import Answer, Attack, Problem
 from advbench.attacks.losses import wrong
+from advbench.models.base import straight_through
 
 RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
 
@@ -53,7 +54,8 @@ class Oracle:
                 logits = self._mean_logits(query, attack.eot)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, logits))
         query = query.detach().requires_grad_()
-        with torch.enable_grad():
+        through = straight_through(self.search) if attack.straight_through else nullcontext()
+        with torch.enable_grad(), through:
             logits = self._mean_logits(query, attack.eot)
             self.backwards += len(query) * attack.eot
             if attack.asks == "jacobian":

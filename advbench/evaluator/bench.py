@@ -11,6 +11,7 @@ from advbench.attacks.engine import Attack
 from advbench.attacks.losses import wrong
 from advbench.attacks.oracle import Oracle
 from advbench.attacks.search import Samples, Search, Verdicts
+from advbench.attacks.transfer import oracle_for
 from advbench.data.dataset import Dataset
 from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
@@ -64,7 +65,7 @@ class Bench:
         search = Search(
             attack,
             samples,
-            self.oracle,
+            oracle_for(attack, self.oracle, self.data),
             norm=self.norm,
             seed=self.seed,
             stride=STRIDE[self.data.device.type],

@@ -34,6 +34,7 @@ FEW = {
     "pgd": {"steps": 4},
     "mi-fgsm": {"steps": 4},
     "deepfool": {"steps": 5},
+    "transfer": {"steps": 8, "source": "-"},
 }
 EPS = {"linf": 0.06, "l2": 0.3, "l1": 1.0, "fourier-linf": 0.06}
 COUNT, SLOTS = 12, 5

@@ -1,0 +1,177 @@
+"""Every attack of the registry, in every norm it has a form for, on models whose answer is known exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from advbench.attacks.engine import Attack, Problem, solve
+from advbench.errors import UserError
+from advbench.registry import entries, find
+from advbench.threat import around
+
+NORMS = ("linf", "l2", "l1", "fourier-linf")
+SHORTER = {
+    "square": {"n_queries": 1500},
+    "cw-l2": {"iterations": 200},
+    "ddn": {"steps": 300},
+    "fmn": {"steps": 300},
+    "transfer": {"source": "-"},
+}
+FREE, BOUND = False, True  # whether the borders of [0, 1] cut the balls
+
+# How many times the exact eps an attack may need to fell every sample, where that is not 1.001. Single steps lose some
+# of it to a random start, or do not see the border of [0, 1] (inf: one element alone does not get there); the L2 step
+# onto ball and box is not the exact one.
+NEEDS: dict[tuple[str, str, bool], float] = {
+    ("apgd-ce", "l2", BOUND): 1.01,
+    ("apgd-ce", "l1", FREE): 1.1,
+    ("apgd-ce", "l1", BOUND): 1.02,
+    ("apgd-dlr", "l2", BOUND): 1.01,
+    ("apgd-dlr", "l1", FREE): 1.02,
+    ("apgd-dlr", "l1", BOUND): 1.02,
+    ("apgd-t", "l2", BOUND): 1.02,
+    ("apgd-t", "l1", FREE): 1.05,
+    ("apgd-t", "l1", BOUND): 1.02,
+    ("fgsm", "l2", BOUND): 1.3,
+    ("fgsm", "l1", BOUND): np.inf,
+    ("fgsm-rs", "linf", FREE): 1.3,
+    ("fgsm-rs", "linf", BOUND): 1.3,
+    ("fgsm-rs", "l2", FREE): 1.5,
+    ("fgsm-rs", "l2", BOUND): 1.5,
+    ("fgsm-rs", "l1", BOUND): np.inf,
+    ("fgsm-rs", "fourier-linf", FREE): 1.5,
+    ("mi-fgsm", "l2", BOUND): 1.3,
+    ("mi-fgsm", "l1", BOUND): 1.3,
+    ("n-fgsm", "linf", FREE): 10,
+    ("n-fgsm", "linf", BOUND): 5,
+    ("pgd", "l2", FREE): 1.03,
+    ("pgd", "l2", BOUND): 1.1,
+    ("pgd", "l1", BOUND): 2,
+    ("pgd", "fourier-linf", FREE): 1.01,
+    ("rfgsm", "linf", FREE): 5,
+    ("rfgsm", "linf", BOUND): 5,
+    ("square", "l2", FREE): 1.3,
+    ("square", "l2", BOUND): 1.5,
+    ("square", "l1", FREE): 2,
+    ("square", "l1", BOUND): 2,
+    ("transfer", "l2", BOUND): 1.01,
+    ("transfer", "l1", FREE): 1.1,
+    ("transfer", "l1", BOUND): 1.1,
+}
+# How many times the exact distance the nearest point may be, where that is not 1.001.
+NEAREST: dict[tuple[str, str, bool], float] = {
+    ("cw-l2", "l2", FREE): 1.6,
+    ("cw-l2", "l2", BOUND): 1.06,
+    ("ddn", "l2", FREE): 1.003,
+    **{("deepfool", norm, bound): 1.04 for norm in ("linf", "l2") for bound in (FREE, BOUND)},
+    **{(name, norm, bound): 1.01 for name in ("fab", "fab-t") for norm in NORMS for bound in (FREE, BOUND)},
+    ("fmn", "l1", BOUND): 1.003,
+}
+
+
+def made(name: str) -> Attack:
+    return find("attacks", name).create(**SHORTER.get(name, {}))
+
+
+def registered(minimum_norm: bool) -> list[tuple[str, str, bool]]:
+    """(entry, norm, bound) for every single attack and every norm it has a form for."""
+    found = []
+    for name in entries("attacks"):
+        attack = find("attacks", name).create(**SHORTER.get(name, {}))
+        if isinstance(attack, tuple) or attack.minimum_norm != minimum_norm:
+            continue
+        for norm in NORMS:
+            try:
+                attack.for_model(norm, 4)
+            except UserError:
+                continue
+            # The closed form of the Fourier norm does not know the box.
+            found += [(name, norm, bound) for bound in (FREE, BOUND) if not (bound and norm == "fourier-linf")]
+    return found
+
+
+@pytest.mark.parametrize(("name", "norm", "bound"), registered(minimum_norm=False))
+def test_fells_all_that_can_fall_and_none_other(cases, name, norm, bound):
+    case = cases["two-sided"](bound)
+    exact = case.distance(norm)
+    factor = NEEDS.get((name, norm, bound), 1.001)
+    if factor < np.inf:
+        standing = ~case.strike(made(name), norm, exact * factor).fell
+        assert not standing.any(), f"{int(standing.sum())} stand at {factor} times the exact eps"
+    few = dataclasses.replace(made(name), **({"n_queries": 200} if name == "square" else {}))
+    assert not case.strike(few, norm, exact * 0.999).fell.any()
+
+
+@pytest.mark.parametrize(("name", "norm", "bound"), registered(minimum_norm=True))
+def test_nearest_point_is_at_the_exact_distance(cases, name, norm, bound):
+    case = cases["two-sided"](bound)
+    ratio = case.strike(made(name), norm, np.inf).distance.numpy() / case.distance(norm)
+    assert ratio.min() > 0.9999
+    assert ratio.max() < NEAREST.get((name, norm, bound), 1.001), ratio.max()
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "fab", "fab-t", "deepfool"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_nearest_of_several_classes_is_found(cases, name, norm):
+    if name == "deepfool" and norm == "l1":
+        pytest.skip("deepfool has no form for l1")
+    case = cases["several"](FREE)
+    exact = case.distance(norm)
+    if made(name).minimum_norm:
+        ratio = case.strike(made(name), norm, np.inf).distance.numpy() / exact
+        assert ratio.min() > 0.9999 and ratio.max() < (1.06 if name == "deepfool" else 1.01)
+    else:
+        factor = 1.2 if norm == "l1" else 1.003
+        assert case.strike(made(name), norm, exact * factor).fell.all()
+        assert not case.strike(made(name), norm, exact * 0.999).fell.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "share"),
+    [
+        ("fgsm", "linf", 0.9999),
+        ("pgd", "linf", 0.999),
+        ("apgd-ce", "linf", 0.9999),
+        ("fgsm", "l2", 0.999),
+        ("mi-fgsm", "l2", 0.999),
+        ("apgd-ce", "l2", 0.999),
+        ("fgsm", "l1", 0.999),
+        ("apgd-ce", "l1", 0.9),
+        ("fgsm", "fourier-linf", 0.999),
+        ("pgd", "fourier-linf", 0.97),
+        ("apgd-ce", "fourier-linf", 0.999),
+    ],
+)
+def test_solve_reaches_the_attainable_gain(cases, exact_gain, name, norm, share):
+    """The inner maximisation of training, on a linear score: the gain is eps times the dual norm."""
+    case = cases["two-sided"](FREE)
+    w = torch.from_numpy(case.weight[0]).float()
+    region = around(norm, case.x, torch.full((len(case.y),), 0.05, dtype=torch.float64))
+    p = Problem(region, case.y, torch.full_like(case.y, -1), torch.arange(len(case.y)))
+    attack = made(name).for_model(norm, 4)
+    z = solve(attack, lambda query: (query.flatten(1) * w).sum(1), p)
+    assert region.contains(z).all()
+    reached = ((z - case.x).flatten(1) * w).sum(1).double().numpy()
+    best = np.array(
+        [exact_gain(norm, case.weight[0], np.where(w > 0, 1 - x, x), 0.05) for x in case.x.flatten(1).numpy()]
+    )
+    assert (reached >= share * best).all(), (reached / best).min()
+    assert (reached <= best * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "deepfool"])
+def test_models_of_two_and_three_classes(cases, name, classes):
+    case = cases["two-sided"](FREE, classes)
+    exact = case.distance("linf")
+    attack = made(name)
+    logits = case.net(case.x)
+    asked = attack.for_model("linf", classes).targets(logits, case.y)
+    assert asked.shape[1] <= classes - 1
+    assert not (asked == case.y[:, None]).any()
+    assert case.strike(attack, "linf", exact * 1.05).fell.all()
+    assert not case.strike(attack, "linf", exact * 0.999).fell.any() if name != "square" else True
