@@ -17,7 +17,9 @@ from advbench.attacks.engine import Answer, Problem, members, take
 from advbench.attacks.losses import margin
 from advbench.attacks.oracle import Oracle, untouched
 from advbench.attacks.search import Samples, Search
+from advbench.attacks.transfer import SourceOracle
 from advbench.errors import UserError
+from advbench.models.quantize import Quantizer
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -250,3 +252,71 @@ def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
         made = dataclasses.replace(member, **{k: v for k, v in FEW[member.name].items() if k != "restarts"})
         one, two = (case.strike(made, "linf", exact * 1.3, slots=slots).fell for slots in (3, 16))
         assert torch.equal(one, two)
+
+
+def test_transfer_takes_gradients_of_the_source_and_verdicts_of_the_model(net, x):
+    """A source that is the model itself fells what the white-box attack fells; a blind one fells nothing more than
+    its random starts do."""
+    logits = Oracle(net, slots=SLOTS).logits(x)
+    samples = Samples(
+        lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), torch.full((COUNT,), 0.06).double(), logits
+    )
+
+    class Blind(nn.Module):
+        def forward(self, z):
+            return 0 * net(z) + torch.tensor([3.0, 2.0, 1.0, 0.0])
+
+    attack = find("attacks", "transfer").create(source="-", steps=8).for_model("linf", 4)
+    felled = {}
+    for name, source in (("same", net), ("blind", Blind())):
+        oracle = SourceOracle(net, source, slots=SLOTS)
+        felled[name] = Search(attack, samples, oracle, norm="linf", seed=0).run().fell
+    white = dataclasses.replace(find("attacks", "apgd-dlr").create(), name="transfer", steps=8).for_model("linf", 4)
+    box = Search(white, samples, Oracle(net, slots=SLOTS), norm="linf", seed=0).run().fell
+    assert torch.equal(felled["same"], box)
+    assert felled["same"].sum() > felled["blind"].sum()
+
+
+def test_straight_through_finds_what_a_step_function_hides(x):
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantise, self.out = Quantizer(16), nn.Linear(36, 4)
+
+        def forward(self, z):
+            return self.out(self.quantise(z).flatten(1))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden = Steps().eval()
+    logits = Oracle(hidden, slots=SLOTS).logits(x)
+    samples = Samples(
+        lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), torch.full((COUNT,), 0.1).double(), logits
+    )
+    fell = {}
+    for through in (False, True):
+        attack = find("attacks", "pgd").create(straight_through=through, random_start=False).for_model("linf", 4)
+        fell[through] = int(Search(attack, samples, Oracle(hidden, slots=SLOTS), norm="linf", seed=0).run().fell.sum())
+    assert fell[False] == 0 and fell[True] > 0
+    assert hidden.quantise.straight_through is False
+
+
+def test_expectation_over_transformation_averages_passes(x):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, z):
+            self.calls += 1
+            return z.flatten(1)[:, :4] + float(self.calls)
+
+    noisy = Noisy()
+    oracle = Oracle(noisy, slots=2)
+    attack = find("attacks", "pgd").create(eot=5).for_model("linf", 4)
+    p = Problem(
+        around("linf", x[:2], torch.ones(2).double()), torch.zeros(2).long(), -torch.ones(2).long(), torch.arange(2)
+    )
+    answer = oracle.answer(attack, p, x[:2])
+    assert noisy.calls == 5 and oracle.forwards == 10
+    assert torch.allclose(answer.logits, x[:2].flatten(1)[:, :4] + 3.0)  # the mean of 1 to 5

@@ -1,0 +1,69 @@
+"""The sets hold the attacks, in the order and with the numbers of the papers."""
+
+from __future__ import annotations
+
+import pytest
+
+from advbench.attacks.engine import members
+from advbench.errors import UserError
+from advbench.registry import entries, find
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_standard_is_the_papers_set(norm):
+    ce, t, fab, square = members(find("attacks", "autoattack").create(norm=norm))
+    assert [m.name for m in (ce, t, fab, square)] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (ce.steps, ce.loss, ce.rho) == (100, "ce", 0.75)
+    assert (t.steps, t.loss, t.rho, t.restarts) == (100, "dlr", 0.75, 1)
+    assert (ce.restarts, t.n_targets) == ((5, 5) if norm == "l1" else (1, 9))
+    assert ce.larger_eps is t.larger_eps is (norm == "l1")
+    assert (fab.steps, fab.n_targets, fab.restarts, fab.alpha_max, fab.eta, fab.beta) == (100, 9, 1, 0.1, 1.05, 0.9)
+    assert (square.n_queries, square.p_init, square.rescale_schedule, square.loss) == (5000, 0.8, False, "cw")
+
+
+def test_plus_and_rand_are_the_papers_sets():
+    plus = members(find("attacks", "autoattack-plus").create())
+    assert [m.name for m in plus] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert [m.restarts for m in plus] == [5, 5, 5, 1, 1, 1]
+    rand = members(find("attacks", "autoattack-rand").create())
+    assert [(m.name, m.eot) for m in rand] == [("apgd-ce", 20), ("apgd-dlr", 20)]
+
+
+def test_members_are_the_registered_attacks_of_their_names():
+    """A member and the single attack of its name draw the same noise and differ in settings at most."""
+    for name, entry in entries("attacks").items():
+        made = entry.create()
+        if isinstance(made, tuple):
+            assert [m.name for m in made] == entry.about["members"]
+            assert all(type(m) is type(find("attacks", m.name).create()) for m in made)
+        else:
+            assert made.name == name
+
+
+def test_every_entry_has_a_summary_of_one_line():
+    for entry in entries("attacks").values():
+        assert entry.summary and "\n" not in entry.summary
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "norm", "reason"),
+    [
+        ("pgd", {"init": "middle"}, "linf", "uniform"),
+        ("pgd", {"loss": "hinge"}, "linf", "ce"),
+        ("pgd", {"steps": 0}, "linf", "steps"),
+        ("pgd", {"sparsity": 1.0}, "l1", "sparsity"),
+        ("pgd", {"queries": 3}, "linf", "queries"),
+        ("n-fgsm", {}, "l2", "linf"),
+        ("apgd-ce", {"larger_eps": True}, "l2", "l1"),
+        ("apgd-ce", {"band": (0.0, 0.2)}, "linf", "fourier-linf"),
+        ("square", {"p_init": 0.0}, "linf", "p_init"),
+        ("square", {"steps": 10}, "linf", "n_queries"),
+        ("fab", {}, "fourier-linf", "linf, l2, l1"),
+        ("ddn", {}, "linf", "l2"),
+        ("transfer", {}, "linf", "source"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(name, settings, norm, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        find("attacks", name).create(**settings).for_model(norm, 10)
+    assert "\n" not in str(caught.value)

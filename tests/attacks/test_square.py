@@ -1,0 +1,50 @@
+"""Square Attack's schedule, windows and forms, from the paper's definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advbench import rng
+from advbench.attacks.square import _forms, _sides, _tiles, _window
+
+CPU = torch.device("cpu")
+
+
+def test_sides_follow_the_papers_halvings():
+    sides = _sides(5000, 0.8, False, 32, 32, False, CPU).tolist()
+    # p = 0.8 on 32 x 32 pixels, halved after 10, 50, 200, 500, 1000, 2000 and 4000 queries.
+    for i, share in ((0, 0.8), (10, 0.8), (11, 0.4), (51, 0.2), (201, 0.1), (501, 0.05), (4999, 0.8 / 128)):
+        assert sides[i] == max(round((share * 1024) ** 0.5), 1)
+    rescaled = _sides(5000, 0.8, True, 32, 32, False, CPU).tolist()
+    assert rescaled[6] == sides[12] and rescaled[2001] == sides[4002]
+    assert all(side % 2 == 1 and side >= 3 for side in _sides(5000, 0.8, False, 33, 33, True, CPU).tolist())
+
+
+def test_windows_lie_inside_and_reach_every_place():
+    key = rng.keys(0, "test", torch.arange(3000))
+    mask, top, left = _window(key, torch.full((3000,), 3), 5, 6)
+    assert (mask.sum((1, 2, 3)) == 9).all()
+    places = set(zip(top.tolist(), left.tolist(), strict=True))
+    assert places == {(row, column) for row in range(3) for column in range(4)}
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+def test_forms_are_two_opposite_bumps_of_norm_one(norm, power):
+    forms = _forms(norm, 11, CPU)
+    for side in (3, 5, 11):
+        form = forms[side, :side, :side]
+        assert (form.abs() ** power).sum() == pytest.approx(1, abs=1e-5)
+        assert (form[: side // 2] > 0).all() and (form[side // 2 :] < 0).all()
+        assert form[: side // 2].abs().max() > 1.5 * form[0, 0].abs()  # higher in the middle than at the corner
+        assert forms[side, side:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("side", [28, 32, 8, 4])
+def test_the_start_covers_the_image(side):
+    x = torch.zeros(3, 2, side, side)
+    tiles = _tiles(rng.keys(0, "test", torch.arange(3)), x, "l2")
+    assert tiles.shape == x.shape
+    border = (side - side // max(side // 5, 1) * max(side // 5, 1)) // 2
+    inner = tiles[:, :, border : side - border or side, border : side - border or side]
+    assert (inner != 0).float().mean() > 0.9
