@@ -13,7 +13,7 @@ largest one there is, the mean over n in {3, 12, 25} points x ~ N(0, I_100), y =
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def run(
         tables={
             "margins": _pivot(every, "mean"),
             "worst": _pivot(every, "min"),
-            "suites": every.set_index(["optimiser", "n", "trial", "norm"]),
+            "by_size": _pivot(every, "min", ["optimiser", "n"]),
         },
         notes=verdicts(every),
     )
@@ -116,9 +116,8 @@ def _optimisers(z: Array, steps: int, fista_steps: int, rng: np.random.Generator
     return {**plain, "conv-gradient-descent": lambda: convolutional(z, steps, rng), **proximal}
 
 
-def _pivot(every: pd.DataFrame, how: Literal["mean", "min"]) -> pd.DataFrame:
-    table = every.pivot_table(index="optimiser", columns="norm", values="share", aggfunc=how)
-    table = table.loc[list(OWN), list(NORMS)]
+def _pivot(every: pd.DataFrame, how: Literal["mean", "min"], index: Sequence[str] = ("optimiser",)) -> pd.DataFrame:
+    table = every.pivot_table(index=list(index), columns="norm", values="share", aggfunc=how, sort=False)[list(NORMS)]
     table.columns.name = None
     return table
 

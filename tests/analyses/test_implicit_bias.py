@@ -88,7 +88,7 @@ def test_each_optimiser_reaches_its_own_margin(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(OWN))
 def test_each_optimiser_wins_its_own_column(name: str) -> None:
-    table, norm = small().tables["suites"]["share"].unstack("norm")[OWN[name]].unstack("optimiser"), OWN[name]
+    table, norm = small().tables["by_size"][OWN[name]].unstack("optimiser"), OWN[name]
     rivals = [other for other in OWN if OWN[other] != norm]
     assert (table[name] > table[rivals].max(axis=1)).all()
 

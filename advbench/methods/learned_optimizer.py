@@ -1,0 +1,240 @@
+"""Learning to learn from mistakes: Serban, Poll and Visser, ICANN 2020, arXiv:2008.05247.
+
+A reconstruction from the abstract, with the optimiser of Andrychowicz et al. 2016 (arXiv:1606.04474):
+
+theta_{t+1} = theta_t + 0.05 m(grad CE(theta_t; x), h_t; phi),  m an LSTM of two layers, the same for each coordinate
+min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax CE(theta_t; x'), theta_t held
+
+For the share `meta` of the run, each batch is one unroll: a new network of the recipe's architecture is trained by m
+for T steps, on batches seen before, and phi descends. Then m is frozen and trains f from clean images alone. With
+`source`, a run of this method, its m is used from the start: on another architecture or dataset.
+
+Ours, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the clean
+loss, then eps growing, T growing from 20 to 40, gradients clipped (optim.clip). Controls: gamma = 1 (m trained on the
+clean loss), and Adam on clean and on adversarial images (`standard`, `pgd-at` with optim.name=adam).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from advbench.errors import UserError
+from advbench.methods.base import Method, Nets, Setup, Tools
+from advbench.methods.terms import ce
+from advbench.models.state_files import fit_state, read_state
+from advbench.recipe import Recipe
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "learned-optimizer": {
+        "make": "LearnedOptimizer",
+        "summary": "an LSTM optimiser meta-trained on adversarial loss, then training on clean images",
+        "paper": "Learning to Learn from Mistakes: Robust Optimization for Adversarial Noise",
+        "arxiv": "2008.05247",
+        "year": 2020,
+        "claim": "adversarial knowledge moves to new networks and data without new adversarial examples",
+        "cost": None,
+        "cautions": [
+            "a reconstruction from the abstract",
+            "beats the same optimiser meta-trained on clean loss, not Adam on clean images",
+            "memory grows with T x weights: meta-train on a small net, then use method.source on larger ones",
+            "what f is trained for must not go far beyond T steps",
+        ],
+        "recipe": {
+            "model.activation": "softplus",
+            "optim.clip": 0.5,
+            "schedule.name": "constant",
+        },
+    },
+}
+
+PART = "optimizer"
+
+
+class CoordinateLSTM(nn.Module):
+    """m: two LSTM layers of `units` and a linear output times `scale`, for each coordinate by itself."""
+
+    def __init__(self, units: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.first, self.second = nn.LSTMCell(2, units), nn.LSTMCell(units, units)
+        self.out = nn.Linear(units, 1)
+
+    def forward(self, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Updates (P,) and the next state (4, P, units), for gradients (P,)."""
+        h1, c1 = self.first(preprocess(g), (state[0], state[1]))
+        h2, c2 = self.second(h1, (state[2], state[3]))
+        return self.scale * self.out(h2)[:, 0], torch.stack([h1, c1, h2, c2])
+
+
+def preprocess(g: Tensor, p: float = 10.0) -> Tensor:
+    """(P, 2): (log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al., appendix A)."""
+    large = g.abs() >= math.exp(-p)
+    size = torch.where(large, g.abs().clamp_min(math.exp(-p)).log() / p, -1.0)
+    return torch.stack([size, torch.where(large, g.sign(), math.exp(p) * g)], 1)
+
+
+class Kept(nn.Module):
+    """The state (4, P, units) of the optimiser that trains f."""
+
+    state: Tensor
+
+    def __init__(self, weights: int, units: int) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(4, weights, units))
+
+
+class Memory(nn.Module):
+    """The last batches seen, from which unrolls draw."""
+
+    x: Tensor
+    y: Tensor
+    count: Tensor
+
+    def __init__(self, batches: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("x", torch.zeros(batches, *shape))
+        self.register_buffer("y", torch.zeros(batches, shape[0], dtype=torch.int64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        place = int(self.count) % len(self.x)
+        self.x[place], self.y[place] = x, y
+        self.count += 1
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        place = int(torch.randint(min(int(self.count), len(self.x)), ()))
+        return self.x[place], self.y[place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedOptimizer(Method):
+    """`gamma`: weight of the clean loss. `meta`: share of the run for meta-training, of which `clean_phase` is on the
+    clean loss; eps has grown to its full size at `full_eps`. T runs from `T_first` to `T`. `source`: a run whose
+    optimiser is used as it is."""
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
+
+    gamma: float = 0.5
+    meta: float = 0.9
+    clean_phase: float = 0.35
+    full_eps: float = 0.7
+    T_first: int = 20
+    T: int = 40
+    units: int = 20
+    scale: float = 0.05
+    meta_lr: float = 0.003
+    memory: int = 16
+    source: str = ""
+
+    def check(self, recipe: Recipe, num_classes: int) -> None:
+        super().check(recipe, num_classes)
+        if recipe.awp.gamma:
+            raise UserError("learned-optimizer moves the weights itself: awp.gamma must be 0")
+        if not 0 <= self.gamma <= 1 or not 0 <= self.clean_phase < self.full_eps <= 1:
+            raise UserError("method.gamma lies in 0 to 1, and method.clean_phase below method.full_eps, at most 1")
+        if not self.source and not 0 < self.meta < 1:
+            raise UserError(f"method.meta is {self.meta:g}: some of the run, not all, is for meta-training (0 to 1)")
+        if min(self.T_first, self.T, self.units, self.memory) < 1 or self.T_first > self.T:
+            raise UserError("method.T_first, T, units and memory are at least 1, and T_first is at most T")
+
+    def parts(self, setup: Setup) -> dict[str, nn.Module]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(setup.seed)
+            m = CoordinateLSTM(self.units, self.scale)
+        optimisee = setup.build(setup.seed)
+        weights = sum(weight.numel() for weight in optimisee.parameters())
+        kept = Kept(weights, self.units)
+        if self.source:
+            return {PART: loaded(m, Path(self.source)), "state": kept}
+        image = (setup.in_channels, setup.image_size, setup.image_size)
+        memory = Memory(self.memory, (setup.batch_size, *image))
+        return {PART: m, "optimisee": optimisee, "memory": memory, "state": kept}
+
+    def part_optim(self, name: str) -> dict[str, Any]:
+        if name != PART:
+            return {"lr": 0}
+        return {"name": "adam", "lr": self.meta_lr, "momentum": 0.9, "weight_decay": 0.0}
+
+    def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
+        if self.source or nets.progress >= self.meta:
+            return self.train(nets, x, y)
+        memory = nets.parts["memory"]
+        assert isinstance(memory, Memory)
+        memory.add(x, y)
+        return tools.update(lambda: self.unroll(nets, tools))
+
+    def train(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """One step of f, by m, from clean images."""
+        m, kept = nets.parts[PART], nets.parts["state"]
+        assert isinstance(kept, Kept)
+        weights = list(nets.f.parameters())
+        loss = nets.ce(nets.f(x), y)
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            moves, kept.state = m(torch.cat([g.float().flatten() for g in gradients]), kept.state)
+            for weight, move in zip(weights, moves.split([w.numel() for w in weights]), strict=True):
+                weight.add_(move.view_as(weight))
+        return {"clean": loss.detach(), "adversarial": torch.zeros_like(loss)}
+
+    def unroll(self, nets: Nets, tools: Tools) -> dict[str, Tensor]:
+        """The two parts of the meta-loss, over T steps of a new network."""
+        u = nets.progress / self.meta
+        steps = round(self.T_first + (self.T - self.T_first) * u)
+        gamma = 1.0 if u < self.clean_phase else self.gamma
+        grown = min(1.0, (u - self.clean_phase) / (self.full_eps - self.clean_phase))
+        optimisee, m, memory = nets.parts["optimisee"], nets.parts[PART], nets.parts["memory"]
+        assert isinstance(memory, Memory)
+        theta = renewed(optimisee)
+        state = torch.zeros(4, sum(v.numel() for v in theta.values()), self.units, device=memory.x.device)
+        clean, adversarial = [], []
+        for _ in range(steps):
+            x, y = memory.draw()
+            loss = functional.cross_entropy(functional_call(optimisee, theta, (x,)).float(), y)
+            gradients = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
+            clean.append(loss)
+            if gamma < 1:
+                held = {name: value.detach() for name, value in theta.items()}
+                x_adv = tools.attack(lambda z, held=held, y=y: ce(functional_call(optimisee, held, (z,)), y), x, y)  # type: ignore[misc]
+                x_adv = x + grown * (x_adv - x)  # inside the smaller ball: balls are convex
+                adversarial.append(functional.cross_entropy(functional_call(optimisee, theta, (x_adv,)).float(), y))
+            # As published: the gradient m is shown counts as data, so that no second derivative is taken.
+            moves, state = m(torch.cat([g.detach().flatten() for g in gradients]), state)
+            theta = moved(theta, moves)
+        terms = {"clean": gamma * torch.stack(clean).mean(), "adversarial": torch.zeros_like(clean[0]).detach()}
+        if adversarial:
+            terms["adversarial"] = (1 - gamma) * torch.stack(adversarial).mean()
+        return terms
+
+
+def loaded(m: CoordinateLSTM, source: Path) -> CoordinateLSTM:
+    """m with the weights of the run `source`, frozen. Raises UserError."""
+    file = source / "parts" / f"{PART}.safetensors"
+    if not file.is_file():
+        raise UserError(f"method.source {source} is no run of learned-optimizer: {file} is missing")
+    state, _ = read_state(file)
+    assert isinstance(state, dict)
+    fit_state(m, state, str(file), PART)
+    return m.requires_grad_(False)
+
+
+def renewed(net: nn.Module) -> dict[str, Tensor]:
+    """New initial weights of `net`, by name, which start a graph of their own."""
+    for module in net.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
+
+
+def moved(theta: dict[str, Tensor], moves: Tensor) -> dict[str, Tensor]:
+    """theta + moves (P,)."""
+    parts = moves.split([value.numel() for value in theta.values()])
+    return {name: value + move.view_as(value) for (name, value), move in zip(theta.items(), parts, strict=True)}
