@@ -99,7 +99,7 @@ def analyze(
 
         def progress(stage: str, done: float, total: float | None) -> None:
             stop.check()
-            bar.update(stage, done, total)
+            bar.update(stage, lambda: (done, total, ""))
 
         known = inspect.signature(entry.load()).parameters
         for flag in flags or {}:

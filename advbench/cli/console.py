@@ -85,12 +85,12 @@ class Screen:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Bar]:
-        """A bar for work of one or several stages."""
+        """A bar for work of one or several stages. `title` goes before the lines that stand in for it elsewhere."""
         if self.as_json:
-            yield Bar(title)
+            yield Bar()
         elif sys.stderr.isatty():
             with _progress(_console(sys.stderr)) as progress:
-                yield LiveBar(title, progress)
+                yield LiveBar(progress)
         else:
             yield SparseBar(title, self.note)
 
@@ -101,11 +101,14 @@ class Screen:
 
             def told(done: int, total: int | None, what: str) -> None:
                 check()
-                bar.update(
-                    what, done, total, lambda: f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f}" if total else "")
-                )
+                of = f" of {total / 1e6:.1f}" if total else ""
+                bar.update(f"fetching {what}", lambda: (done, total, f"{done / 1e6:.1f}{of} MB"))
 
             yield told
+
+
+Told = tuple[float, float | None, str]
+"""How much is done, of how much (None: nobody knows), and what else there is to say."""
 
 
 class Bar:
@@ -113,34 +116,29 @@ class Bar:
 
     live = False
 
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
-        """`done` of `total` (None: nobody knows) of `stage`; `more` is only called when it is to be shown."""
+    def update(self, stage: str, tell: Callable[[], Told]) -> None:
+        """`tell` is only called when there is something to show."""
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
 
 
 class SparseBar(Bar):
-    """A plain line when a stage begins to take long, and then every 15 seconds."""
+    """A plain line every 15 seconds."""
 
     def __init__(self, title: str, write: Callable[[str], None]) -> None:
-        super().__init__(title)
-        self._write = write
-        self._stage = ""
-        self._began = self._shown = time.monotonic()
+        self._title, self._write = title, write
+        self._shown = time.monotonic()
 
-    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
+    def update(self, stage: str, tell: Callable[[], Told]) -> None:
         now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began = stage, now
         if now - self._shown < _SPARSE:
             return
         self._shown = now
-        share = f"{_count(done)} of {_count(total)}" if total else _count(done)
-        self._write(", ".join(part for part in (f"{self.title}: {stage} {share}", more()) if part))
+        done, total, more = tell()
+        share = f"{done / total:.0%}" if total else ""
+        title = f"{self._title}: " if self._title else ""
+        self._write(", ".join(part for part in (f"{title}{stage}", share, more) if part))
 
     def line(self, text: str) -> None:
         self._shown = time.monotonic()
@@ -148,30 +146,28 @@ class SparseBar(Bar):
 
 
 class LiveBar(Bar):
-    """A rich bar: stage, share, rate, time left."""
+    """A rich bar: stage, share, time spent and left."""
 
     live = True
 
-    def __init__(self, title: str, progress: Progress) -> None:
-        super().__init__(title)
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._stage: str | None = None
         self._task: TaskID | None = None
         self._shown = 0.0
 
-    def update(self, stage: str, done: float, total: float | None, more: Callable[[], str] = str) -> None:
+    def update(self, stage: str, tell: Callable[[], Told]) -> None:
         now = time.monotonic()
-        fresh = stage != self._stage
-        if not fresh and now - self._shown < _LIVE and done != total:
+        if stage == self._stage and now - self._shown < _LIVE:
             return
         self._shown = now
-        if fresh:
+        done, total, more = tell()
+        if stage != self._stage or self._task is None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._stage = stage
-            self._task = self._progress.add_task(visible(f"{self.title} {stage}".strip()), total=total, more="")
-        assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total, more=visible(more()))
+            self._task = self._progress.add_task(visible(stage), total=total, more="")
+        self._progress.update(self._task, completed=done, total=total, more=visible(more))
 
     def line(self, text: str) -> None:
         self._progress.console.print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -246,7 +242,3 @@ def _progress(console: Console) -> Progress:
 def _write(stream: TextIO, text: str) -> None:
     stream.write(f"{text}\n")
     stream.flush()
-
-
-def _count(value: float | None) -> str:
-    return "?" if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from advbench.attacks.search import Search
 from advbench.cli.console import Bar, Screen
 from advbench.errors import UserError
@@ -95,12 +97,14 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
 def shown(bar: Bar) -> Callable[[str, Search], None]:
     """The progress of a journal, in a bar: attacks that ended, and samples that fell."""
 
-    def progress(stage: str, search: Search) -> None:
-        bar.update(
-            stage,
-            search.finished,
+    def tell(search: Search) -> tuple[float, float, str]:
+        slots = torch.tensor([item >= 0 for item in search.item])
+        shares = search.state.i.cpu()[slots] / (search.attack.steps + 1)
+        fell = search.verdicts.fell
+        return (
+            search.finished + float(shares.clamp(max=1).sum()),
             len(search.queue),
-            lambda: f"{int(search.verdicts.fell.sum())} of {len(search.verdicts.fell)} fell",
+            f"{fell.sum()} of {len(fell)} fell",
         )
 
-    return progress
+    return lambda stage, search: bar.update(stage, lambda: tell(search))

@@ -37,9 +37,9 @@ def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is only a $
-        figure = Figure(figsize=(_INCH * (width * blocks + 0.3 * (blocks - 1)), _INCH * 1.22 * lines + 0.5))
+        figure = Figure(figsize=(_INCH * (width * blocks + 0.3 * (blocks - 1)), _INCH * 1.22 * lines + 0.6))
         FigureCanvasAgg(figure)
-        top = 1 - 0.45 / figure.get_figheight()
+        top = 1 - 0.55 / figure.get_figheight()
         columns = [1.0] * (width * blocks + blocks - 1)
         for gap in range(width, len(columns), width + 1):
             columns[gap] = 0.3

@@ -35,12 +35,9 @@ class Shown(Watch):
     def on_step(self, event: StepDone) -> None:
         done = (event.epoch - 1) * event.steps + event.step
         terms = ", ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
-        self._bar.update(
-            f"epoch {event.epoch} of {event.epochs}",
-            done,
-            event.epochs * event.steps,
-            lambda: f"{event.images_per_s:,.0f} images/s, {duration(event.seconds_left)} left, {terms}",
-        )
+        left = "" if self._bar.live else f"{duration(event.seconds_left)} left, "
+        more = f"{left}epoch {event.epoch} of {event.epochs}, {event.images_per_s:,.0f} images/s, {terms}"
+        self._bar.update("training", lambda: (done, event.epochs * event.steps, more))
 
     def on_epoch(self, event: EpochDone) -> None:
         if self._writer is not None:

@@ -51,7 +51,7 @@ def test_json_leaves_stdout_to_machines(capsys: pytest.CaptureFixture[str]) -> N
     screen.table(("a",), [("b",)])
     screen.json({"x": [1, None]})
     with screen.bar("work") as bar:
-        bar.update("stage", 1, 2)
+        bar.update("stage", lambda: (1, 2, ""))
         bar.line("epoch 1")
     out, err = capsys.readouterr()
     assert out == '{"x": [1, null]}\n' and err == "chosen\n"
@@ -96,11 +96,11 @@ def test_what_acts_on_terminals_is_written_out(capsys: pytest.CaptureFixture[str
 def test_live_bar_shows_stage_share_and_more(terminal: Any) -> None:
     with terminal() as stream, Screen().bar("model") as bar:
         assert isinstance(bar, LiveBar)
-        bar.update("apgd-ce", 1, 4, lambda: "3 of 9 fell")
-        bar.update("apgd-t", 2, 4, lambda: "5 of 9 fell")
+        bar.update("apgd-ce", lambda: (1, 4, "3 of 9 fell"))
+        bar.update("apgd-t", lambda: (2, 4, "5 of 9 fell"))
         bar.line("a line that stays")
     shown = stream.getvalue()
-    assert "model apgd-t" in shown and "50%" in shown and "5 of 9 fell" in shown and "a line that stays" in shown
+    assert "apgd-t" in shown and "50%" in shown and "5 of 9 fell" in shown and "a line that stays" in shown
 
 
 def test_sparse_bar_is_silent_at_first_and_then_seldom(
@@ -112,10 +112,10 @@ def test_sparse_bar_is_silent_at_first_and_then_seldom(
         assert isinstance(bar, SparseBar)
         for second in range(40):
             now[0] = second
-            bar.update("pgd", second, 40, lambda: "all well")
+            bar.update("pgd", lambda done=second: (done, 40, "all well"))
     assert capsys.readouterr().err.splitlines() == [
-        "model: pgd 15 of 40, all well",
-        "model: pgd 30 of 40, all well",
+        "model: pgd, 38%, all well",
+        "model: pgd, 75%, all well",
     ]
 
 
