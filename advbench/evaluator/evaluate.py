@@ -138,12 +138,13 @@ def evaluate(
         else:
             fates = bench.curve(tuple(attacks), sizes, curve)
         raised = flags.judge(bench, fates, attacks, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+    wrapped = getattr(net, "wrappers", [])
     record = Record.of(
         fates,
         model=ModelRef(
             spec=loaded.spec,
             arch=loaded.arch,
-            settings=dict(getattr(net, "settings", {})),
+            settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},
             params=sum(p.numel() for p in net.parameters()),
             weights_sha256=loaded.weights_sha256,
             trained=Trained(**loaded.trained) if loaded.trained else None,
