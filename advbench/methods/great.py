@@ -1,8 +1,7 @@
 """Gradient adversarial training: Sinha, Chen, Badrinarayanan and Rabinovich 2018, arXiv:1806.08028.
 
 A reconstruction, from the abstract, a reader's notes and patent claims. An auxiliary net A tells where a gradient
-came from, and the main net learns, through gradient reversal, that it cannot. [.] is held; gradients are scaled to
-a mean square of 1 before A sees them.
+came from, and the main net learns, through gradient reversal, that it cannot. [.] is held.
 
 defence:       g = dCE(f(x), y)/dx.  A: min CE(A(g), y).  f: min J - alpha CE(A(g), y)
     J is GREACE, which pushes away from the classes that g betrays: its gradient by logit a != y is to be
@@ -14,6 +13,7 @@ multi-task:    task t (the classes; quarter turns) has g_t = dCE_t/dz at the fea
     w_t (D), 1 at first: z learns from w_t g_t. A tells t from w_t g_t, and w is trained that it cannot. Only the
     net remains for inference.
 
+A sees gradients times `scale`, as small as they are: a sure net's vanish, which is one way to hide their origin.
 alpha and beta grow from 0 over the first `ramp` of the training. Double backward needs smooth activations.
 """
 
@@ -59,8 +59,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class GREAT(Method):
     """`alpha`: weight of the reversed A; `beta`: of GREACE; `ramp`: share of the training in which both grow.
 
-    `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
-    alpha = beta = 0 is standard training, to the bit, in the forms defence and distillation.
+    `scale`: what gradients are multiplied by for A. `teacher`: a model spec, for distillation. `turns`: weight of the
+    second task, which turns images by quarters. alpha = beta = 0 is standard training, to the bit, in the forms
+    defence and distillation.
     """
 
     form: Literal["defence", "distillation", "multi-task"] = "defence"
@@ -68,6 +69,7 @@ class GREAT(Method):
     beta: float = 1.0
     greace: Literal["bounded", "literal"] = "bounded"
     ramp: float = 0.5
+    scale: float = 8.0
     teacher: str = ""
     turns: float = 1.0
 
@@ -117,7 +119,7 @@ class GREAT(Method):
         """J and CE(A(g), y): A receives the latter's gradient, f its reverse."""
         alpha, beta = self._grown(nets)
         logits, g = _with_gradient(nets, x, y)
-        answer = nets.parts["auxiliary"](_reversed(_scaled(g), alpha))
+        answer = nets.parts["auxiliary"](_reversed(self.scale * g, alpha))
         blamed = beta * functional.softmax(answer.detach().float(), 1).scatter(1, y[:, None], 0.0)
         if self.greace == "bounded":
             terms = {"ce": nets.ce(logits.float() + blamed.log1p(), y)}
@@ -129,7 +131,7 @@ class GREAT(Method):
     def distilled(self, nets: Nets, x: Tensor, y: Tensor, g_teacher: Tensor) -> dict[str, Tensor]:
         """CE(f(x), y) and A's cross-entropy on gradients (B, C, H, W) of the student (0) and the teacher (1)."""
         logits, g = _with_gradient(nets, x, y)
-        seen = torch.cat([_reversed(_scaled(g), self._grown(nets)[0]), _scaled(g_teacher)])
+        seen = self.scale * torch.cat([_reversed(g, self._grown(nets)[0]), g_teacher])
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
         answer = nets.parts["auxiliary"](seen)[:, :2]
         nets.note("origin_from_gradient", (answer.argmax(1) == origin).float().mean())
@@ -151,7 +153,7 @@ class GREAT(Method):
             (g,) = torch.autograd.grad(terms[name], cut, retain_graph=True)
             aligned = alignment.w[task] * g.float()
             encoder.append(((z - z.detach()) * aligned.detach()).sum())
-            tensors.append(_scaled(_reversed(aligned, self._grown(nets)[0])))
+            tensors.append(_reversed(len(x) * self.scale * aligned, self._grown(nets)[0]))
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
         answer = nets.parts["auxiliary"](torch.cat(tensors))
         nets.note("task_from_gradient", (answer.argmax(1) == origin).float().mean())
@@ -176,12 +178,6 @@ def _with_gradient(nets: Nets, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = nets.f(x)
     (g,) = torch.autograd.grad(ce(logits, y).sum(), x, create_graph=True)
     return logits, g
-
-
-def _scaled(g: Tensor) -> Tensor:
-    """Gradients (B, ...) divided by the root of their mean square, each by its own."""
-    size = g.float().flatten(1).square().mean(1).add(1e-24).sqrt()
-    return g.float() / size.view(-1, *[1] * (g.dim() - 1))
 
 
 def _reversed(g: Tensor, alpha: float) -> Tensor:

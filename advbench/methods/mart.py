@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
 from advbench.methods.base import Method, Nets
-from advbench.methods.terms import kl
+from advbench.methods.terms import boosted, unsure_kl
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "mart": {
@@ -41,11 +40,8 @@ class MART(Method):
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         clean, adversarial = nets.f(x), nets.f(x_adv)
-        p = functional.softmax(adversarial.float(), 1)
-        wrong = p.scatter(1, y[:, None], 0.0).amax(1)
-        unsure = 1.0000001 - functional.softmax(clean.float(), 1).gather(1, y[:, None])[:, 0]
         return {
             "ce": nets.ce(adversarial, y),
-            "margin": -(1.0001 - wrong).log().mean(),
-            "kl": self.beta * (kl(clean, adversarial) * unsure).mean(),
+            "margin": boosted(adversarial, y).mean(),
+            "kl": self.beta * unsure_kl(clean, adversarial, y).mean(),
         }

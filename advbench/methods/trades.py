@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from advbench.methods.base import Method, Nets, Objective
-from advbench.methods.terms import kl
+from advbench.methods.terms import kl, kl_objective
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "trades": {
@@ -41,9 +40,7 @@ class TRADES(Method):
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
         if self.beta == 0:
             return None
-        with torch.no_grad():
-            clean = nets.f(x)
-        return lambda z: kl(clean, nets.f(z))
+        return kl_objective(nets.f, x)
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         clean = nets.f(x)

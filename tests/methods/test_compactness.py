@@ -110,6 +110,22 @@ def test_the_natural_term_is_refused_where_the_base_has_it(recipe: Make) -> None
         Session(recipe("compactness-trades", "method.natural=true"), CPU)
 
 
+def test_the_alarm_rings_when_the_feature_norm_runs_away(recipe: Make) -> None:
+    session = Session(recipe("compactness"), CPU)
+    nets, (x, y) = session.nets, session.data.batch(slice(16))
+    rang = []
+    with torch.no_grad():
+        for factor in (1.0, 29.0, 31.0 / 29.0):
+            nets.f.bn.weight *= factor  # type: ignore[operator, union-attr]
+            nets.f.bn.bias *= factor  # type: ignore[operator, union-attr]
+            session.method.outer(nets, x, x, y)
+            rang.append(float(nets.notes["norm_alarm"]))
+    assert rang == [0.0, 0.0, 1.0]
+    z = nets.f.features(x).detach()
+    assert float(nets.notes["feature_norm"]) == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-4)
+    assert float(nets.notes["divergence"]) == 0
+
+
 @pytest.mark.parametrize("term", WEIGHTS)
 def test_each_term_falls_when_its_weight_is_positive(term: str, recipe: Make) -> None:
     start, final = {}, {}
