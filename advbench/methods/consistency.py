@@ -7,8 +7,9 @@ L = L_base + lambda JS(softmax(f(x1') / tau), softmax(f(x2') / tau)),  x1' in B(
 L_base, of all 2B images in one train-mode batch, is that of adversarial training, TRADES or MART, with its own
 attack. No side of the JS is held, and there is no factor tau^2.
 
-As released, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side: recipe
-settings of every method, so that a control can have them too.
+As released, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side; in one of the
+settings the last two begin at half of the epochs, here they are there from the start. They are recipe settings of
+every method, so that a control can have them too.
 """
 
 from __future__ import annotations

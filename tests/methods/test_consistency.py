@@ -124,3 +124,9 @@ def test_the_entries_have_their_bases(recipe: Make) -> None:
     for base, name in ENTRIES.items():
         method = Session(recipe(name), CPU).method
         assert isinstance(method, Consistency) and method.base == base and method.views == 2
+
+
+def test_on_cifar10_the_shipped_recipe_has_the_papers_augmentation() -> None:
+    for name in ENTRIES.values():
+        augment = Recipe.resolve(method=name, dataset="cifar10", arch="resnet18").augment
+        assert (augment.crop, augment.flip, augment.policy, augment.cutout) == (4, True, "autoaugment", 16)
