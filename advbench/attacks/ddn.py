@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.engine import Answer, Attack, Problem, State, rows
+from advbench.attacks.schedules import cosine
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "ddn": {
@@ -62,8 +63,3 @@ class DDN(Attack):
         if self.levels:
             query = (query * (self.levels - 1)).round() / (self.levels - 1)
         return DDNState(query, s.i + 1, query - x, norm)
-
-
-def cosine(i: Tensor, steps: int, first: float, last: float) -> Tensor:
-    """From `first` to `last` along half a cosine, for i (S,) from 0 to `steps`: (S,) float32."""
-    return last + (first - last) * (1 + torch.cos(torch.pi * i.clamp_max(steps).float() / steps)) / 2

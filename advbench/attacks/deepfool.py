@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.engine import Answer, Asks, Attack, Problem, State
-from advbench.attacks.fab import nearest_boundary
+from advbench.attacks.halfspace import nearest_boundary
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "deepfool": {

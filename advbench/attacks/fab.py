@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
-from advbench.attacks.halfspace import to_hyperplane
+from advbench.attacks.halfspace import nearest_boundary, to_hyperplane
 from advbench.attacks.losses import likeliest
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -106,14 +106,3 @@ class FABT(FAB):
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
         return a.value, a.gradient
-
-
-def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
-    """z_k - z_y (S,) and its gradient (S, C, H, W), k the class whose linearised boundary is nearest."""
-    own = p.y[:, None]
-    at = torch.arange(len(p.y), device=p.y.device)
-    f = a.logits - a.logits.gather(1, own)
-    w = a.gradient - a.gradient[at, p.y][:, None]
-    dual = p.region.dual(w.flatten(0, 1)).view_as(f)
-    nearest = (f.abs() / (dual + 1e-12)).scatter(1, own, torch.inf).argmin(1)
-    return f[at, nearest], w[at, nearest]

@@ -1,4 +1,4 @@
-"""The shortest step from a point of [0, 1]^d onto a hyperplane that stays in the box.
+"""Linearised decision boundaries, and the shortest step onto a hyperplane that stays in [0, 1]^d.
 
 Croce and Hein 2020, arXiv:1907.02044, eq. 5 and appendix.
 """
@@ -8,7 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advbench.attacks.engine import Answer, Problem
+
 _NEWTON_STEPS = 30
+
+
+def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
+    """z_k - z_y (S,) and its gradient (S, C, H, W), k the class whose linearised boundary is nearest."""
+    own = p.y[:, None]
+    at = torch.arange(len(p.y), device=p.y.device)
+    f = a.logits - a.logits.gather(1, own)
+    w = a.gradient - a.gradient[at, p.y][:, None]
+    dual = p.region.dual(w.flatten(0, 1)).view_as(f)
+    nearest = (f.abs() / (dual + 1e-12)).scatter(1, own, torch.inf).argmin(1)
+    return f[at, nearest], w[at, nearest]
 
 
 def to_hyperplane(x: Tensor, w: Tensor, rise: Tensor, norm: str) -> Tensor:
