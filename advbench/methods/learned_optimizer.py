@@ -40,7 +40,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "arxiv": "2008.05247",
         "year": 2020,
         "claim": "adversarial knowledge moves to new networks and data without new adversarial examples",
-        "cost": None,
+        "cost": 20.0,
         "cautions": [
             "a reconstruction from the abstract",
             "beats the same optimiser meta-trained on clean loss, not Adam on clean images",
@@ -92,26 +92,34 @@ class Kept(nn.Module):
 
 
 class Memory(nn.Module):
-    """The last batches seen, from which unrolls draw."""
+    """The last batches seen, from which unrolls draw. Nothing here waits for the device."""
 
     x: Tensor
     y: Tensor
     count: Tensor
+    row: Tensor
 
     def __init__(self, batches: int, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("x", torch.zeros(batches, *shape))
-        self.register_buffer("y", torch.zeros(batches, shape[0], dtype=torch.int64))
+        self.batches = batches
+        self.register_buffer("x", torch.zeros(batches * shape[0], *shape[1:]))
+        self.register_buffer("y", torch.zeros(batches * shape[0], dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("row", torch.arange(shape[0]), persistent=False)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        place = int(self.count) % len(self.x)
-        self.x[place], self.y[place] = x, y
+        """Keep a batch, in the place of the oldest."""
+        rows = self.count % self.batches * len(self.row) + self.row
+        self.x.index_copy_(0, rows, x)
+        self.y.index_copy_(0, rows, y)
         self.count += 1
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        place = int(torch.randint(min(int(self.count), len(self.x)), ()))
-        return self.x[place], self.y[place]
+        """One of the batches kept."""
+        filled = self.count.clamp_max(self.batches)
+        place = (torch.rand((), device=filled.device) * filled).long().clamp_max(filled - 1)
+        rows = place * len(self.row) + self.row
+        return self.x.index_select(0, rows), self.y.index_select(0, rows)
 
 
 @dataclass(frozen=True, kw_only=True)

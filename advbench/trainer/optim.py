@@ -32,7 +32,8 @@ def optimizer(settings: Optim, weights: Iterable[nn.Parameter], device: torch.de
         return Fista(weights, penalty=settings.penalty, **plain)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     betas = (settings.momentum, 0.999)
-    return kind(weights, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=fused)
+    # fused on CPUs too: the other kernels read their count of steps with the host
+    return kind(weights, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True)
 
 
 def factor(schedule: Schedule, progress: float) -> float:

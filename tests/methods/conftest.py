@@ -54,6 +54,8 @@ def recipe() -> Callable[..., Recipe]:
         short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0", "schedule.name=constant"]
         if method in ("fast-at", "n-fgsm", "free-at"):
             short.remove("inner.steps=2")
+        if method == "learned-optimizer":  # one step of meta-training, then those of the net
+            short += ["method.meta=0.05", "method.T_first=3", "method.T=3", "method.clean_phase=0"]
         return Recipe.resolve(method=method, arch=arch, eps=eps, sets=[*short, *sets])
 
     return make
