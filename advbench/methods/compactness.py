@@ -38,7 +38,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "arxiv": "2007.05123",
         "year": 2020,
         "claim": "more robust than AT at equal clean accuracy, on MNIST and CIFAR-10, under PGD and AutoAttack",
-        "cost": 1.09,
+        "cost": 1.05,
         "cautions": [
             "the released base has a clean CE term, which alone costs 4 to 5 points under AutoAttack: method.natural",
             "without BatchNorm the held side lets the feature norm run away: see feature_norm and norm_alarm",
