@@ -32,6 +32,17 @@ def untouched(net: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
+    """The gradient of the sum of `value` by `query`, as it is: zero where no graph leads from one to the other.
+
+    `again`: the graph is kept for another value.
+    """
+    if not value.requires_grad:
+        return torch.zeros_like(query)
+    total = value.sum()
+    return torch.autograd.grad(total, query, retain_graph=again, allow_unused=True, materialize_grads=True)[0]
+
+
 class Oracle:
     """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
 
@@ -61,11 +72,11 @@ class Oracle:
             if attack.asks == "jacobian":
                 classes = logits.shape[1]
                 self.backwards += len(query) * attack.eot * (classes - 1)
-                grads = [torch.autograd.grad(logits[:, k].sum(), query, retain_graph=True)[0] for k in range(classes)]
+                grads = [gradient(logits[:, k], query, again=True) for k in range(classes)]
                 grad, value = torch.stack(grads, 1), logits[:, 0]
             else:
                 value = attack.objective(p, logits)
-                (grad,) = torch.autograd.grad(value.sum(), query, allow_unused=True, materialize_grads=True)
+                grad = gradient(value, query)
         logits, value = logits.detach(), value.detach()
         return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.engine import Attack, Problem, State, put, rows, take
-from advbench.attacks.losses import margin
+from advbench.attacks.losses import margin, wrong
 from advbench.attacks.oracle import Oracle
 from advbench.threat import around
 
@@ -41,12 +41,14 @@ class Samples:
 @dataclass
 class Verdicts:
     """`fell` (n,) bool; `distance` (n,) float64 of the nearest verified adversarial point, inf where there is
-    none; `points`, by row, are those points where they were asked for; `unverified` counts refused hits."""
+    none; `points`, by row, are those points where they were asked for; `unverified` counts refused hits, and
+    `nonfinite` those that are wrong by NaN or infinite logits."""
 
     fell: Tensor
     distance: Tensor
     points: dict[int, Tensor] = field(default_factory=dict)
     unverified: int = 0
+    nonfinite: int = 0
 
 
 class Search:
@@ -125,6 +127,7 @@ class Search:
             "distance": self.verdicts.distance,
             "points": self.verdicts.points,
             "unverified": self.verdicts.unverified,
+            "nonfinite": self.verdicts.nonfinite,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -135,7 +138,9 @@ class Search:
         self.state = kind(**saved["state"])
         self.candidate, self.limit, self.found = saved["candidate"], saved["limit"], saved["found"]
         self.refused = [(item, kind(**state)) for item, state in saved["refused"]]
-        self.verdicts = Verdicts(saved["fell"], saved["distance"], saved["points"], saved["unverified"])
+        self.verdicts = Verdicts(
+            saved["fell"], saved["distance"], saved["points"], saved["unverified"], saved["nonfinite"]
+        )
 
     def _problem(self, items: list[int]) -> Problem:
         device = self.samples.y.device
@@ -209,7 +214,9 @@ class Search:
         items = [item for item, _, _ in batch]
         p = self._problem(items)
         z = p.region.project(torch.cat([point for _, point, _ in batch]))
-        good = (self.oracle.verify(z, p.y) & p.region.contains(z)).tolist()
+        logits = self.oracle.logits(z)
+        good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
+        self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
         size = p.region.size(z.double() - p.region.x.double()).tolist()
         for place, (item, _, state) in enumerate(batch):
             row = self.queue[item][0]

@@ -49,7 +49,7 @@ class Bench:
         rows = torch.arange(len(data), device=data.device)
         self.logits = torch.cat([self.oracle.logits(data.batch(part)[0]) for part in rows.split(slots)])
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
-        self.unverified = 0
+        self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
 
     def strike(self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
@@ -73,6 +73,7 @@ class Bench:
         )
         verdicts = self.journal.run(attack.name, search)
         self.unverified += verdicts.unverified
+        self.nonfinite += verdicts.nonfinite
         self.points.update({int(rows[row]): point for row, point in verdicts.points.items()})
         return verdicts
 

@@ -1,23 +1,38 @@
 """Is the number to be believed? Reasons to doubt it, raised on every evaluation.
 
-Sources: the checks of AutoAttack, Carlini et al. 2019 (1902.06705), Pintor et al. 2022 (2106.09947).
+A note is a fact to know; suspect: attacks on this model may have failed for a reason that is not robustness; broken:
+they did. Sources: the checks of AutoAttack, Carlini et al. 2019 (1902.06705), Pintor et al. 2022 (2106.09947).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from advbench.attacks.engine import Attack
+from advbench.attacks.transfer import Transfer
 from advbench.data.dataset import Dataset
 from advbench.evaluator.bench import Bench
+from advbench.evaluator.indicators import HALF, LONG, SHORT, Probe, declared
 from advbench.record import Fates, Flag
 from advbench.statistics import wilson
 
-_SQUARE_NOTE, _SQUARE_SUSPECT = 0.002, 0.02  # shares of the samples that only Square felled
+# Shares of the images above which a flag is a note, suspect. Honest models, standard and robust, stay
+# well under the second number: tests/evaluator/test_flags.py.
+SQUARE = (0.002, 0.02)
+ZERO = (0.0, 0.1)
+STUCK = (0.02, 0.2)
+STEPS = (0.1, 0.25)
+THROUGH = (0.02, 0.05)
+WEAK = 0.02
+NOISE = (0.0, 0.02)
+JITTER = (0.02, 0.05)
+BROKEN = 0.9  # without a gradient on so many, the attack has not taken place
+FEW = 4  # images on which no flag of a share is more than a note
+DIFFERENCE = 1e-2  # of the largest logit: more is no rounding
 
 
 def is_random(net: nn.Module, data: Dataset) -> bool:
@@ -37,51 +52,172 @@ def judge(
     in_train_mode: bool,
     notes: Sequence[str],
 ) -> list[Flag]:
-    """The flags of a finished evaluation."""
-    found = [Flag(name="model", severity="note", detail=note) for note in notes]
-    n, classes = len(fates), bench.logits.shape[1]
+    """The flags of a finished evaluation; the model is probed on a few of the images."""
+    found = [note("model", text) for text in notes]
+    found += facts(bench, in_train_mode=in_train_mode)
+    found += black_box(fates, attacks, eps)
+    probe = Probe(bench, attacks)
+    if not bench.oracle.random:
+        found += company(probe)
+    if len(probe.right):
+        found += gradients(probe)
+        found += randomness(probe, fates, eps)
+        found += ascent(probe, fates, eps)
+    return found
+
+
+def facts(bench: Bench, *, in_train_mode: bool) -> list[Flag]:
+    """What the clean answers, the images and the counts of the search show."""
+    found = []
+    n, classes = bench.logits.shape
     low, high = wilson(n // 2, n)
     if n < 1000:
-        found.append(
-            Flag(
-                name="small-n", severity="note", detail=f"{n} images: intervals up to +-{50 * (high - low):.1f} points"
-            )
-        )
-    if in_train_mode:
-        found.append(
-            Flag(name="train-mode", severity="note", detail="the model came in train mode; eval mode was used")
-        )
+        found.append(note("small-n", f"{n} images: intervals up to +-{50 * (high - low):.1f} points"))
+    if any(module.training for module in bench.net.modules()):
+        found.append(Flag(name="train-mode", severity="suspect", detail="the model stays in train mode"))
+    elif in_train_mode:
+        found.append(note("train-mode", "the model came in train mode; eval mode was used"))
     if classes < 4:
-        found.append(Flag(name="few-classes", severity="note", detail=f"{classes} classes: DLR replaced by the margin"))
-    if not bool(bench.logits.isfinite().all()):
-        share = float((~bench.logits.isfinite().all(1)).double().mean())
-        detail = f"NaN or infinite logits on {share:.1%} of the clean images: they count as wrong"
-        found.append(Flag(name="non-finite", severity="broken", detail=detail))
+        found.append(note("few-classes", f"{classes} classes: DLR replaced by the margin"))
+    if float(bench.data.images.max()) > bench.data.scale:
+        detail = f"images reach {float(bench.data.images.max()) / bench.data.scale:g}: they must lie in [0, 1]"
+        found.append(Flag(name="outside", severity="broken", detail=detail))
+    share = float((~bench.logits.isfinite()).any(1).double().mean())
+    if share or bench.nonfinite:
+        detail = f"NaN or infinite logits on {share:.1%} of the clean images and {bench.nonfinite} attacked ones"
+        found.append(Flag(name="non-finite", severity="broken", detail=f"{detail}: they count as wrong"))
     if bench.oracle.random:
         detail = "outputs differ from pass to pass: the mean of 20 passes decides"
         found.append(Flag(name="random", severity="suspect", detail=detail))
     if _probabilities(bench.logits):
-        detail = "outputs are probabilities: give logits, or gradients vanish"
+        detail = "outputs are probabilities, or a multiple of them: give logits, or gradients vanish"
         found.append(Flag(name="probabilities", severity="suspect", detail=detail))
-    found += _square(fates, attacks, eps)
     if bench.unverified:
-        detail = f"{bench.unverified} hits of the search copy were refused by the model itself"
-        found.append(Flag(name="unverified", severity="note", detail=detail))
+        found.append(note("unverified", f"{bench.unverified} hits of the search copy were refused by the model itself"))
     return found
 
 
+def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
+    """Square or transfer fell what gradients could not: by a little on honest nets, by much where they are masked.
+
+    Judged at the eps where it matters most: there the accuracy without them is that much higher.
+    """
+    found = []
+    gradients = False
+    for number, attack in enumerate(attacks):
+        if attack.asks != "logits" and not isinstance(attack, Transfer):
+            gradients = True
+        elif gradients:  # what black boxes felled that ran before says nothing of the others
+            alone = fates.by == number
+            counts = [int((alone & (fates.fell == place)).sum()) for place in range(len(eps))]
+            count = max(counts)
+            at = (
+                f"{attack.name} alone felled {count / len(fates):.1%} of the images at eps {eps[counts.index(count)]:g}"
+            )
+            found += graded(f"{attack.name}-wins", count, len(fates), SQUARE, f"{at}: gradients may be masked")
+    return found
+
+
+def company(probe: Probe) -> list[Flag]:
+    """Answers must not depend on what else is in the batch."""
+    s = probe.stability()
+    detail = f"logits differ by {s.difference:.1e} of the largest, {s.flips} of {s.n} answers change, with the batch"
+    if s.difference > DIFFERENCE or s.flips > 1:
+        return [Flag(name="batch", severity="suspect", detail=f"{detail}: it must not matter")]
+    return [note("batch", detail)] if s.by_order or s.flips else []
+
+
+def gradients(probe: Probe) -> list[Flag]:
+    """Gradients that are not there, or are no numbers."""
+    g = probe.gradients()
+    flat = f"the gradient is zero on {g.zero_margin / g.n:.1%} of the images"
+    found = graded("zero-gradient", g.zero_margin, g.n, ZERO, f"{flat}: attacks that follow it stand still")
+    only = g.zero_ce - g.zero_margin
+    saturated = (
+        f"the cross-entropy's gradient, but not the margin's, underflows on {max(only, 0) / g.n:.1%} of the images"
+    )
+    found += graded("saturated", only, g.n, ZERO, f"{saturated}: logits are very large")
+    found += graded("nan-gradient", g.bad, g.n, ZERO, f"NaN or infinite gradients on {g.bad / g.n:.1%} of the images")
+    rounded = f"the margin of {g.rounded / g.n:.1%} of the images is no more than rounding of very large logits"
+    return found + graded("rounding", g.rounded, g.n, ZERO, rounded)
+
+
+def randomness(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
+    """Noise that no attack should be needed for."""
+    fell, n = probe.jitter(), len(probe.right)
+    detail = f"{fell / n:.1%} of the correctly classified images are wrong after noise of half a quantisation step"
+    found = graded("memorised", fell, n, JITTER, f"{detail}: are these very images known to the model?", broken=0.5)
+    fell, n = probe.noise(fates, eps)
+    if n:
+        detail = f"random noise inside the ball fells {fell / n:.1%} of the images that stand against the attacks"
+        found += graded("noise-wins", fell, n, NOISE, detail, broken=0.5)
+    return found
+
+
+def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
+    """PGD, step by step, at the eps that tells most, and at Linf eps 0.5 where no model can stand."""
+    found, place = [], _telling(fates, eps)
+    bench, n, bad = probe.bench, len(probe.few), 0
+    if place is not None:
+        trace = probe.ascend(eps[place], LONG)
+        short, long = int(trace.fallen(SHORT).sum()), int(trace.fallen(LONG).sum())
+        at, bad = f"at eps {eps[place]:g}", int(trace.bad.sum())
+        if not bench.oracle.random:
+            stuck = int(trace.stuck.sum())
+            detail = f"PGD brings {stuck / n:.1%} of the images no nearer to failure {at}"
+            found += graded("loss-not-rising", stuck, n, STUCK, detail)
+            detail = (
+                f"PGD-{LONG} fells {long / n:.1%} of the images {at}, PGD-{SHORT} {short / n:.1%}: few steps mislead"
+            )
+            found += graded("more-steps", long - short, n, STEPS, detail)
+            missed = int((trace.fallen(LONG).numpy() & fates.standing(place)[probe.few]).sum())
+            if missed / n > WEAK:
+                found.append(note("weak-attack", f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}"))
+        if declared(bench.net):
+            plain, other = (
+                int(probe.ascend(eps[place], SHORT, through=on).fallen(SHORT).sum()) for on in (False, True)
+            )
+            detail = f"straight-through PGD-{SHORT} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"
+            used = (THROUGH[0], 1.0) if probe.through else THROUGH
+            found += graded("straight-through", other - plain, n, used, f"{detail}: use straight_through=true")
+    if bench.norm == "linf":
+        trace = probe.ascend(HALF, SHORT)
+        bad = max(bad, int(trace.bad.sum()))
+        stand = n - int(trace.fallen(SHORT).sum())
+        labels = bench.data.labels[torch.from_numpy(probe.few).to(bench.data.device)]
+        chance = max(float(labels.bincount().max()) / n, 1 / bench.logits.shape[1])
+        detail = f"PGD-{SHORT} leaves {stand / n:.1%} standing at eps 0.5, above chance ({chance:.1%}): it is misled"
+        if wilson(stand, n).low > chance:
+            found.append(Flag(name="above-chance", severity="suspect", detail=detail))
+    if bad:
+        detail = f"NaN or infinite logits under attack on {bad / n:.1%} of the images: they count as wrong"
+        found.append(Flag(name="non-finite-attacked", severity="broken", detail=detail))
+    return found
+
+
+def note(name: str, detail: str) -> Flag:
+    """A fact."""
+    return Flag(name=name, severity="note", detail=detail)
+
+
+def graded(
+    name: str, count: int, n: int, bounds: tuple[float, float], detail: str, *, broken: float = BROKEN
+) -> list[Flag]:
+    """A flag by the share of images: above `bounds` a note, suspect; from `broken`, broken. Few are a note at most."""
+    share = count / n
+    severity: Literal["note", "suspect", "broken"] = "note"
+    if share > bounds[1] and count >= FEW:
+        severity = "broken" if share >= broken else "suspect"
+    return [Flag(name=name, severity=severity, detail=detail)] if share > bounds[0] else []
+
+
+def _telling(fates: Fates, eps: Sequence[float]) -> int | None:
+    """The place on the grid, above 0, where the accuracy is nearest to half the clean one; the larger of equals."""
+    places = [place for place, size in enumerate(eps) if size > 0]
+    half = fates.clean.mean() / 2
+    return min(reversed(places), key=lambda place: abs(fates.standing(place).mean() - half), default=None)
+
+
 def _probabilities(logits: torch.Tensor) -> bool:
-    inside = (logits.min() > -1e-5) & (logits.max() < 1 + 1e-5)
-    return bool(inside & ((logits.sum(1) - 1).abs() < 1e-5).all())
-
-
-def _square(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
-    """Square fells what gradients could not: by a little on honest nets, by much where gradients are masked."""
-    names = [attack.name for attack in attacks]
-    if "square" not in names or len(names) < 2:
-        return []
-    share = float(np.mean(fates.by == names.index("square")))
-    if share <= _SQUARE_NOTE:
-        return []
-    detail = f"Square felled {share:.1%} of the images that the attacks with gradients could not"
-    return [Flag(name="square-wins", severity="suspect" if share > _SQUARE_SUSPECT else "note", detail=detail)]
+    total = logits.sum(1)
+    return bool((logits.min() >= 0) & (total.min() > 0) & (total.max() - total.min() <= 1e-4 * total.max()))

@@ -7,6 +7,7 @@ run again. It belongs to one question: another one is refused, with the differen
 
 from __future__ import annotations
 
+import glob
 import io
 import time
 from collections.abc import Callable
@@ -95,9 +96,10 @@ class Journal:
         return verdicts
 
     def finish(self) -> None:
-        """The record is written: what was kept for resuming is no longer needed."""
+        """The record is written: what was kept for resuming, or half kept when killed, is no longer needed."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for file in (self.path, *self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")):
+                file.unlink(missing_ok=True)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:
         if self.path is None:
