@@ -28,7 +28,7 @@ def test_every_entry_has_a_maker_and_a_summary(folder: str) -> None:
 @pytest.mark.parametrize("folder", ["methods", "attacks"])
 def test_no_entry_imports_another(folder: str) -> None:
     own = {entry.module for entry in entries(folder).values()}
-    # A set is made of its members: it is the one kind of entry that names others.
+    # Sets and wrappers are made of members: they are the one kind of entry that names others.
     sets = {entry.module for entry in entries(folder).values() if "members" in entry.about}
     for module in own - sets:
         file = PACKAGE / folder / f"{module.rpartition('.')[2]}.py"

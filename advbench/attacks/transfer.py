@@ -24,6 +24,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
         "make": "Transfer",
         "set": {"name": "transfer", "loss": "dlr"},
+        "members": ["apgd-dlr"],
         "summary": "Auto-PGD on another model (--set source=RUN), judged on this one (Papernot et al. 2016)",
     },
 }
