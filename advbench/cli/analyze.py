@@ -12,7 +12,7 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
-from advbench.cli.settings import parse_settings
+from advbench.cli.settings import fit_settings
 from advbench.cli.stop import Stop
 from advbench.errors import UserError, unknown
 from advbench.registry import entries, find
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from advbench.analyses.base import Analysis
 
 ANALYSES = Path("analyses")
+_SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
+_FLAGS = {"dataset", "norm", "eps", "n", "seed", "precision"}
 _SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
 
 
@@ -52,7 +54,7 @@ def command(
             name,
             runs or [],
             flags={key: value for key, value in flags.items() if value is not None},
-            settings=parse_settings(settings or []),
+            settings=settings or [],
             device=device,
             trust_pickle=trust_pickle,
             out=out,
@@ -66,7 +68,7 @@ def analyze(
     runs: Sequence[str],
     *,
     flags: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
     device: str = "auto",
     trust_pickle: bool = False,
     out: Path | None = None,
@@ -104,12 +106,11 @@ def analyze(
         known = inspect.signature(entry.load()).parameters
         for flag in flags or {}:
             if flag not in known:
-                raise unknown(
-                    f"flag of analyze {name}", flag, set(known) - {"runs", "device", "progress", "trust_pickle"}
-                )
+                raise unknown(f"flag of analyze {name}", flag, _FLAGS & known.keys())
         supplied: dict[str, Any] = {"device": place, "progress": progress, "trust_pickle": trust_pickle}
         supplied = {key: value for key, value in supplied.items() if key in known}
-        found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **(flags or {}), **(settings or {}))
+        given = {**(flags or {}), **fit_settings(entry.load(), settings, apart=_SUPPLIED | _FLAGS)}
+        found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **given)
     write(found, out)
     show(found, out, screen)
     return found

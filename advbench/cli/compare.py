@@ -175,9 +175,8 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
         for link in chain:
             screen.json(asdict(link))
         return chain
-    screen.table(
-        ("link", "says", "state", "detail"), [(link.name, link.says, link.state, link.detail) for link in chain]
-    )
+    rows = [(link.state, link.name, link.says, link.detail) for link in chain]
+    screen.table(("state", "link", "says", "detail"), rows)
     broken = [link.name for link in chain if link.state in ("differs", "missing")]
     screen.say(f"not verified: {', '.join(broken)}" if broken else "every link that can be checked is verified")
     return chain

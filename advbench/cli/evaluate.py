@@ -205,6 +205,7 @@ def _one(
     """Evaluate one model, and put its record into `folder`."""
     from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shown, writable
     from advbench.evaluator import evaluate as measure
+    from advbench.record import slug
 
     loaded = subject.loaded
     screen.say(
@@ -232,6 +233,8 @@ def _one(
         record.save(loaded.folder, fates)  # so that the run can be compared by its name
     journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    if publish:
+        screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
     return record
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, get_type_hints
 
-from advbench.errors import UserError
+from advbench.errors import UserError, unknown
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WORDS = {"true": True, "false": False, "none": None}
@@ -36,6 +37,34 @@ def parse_value(text: str) -> Any:
             raise UserError(f"--set value {text!r} divides by zero")
         return float(fraction[1]) / float(fraction[2])
     return text
+
+
+def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, Any]:
+    """FIELD=VALUE texts as the annotations of a function's parameters want them; those `apart` are no fields.
+
+    Raises UserError for an unknown field, or a value that does not fit it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = get_type_hints(maker)
+    known = [name for name in inspect.signature(maker).parameters if name not in apart]
+    found = parse_settings(texts)
+    written = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in texts}
+    for name in found:
+        if not known:
+            raise UserError(f"unknown setting {name!r}: there are none")
+        if name not in known:
+            raise unknown("setting", name, known)
+        kind = TypeAdapter(hints.get(name, Any))
+        try:
+            found[name] = kind.validate_python(found[name])
+        except ValidationError:
+            try:
+                found[name] = kind.validate_python(written[name])
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"]
+                raise UserError(f"--set {name}={written[name]}: {problem[:1].lower()}{problem[1:]}") from error
+    return found
 
 
 def split_names(texts: Iterable[str]) -> list[str]:

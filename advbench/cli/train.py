@@ -147,10 +147,10 @@ def train(
     _check_methods(recipes)
     tasks = place_runs(recipes, out, resume=resume, force=force)
     with Stop() as stop:
-        _fetch(dataset, stop, screen)
         for number, task in enumerate(tasks, start=1):
             count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
             screen.say(f"{count}{describe(task.recipe, why)}, on {place}, into {task.out}")
+            _fetch(dataset, stop, screen)
             try:
                 _one(task, device=str(place), resume=resume, force=force, log=log, stop=stop, screen=screen)
             except Interrupted as error:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from advbench.analyses.base import Analysis
 from advbench.errors import UserError
 
-def run(runs, *, device, progress, seed=0, scale=1.0, word="x"):
+def run(runs, *, device, progress, seed=0, scale: float = 1.0, word: str = "x"):
     if not runs:
         raise UserError("which runs? name at least one")
     progress("counting", 1, 2)
@@ -35,19 +35,19 @@ def plugin(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
-    ran = cli("analyze", plugin, "runs/a", "--device", "cpu", "--seed", "4", "--set", "scale=1/2", "--set", "word=b")
+    ran = cli("analyze", plugin, "runs/a", "--device", "cpu", "--seed", "4", "--set", "scale=1/2", "--set", "word=7")
     assert ran.code == 0, ran.err
     out = cli.folder / "analyses/counting_plugin-run"
     assert ran.out.splitlines() == [
         "counted on cpu",
         "run  value",
         "a      2.5",
-        "the word is b",
+        "the word is 7",
         "analyses/counting_plugin-run: counts.csv, line.svg, notes.txt",
     ]
     assert (out / "counts.csv").read_text() == "run,value\na,2.5\n"
     assert (out / "line.svg").read_text().startswith("<?xml")
-    assert (out / "notes.txt").read_text() == "counted on cpu\nthe word is b\n"
+    assert (out / "notes.txt").read_text() == "counted on cpu\nthe word is 7\n"
     told = json.loads(cli("analyze", plugin, "runs/a", "--device", "cpu", "--json").out)
     assert told["tables"] == {"counts": [{"run": "a", "value": 1.0}]}
     assert told["out"] == "analyses/counting_plugin-run-2"
@@ -59,7 +59,7 @@ def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
         ([], "name at least one"),
         (["runs"], "no run folder"),
         (["runs/a", "--set", "scael=2"], "did you mean scale"),
-        (["runs/a", "--norm", "l2"], "unknown flag"),
+        (["runs/a", "--norm", "l2"], "choose from seed"),
         (["runs/a", "--out", "runs"], "--force"),
         (["runs/a", "--device", "tpu"], "choose from auto"),
     ],

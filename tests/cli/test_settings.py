@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from advbench.cli.settings import parse_settings, split_names
+from advbench.cli.settings import fit_settings, parse_settings, split_names
 from advbench.errors import UserError
 
 
@@ -54,3 +54,23 @@ def test_comma_lists_of_names() -> None:
     assert split_names(["pgd, square", "pgd"]) == ["pgd", "square"]
     with pytest.raises(UserError, match="comma list"):
         split_names(["pgd,,square"])
+
+
+def _maker(runs: list[str], *, steps: int = 3, name: str = "a", share: float | None = None, free=None) -> None:  # type: ignore[no-untyped-def]
+    """Has fields of several kinds."""
+
+
+def test_values_take_the_type_of_the_parameter() -> None:
+    texts = ["steps=4", "name=5", "share=1/4", "free=yes"]
+    assert fit_settings(_maker, texts, apart=["runs"]) == {"steps": 4, "name": "5", "share": 0.25, "free": "yes"}
+    assert fit_settings(_maker, ["share=none"], apart=["runs"]) == {"share": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("stps=4", "did you mean steps"), ("runs=a", "choose from"), ("steps=many", "valid integer")]
+)
+def test_values_that_do_not_fit(text: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        fit_settings(_maker, [text], apart=["runs"])
+    with pytest.raises(UserError, match="there are none"):
+        fit_settings(lambda: None, [text])
