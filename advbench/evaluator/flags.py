@@ -160,7 +160,7 @@ def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     bench, n, bad = probe.bench, len(probe.few), 0
     if place is not None:
         trace = probe.ascend(eps[place], LONG)
-        short, long = int(trace.fallen(SHORT).sum()), int(trace.fallen(LONG).sum())
+        short, long = trace.fallen(SHORT), trace.fallen(LONG)
         at, bad = f"at eps {eps[place]:g}", int(trace.bad.sum())
         if not bench.oracle.random:
             stuck = int(trace.stuck.sum())
@@ -170,20 +170,18 @@ def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
                 f"PGD-{LONG} fells {long / n:.1%} of the images {at}, PGD-{SHORT} {short / n:.1%}: few steps mislead"
             )
             found += graded("more-steps", long - short, n, STEPS, detail)
-            missed = int((trace.fallen(LONG).numpy() & fates.standing(place)[probe.few]).sum())
+            missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[probe.few]).sum())
             if missed / n > WEAK:
                 found.append(note("weak-attack", f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}"))
         if declared(bench.net):
-            plain, other = (
-                int(probe.ascend(eps[place], SHORT, through=on).fallen(SHORT).sum()) for on in (False, True)
-            )
+            plain, other = (probe.ascend(eps[place], SHORT, through=on).fallen(SHORT) for on in (False, True))
             detail = f"straight-through PGD-{SHORT} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"
             used = (THROUGH[0], 1.0) if probe.through else THROUGH
             found += graded("straight-through", other - plain, n, used, f"{detail}: use straight_through=true")
     if bench.norm == "linf":
         trace = probe.ascend(HALF, SHORT)
         bad = max(bad, int(trace.bad.sum()))
-        stand = n - int(trace.fallen(SHORT).sum())
+        stand = n - trace.fallen(SHORT)
         labels = bench.data.labels[torch.from_numpy(probe.few).to(bench.data.device)]
         chance = max(float(labels.bincount().max()) / n, 1 / bench.logits.shape[1])
         detail = f"PGD-{SHORT} leaves {stand / n:.1%} standing at eps 0.5, above chance ({chance:.1%}): it is misled"

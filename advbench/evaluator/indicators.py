@@ -58,22 +58,16 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Trace:
-    """PGD on m images at one eps: `margin` (S + 1, m) after each step, `felled` (m,) the first step with a wrong
-    answer or inf, `bad` (m,) whether logits were NaN or infinite."""
+    """PGD on m images at one eps: `felled` (m,) the first step with a wrong answer or inf; `stuck` (m,) standing after
+    EARLY steps with a margin no nearer to failure than at the start; `bad` (m,) NaN or infinite logits on the way."""
 
-    margin: Tensor
     felled: Tensor
+    stuck: Tensor
     bad: Tensor
 
-    def fallen(self, steps: int) -> Tensor:
-        """(m,) bool: felled within so many steps."""
-        return self.felled <= steps
-
-    @property
-    def stuck(self) -> Tensor:
-        """(m,) bool: standing after EARLY steps, with a margin no nearer to failure than at the start."""
-        early = min(EARLY, len(self.margin) - 1)
-        return ~self.fallen(early) & ~(self.margin[early] > self.margin[0])
+    def fallen(self, steps: int) -> int:
+        """How many were felled within so many steps."""
+        return int((self.felled <= steps).sum())
 
 
 class Probe:
@@ -180,16 +174,21 @@ class Probe:
         sizes = torch.full(y.shape, eps, dtype=torch.float64, device=y.device)
         none = torch.full_like(y, -1)
         p = Problem(around(self.bench.norm, x, sizes), y, none, rng.keys(self.bench.seed, "probe", index))
-        state, margins = attack.start(p), []
+        state = attack.start(p)
         felled = torch.full(y.shape, torch.inf, device=y.device)
-        bad = torch.zeros_like(y, dtype=torch.bool)
+        stuck, bad = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
         for step in range(attack.steps + 1):
             answer = oracle.answer(attack, p, state.query)
-            margins.append(margin(answer.logits, y))
             felled = torch.where(answer.wrong, felled.clamp(max=step), felled)
             bad |= ~answer.logits.isfinite().all(1)
+            if step == 0:
+                before = margin(answer.logits, y)
+            if step == EARLY:
+                stuck = felled.isinf() & ~(margin(answer.logits, y) > before)
+            if bool(felled.isfinite().all()):
+                break
             state = attack.step(p, state, answer)
-        return torch.stack(margins), felled, bad
+        return felled, stuck, bad
 
 
 def declared(net: nn.Module) -> int:

@@ -1,0 +1,380 @@
+"""Every broken defence is flagged suspect or broken, and no honest model is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from advbench import rng
+from advbench.attacks.apgd import APGD
+from advbench.attacks.autoattack import standard as autoattack
+from advbench.attacks.engine import Problem, solve
+from advbench.attacks.fab import FABT
+from advbench.attacks.pgd import PGD
+from advbench.attacks.square import Square
+from advbench.checkpoint import load_model
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.errors import UserError
+from advbench.evaluator import evaluate, flags
+from advbench.models.quantize import Quantize
+from advbench.record import Fates, Flag
+from advbench.threat import around
+
+N = 64
+EPS = ["0", "0.05", "0.1", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(N))
+
+
+def trained(eps: float) -> nn.Module:
+    """A small convolutional net trained on digits, with eps > 0 adversarially, in a few seconds."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    data = load("digits", "train")
+    optim = torch.optim.Adam(net.parameters(), 2e-3)
+    attack = PGD(name="pgd", steps=5)
+    for step in range(300):
+        rows = torch.randint(len(data), (64,))
+        x, y = data.batch(rows)
+        if eps:
+            sizes = torch.full((64,), eps, dtype=torch.float64)
+            p = Problem(around("linf", x, sizes), y, torch.full_like(y, -1), rng.keys(step, "train", rows))
+            x = solve(attack, lambda z, y=y: functional.cross_entropy(net(z), y, reduction="none"), p)  # type: ignore[misc]
+        optim.zero_grad()
+        functional.cross_entropy(net(x), y).backward()
+        optim.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def standard() -> nn.Module:
+    return trained(0)
+
+
+@pytest.fixture(scope="module")
+def robust() -> nn.Module:
+    return trained(0.1)
+
+
+@pytest.fixture(scope="module")
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x, y = load("digits", "train").batch(slice(None))
+    optim = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(200):
+        optim.zero_grad()
+        functional.cross_entropy(net(x), y).backward()
+        optim.step()
+    return net.eval()
+
+
+def raised(net: nn.Module, data: Dataset, attack: Any = ("apgd-ce",), **more: Any) -> dict[str, Flag]:
+    how: dict[str, Any] = {"eps": EPS, "settings": {"steps": 5}, **more}
+    record = evaluate(net, data, attack=list(attack), **how).record
+    assert len({flag.name for flag in record.flags}) == len(record.flags)
+    return {flag.name: flag for flag in record.flags}
+
+
+def bad(found: dict[str, Flag]) -> dict[str, str]:
+    return {name: flag.severity for name, flag in found.items() if flag.severity != "note"}
+
+
+class Defence(nn.Module):
+    """`net`, with something done to its input or its output."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+class Staircase(nn.Module):
+    """Floor of a hidden layer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[5:](torch.floor(4 * self.net[:5](x)) / 4)  # type: ignore[index, no-any-return]
+
+
+class Memory(nn.Module):
+    """Knows the test images; on all others it is a net that has been told nothing."""
+
+    def __init__(self, net: nn.Module, data: Dataset) -> None:
+        super().__init__()
+        self.net = net
+        self.x, self.y = data.batch(slice(None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        distance = torch.cdist(x.flatten(1), self.x.flatten(1))
+        known = functional.one_hot(self.y[distance.argmin(1)], 10) * 30.0
+        return torch.where(distance.amin(1, keepdim=True) < 1e-6, known, logits)
+
+
+class Wide(Memory):
+    """Knows the test images, and answers for all that is near to them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.flatten(1), self.x.flatten(1)).argmin(1)
+        return functional.one_hot(self.y[nearest], 10) * 30.0
+
+
+class Dropout(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[6:](functional.dropout(self.net[:6](x), 0.5, training=True))  # type: ignore[index, no-any-return]
+
+
+class StuckInTraining(nn.Module):
+    """BatchNorm by the batch, whatever mode is asked for."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.norm = net, nn.BatchNorm1d(10)
+
+    def train(self, mode: bool = True) -> StuckInTraining:
+        return super().train(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.net(x))  # type: ignore[no-any-return]
+
+
+class WithoutStatistics(StuckInTraining):
+    def train(self, mode: bool = True) -> StuckInTraining:
+        nn.Module.train(self, mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(self.net(x), None, None, training=True)
+
+
+class _NaNGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * torch.nan
+
+
+class _Misled(torch.autograd.Function):
+    """The gradient with the wrong sign."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return -grad
+
+
+class _Sparse(torch.autograd.Function):
+    """One pixel in 32 of the gradient, another one each time: it takes many steps to get anywhere."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * (torch.rand_like(grad) < 1 / 32)
+
+
+def overflow(z: Tensor) -> Tensor:
+    e = torch.exp(z * 20)
+    return e / e.sum(1, keepdim=True) * z
+
+
+def overflow_outside(x: Tensor) -> Tensor:
+    return torch.where((x * 16 - (x * 16).round()).abs() < 1e-4, x, torch.nan)  # images of digits are multiples of 1/16
+
+
+BROKEN: dict[str, tuple[Callable[[nn.Module, Dataset], nn.Module], str]] = {
+    "softmax x 1000": (lambda net, _: Defence(net, after=lambda z: 1000 * z.softmax(1)), "probabilities"),
+    "softmax": (lambda net, _: Defence(net, after=lambda z: z.softmax(1)), "probabilities"),
+    "logits x 1000": (lambda net, _: Defence(net, after=lambda z: 1000 * z), "saturated"),
+    "logits + 1e8": (lambda net, _: Defence(net, after=lambda z: z + 1e8), "rounding"),
+    "zero gradient": (lambda net, _: Defence(net, after=lambda z: z.detach() + 0 * z), "zero-gradient"),
+    "quantised input": (lambda net, _: Defence(net, before=lambda x: (x * 4).round() / 4), "zero-gradient"),
+    "random noise": (lambda net, _: Defence(net, before=lambda x: x + 0.3 * torch.randn_like(x)), "random"),
+    "dropout left on": (lambda net, _: Dropout(net), "random"),
+    "detached graph": (lambda net, _: Defence(net, before=lambda x: x.detach()), "zero-gradient"),
+    "overflow to NaN": (lambda net, _: Defence(net, after=overflow), "non-finite"),
+    "NaN off the grid": (lambda net, _: Defence(net, before=overflow_outside), "non-finite"),
+    "memorised test points": (Memory, "memorised"),
+    "memorised surroundings": (Wide, "zero-gradient"),
+    "floor": (lambda net, _: Staircase(net), "zero-gradient"),
+    "declared floor": (lambda net, _: Quantize(net=net, layer="4", levels=4), "straight-through"),
+    "NaN gradient": (lambda net, _: Defence(net, before=_NaNGradient.apply), "nan-gradient"),
+    "gradient of the wrong sign": (lambda net, _: Defence(net, before=_Misled.apply), "loss-not-rising"),
+    "sparse gradient": (lambda net, _: Defence(net, before=_Sparse.apply), "more-steps"),
+    "train mode": (lambda net, _: StuckInTraining(net), "train-mode"),
+    "statistics of the batch": (lambda net, _: WithoutStatistics(net), "batch"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_defences_are_flagged(name: str, standard: nn.Module, digits: Dataset) -> None:
+    make, flag = BROKEN[name]
+    net = standard
+    if name.startswith("memorised test"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert flag in bad(raised(make(net, digits), digits))
+
+
+def test_what_black_boxes_and_grey_images_show_of_masked_gradients(standard: nn.Module, digits: Dataset) -> None:
+    masked = Defence(standard, before=lambda x: x.detach())
+    attacks = [PGD(name="pgd", steps=2, random_start=False), Square(name="square", n_queries=100)]
+    found = bad(raised(masked, digits, attacks, settings={}))
+    assert found["zero-gradient"] == "broken" and found["square-wins"] == "suspect"
+    assert "noise-wins" not in found and found["loss-not-rising"] in ("suspect", "broken")
+    assert "above-chance" in bad(raised(Defence(standard, before=_Misled.apply), digits))
+
+
+def test_random_noise_beats_an_attack_that_stands_still(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    net = Memory(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
+    found = bad(raised(net, digits, [PGD(name="pgd", steps=2, random_start=False)], settings={}))
+    assert found["noise-wins"] == found["memorised"] == "broken"
+
+
+def test_every_member_of_autoattack_meets_a_graph_that_is_cut(standard: nn.Module, digits: Dataset) -> None:
+    short = [replace(one, n_queries=20) if isinstance(one, Square) else replace(one, steps=2) for one in autoattack()]
+    assert any(isinstance(one, FABT) for one in short)
+    net = Defence(standard, before=lambda x: x.detach())
+    assert "zero-gradient" in bad(raised(net, digits.subset(range(20)), short, settings={}, eps=["0.1"]))
+
+
+def test_straight_through_is_a_note_where_the_attack_uses_it(standard: nn.Module, digits: Dataset) -> None:
+    net = Quantize(net=standard, layer="4", levels=4)
+    found = raised(net, digits, settings={"steps": 5, "straight_through": True})
+    assert bad(found) == {} and found["straight-through"].severity == "note"
+
+
+@pytest.mark.parametrize(("count", "severity"), [(2, None), (3, "note"), (20, "note"), (21, "suspect")])
+def test_black_box_by_share(count: int, severity: str | None) -> None:
+    fell = np.full(1000, -1, dtype=np.int16)
+    by = fell.copy()
+    fell[:100], by[:100] = 1, 0
+    fell[100 : 100 + count], by[100 : 100 + count] = 1, 1
+    fell[900:920], by[900:920] = 0, 1  # at another eps: not added up
+    attacks = [PGD(name="pgd", steps=2), Square(name="square")]
+    fates = Fates(fell, by)
+    found = flags.black_box(fates, attacks, [0.1, 0.2])
+    expected = "note" if severity is None else severity  # the 20 at the smaller eps are a note
+    assert [flag.severity for flag in found] == [expected]
+    if severity is None:
+        fell[900:920] = by[900:920] = -1
+        assert flags.black_box(Fates(fell, by), attacks, [0.1, 0.2]) == []
+    assert flags.black_box(fates, attacks[::-1], [0.1, 0.2]) == []  # one that runs first is compared with nothing
+
+
+def test_facts(standard: nn.Module, digits: Dataset) -> None:
+    torch.manual_seed(0)
+    two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).train()
+    part = replace(digits, labels=digits.labels % 2, num_classes=2)
+    found = raised(two, part)
+    assert found["few-classes"].severity == found["train-mode"].severity == "note" and bad(found) == {}
+    assert raised(standard, replace(digits, scale=8.0))["outside"].severity == "broken"
+    assert "+-11.9 points" in raised(standard, digits, eps=["0"])["small-n"].detail
+
+
+HONEST = ("linear", "standard", "robust")
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", ["0", "0.3", "1"]), ("l1", ["1", "3"])])
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_models_are_not(
+    name: str, norm: str, eps: list[str], digits: Dataset, request: pytest.FixtureRequest
+) -> None:
+    net = request.getfixturevalue(name)
+    short = [Square(name="square", n_queries=100)] if norm == "linf" else []
+    found = raised(net, digits, [APGD(name="apgd-ce", steps=20), *short], norm=norm, eps=eps, settings={})
+    assert bad(found) == {}
+    assert found["small-n"].detail.startswith("64 images")
+
+
+@pytest.fixture(scope="module")
+def advertorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trained MNIST networks of advertorch's source archive (LGPL: fetched, never kept here)."""
+    folder = tmp_path_factory.mktemp("advertorch")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    try:
+        subprocess.run([*command, "advertorch==0.2.3", "-d", str(folder)], check=True, capture_output=True, timeout=300)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"advertorch==0.2.3 cannot be downloaded with pip: {error}")
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        for member in archive.getmembers():
+            if member.name.endswith(".pt"):
+                stream = archive.extractfile(member)
+                assert stream is not None
+                (folder / Path(member.name).name).write_bytes(stream.read())
+    return folder
+
+
+def first(dataset: str, n: int) -> Dataset:
+    try:
+        return load(dataset, "test").subset(range(n))
+    except UserError as error:
+        pytest.skip(f"{dataset} cannot be had: {error}")
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "eps"), [("clntrained", ["0", "0.1", "0.15"]), ("advtrained", ["0", "0.2", "0.3", "0.35"])]
+)
+def test_honest_networks_of_others(name: str, eps: list[str], advertorch: Path) -> None:
+    data = first("mnist", 128)
+    net = load_model(str(advertorch / f"mnist_lenet5_{name}.pt"), arch="lenet5", dataset=data).net
+    attacks = [APGD(name="apgd-ce", steps=20), Square(name="square", n_queries=200)]
+    assert bad(raised(net, data, attacks, settings={}, eps=eps)) == {}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_honest_network_on_cifar10() -> None:
+    data = first("cifar10", 32)
+    net = load_model("pyautoattack:model_test", dataset=data).net
+    assert bad(raised(net, data, settings={"steps": 3}, eps=["0.5/255"])) == {}
