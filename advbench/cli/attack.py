@@ -36,7 +36,7 @@ def command(
     eps: Annotated[
         str | None, typer.Option("--eps", metavar="SIZE", help="[default: the model's training eps]")
     ] = None,
-    n: Annotated[int, typer.Option("-n", metavar="N", help="images, from the first on")] = IMAGES,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", help="images, from the first on [default: 64]")] = None,
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
@@ -82,7 +82,7 @@ def attack(
     *,
     attack: str = "pgd",
     eps: str | None = None,
-    n: int = IMAGES,
+    n: int | None = None,
     dataset: str | None = None,
     arch: str | None = None,
     norm: str | None = None,
@@ -97,7 +97,7 @@ def attack(
     screen: Screen | None = None,
     argv: Sequence[str] = (),
 ) -> Examples:
-    """Attack the first `n` test images of `model` (None: the newest run) and write what came of it into `out`.
+    """Attack the first `n` (64) test images of `model` (None: the newest run) and write what came of it into `out`.
 
     Raises UserError, before anything is run, for whatever does not fit; Interrupted when a signal came.
     """
@@ -126,7 +126,7 @@ def attack(
         size = parse_eps(eps, ball) if eps else subject.train_eps or reference_eps(images, ball)
         if size is None:
             raise UserError(f"there is no usual {ball} eps for {images}: write a size such as --eps 8/255")
-        rows, indices, about = choose_rows(subject.data, min(n, len(subject.data)) if n == IMAGES else n, "first")
+        rows, indices, about = choose_rows(subject.data, n or min(IMAGES, len(subject.data)), "first")
         if out is None:
             words = (attack, Path(spec).name, images, ball, size.text)
             out = free(ATTACKS / "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words), resume=resume)

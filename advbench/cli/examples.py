@@ -31,8 +31,8 @@ class Examples:
     """n images before and after an attack.
 
     x, x_adv (n, C, H, W) float32 in [0, 1]: equal where no adversarial point was found; y, before, after (n,) int64,
-    labels and predictions; index (n,) int64, places in the test split; felled (n,) bool; size (n,) float64, the norm
-    of x_adv - x.
+    labels and predictions; index (n,) int64, places in the test split; felled (n,) bool, by a point within eps; size
+    (n,) float64, the norm of x_adv - x, which attacks that seek the nearest point may find larger than eps.
     """
 
     x: NDArray[np.float32]
@@ -77,7 +77,7 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
         before=before.cpu().numpy(),
         after=after.cpu().numpy(),
         index=data.indices.cpu().numpy(),
-        felled=np.isin(np.arange(len(y)), list(result.points)),
+        felled=(result.fates.fell == 0) & (result.fates.by >= 0),
         size=around(result.record.norm, x, eps).size(x_adv.double() - x.double()).cpu().numpy(),
         class_names=data.class_names,
     )

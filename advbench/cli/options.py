@@ -69,4 +69,4 @@ Flags = Annotated[
         is_eager=True, callback=_read_flags,
     ),
 ]  # fmt: skip
-On = Annotated[str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS] for a cluster")]
+On = Annotated[str, typer.Option("--on", metavar="WHERE", help="local: this machine")]

@@ -99,6 +99,17 @@ def test_the_picture_shows_every_sample_up_to_sixteen(cli: Any, run_folder: Path
     assert sizes[0][0] == sizes[1][0] < sizes[2][0]  # a second block
 
 
+def test_the_nearest_points_may_lie_outside_the_ball(cli: Any, run_folder: Path) -> None:
+    told = json.loads(
+        cli("attack", "-n", "20", "--attack", "fab", "--set", "steps=5", "--eps", "0.05", "--out", "o", "--json").out
+    )
+    with np.load(cli.folder / "o/examples.npz") as stored:
+        felled, size, moved = stored["felled"], stored["size"], stored["after"] != stored["y"]
+    assert (size > 0.05 + 1e-6).any() and moved[size > 0].all()
+    assert (size[felled] <= 0.05 + 1e-6).all() and felled.sum() == told["felled"]
+    assert told["robust"] == told["record"]["curve"][0]["robust"]
+
+
 def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
     assert cli("attack", "-n", "5").code == 0
     assert cli("attack", "-n", "5").code == 0
