@@ -53,13 +53,17 @@ class Journal:
         if not resume or self.path is None or not self.path.exists():
             return False
         saved = torch.load(io.BytesIO(read_sealed(self.path)), weights_only=True)
-        was = saved["asked"]
+        was, now = _leaves(saved["asked"]), _leaves(asked)
         different = [
-            f"{key} was {was.get(key)!r}, is {asked.get(key)!r}" for key in asked if was.get(key) != asked[key]
+            f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted({*was, *now})
+            if was.get(key) != now.get(key)
         ]
         if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
-                f"{self.path} belongs to another evaluation: {'; '.join(different)}; drop --resume to start over"
+                f"{self.path} belongs to another evaluation: {'; '.join(different[:3])}{more}; "
+                "drop --resume to start over"
             )
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         self.seconds, self.forwards, self.backwards = saved["cost"]
@@ -108,6 +112,17 @@ class Journal:
         cost = (self.seconds, self.forwards, self.backwards)
         torch.save({"asked": self._asked, "ended": self._ended, "under_way": under_way, "cost": cost}, stream)
         write_sealed(self.path, stream.getvalue())
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists by the dotted names of what is in them; plain lists stay whole."""
+    if isinstance(value, dict):
+        pairs = [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        pairs = [(f"{name}.{place}", inner) for place, inner in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: leaf for inner_name, inner in pairs for key, leaf in _leaves(inner, inner_name).items()}
 
 
 class Meter:
