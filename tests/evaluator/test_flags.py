@@ -27,7 +27,7 @@ from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
-from advbench.evaluator import evaluate, flags
+from advbench.evaluator import evaluate, flags, indicators
 from advbench.models.quantize import Quantize
 from advbench.record import Fates, Flag
 from advbench.threat import around
@@ -374,7 +374,8 @@ def test_honest_networks_of_others(name: str, eps: list[str], advertorch: Path) 
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_honest_network_on_cifar10() -> None:
-    data = first("cifar10", 32)
+def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indicators, "FEWEST", 8)  # a minute on a CPU, not two
+    data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
     assert bad(raised(net, data, settings={"steps": 3}, eps=["0.5/255"])) == {}
