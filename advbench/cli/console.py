@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PACKAGE = str(Path(__file__).parent.parent)
-_SPARSE = 15.0  # seconds between two plain lines of progress
+_SPARSE = 30.0  # seconds between two plain lines of progress
 _LIVE = 0.1  # seconds between two looks of a bar
 
 
@@ -124,7 +124,7 @@ class Bar:
 
 
 class SparseBar(Bar):
-    """A plain line every 15 seconds."""
+    """A plain line every 30 seconds."""
 
     def __init__(self, title: str, write: Callable[[str], None]) -> None:
         self._title, self._write = title, write

@@ -110,12 +110,12 @@ def test_sparse_bar_is_silent_at_first_and_then_seldom(
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with Screen().bar("model") as bar:
         assert isinstance(bar, SparseBar)
-        for second in range(40):
+        for second in range(70):
             now[0] = second
-            bar.update("pgd", lambda done=second: (done, 40, "all well"))
+            bar.update("pgd", lambda done=second: (done, 70, "all well"))
     assert capsys.readouterr().err.splitlines() == [
-        "model: pgd, 38%, all well",
-        "model: pgd, 75%, all well",
+        "model: pgd, 43%, all well",
+        "model: pgd, 86%, all well",
     ]
 
 
