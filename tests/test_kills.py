@@ -69,11 +69,14 @@ def whole(go: Callable[..., BaseProcess], *argv: object) -> float:
 
 
 def killed(go: Callable[..., BaseProcess], argv: list[str], out: Path, seconds: float, seed: int) -> int:
-    """Run a command into `out`, killed after random times up to `seconds` and resumed until it ends: how many kills."""
+    """Run a command into `out`, killed after random times up to `seconds` and resumed until it ends: how many kills.
+
+    The times grow slowly: what cannot be saved, start and end, may take longer than `seconds` beside other work.
+    """
     draw = random.Random(seed)
     for kills in range(100):
         process = go(*argv, "--out", out, "--resume")
-        process.join(timeout=draw.uniform(0, seconds))
+        process.join(timeout=draw.uniform(0, seconds * (1 + kills / 10)))
         if process.exitcode is None:
             process.kill()
         process.join()
