@@ -1,14 +1,68 @@
-"""Settings every test shares."""
+"""What all tests share: settings, a tiny net with BatchNorm and dropout, and recipes that train in a second."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor, nn
+
+from advbench.models.base import Model
+from advbench.recipe import Recipe
 
 settings.register_profile("advbench", deadline=None)  # a busy machine is no failure
 settings.load_profile("advbench")
+TINY = "tiny_arch:Tiny"
+
+
+class Tiny(Model):
+    """One convolution, BatchNorm, dropout, one layer: everything that has a mode, a buffer or random numbers."""
+
+    def __init__(self, *, dropout: float = 0.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.conv = nn.Conv2d(self.in_channels, 4, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(dropout)
+        self.feature_dim = 4 * ((self.image_size + 1) // 2) ** 2
+        self.linear = nn.Linear(self.feature_dim, self.num_classes)
+
+    def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.act(self.bn(self.conv(self.normalise(x))))
+        return maps, self.drop(maps.flatten(1))
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.linear(z)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)  # several test processes on few cores: more threads are many times slower
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    module = ModuleType("tiny_arch")
+    module.Tiny = Tiny  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tiny_arch", module)
+    yield
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    """A recipe of 2 epochs of 6 steps; settings as --set takes them."""
+
+    def make(method: str = "pgd-at", *sets: str, eps: str = "0.1", arch: str = TINY) -> Recipe:
+        short = ["epochs=2", "batch_size=16", "train_n=120", "validation.fraction=0.2", "inner.steps=2"]
+        short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0", "schedule.name=constant"]
+        if method in ("fast-at", "n-fgsm", "free-at"):
+            short.remove("inner.steps=2")
+        if method == "learned-optimizer":  # one step of meta-training, then those of the net
+            short += ["method.meta=0.05", "method.T_first=3", "method.T=3", "method.clean_phase=0"]
+        return Recipe.resolve(method=method, arch=arch, eps=eps, sets=[*short, *sets])
+
+    return make
