@@ -4,8 +4,9 @@ BIN := .venv/bin
 DEMO := demo
 RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
+BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo test check format bench leaderboards clean
+.PHONY: setup demo gate test check format bench leaderboards clean
 
 setup: .venv/.installed
 
@@ -22,6 +23,12 @@ demo: setup
 	  --attack autoattack --eps $(EPS) --leaderboard $(DEMO)/leaderboards --resume
 	$(BIN)/advbench compare $(RUNS)/act-digits-mlp-linf-0.1-s0 --baseline $(RUNS)/pgd-at-digits-mlp-linf-0.1-s0
 	@echo "the table is $(DEMO)/leaderboards/digits-linf.md, the curves are digits-linf.svg beside it"
+
+# The gate, on ourselves: the same recipe and seed trained again must be no worse than the committed record.
+gate: setup
+	$(BIN)/advbench train --method pgd-at --dataset digits --arch mlp --eps 0.1 --out $(DEMO)/gate --force
+	$(BIN)/advbench evaluate --model $(DEMO)/gate --attack autoattack --eps $(EPS)
+	$(BIN)/advbench compare $(DEMO)/gate --baseline $(BASELINE) --fail-if 'acc@0.1 < baseline - 1 or clean < baseline - 1'
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
