@@ -44,7 +44,6 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	$(BIN)/python tests/bench/attacks.py
 
 # Tables and figures again from leaderboards/records; a test holds them against what is committed.
