@@ -89,8 +89,7 @@ class Bench:
             return verdicts.fell.numpy(), verdicts.distance.numpy()
 
         {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
-        fell = np.where(way.fell == way.end, -1, way.fell)
-        return Fates(fell.astype(np.int16), way.by.astype(np.int16))
+        return way.fates()
 
     def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
         """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""

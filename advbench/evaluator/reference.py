@@ -61,5 +61,4 @@ def curve(bench: Bench, name: str, eps: list[float]) -> Fates:
     finally:
         logger.setLevel(level)
         bench.journal.seconds += time.perf_counter() - began
-    fell = np.where(way.fell == way.end, -1, way.fell)
-    return Fates(fell.astype(np.int16), way.by.astype(np.int16))
+    return way.fates()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.record import Fates
+
 Ints = NDArray[np.int64]
 Strike = Callable[[int, Ints, Ints], tuple[NDArray[np.bool_], NDArray[np.float64]]]
 """(attack, samples (m,), grid points (m,)) -> fell (m,), and its size for those who fell (m,)."""
@@ -32,6 +34,10 @@ class Walk:
     def open(self) -> Ints:
         """Samples that an attack at some grid point could still bring down."""
         return np.flatnonzero(self.fell > self.first)
+
+    def fates(self) -> Fates:
+        """Where every sample ended, as a record keeps it."""
+        return Fates(np.where(self.fell == self.end, -1, self.fell).astype(np.int16), self.by.astype(np.int16))
 
     def strike(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> NDArray[np.bool_]:
         """Let `attack` strike and take down what fell: at its point, or lower when the size found allows."""
