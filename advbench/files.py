@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
 
 from advbench.errors import UserError
+
+_SUFFIX = ".advbench.tmp"
+_TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
 def sha256_file(path: Path) -> str:
@@ -26,23 +31,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises UserError when the folder cannot be written or the disk is full; `path` is then as it was.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with _beside(path) as (handle, temporary):
+            yield temporary
+            os.fsync(handle)
+            temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -55,22 +51,16 @@ def write_new(path: Path, content: bytes | str) -> bool:
     """Create `path` whole; False when it exists already, which is left alone. Raises UserError."""
     data = content.encode() if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.link(name, path)  # fails where `path` exists: mode "x", but never half written
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except FileExistsError:
-        return False
+        with _beside(path) as (handle, temporary):
+            temporary.write_bytes(data)
+            os.fsync(handle)
+            try:
+                os.link(temporary, path)  # mode "x", but never half written
+            except FileExistsError:
+                return False
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    _sync_folder(path.parent)
     return True
 
 
@@ -93,15 +83,55 @@ def read_sealed(path: Path) -> bytes:
 
 @contextmanager
 def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
-    """Hold the lock file `path`; UserError when another process keeps it longer than `timeout` seconds."""
+    """Hold the lock file `path`; UserError when it cannot be made, or another process keeps it longer than
+    `timeout` seconds."""
+    lock = filelock.FileLock(path, timeout=timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path, timeout=timeout):
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise UserError(f"another process has held {path} for {timeout:g} s: wait for it, or stop it") from error
-    except PermissionError as error:
-        raise UserError(f"cannot lock {path}: {error.strerror}") from error
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise UserError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`. Those of living writers are locked, and stay."""
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        if not (_TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
+            continue
+        with suppress(OSError):  # it is held, gone by now, or may not be removed: no harm either way
+            handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[tuple[int, Path]]:
+    """A new file beside `path`, open and locked, and its name; at the end it is gone, unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent)
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+        with suppress(OSError):  # a file system without locks: there, nobody clears either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else it was cleared before the lock was there
+            break
+        os.close(handle)
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())
+        yield handle, Path(name)
+    finally:
+        with suppress(OSError):  # renamed, or on a disk that has become read-only
+            os.unlink(name)
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

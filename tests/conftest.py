@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,3 +69,45 @@ def recipe() -> Callable[..., Recipe]:
         return Recipe.resolve(method=method, arch=arch, eps=eps, sets=[*short, *sets])
 
     return make
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of 4 MB mounted at `folder`, which can be full, or refuse all writing."""
+
+    folder: Path
+
+    def fill(self) -> None:
+        """Leave no room, not even for an empty file."""
+        with pytest.raises(OSError, match="No space left"), (self.folder / "filler").open("wb") as stream:
+            while True:
+                stream.write(bytes(4096))
+                stream.flush()
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+    def read_only(self, on: bool) -> None:
+        subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", str(self.folder)], check=True)
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file but locks, journals and what fills the disk."""
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in files
+            if path.name not in (".lock", ".turn", "filler") and path.suffix != ".journal"
+        }
+
+
+@pytest.fixture
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    folder = tmp_path_factory.mktemp("disk")
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk needs the right to mount one: {getattr(error, 'stderr', error)}")
+    yield Disk(folder)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

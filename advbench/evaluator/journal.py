@@ -7,7 +7,6 @@ run again. It belongs to one question: another one is refused, with the differen
 
 from __future__ import annotations
 
-import glob
 import io
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 
 from advbench.attacks.search import Search, Verdicts
 from advbench.errors import Interrupted, UserError
-from advbench.files import read_sealed, write_sealed
+from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _EVERY = 20.0  # seconds between two saves; a kill loses at most this and one step
 
@@ -102,8 +101,8 @@ class Journal:
     def finish(self) -> None:
         """The record is written: what was kept for resuming, or half kept when killed, is no longer needed."""
         if self.path is not None:
-            for file in (self.path, *self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")):
-                file.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            clear_leftovers(self.path.parent)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:
         if self.path is None:

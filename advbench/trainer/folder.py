@@ -66,7 +66,6 @@ def begin(out: Path, recipe: Recipe) -> None:
         (out / name).unlink(missing_ok=True)
     for name in (PARTS, STATE):
         shutil.rmtree(out / name, ignore_errors=True)
-    _clear_leftovers(out)
     write_atomic(out / RECIPE, recipe.to_toml())
 
 
@@ -98,14 +97,7 @@ def restore(out: Path, session: Session) -> History:
     if state["data_sha256"] != session.data_sha256:
         raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than are here now")
     session.restore(state)
-    _clear_leftovers(out)
     return History.from_state(state["history"])
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Remove what a killed run was about to write."""
-    for file in out.rglob(".*.tmp"):
-        file.unlink(missing_ok=True)
 
 
 def _card(session: Session, history: History, files: dict[str, str], done: bool) -> RunCard:
