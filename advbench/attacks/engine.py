@@ -11,7 +11,7 @@ restart). No row may depend on another one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -74,6 +74,7 @@ class Answer:
 
 
 S = TypeVar("S", bound=State)
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Attack:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     version: ClassVar[int] = 1
     minimum_norm: ClassVar[bool] = False  # seeks the nearest adversarial point, not one within eps
+    looks: ClassVar[bool] = False  # after each answer with a gradient, the next query asks for logits alone
 
     name: str
     steps: int
@@ -135,6 +137,11 @@ class Attack:
         """The strongest point (S, C, H, W) that `solve` hands to training."""
         return s.query  # type: ignore[no-any-return]
 
+    @property
+    def turn(self) -> tuple[Asks, ...]:
+        """What is asked one after the other; items start and end at the bounds of a turn, all slots together."""
+        return (self.asks, "logits") if self.looks else (self.asks,)
+
     def settings(self) -> dict[str, Any]:
         """What decides the outcome, for the record."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name != "name"}
@@ -169,18 +176,32 @@ def rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def put(into: Any, at: Tensor, new: Any) -> None:
     """Write the rows of the dataclass `new` into the rows `at` of `into`, tensor by tensor, in place."""
-    for f in dataclasses.fields(into):
-        mine, theirs = getattr(into, f.name), getattr(new, f.name)
-        if isinstance(mine, Tensor):
-            mine[at] = theirs
-        else:
-            put(mine, at, theirs)
+    for mine, theirs in zip(tensors(into), tensors(new), strict=True):
+        mine[at] = theirs
 
 
 def take(state: S, at: Tensor) -> S:
     """The rows `at` of a dataclass of tensors, copied."""
+    return mapped(lambda value: value[at], state)
+
+
+def join(states: Sequence[S]) -> S:
+    """The rows of several dataclasses of tensors, one after the other."""
+    columns = zip(*map(tensors, states), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    return mapped(lambda _: next(joined), states[0])
+
+
+def tensors(of: Any) -> list[Tensor]:
+    """The tensors of a dataclass and of the dataclasses in it, in the order of the fields."""
+    values = [getattr(of, f.name) for f in dataclasses.fields(of)]
+    return [one for value in values for one in ([value] if isinstance(value, Tensor) else tensors(value))]
+
+
+def mapped(change: Callable[[Tensor], Tensor], of: D) -> D:
+    """A dataclass of tensors, each of them changed, in the order of the fields."""
     changes = {
-        f.name: value[at] if isinstance(value := getattr(state, f.name), Tensor) else take(value, at)
-        for f in dataclasses.fields(state)
+        f.name: change(value) if isinstance(value := getattr(of, f.name), Tensor) else mapped(change, value)
+        for f in dataclasses.fields(of)  # type: ignore[arg-type]
     }
-    return dataclasses.replace(state, **changes)
+    return dataclasses.replace(of, **changes)  # type: ignore[type-var]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Attack, Problem, State, put, rows, take
+from advbench.attacks.engine import Asks, Attack, Problem, State, join, mapped, put, rows, take
+from advbench.attacks.graphed import Capture, graphed
 from advbench.attacks.losses import margin, wrong
 from advbench.attacks.oracle import Oracle
 from advbench.threat import around
@@ -51,10 +52,36 @@ class Verdicts:
     nonfinite: int = 0
 
 
+@dataclass
+class Live:
+    """What a step changes, a row a slot: `candidate`, the point (S, C, H, W) that counts once verified; `found` (S,),
+    whether there is one; `limit` (S,), the size that a nearer one must be under."""
+
+    problem: Problem
+    state: State
+    candidate: Tensor
+    found: Tensor
+    limit: Tensor
+
+
+@dataclass
+class Hits:
+    """Ended items with the points (m, C, H, W) found, and the states to go on from where they are refused."""
+
+    items: Tensor  # (m,) int64, on the CPU
+    points: Tensor
+    states: State
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
 class Search:
     """One attack on samples. `run` ends with the verdicts; `snapshot` and `restore` carry it across a kill.
 
-    `stride` steps are made between two looks of the host (1 on CPU, where a look costs nothing).
+    `stride` steps are made between two looks of the host (1 on CPU, where a look costs nothing). With `capture` a
+    step is recorded once and then replayed; `eager` says why it is not. Samples that fell in `before`, the verdicts
+    of an earlier go, are left alone.
     """
 
     def __init__(
@@ -67,12 +94,16 @@ class Search:
         seed: int,
         stride: int = 1,
         keep_points: bool = False,
+        capture: Capture | None = None,
+        before: Verdicts | None = None,
     ) -> None:
         self.attack, self.samples, self.oracle = attack, samples, oracle
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
         n, slots, device = len(samples.y), oracle.slots, samples.y.device
         self.closest = bool(samples.eps.isinf().any())
-        self.verdicts = Verdicts(torch.zeros(n, dtype=torch.bool), torch.full((n,), torch.inf, dtype=torch.float64))
+        self.verdicts = before or Verdicts(
+            torch.zeros(n, dtype=torch.bool), torch.full((n,), torch.inf, dtype=torch.float64)
+        )
         self.targets = attack.targets(samples.logits, samples.y)
         easy_last = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
@@ -83,18 +114,32 @@ class Search:
         ]
         self.next = 0
         self.item = [-1] * slots  # the place in the queue of each slot's item; -1: idle
-        self.problem = self._problem([0] * slots)
-        self.state = attack.start(self.problem)
-        self.candidate = torch.empty_like(self.problem.region.x)
-        self.limit = torch.zeros(slots, device=device)  # only smaller perturbations count (closest)
-        self.found = torch.zeros(slots, dtype=torch.bool, device=device)  # has a candidate
-        self.unchecked: list[tuple[int, Tensor, State]] = []  # item, candidate, state to go on with if refused
+        problem = self._problem([0] * slots)
+        self.live = Live(
+            problem,
+            attack.start(problem),
+            torch.empty_like(problem.region.x),
+            torch.zeros(slots, dtype=torch.bool, device=device),
+            torch.zeros(slots, device=device),
+        )
+        self.unchecked: list[Hits] = []
         self.refused: list[tuple[int, State]] = []
+        self.eager = ""
+        self._capture, self._replay = capture, self._make_step
 
     @property
     def finished(self) -> int:
         """Items that have ended or were cancelled, of `len(queue)`."""
-        return self.next - sum(item >= 0 for item in self.item) - len(self.unchecked) - len(self.refused)
+        return self.next - sum(item >= 0 for item in self.item) - self._waiting - len(self.refused)
+
+    @property
+    def state(self) -> State:
+        """Where the items in the slots stand."""
+        return self.live.state
+
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self.unchecked))
 
     def run(self, watch: Callable[[Search], None] | None = None) -> Verdicts:
         """Work the queue off. `watch` is called after every round; what it raises stops the search."""
@@ -106,41 +151,49 @@ class Search:
                 self._verify()
             else:
                 return self.verdicts
-            if len(self.unchecked) >= self.oracle.slots:
+            if self._waiting >= self.oracle.slots:
                 self._verify()
             if watch is not None:
                 watch(self)
 
     def snapshot(self) -> dict[str, Any]:
-        """Tensors and plain values from which `restore` goes on to the same verdicts."""
+        """Tensors (copies, on the CPU) and plain values from which `restore` goes on to the same verdicts."""
         while self.unchecked:
             self._verify()
+        v = self.verdicts
         return {
             "next": self.next,
-            "item": self.item,
-            "state": vars(self.state),
-            "candidate": self.candidate,
-            "limit": self.limit,
-            "found": self.found,
-            "refused": [(item, vars(state)) for item, state in self.refused],
-            "fell": self.verdicts.fell,
-            "distance": self.verdicts.distance,
-            "points": self.verdicts.points,
-            "unverified": self.verdicts.unverified,
-            "nonfinite": self.verdicts.nonfinite,
+            "item": list(self.item),
+            "state": _kept(self.state),
+            "candidate": _copied(self.live.candidate),
+            "limit": _copied(self.live.limit),
+            "found": _copied(self.live.found),
+            "refused": [(item, _kept(state)) for item, state in self.refused],
+            "fell": _copied(v.fell),
+            "distance": _copied(v.distance),
+            "points": dict(v.points),
+            "unverified": v.unverified,
+            "nonfinite": v.nonfinite,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take the place of the search that made `saved` (same attack, samples, model and slots)."""
-        kind = type(self.state)
+        kind, device = type(self.state), self.live.found.device
+
+        def state(fields: dict[str, Tensor]) -> State:
+            return kind(**{name: _copied(value, device) for name, value in fields.items()})
+
         self.next, self.item = saved["next"], list(saved["item"])
-        self.problem = self._problem([max(item, 0) for item in self.item])
-        self.state = kind(**saved["state"])
-        self.candidate, self.limit, self.found = saved["candidate"], saved["limit"], saved["found"]
-        self.refused = [(item, kind(**state)) for item, state in saved["refused"]]
-        self.verdicts = Verdicts(
-            saved["fell"], saved["distance"], saved["points"], saved["unverified"], saved["nonfinite"]
+        self.live = Live(
+            self._problem([max(item, 0) for item in self.item]),
+            state(saved["state"]),
+            *(_copied(saved[name], device) for name in ("candidate", "found", "limit")),
         )
+        self.refused = [(item, state(fields)) for item, fields in saved["refused"]]
+        self.verdicts = Verdicts(
+            _copied(saved["fell"]), _copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
+            saved["nonfinite"],
+        )  # fmt: skip
 
     def _problem(self, items: list[int]) -> Problem:
         device = self.samples.y.device
@@ -156,69 +209,104 @@ class Search:
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
-        again = [(slot, *self.refused.pop()) for slot in idle[: len(self.refused)]]
-        fresh: list[tuple[int, int]] = []
-        for slot in idle[len(again) :]:
-            while self.next < len(self.queue) and self.verdicts.fell[self.queue[self.next][0]] and not self.closest:
-                self.next += 1
-            if self.next == len(self.queue):
-                break
-            fresh.append((slot, self.next))
+        again = [self.refused.pop() for _ in idle[: len(self.refused)]]
+        if again:
+            items = [item for item, _ in again]
+            self._place(idle[: len(again)], items, self._problem(items), join([state for _, state in again]))
+        fresh: list[int] = []
+        while len(again) + len(fresh) < len(idle) and self.next < len(self.queue):
+            if self.closest or not self.verdicts.fell[self.queue[self.next][0]]:
+                fresh.append(self.next)
             self.next += 1
-        for slot, item, state in again:
-            self._place([slot], [item], self._problem([item]), state)
         if fresh:
-            slots, items = [slot for slot, _ in fresh], [item for _, item in fresh]
-            problem = self._problem(items)
-            self._place(slots, items, problem, self.attack.start(problem))
+            problem = self._problem(fresh)
+            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem))
 
     def _place(self, slots: list[int], items: list[int], problem: Problem, state: State) -> None:
-        at = torch.tensor(slots, device=self.found.device)
-        put(self.problem, at, problem)
-        put(self.state, at, state)
-        self.found[at] = False
-        self.limit[at] = torch.inf
+        at = torch.tensor(slots, device=self.live.found.device)
+        put(self.live.problem, at, problem)
+        put(self.live.state, at, state)
+        self.live.found[at] = False
+        self.live.limit[at] = torch.inf
         for slot, item in zip(slots, items, strict=True):
             self.item[slot] = item
 
     def _advance(self) -> None:
-        """`stride` answers and steps for all slots, then end the items that are felled or done."""
-        p, attack = self.problem, self.attack
+        """`stride` turns of answers and steps for all slots, then end the items that are felled or done."""
+        if self._capture is not None:
+            self._record(self._capture)
         for _ in range(self.stride):
-            query = self.state.query
-            answer = self.oracle.answer(attack, p, query)
-            hit = answer.wrong & ~attack.done(self.state)
-            if self.closest:
-                size = p.region.size(query - p.region.x)
-                hit &= size < self.limit
-                self.limit = torch.where(hit, size, self.limit)
-            else:
-                hit &= ~self.found & p.region.contains(query)
-            self.candidate = rows(hit, query, self.candidate)
-            self.found |= hit
-            self.state = attack.step(p, self.state, answer)
-        done = attack.done(self.state)
-        ended = done if self.closest else done | self.found
-        for slot in ended.nonzero()[:, 0].tolist():
-            item = self.item[slot]
-            if item < 0:
-                continue
-            if self.found[slot]:
-                row = torch.tensor([slot], device=self.found.device)
-                self.unchecked.append((item, self.candidate[row].clone(), take(self.state, row)))
-            self.item[slot] = -1
+            self._replay()
+        done = self.attack.done(self.state)
+        ended = done if self.closest else done | self.live.found
+        over, hit = torch.stack([ended, self.live.found]).tolist()
+        hits = [slot for slot, item in enumerate(self.item) if over[slot] and hit[slot] and item >= 0]
+        if hits:
+            at = torch.tensor(hits, device=ended.device)
+            items = torch.tensor([self.item[slot] for slot in hits])
+            self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at)))
+        self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
+
+    def _make_step(self) -> None:
+        self.live = self._step(self.live)
+
+    def _step(self, live: Live) -> Live:
+        """One turn of answers and steps for all slots."""
+        for asks in self.attack.turn:
+            live = self._ask(live, asks)
+        return live
+
+    def _ask(self, live: Live, asks: Asks) -> Live:
+        p, attack, query = live.problem, self.attack, live.state.query
+        answer = self.oracle.answer(attack, p, query, asks)
+        hit = answer.wrong & ~attack.done(live.state)
+        limit = live.limit
+        if self.closest:
+            size = p.region.size(query - p.region.x)
+            hit = hit & (size < limit)
+            limit = torch.where(hit, size, limit)
+        else:
+            hit = hit & ~live.found & p.region.contains(query)
+        candidate = rows(hit, query, live.candidate)
+        return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit)
+
+    def _record(self, capture: Capture) -> None:
+        """Make a step as a graph, and from now on replay it; or say why not."""
+        self._capture = None
+        oracle = self.oracle
+        before = oracle.forwards, oracle.backwards
+        recorded = graphed(self._step, self.live, capture)
+        self.live, self.eager = recorded.live, recorded.why_not
+        replay = recorded.replay
+        if replay is None:
+            return
+        # What a step passes through the model is counted as Python runs, which it does not in a replay.
+        passes = [(now - then) // recorded.runs for now, then in
+                  zip((oracle.forwards, oracle.backwards), before, strict=True)]  # fmt: skip
+
+        def again() -> None:
+            replay()
+            oracle.forwards += passes[0]
+            oracle.backwards += passes[1]
+
+        self._replay = again
 
     def _verify(self) -> None:
         """Let the model itself judge the candidates, in passes of `slots` rows; free the slots of the fallen."""
-        batch, self.unchecked = self.unchecked[: self.oracle.slots], self.unchecked[self.oracle.slots :]
-        items = [item for item, _, _ in batch]
+        waiting = join(self.unchecked)
+        first = torch.arange(min(len(waiting), self.oracle.slots))
+        batch = take(waiting, first)
+        rest = torch.arange(len(first), len(waiting))
+        self.unchecked = [take(waiting, rest)] if len(rest) else []
+        items = batch.items.tolist()
         p = self._problem(items)
-        z = p.region.project(torch.cat([point for _, point, _ in batch]))
+        z = p.region.project(batch.points)
         logits = self.oracle.logits(z)
         good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
+        again = (~self.attack.done(batch.states)).tolist()
         self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
         size = p.region.size(z.double() - p.region.x.double()).tolist()
-        for place, (item, _, state) in enumerate(batch):
+        for place, item in enumerate(items):
             row = self.queue[item][0]
             if good[place]:
                 self.verdicts.fell[row] = True
@@ -228,7 +316,15 @@ class Search:
                         self.verdicts.points[row] = z[place].cpu()
             else:
                 self.verdicts.unverified += 1
-                if not self.closest and not bool(self.attack.done(state)):
-                    self.refused.append((item, state))
+                if not self.closest and again[place]:
+                    self.refused.append((item, take(batch.states, torch.tensor([place]))))
         if not self.closest:
             self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]
+
+
+def _copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    return value.to(device, copy=True)
+
+
+def _kept(state: State) -> dict[str, Tensor]:
+    return vars(mapped(_copied, state))
