@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Answer, Attack, Problem
+from advbench.attacks.engine import Answer, Asks, Attack, Problem
 from advbench.attacks.losses import wrong
 from advbench.models.base import straight_through
 
@@ -58,9 +58,10 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
 
-    def answer(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
-        """The model at `query` (slots, C, H, W), as `attack` asks for it. Non-finite gradients become zero."""
-        if attack.asks == "logits":
+    def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
+        """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
+        asks = asks or attack.asks
+        if asks == "logits":
             with torch.no_grad():
                 logits = self._mean_logits(query, attack.eot)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, logits))
@@ -69,7 +70,7 @@ class Oracle:
         with torch.enable_grad(), through:
             logits = self._mean_logits(query, attack.eot)
             self.backwards += len(query) * attack.eot
-            if attack.asks == "jacobian":
+            if asks == "jacobian":
                 classes = logits.shape[1]
                 self.backwards += len(query) * attack.eot * (classes - 1)
                 grads = [gradient(logits[:, k], query, again=True) for k in range(classes)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Answer, Attack, Problem
+from advbench.attacks.engine import Answer, Asks, Attack, Problem
 from advbench.attacks.losses import wrong
 from advbench.attacks.oracle import Oracle
 from advbench.checkpoint import load_model
@@ -49,8 +49,8 @@ class SourceOracle(Oracle):
     def __init__(self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False) -> None:
         super().__init__(net, source, slots=slots, random=random)
 
-    def answer(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
-        answer = super().answer(attack, p, query)
+    def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
+        answer = super().answer(attack, p, query, asks)
         with torch.no_grad():
             self.forwards += len(query)
             answer.wrong = wrong(self.net(query).float(), p.y)
