@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -57,7 +59,12 @@ def main() -> None:
     # Before torch is loaded: threads that spin while they wait made a run on a shared machine 4 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except Exception:  # a fault of ours: 1, Python's code for it, would tell a gate that a regression was found
+        traceback.print_exc()
+        code = 2
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -75,8 +82,14 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", f"nothing was begun; go on with: {resume_command(argv, {})}", 3)
     except BrokenPipeError:  # whoever read our output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _silence()  # what could not be written is tried again at exit
+        where = f" {error.filename}" if error.filename else ", perhaps standard output"
+        return _complain("error", f"cannot write{where}: {error.strerror}", 2)
     except _USAGE as error:
         return _usage(error)
     return code if isinstance(code, int) else 0
@@ -84,6 +97,14 @@ def run(argv: Sequence[str]) -> int:
 
 # The base of all complaints about a command line: typer exports it only in this way.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _silence() -> None:
+    """Nothing more goes to stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Any) -> int:
