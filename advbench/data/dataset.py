@@ -14,6 +14,9 @@ from advbench.errors import UserError
 from advbench.rng import bits, keys
 
 
+_SCALES = (16, 255)  # the whole range of values is that of digits, or of a byte
+
+
 def fingerprint(images: Tensor, labels: Tensor) -> str:
     """sha256 of the shape ("N,C,H,W;" in ASCII), the uint8 NCHW bytes and the labels as little-endian int64."""
     pixels = images.cpu().contiguous().numpy()
@@ -88,8 +91,16 @@ class Dataset:
 
     @cached_property
     def images_sha256(self) -> str:
-        """The `fingerprint` of these images and labels: the same on every device and from every source."""
-        return fingerprint(self.images, self.labels)
+        """What these images and labels are named by: the same on every device and from every source.
+
+        The `fingerprint` of the stored values; hashed once more with `scale` where that is not the one they suggest,
+        since equal values on another scale are other images.
+        """
+        digest = fingerprint(self.images, self.labels)
+        usual = next(scale for scale in _SCALES if int(self.images.max()) <= scale)
+        if self.scale == usual:
+            return digest
+        return hashlib.sha256(f"{digest} / {float(self.scale)!r}".encode()).hexdigest()
 
     def subset(self, rows: Tensor | Sequence[int]) -> Dataset:
         """The images at `rows` (positions in this dataset, any order). Raises UserError outside 0 to N-1."""

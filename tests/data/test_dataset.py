@@ -1,4 +1,5 @@
 import hashlib
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def test_fingerprint_is_of_values_not_of_memory_layout() -> None:
     data = make()
     strided = data.images.to(memory_format=torch.channels_last)
     assert fingerprint(strided, data.labels) == data.images_sha256
+
+
+def test_equal_bytes_on_another_scale_are_other_images() -> None:
+    for top in (0, 16, 17, 255):
+        images, labels = torch.full((2, 1, 2, 2), top, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+        parts: dict[str, Any] = {"name": "x", "split": "test", "num_classes": 2}
+        hashes = [Dataset.whole(images, labels, scale=scale, **parts).images_sha256 for scale in (8, 16, 255, 256, 1e9)]
+        assert len(set(hashes)) == 5
+        usual = 16 if top <= 16 else 255  # what digits and all others are named by: the hash of their stored values
+        assert hashes[(8, 16, 255).index(usual)] == fingerprint(images, labels)
 
 
 def test_subset_keeps_the_place_in_the_split() -> None:
