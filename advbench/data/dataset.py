@@ -13,7 +13,6 @@ from torch import Tensor
 from advbench.errors import UserError
 from advbench.rng import bits, keys
 
-
 _SCALES = (16, 255)  # the whole range of values is that of digits, or of a byte
 
 
