@@ -125,7 +125,8 @@ class Search:
         self.unchecked: list[Hits] = []
         self.refused: list[tuple[int, State]] = []
         self.eager = ""
-        self._capture, self._replay = capture, self._make_step
+        self._capture = capture
+        self._replay: Callable[[], None] | None = None
 
     @property
     def finished(self) -> int:
@@ -236,7 +237,10 @@ class Search:
         if self._capture is not None:
             self._record(self._capture)
         for _ in range(self.stride):
-            self._replay()
+            if self._replay is None:
+                self.live = self._step(self.live)
+            else:
+                self._replay()
         done = self.attack.done(self.state)
         ended = done if self.closest else done | self.live.found
         over, hit = torch.stack([ended, self.live.found]).tolist()
@@ -246,9 +250,6 @@ class Search:
             items = torch.tensor([self.item[slot] for slot in hits])
             self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at)))
         self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
-
-    def _make_step(self) -> None:
-        self.live = self._step(self.live)
 
     def _step(self, live: Live) -> Live:
         """One turn of answers and steps for all slots."""

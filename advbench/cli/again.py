@@ -16,6 +16,7 @@ from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.evaluator import Journal, evaluate
 from advbench.evaluator.choose import choose
+from advbench.evaluator.second_look import SET
 from advbench.record import Record, load_record
 
 if TYPE_CHECKING:
@@ -117,14 +118,15 @@ def images(data: Dataset, record: Record) -> Dataset:
 
 def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     """The names and settings that make the attacks of a record. Raises UserError when they cannot be made."""
-    names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in record.attack))
+    named = [ref for ref in record.attack if ref.settings.get("set") != SET]  # bf16 brings the second look itself
+    names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
     if record.engine.name != "advbench":
         return names, {}
     _, usual = choose(names, {}, norm=record.norm, classes=classes)
-    if [ref.name for ref in usual] != [ref.name for ref in record.attack]:
+    if [ref.name for ref in usual] != [ref.name for ref in named]:
         raise UserError(f"record {record.id}: {'+'.join(names)} stands for other attacks now")
     settings: dict[str, Any] = {}
-    for then, now in zip(record.attack, usual, strict=True):
+    for then, now in zip(named, usual, strict=True):
         changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
         settings |= changed
     return names, settings

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.attacks.engine import Attack
+from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
 from advbench.attacks.oracle import Oracle
 from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.attacks.transfer import oracle_for
 from advbench.data.dataset import Dataset
+from advbench.errors import UserError
 from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
 from advbench.models.search_copy import search_copy
-from advbench.record import Fates
+from advbench.record import Fates, Flag
 
+T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps between two looks of the host
 
 
@@ -25,7 +31,8 @@ class Bench:
     """`net` in eval mode on the device of `data`. `logits` (n, K) and `correct` (n,) are of the clean images.
 
     `precision` "bf16": search in bf16 and verify in fp32, else all in fp32. `points` collects, by row, the
-    nearest verified adversarial points when `keep_points`.
+    nearest verified adversarial points when `keep_points`. Out of memory, the slots are halved; `eager` holds the
+    reasons why steps were not made as CUDA graphs.
     """
 
     def __init__(
@@ -45,15 +52,43 @@ class Bench:
         self.keep_points = keep_points
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
-        self.oracle = Oracle(net, copy, slots=slots, random=random)
-        rows = torch.arange(len(data), device=data.device)
-        self.logits = torch.cat([self.oracle.logits(data.batch(part)[0]) for part in rows.split(slots)])
-        self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
+        self.oracle = Oracle(net, copy, slots=journal.slots or slots, random=random)
+        self._plain = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
+        self.eager: dict[str, None] = {}
+        self.logits = self.fitting(self._clean)
+        self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
 
-    def strike(self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
-        """The verdicts of `attack` on the images `rows` (m,), each at its `eps` (m,); infinite: the nearest point."""
+    def _clean(self) -> Tensor:
+        rows = torch.arange(len(self.data), device=self.data.device)
+        return torch.cat([self.oracle.logits(self.data.batch(part)[0]) for part in rows.split(self.oracle.slots)])
+
+    def fitting(self, work: Callable[[], T]) -> T:
+        """What `work` returns; as often as it runs out of memory, it is called again with half the slots.
+
+        What was decided before stays decided: the flag says by how many rows it was. UserError when one is too many.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0][:160]
+            # Outside of the handler, whose traceback holds the tensors of what failed.
+            if self.oracle.slots == 1:
+                raise UserError(f"out of memory with one image at a time ({reason}): free some, or choose --device cpu")
+            self.oracle.slots //= 2
+            self.journal.halve(self.oracle.slots)
+            if self.data.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def strike(
+        self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64], *, plain: bool = False
+    ) -> Verdicts:
+        """The verdicts of `attack` on the images `rows` (m,), each at its `eps` (m,); infinite: the nearest point.
+
+        `plain`: searched in fp32, whatever the precision.
+        """
         at = torch.from_numpy(rows).to(self.data.device)
         samples = Samples(
             x=lambda some: self.data.batch(at[some])[0],
@@ -62,39 +97,83 @@ class Bench:
             eps=torch.from_numpy(eps).to(self.data.device),
             logits=self.logits[at],
         )
-        search = Search(
-            attack,
-            samples,
-            oracle_for(attack, self.oracle, self.data),
-            norm=self.norm,
-            seed=self.seed,
-            stride=STRIDE[self.data.device.type],
-            keep_points=self.keep_points,
-        )
-        verdicts = self.journal.run(attack.name, search)
+        so_far: Verdicts | None = None
+
+        def work() -> Verdicts:
+            nonlocal so_far
+            oracle = self._plain_oracle() if plain else self.oracle
+            graphs = self.data.device.type == "cuda" and not oracle.random
+            search = Search(
+                attack,
+                samples,
+                oracle_for(attack, oracle, self.data),
+                norm=self.norm,
+                seed=self.seed,
+                stride=STRIDE[self.data.device.type],
+                keep_points=self.keep_points,
+                capture=cuda_graph if graphs else None,
+                before=so_far,
+            )
+            try:
+                return self.journal.run(f"{attack.name} in fp32" if plain else attack.name, search)
+            except torch.OutOfMemoryError:
+                so_far = search.verdicts
+                raise
+            finally:
+                if search.eager:
+                    self.eager[search.eager] = None
+
+        verdicts = self.fitting(work)
         self.unverified += verdicts.unverified
         self.nonfinite += verdicts.nonfinite
         self.points.update({int(rows[row]): point for row, point in verdicts.points.items()})
         return verdicts
 
-    def curve(self, attacks: tuple[Attack, ...], eps: list[float], how: str) -> Fates:
-        """Each sample's place on the grid `eps`, by the walk `how` ("fast" or "exact")."""
+    def _plain_oracle(self) -> Oracle:
+        if self._plain is None:
+            self._plain, _ = search_copy(self.net, example=self.data.batch(slice(0, 1))[0])
+        return Oracle(self.net, self._plain, slots=self.oracle.slots, random=self.oracle.random)
+
+    def curve(self, attacks: tuple[Attack, ...], eps: list[float], how: str, second: tuple[Attack, ...] = ()) -> Fates:
+        """Each sample's place on the grid `eps`, by the walk `how` ("fast" or "exact").
+
+        The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`.
+        """
         way = walk.Walk(eps, self.correct)
-        sizes = np.asarray(eps)
+        strike = self._striker(attacks, second, eps)
+        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
+        for number in range(len(second)):
+            walk.descend(way, strike, len(attacks) + number)
+        return way.fates()
+
+    def _striker(
+        self,
+        attacks: tuple[Attack, ...],
+        second: tuple[Attack, ...],
+        eps: list[float],
+        distance: NDArray[np.float64] | None = None,
+    ) -> walk.Strike:
+        """The strikes of a walk; `distance` (n,) is lowered to that of what is found."""
+        sizes, every = np.asarray(eps), (*attacks, *second)
 
         def strike(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-            verdicts = self.strike(attacks[attack], rows, sizes[points])
-            return verdicts.fell.numpy(), verdicts.distance.numpy()
+            verdicts = self.strike(every[attack], rows, sizes[points], plain=attack >= len(attacks))
+            found = verdicts.distance.numpy()
+            if distance is not None:
+                distance[rows] = np.minimum(distance[rows], found)
+            return verdicts.fell.numpy(), found
 
-        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
-        return way.fates()
+        return strike
 
-    def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
-        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""
+    def nearest(self, attacks: tuple[Attack, ...], eps: list[float], second: tuple[Attack, ...] = ()) -> Fates:
+        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows.
+
+        `second` as in `curve`.
+        """
         distance = np.where(self.correct, np.inf, 0.0)
-        by = np.full(len(distance), -1, dtype=np.int16)
+        way = walk.Walk(eps, self.correct)
         rows = np.flatnonzero(self.correct)
         for number, attack in enumerate(attacks):
             if not len(rows):
@@ -102,10 +181,28 @@ class Bench:
             found = self.strike(attack, rows, np.full(len(rows), np.inf)).distance.numpy()
             nearer = found < distance[rows]
             distance[rows[nearer]] = found[nearer]
-            by[rows[nearer]] = number
-        fell = np.searchsorted(np.asarray(eps) * (1 + 1e-6), distance).astype(np.int16)
-        if eps[0] == 0:
-            fell[self.correct] = np.maximum(fell[self.correct], 1)
-        never = fell == len(eps)
-        fell[never], by[never] = -1, -1
-        return Fates(fell, by, np.where(np.isfinite(distance), distance, np.nan))
+            way.by[rows[nearer]] = number
+        fell = np.searchsorted(way.eps * (1 + 1e-6), distance)
+        way.fell = np.where(self.correct, np.maximum(fell, way.first), 0)
+        way.by[way.fell == way.end] = -1
+        strike = self._striker(attacks, second, eps, distance)
+        for number in range(len(second)):
+            walk.descend(way, strike, len(attacks) + number)
+        fates = way.fates()
+        return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
+
+    def flags(self) -> list[Flag]:
+        """What became of the slots, and of the CUDA graphs."""
+        found = [
+            Flag(
+                name="slots",
+                severity="note",
+                detail=f"out of memory with {2 * slots} slots: went on with {slots}; "
+                f"{fallen} samples had fallen, verified in passes of {2 * slots} rows or more",
+            )
+            for slots, fallen in self.journal.halvings
+        ]
+        found += [
+            Flag(name="eager", severity="note", detail=f"steps not made as CUDA graphs: {why}") for why in self.eager
+        ]
+        return found

@@ -24,6 +24,7 @@ from advbench.evaluator import flags, reference
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.second_look import covered, second_look
 from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 from advbench.version import __version__
 
@@ -70,6 +71,8 @@ def evaluate(
     `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is left as it was. `attack`
     names entries of the registry (sets such as autoattack count as their members) or is made by hand;
     `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
+    `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
+    attacks hold what the second look does, so that it makes none stronger than it is.
     Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
@@ -88,7 +91,11 @@ def evaluate(
         reference.check(names, norm)
         precision, curve = "fp32", "exact"
     if precision == "auto":
-        precision = "bf16" if place.type == "cuda" else "fp32"
+        precision = "bf16" if place.type == "cuda" and covered(attacks) else "fp32"
+    second: list[Attack] = []
+    if precision == "bf16":
+        second, more = second_look(attacks, norm=norm, classes=data.num_classes)
+        refs += more
     slots = slots or default_slots(place, data)
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
@@ -129,16 +136,21 @@ def evaluate(
             keep_points=keep_points,
         )
         if engine == "reference":
-            fates = reference.curve(bench, names[0], sizes)
+            fates = bench.fitting(lambda: reference.curve(bench, names[0], sizes))
             attacks, refs = (
                 attacks[:1],
                 [AttackRef(name=names[0], version=reference.version(), settings={"set": names[0]})],
             )
         elif all(one.minimum_norm for one in attacks):
-            fates = bench.nearest(tuple(attacks), sizes)
+            fates = bench.nearest(tuple(attacks), sizes, tuple(second))
         else:
-            fates = bench.curve(tuple(attacks), sizes, curve)
-        raised = flags.judge(bench, fates, attacks, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+            fates = bench.curve(tuple(attacks), sizes, curve, tuple(second))
+        made = [*attacks, *second]
+        raised = bench.fitting(
+            lambda: flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+        )
+        raised += bench.flags()
+    how = how.model_copy(update={"slots": bench.oracle.slots})
     wrapped = getattr(net, "wrappers", [])
     record = Record.of(
         fates,

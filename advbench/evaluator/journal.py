@@ -26,7 +26,8 @@ class Journal:
     """`path` None: nothing is kept. `stop` is asked after every round; when true, save and raise Interrupted.
 
     `progress` is told the stage's name and its search after every round. `seconds`, `forwards` and
-    `backwards` add up over all searches and all goes.
+    `backwards` add up over all searches and all goes. `halvings` are the slots that were left each time memory ran
+    out, with the number of hits before.
     """
 
     def __init__(
@@ -42,6 +43,28 @@ class Journal:
         self._ended: list[dict[str, Any]] = []
         self._under_way: dict[str, Any] | None = None
         self._next = 0
+        self._running: Search | None = None
+        self.halvings: list[tuple[int, int]] = []
+
+    @property
+    def slots(self) -> int | None:
+        """The slots that are left after memory ran out; None where it did not."""
+        return self.halvings[-1][0] if self.halvings else None
+
+    def saved(self) -> dict[str, Any] | None:
+        """The question of what is saved, None where nothing is. Raises UserError when it is damaged."""
+        if self.path is None or not self.path.exists():
+            return None
+        asked: dict[str, Any] = _load(self.path)["asked"]
+        return asked
+
+    def halve(self, slots: int) -> None:
+        """Memory ran out: note that `slots` are left, and how many hits there are by now."""
+        kept = [ended["fell"] for ended in self._ended]
+        if self._running is not None:
+            kept.append(self._running.verdicts.fell)
+        self._running = None
+        self.halvings.append((slots, sum(int(fell.sum()) for fell in kept)))
 
     def begin(self, asked: dict[str, Any], *, resume: bool) -> bool:
         """Start on the question `asked` (plain values), or take up what is saved: whether there was something.
@@ -51,7 +74,7 @@ class Journal:
         self._asked = asked
         if not resume or self.path is None or not self.path.exists():
             return False
-        saved = torch.load(io.BytesIO(read_sealed(self.path)), weights_only=True)
+        saved = _load(self.path)
         was, now = _leaves(saved["asked"]), _leaves(asked)
         different = [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
@@ -66,6 +89,7 @@ class Journal:
             )
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         self.seconds, self.forwards, self.backwards = saved["cost"]
+        self.halvings = [(slots, fallen) for slots, fallen in saved["halvings"]]
         return True
 
     def run(self, stage: str, search: Search) -> Verdicts:
@@ -91,8 +115,12 @@ class Journal:
             if stopping:
                 raise Interrupted("stopped" if self.path is None else "stopped and saved: go on with --resume")
 
-        verdicts = search.run(watch)
-        cost.read()
+        self._running = search
+        try:
+            verdicts = search.run(watch)
+        finally:
+            cost.read()
+        self._running = None
         self._ended.append(vars(verdicts))
         if time.monotonic() - saved_at > 1:  # quick searches are as quick to run again
             self._save(None)
@@ -109,8 +137,22 @@ class Journal:
             return
         stream = io.BytesIO()
         cost = (self.seconds, self.forwards, self.backwards)
-        torch.save({"asked": self._asked, "ended": self._ended, "under_way": under_way, "cost": cost}, stream)
+        torch.save(
+            {
+                "asked": self._asked,
+                "ended": self._ended,
+                "under_way": under_way,
+                "cost": cost,
+                "halvings": self.halvings,
+            },
+            stream,
+        )
         write_sealed(self.path, stream.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(io.BytesIO(read_sealed(path)), weights_only=True)
+    return saved
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A strike is one attack on some samples, each at a grid point of its own; it says who fell, and at what
 distance. `exact` makes every attack strike at every grid point those who still stand. `fast` supposes
 that what an attack cannot do at one eps it cannot do at a smaller one: the first attack bisects the
-grid, and each later one strikes just below the point where the sample is known to fall, going down for as
-long as it succeeds. So a sample meets about one full set of attacks, not one a grid point.
+grid, and each later one descends: it strikes just below the point where the sample is known to fall, going down
+for as long as it succeeds. So a sample meets about one full set of attacks, not one a grid point.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ def fast(walk: Walk, strike: Strike, attacks: int) -> None:
         fell = walk.strike(strike, 0, samples, middle)
         stands[samples[~fell]] = middle[~fell]
     for attack in range(1, attacks):
-        samples = walk.open()
-        while len(samples):
-            fell = walk.strike(strike, attack, samples, walk.fell[samples] - 1)
-            samples = samples[fell & (walk.fell[samples] > walk.first)]
+        descend(walk, strike, attack)
+
+
+def descend(walk: Walk, strike: Strike, attack: int) -> None:
+    """Strike just below where each sample is known to fall, going down for as long as it succeeds."""
+    samples = walk.open()
+    while len(samples):
+        fell = walk.strike(strike, attack, samples, walk.fell[samples] - 1)
+        samples = samples[fell & (walk.fell[samples] > walk.first)]

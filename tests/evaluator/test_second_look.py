@@ -1,0 +1,117 @@
+"""Search in bf16: who survives it is attacked again in fp32, and the record says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.errors import Interrupted
+from advbench.evaluator import Evaluation, Journal, evaluate
+from advbench.evaluator import second_look as second_look_module
+from advbench.evaluator.second_look import SET, covered, second_look
+from advbench.registry import find
+
+N = 40
+EPS = ["0", "0.05", "0.15", "0.3"]
+
+
+class Masked(nn.Module):
+    """A linear model whose gradients are zero in bf16, as those of one that rounds there may be."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*reversed(weight.shape))
+        self.linear.weight.data, self.linear.bias.data = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits.detach() if x.dtype is torch.bfloat16 else logits
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(N))
+
+
+@pytest.fixture(scope="module")
+def masked() -> nn.Module:
+    x, y = load("digits", "train").batch(slice(0, 800))
+    means = torch.stack([x[y == k].flatten(1).mean(0) for k in range(10)])
+    return Masked(20 * means, -10 * (means**2).sum(1)).eval()  # the nearest class mean
+
+
+def measure(net: nn.Module, data: Dataset, *, precision: str = "bf16", **more: Any) -> Evaluation:
+    given: dict[str, Any] = {"attack": ["pgd"], "settings": {"steps": 3}, "eps": EPS, "slots": 16}
+    return evaluate(net, data, precision=precision, **{**given, **more})
+
+
+@pytest.mark.parametrize("curve", ["fast", "exact"])
+def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve: str) -> None:
+    exact = evaluate(masked, digits, attack=["apgd-ce", "apgd-t"], eps=EPS, slots=16, curve=curve)
+    result = measure(masked, digits, curve=curve)
+    assert result.fates.fell.tolist() == exact.fates.fell.tolist()
+    assert [ref.name for ref in result.record.attack] == ["pgd", "apgd-ce", "apgd-t"]
+    assert [ref.settings.get("precision") for ref in result.record.attack] == [None, "fp32", "fp32"]
+    assert result.record.attack[2].settings["n_targets"] == 3
+    assert result.record.attack_name == f"pgd+{SET}"
+    felled = np.bincount(result.fates.by[result.fates.by >= 0], minlength=3)
+    assert felled[1] > 10 and felled[0] < 5  # a blind PGD hits by chance
+    without = measure(masked, digits, curve=curve, precision="fp32")
+    assert result.record.backwards > 5 * without.record.backwards
+
+
+def test_nearest_points_are_looked_at_again_too(masked: nn.Module, digits: Dataset) -> None:
+    result = measure(masked, digits, attack=["ddn"], norm="l2", eps=["0", "0.5", "1"], settings={"steps": 5})
+    fp32 = evaluate(masked, digits, attack=["apgd-ce", "apgd-t"], norm="l2", eps=["0", "0.5", "1"], slots=16)
+    assert (result.fates.standing(2) <= fp32.fates.standing(2)).all()
+    fell = result.fates.fell > 0
+    assert result.fates.norm is not None and (result.fates.by[fell] > 0).sum() > 10
+    assert (result.fates.norm[fell] <= np.array([0, 0.5, 1])[result.fates.fell[fell]] * (1 + 2e-5)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "fourier-linf"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_norm_and_number_of_classes_has_one(norm: str, classes: int) -> None:
+    asked = [find("attacks", "pgd").create(eot=3)]
+    made, refs = second_look(asked, norm=norm, classes=classes)
+    assert [one.eot for one in made] == [3, 3]
+    targets = made[1].targets(torch.randn(5, classes), torch.zeros(5, dtype=torch.int64))
+    assert targets.shape == (5, min(3, classes - 1))
+    assert made[1].loss == ("dlr" if classes > 3 else "cw")
+    assert all(ref.settings["larger_eps"] == (norm == "l1") for ref in refs)
+
+
+def test_auto_makes_no_attack_stronger_than_it_is() -> None:
+    standard = find("attacks", "autoattack").create(norm="linf")
+    assert covered(standard) and not covered([find("attacks", "pgd").create()])
+
+
+def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+    def run(data: Dataset, stop: Callable[[], bool] = lambda: False, resume: bool = False) -> Evaluation:
+        return measure(masked, data, journal=Journal(tmp_path / "journal", stop=stop), resume=resume)
+
+    whole = run(digits)
+    backwards = run(digits.subset(list(reversed(range(N)))))
+    assert backwards.fates.fell.tolist() == whole.fates.fell.tolist()[::-1]
+    assert backwards.fates.by.tolist() == whole.fates.by.tolist()[::-1]
+    for number, allowed in enumerate([3, 40, 150, 400, 10**9]):
+        left = iter(range(allowed))
+        try:
+            resumed = run(digits, lambda left=left: next(left, None) is None, number > 0)  # type: ignore[misc]
+        except Interrupted:
+            continue
+    assert resumed.record.id == whole.record.id
+    assert number == 4 and resumed.record.forwards >= whole.record.forwards
+
+
+def test_fp32_has_no_second_look(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_look_module, "APGD", None)
+    assert len(measure(masked, digits, precision="fp32").record.attack) == 1
