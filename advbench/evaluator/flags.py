@@ -30,6 +30,7 @@ THROUGH = (0.02, 0.05)
 WEAK = 0.02
 NOISE = (0.0, 0.02)
 JITTER = (0.1, 0.1)
+JUMPS = (0.02, 0.25)
 BROKEN = 0.9  # without a gradient on so many, the attack has not taken place
 FEW = 4  # images on which no flag of a share is more than a note
 DIFFERENCE = 1e-2  # of the largest logit: more is no rounding
@@ -147,6 +148,10 @@ def randomness(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     fell, n = probe.jitter(), len(probe.right)
     detail = f"{fell / n:.1%} of the correctly classified images are wrong after noise of half a quantisation step"
     found = graded("memorised", fell, n, JITTER, f"{detail}: are these very images known to the model?", broken=0.5)
+    if not probe.bench.oracle.random:
+        count = probe.jumps()
+        detail = f"the logits of {count / n:.1%} of the images jump right beside them"
+        found += graded("discontinuous", count, n, JUMPS, f"{detail}: does the model know them?", broken=0.5)
     fell, n = probe.noise(fates, eps)
     if n:
         detail = f"random noise inside the ball fells {fell / n:.1%} of the images that stand against the attacks"

@@ -30,6 +30,7 @@ MOST, FEWEST = 128, 16  # images that are probed
 SHARE = 0.02  # of the evaluation's own gradient steps that the probes with many steps may cost, above FEWEST
 SHORT, LONG = 20, 100  # steps of PGD
 EARLY = 10  # steps after which the loss must have risen
+JUMP = 1e-2  # of the largest logit: less may be rounding
 HALF = 0.5  # the Linf size at which every ball holds the same grey image
 
 
@@ -139,6 +140,23 @@ class Probe:
         x, y, index = self.at(self.right)
         noise = rng.uniform(rng.keys(self.bench.seed, "jitter", index), tuple(x.shape[1:])) - 0.5
         return int(wrong(self.bench.oracle.logits((x + noise / self.data.scale).clamp(0, 1)), y).sum())
+
+    def jumps(self) -> int:
+        """How many of the `right` images the model answers otherwise than the points beside them.
+
+        Two equal steps lead away from the image, of a thousandth and of a tenth of a quantisation step. Where the
+        model is continuous both change the logits by about as much; where it knows the image the first one does all.
+        """
+        x, _, index = self.at(self.right)
+        inward = torch.where(x < 0.5, 1.0, -1.0)
+        draw = inward * (0.5 + rng.uniform(rng.keys(self.bench.seed, "jump", index), tuple(x.shape[1:])) / 2)
+        here, found = self.logits(x, MOST), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for part in (1e-3, 1e-1):
+            step = draw * part / self.data.scale
+            near, next_to = self.logits(x + step, MOST), self.logits(x + 2 * step, MOST)
+            first, second = ((a - b).abs().amax(1) for a, b in ((near, here), (next_to, near)))
+            found |= ~(first <= JUMP * here.abs().amax(1) + 10 * second)  # NaN is a jump
+        return int(found.sum())
 
     def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[int, int]:
         """Of how many images said to stand at some eps, how many fall there to random noise of eps / 4, 1 / 2, 1."""

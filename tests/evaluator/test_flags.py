@@ -23,6 +23,7 @@ from advbench.attacks.engine import Problem, solve
 from advbench.attacks.fab import FABT
 from advbench.attacks.pgd import PGD
 from advbench.attacks.square import Square
+from advbench.attacks.transfer import Transfer
 from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
@@ -144,6 +145,15 @@ class Memory(nn.Module):
         distance = torch.cdist(x.flatten(1), self.x.flatten(1))
         known = functional.one_hot(self.y[distance.argmin(1)], 10) * 30.0
         return torch.where(distance.amin(1, keepdim=True) < 1e-6, known, logits)
+
+
+class Crib(Memory):
+    """Knows the test images, and is otherwise a net as good as it was, with its gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance = torch.cdist(x.flatten(1), self.x.flatten(1))
+        known = functional.one_hot(self.y[distance.argmin(1)], 10) * 30.0
+        return self.net(x) + torch.where(distance.amin(1, keepdim=True) < 1e-6, known, 0.0)  # type: ignore[no-any-return]
 
 
 class Wide(Memory):
@@ -286,6 +296,16 @@ def test_every_member_of_autoattack_meets_a_graph_that_is_cut(standard: nn.Modul
     assert "zero-gradient" in bad(raised(net, digits.subset(range(20)), short, settings={}, eps=["0.1"]))
 
 
+def test_a_crib_is_told_from_a_net_that_is_right_by_itself(standard: nn.Module) -> None:
+    """Noise fells few of its images, and it has gradients: only the jump beside the images gives it away."""
+    data = load("digits", "test").subset(range(400, 500))
+    x, y = data.batch(slice(None))
+    assert (standard(x).argmax(1) == y).double().mean() > 0.9
+    found = raised(Crib(standard, data), data)
+    assert bad(found) == {"discontinuous": "broken"} and "100.0% of the images jump" in found["discontinuous"].detail
+    assert "discontinuous" not in raised(standard, data)
+
+
 def test_straight_through_is_a_note_where_the_attack_uses_it(standard: nn.Module, digits: Dataset) -> None:
     net = Quantize(net=standard, layer="4", levels=4)
     found = raised(net, digits, settings={"steps": 5, "straight_through": True})
@@ -304,6 +324,9 @@ def test_black_box_by_share(count: int, severity: str | None) -> None:
     found = flags.black_box(fates, attacks, [0.1, 0.2])
     expected = "note" if severity is None else severity  # the 20 at the smaller eps are a note
     assert [flag.severity for flag in found] == [expected]
+    transfer = Transfer(name="transfer", steps=2, source="runs/other")
+    (moved,) = flags.black_box(fates, [attacks[0], transfer], [0.1, 0.2])
+    assert (moved.name, moved.severity) == ("transfer-wins", expected)
     if severity is None:
         fell[900:920] = by[900:920] = -1
         assert flags.black_box(Fates(fell, by), attacks, [0.1, 0.2]) == []
