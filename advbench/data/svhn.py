@@ -10,7 +10,7 @@ import torch
 from advbench.data import Progress
 from advbench.data.dataset import Dataset
 from advbench.data.fetch import download
-from advbench.data.sources import Source, Splits, obtain
+from advbench.data.sources import Source, Splits, dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "svhn": {
@@ -33,15 +33,7 @@ def load(split: str, progress: Progress | None = None) -> Dataset:
 
     No digest of the decoded arrays is at hand: the files' own md5 are checked, then what was decoded from them.
     """
-    images, labels = obtain("svhn", split, _sources, {}, progress)
-    return Dataset.whole(
-        images,
-        labels,
-        name="svhn",
-        split=split,
-        num_classes=10,
-        class_names=ENTRIES["svhn"]["class_names"],
-    )
+    return dataset("svhn", split, ENTRIES["svhn"], _sources, {}, progress)
 
 
 def _sources() -> list[Source]:

@@ -1,20 +1,68 @@
-"""Our engine beside pyautoattack: the same net, images, eps, budget and threads, one attack after the other.
+"""Our engine beside other libraries: the same net, images, eps, budget and threads, round by round.
 
     python tests/bench/attacks.py [--model SPEC] [--dataset NAME] [--eps EPS] [-n N] [--attacks LIST] [--threads T]
+                                  [--rounds R] [--libraries LIST] [--out FILE.md]
 
-Prints, for each attack, the seconds of both, their ratio, and the robust accuracy each reached. It is no test: times
-are of this machine, and only their ratios in one run are worth quoting.
+Prints, for each attack and library, the median seconds, the median of the ratios to ours in the same round, the passes
+an image, and the robust accuracy reached; with --out, appends the table to a Markdown file. It is no test: times are
+of one machine, and only ratios of one run are worth quoting. Peers that are not installed are named and left out
+(`pip install '.[peers]'`, in an environment of its own: they pin old versions).
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import sys
+import time
+import warnings
+from datetime import date
+from pathlib import Path
 
+import numpy as np
 import torch
+from peers import PGD_STEP, PGD_STEPS, Counted, Run, available, peers
+from torch import nn
 
 from advbench.checkpoint import load_model
 from advbench.data import load
-from advbench.evaluator import Evaluation, evaluate
+from advbench.data.dataset import Dataset
+from advbench.environment import environment
+from advbench.eps import parse_eps
+from advbench.evaluator.bench import Bench
+from advbench.evaluator.choose import choose
+from advbench.evaluator.evaluate import default_slots
+from advbench.evaluator.journal import Journal
+from advbench.version import __version__
+
+SETTINGS = {"pgd": {"steps": PGD_STEPS, "rel_step": PGD_STEP, "random_start": False}}
+Measured = tuple[float, float, float, float]  # seconds, forwards and backwards an image, robust accuracy in percent
+
+
+def ours(net: nn.Module, data: Dataset, attack: str, eps: float) -> Measured:
+    """`attack` by our engine: making the search copy and verifying every hit are part of the time."""
+    members, _ = choose(attack, SETTINGS.get(attack, {}), norm="linf", classes=data.num_classes)
+    began, journal = time.perf_counter(), Journal()
+    slots = default_slots(torch.device("cpu"), data)
+    bench = Bench(net, data, norm="linf", seed=0, slots=slots, precision="fp32", journal=journal)
+    fates = bench.curve(tuple(members), [eps], "exact")
+    seconds = time.perf_counter() - began
+    n = len(data)
+    return seconds, bench.oracle.forwards / n, bench.oracle.backwards / n, 100 * float(np.mean(fates.fell < 0))
+
+
+def theirs(run: Run, net: nn.Module, data: Dataset, eps: float, batch: int) -> Measured:
+    """The same by a peer, in batches; its hits are judged by the model afterwards, outside the time."""
+    x, y = data.batch(slice(0, len(data)))
+    counted = Counted(net).eval()
+    began = time.perf_counter()
+    found = torch.cat([run(counted, *part, eps) for part in zip(x.split(batch), y.split(batch), strict=True)])
+    seconds = time.perf_counter() - began
+    if (found - x).abs().max() > eps * 1.0001 + 1e-6 or found.min() < 0 or found.max() > 1:
+        warnings.warn("a peer's points leave the ball or [0, 1]", stacklevel=1)
+    with torch.no_grad():
+        right = torch.cat([net(part).argmax(1) for part in found.float().split(batch)]) == y
+    return seconds, counted.forwards / len(y), counted.backwards / len(y), 100 * float(right.double().mean())
 
 
 def main() -> None:
@@ -24,27 +72,59 @@ def main() -> None:
     parser.add_argument("--arch", default=None)
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--eps", default="0.25/255")
-    parser.add_argument("--attacks", default="apgd-ce,apgd-t,fab-t,square")
+    parser.add_argument("--attacks", default="pgd,apgd-ce,apgd-t,fab-t,square")
+    parser.add_argument("--libraries", default=None)
     parser.add_argument("-n", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=250, help="of the peers; ours has its own slots")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     data = load(given.dataset, "test").subset(range(given.n))
-    model = load_model(given.model, arch=given.arch, dataset=data)
-
-    def run(attack: str, engine: str) -> Evaluation:
-        return evaluate(model, data, attack=attack, eps=[given.eps], engine=engine, curve="exact")
-
-    run("fgsm", "own")  # warm-up: what is made once is not timed
-    print(f"{given.model}, {given.dataset}, eps {given.eps}, n {given.n}, {given.threads} threads")
-    print(f"{'attack':<10}{'ours s':>10}{'theirs s':>10}{'ratio':>8}{'ours %':>9}{'theirs %':>10}")
+    loaded = load_model(given.model, arch=given.arch, dataset=data)
+    net, eps = loaded.net.eval(), parse_eps(given.eps, "linf").value
+    versions = available()
+    chosen = given.libraries.split(",") if given.libraries else list(versions)
+    for name in sorted({*given.libraries.split(",")} - {*versions}) if given.libraries else []:
+        print(f"{name} is not installed: left out", file=sys.stderr)
+    ours(net, data.subset(range(min(8, given.n))), "pgd", eps)  # warm-up: what is made once is not timed
+    rows = []
     for attack in given.attacks.split(","):
-        ours, theirs = run(attack, "own").record, run(attack, "reference").record
-        robust = [100 * record.curve[0].accuracy for record in (ours, theirs)]
-        ratio = theirs.seconds / ours.seconds
-        print(
-            f"{attack:<10}{ours.seconds:>10.1f}{theirs.seconds:>10.1f}{ratio:>8.2f}{robust[0]:>9.1f}{robust[1]:>10.1f}"
-        )
+        runs = {name: run for name, run in peers(attack).items() if name in chosen and name in versions}
+        measured: dict[str, list[Measured]] = {"advbench": [], **{name: [] for name in runs}}
+        for _ in range(given.rounds):
+            measured["advbench"].append(ours(net, data, attack, eps))
+            for name, run in runs.items():
+                measured[name].append(theirs(run, net, data, eps, given.batch))
+        for name, rounds in measured.items():
+            ratios = [each[0] / mine[0] for each, mine in zip(rounds, measured["advbench"], strict=True)]
+            _, forwards, backwards, robust = rounds[-1]
+            rows.append(
+                {
+                    "attack": attack,
+                    "library": name,
+                    "seconds": f"{statistics.median(each[0] for each in rounds):.1f}",
+                    "time / ours": f"{statistics.median(ratios):.2f}",
+                    "forwards": f"{forwards:.0f}",
+                    "backwards": f"{backwards:.0f}",
+                    "robust %": f"{robust:.1f}",
+                }
+            )
+            print(*rows[-1].values(), sep="\t", file=sys.stderr)
+    peer_versions = ", ".join(f"{name} {versions[name]}" for name in chosen if name in versions)
+    table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    here = environment()
+    text = (
+        f"{loaded.arch} on {data.name} ({loaded.spec if ':' in loaded.spec else loaded.weights_sha256[:12]}), "
+        f"Linf eps {given.eps}, n {given.n}, {given.threads} threads, rounds {given.rounds}; {here['device_name']}, "
+        f"Python {here['python']}, torch {here['torch']}, advbench {__version__}, {peer_versions}; "
+        f"{date.today()}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+    )
+    print(text)
+    if given.out:
+        with given.out.open("a") as file:
+            file.write(f"\n{text}")
 
 
 if __name__ == "__main__":
