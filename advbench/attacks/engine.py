@@ -73,7 +73,6 @@ class Answer:
         return self.grad
 
 
-S = TypeVar("S", bound=State)
 D = TypeVar("D")
 
 
@@ -171,7 +170,12 @@ def solve(attack: Attack, objective: Callable[[Tensor], Tensor], p: Problem) -> 
 
 def rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` in the rows where `condition` (S,) holds, else `old`."""
-    return torch.where(condition.view(-1, *[1] * (new.dim() - 1)), new, old)
+    chosen = condition.view(-1, *[1] * (new.dim() - 1))
+    if new.dtype != torch.float32 or new.device.type != "cpu":
+        return torch.where(chosen, new, old)
+    # torch.where is slow on CPUs; the same by bits takes a third of the time, whatever the numbers are.
+    ours, theirs = old.view(torch.int32), new.view(torch.int32)
+    return (ours ^ theirs).bitwise_and_(-chosen.int()).bitwise_xor_(ours).view(torch.float32)
 
 
 def put(into: Any, at: Tensor, new: Any) -> None:
@@ -180,12 +184,12 @@ def put(into: Any, at: Tensor, new: Any) -> None:
         mine[at] = theirs
 
 
-def take(state: S, at: Tensor) -> S:
+def take(state: D, at: Tensor) -> D:
     """The rows `at` of a dataclass of tensors, copied."""
     return mapped(lambda value: value[at], state)
 
 
-def join(states: Sequence[S]) -> S:
+def join(states: Sequence[D]) -> D:
     """The rows of several dataclasses of tensors, one after the other."""
     columns = zip(*map(tensors, states), strict=True)
     joined = iter([torch.cat(column) for column in columns])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.engine import mapped, tensors
+from advbench.attacks.oracle import out_of_memory
 
 L = TypeVar("L")
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -38,7 +39,7 @@ class Recorded(Generic[L]):
 def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
     """Record `step`, from a dataclass of tensors to one of the same shapes, with the memory of `live`'s copy.
 
-    OutOfMemoryError passes through; any other error of the recording means that steps stay eager.
+    A lack of memory passes through; any other error of the recording means that steps stay eager.
     """
     static = mapped(torch.clone, live)
     places = {value.data_ptr() for value in tensors(static)}
@@ -57,9 +58,9 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
 
     try:
         replay = capture(body)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever the model's own code meets in a capture
+        if out_of_memory(error):
+            raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
         return Recorded(step(live), None, why)
     _write(static, tensors(live))

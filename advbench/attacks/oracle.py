@@ -12,6 +12,7 @@ from advbench.attacks.engine import Answer, Asks, Attack, Problem
 from advbench.attacks.losses import wrong
 from advbench.models.base import straight_through
 
+_SHORT = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
 RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
 
 
@@ -30,6 +31,23 @@ def untouched(net: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` tells of a lack of memory, on CUDA or CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _SHORT)
 
 
 def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
@@ -79,7 +97,8 @@ class Oracle:
                 value = attack.objective(p, logits)
                 grad = gradient(value, query)
         logits, value = logits.detach(), value.detach()
-        return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0))
+        # In the layout of the images, not of the search copy: what mixes two of them is slow.
+        return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0).contiguous())
 
     def verify(self, z: Tensor, y: Tensor) -> Tensor:
         """Whether `net` gets z (n, C, H, W), n <= slots, wrong, in a pass of its own of `slots` rows: (n,) bool."""

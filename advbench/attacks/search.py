@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Asks, Attack, Problem, State, join, mapped, put, rows, take
+from advbench.attacks.engine import Asks, Attack, Problem, State, join, put, rows, take
 from advbench.attacks.graphed import Capture, graphed
+from advbench.attacks.live import Hits, Live, copied, kept
 from advbench.attacks.losses import margin, wrong
 from advbench.attacks.oracle import Oracle
 from advbench.threat import around
@@ -50,30 +51,6 @@ class Verdicts:
     points: dict[int, Tensor] = field(default_factory=dict)
     unverified: int = 0
     nonfinite: int = 0
-
-
-@dataclass
-class Live:
-    """What a step changes, a row a slot: `candidate`, the point (S, C, H, W) that counts once verified; `found` (S,),
-    whether there is one; `limit` (S,), the size that a nearer one must be under."""
-
-    problem: Problem
-    state: State
-    candidate: Tensor
-    found: Tensor
-    limit: Tensor
-
-
-@dataclass
-class Hits:
-    """Ended items with the points (m, C, H, W) found, and the states to go on from where they are refused."""
-
-    items: Tensor  # (m,) int64, on the CPU
-    points: Tensor
-    states: State
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 class Search:
@@ -165,13 +142,13 @@ class Search:
         return {
             "next": self.next,
             "item": list(self.item),
-            "state": _kept(self.state),
-            "candidate": _copied(self.live.candidate),
-            "limit": _copied(self.live.limit),
-            "found": _copied(self.live.found),
-            "refused": [(item, _kept(state)) for item, state in self.refused],
-            "fell": _copied(v.fell),
-            "distance": _copied(v.distance),
+            "state": kept(self.state),
+            "candidate": copied(self.live.candidate),
+            "limit": copied(self.live.limit),
+            "found": copied(self.live.found),
+            "refused": [(item, kept(state)) for item, state in self.refused],
+            "fell": copied(v.fell),
+            "distance": copied(v.distance),
             "points": dict(v.points),
             "unverified": v.unverified,
             "nonfinite": v.nonfinite,
@@ -182,17 +159,17 @@ class Search:
         kind, device = type(self.state), self.live.found.device
 
         def state(fields: dict[str, Tensor]) -> State:
-            return kind(**{name: _copied(value, device) for name, value in fields.items()})
+            return kind(**{name: copied(value, device) for name, value in fields.items()})
 
         self.next, self.item = saved["next"], list(saved["item"])
         self.live = Live(
             self._problem([max(item, 0) for item in self.item]),
             state(saved["state"]),
-            *(_copied(saved[name], device) for name in ("candidate", "found", "limit")),
+            *(copied(saved[name], device) for name in ("candidate", "found", "limit")),
         )
         self.refused = [(item, state(fields)) for item, fields in saved["refused"]]
         self.verdicts = Verdicts(
-            _copied(saved["fell"]), _copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
+            copied(saved["fell"]), copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
             saved["nonfinite"],
         )  # fmt: skip
 
@@ -321,11 +298,3 @@ class Search:
                     self.refused.append((item, take(batch.states, torch.tensor([place]))))
         if not self.closest:
             self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]
-
-
-def _copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    return value.to(device, copy=True)
-
-
-def _kept(state: State) -> dict[str, Tensor]:
-    return vars(mapped(_copied, state))

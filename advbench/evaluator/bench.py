@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from advbench.attacks.engine import Attack
 from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
-from advbench.attacks.oracle import Oracle
+from advbench.attacks.oracle import Oracle, out_of_memory
 from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.attacks.transfer import oracle_for
 from advbench.data.dataset import Dataset
@@ -45,18 +46,19 @@ class Bench:
         slots: int,
         precision: str,
         journal: Journal,
-        random: bool = False,
+        is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.keep_points = keep_points
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
-        self.oracle = Oracle(net, copy, slots=journal.slots or slots, random=random)
+        self.oracle = Oracle(net, copy, slots=journal.slots or slots)
         self._plain = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
         self.eager: dict[str, None] = {}
+        self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
         self.logits = self.fitting(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
 
@@ -72,13 +74,16 @@ class Bench:
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 reason = str(error).partition("\n")[0][:160]
             # Outside of the handler, whose traceback holds the tensors of what failed.
             if self.oracle.slots == 1:
                 raise UserError(f"out of memory with one image at a time ({reason}): free some, or choose --device cpu")
             self.oracle.slots //= 2
             self.journal.halve(self.oracle.slots)
+            gc.collect()
             if self.data.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -116,10 +121,8 @@ class Bench:
             )
             try:
                 return self.journal.run(f"{attack.name} in fp32" if plain else attack.name, search)
-            except torch.OutOfMemoryError:
-                so_far = search.verdicts
-                raise
             finally:
+                so_far = search.verdicts
                 if search.eager:
                     self.eager[search.eager] = None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.engine import Attack
-from advbench.attacks.oracle import untouched
+from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
@@ -25,12 +25,11 @@ from advbench.evaluator.bench import Bench
 from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.second_look import covered, second_look
+from advbench.evaluator.slots import choose_slots
 from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 from advbench.version import __version__
 
 ENGINE_VERSION = "1"  # raised when a change of the engine may change verdicts
-SLOTS = {"cpu": 64, "cuda": 1024}
-SMALL = 16  # pixels a side: on a CPU such images cost more by the step than by the row, so there are 4 times the slots
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -96,9 +95,13 @@ def evaluate(
     if precision == "bf16":
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
         refs += more
-    slots = slots or default_slots(place, data)
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
+    slots = slots or (journal.saved_slots() if resume else None)
+    if slots is None:
+        with untouched(net), exact_kernels():
+            check_shapes(net, data)
+            slots = choose_slots(net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256)
     how = Engine(
         name="advbench" if engine == "own" else reference.NAME,
         version=ENGINE_VERSION if engine == "own" else reference.version(),
@@ -121,9 +124,8 @@ def evaluate(
     )
     sizes = [size.value for size in grid]
     in_train_mode = net.training
-    with untouched(net):
+    with untouched(net), exact_kernels():
         check_shapes(net, data)
-        random = flags.is_random(net, data)
         bench = Bench(
             net,
             data,
@@ -132,7 +134,7 @@ def evaluate(
             slots=slots,
             precision=precision,
             journal=journal,
-            random=random,
+            is_random=flags.is_random,
             keep_points=keep_points,
         )
         if engine == "reference":
@@ -196,12 +198,6 @@ def make_grid(eps: Sequence[Eps | str | float], norm: str) -> list[Eps]:
     if not sizes:
         raise UserError("no eps was given: write a comma list such as 0,2/255,4/255,8/255")
     return [sizes[value] for value in sorted(sizes)]
-
-
-def default_slots(device: torch.device, data: Dataset) -> int:
-    """Rows of every pass: fewer where there are fewer images, so that few are idle."""
-    most = SLOTS[device.type] * (4 if device.type == "cpu" and max(data.shape[1:]) <= SMALL else 1)
-    return min(most, max(8, 1 << (len(data) - 1).bit_length()))
 
 
 def bare(net: nn.Module, data: Dataset) -> Loaded:

@@ -51,12 +51,12 @@ class Journal:
         """The slots that are left after memory ran out; None where it did not."""
         return self.halvings[-1][0] if self.halvings else None
 
-    def saved(self) -> dict[str, Any] | None:
-        """The question of what is saved, None where nothing is. Raises UserError when it is damaged."""
+    def saved_slots(self) -> int | None:
+        """The slots that what is saved was begun with, None where nothing is. Raises UserError when it is damaged."""
         if self.path is None or not self.path.exists():
             return None
-        asked: dict[str, Any] = _load(self.path)["asked"]
-        return asked
+        slots: int = _load(self.path)["asked"]["engine"]["slots"]
+        return slots
 
     def halve(self, slots: int) -> None:
         """Memory ran out: note that `slots` are left, and how many hits there are by now."""

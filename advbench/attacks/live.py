@@ -1,0 +1,44 @@
+"""What the slots of a search hold, and what leaves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advbench.attacks.engine import Problem, State, mapped
+
+
+@dataclass
+class Live:
+    """What a step changes, a row a slot: `candidate`, the point (S, C, H, W) that counts once verified; `found` (S,),
+    whether there is one; `limit` (S,), the size that a nearer one must be under."""
+
+    problem: Problem
+    state: State
+    candidate: Tensor
+    found: Tensor
+    limit: Tensor
+
+
+@dataclass
+class Hits:
+    """Ended items with the points (m, C, H, W) found, and the states to go on from where they are refused."""
+
+    items: Tensor  # (m,) int64, on the CPU
+    points: Tensor
+    states: State
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A copy of `value` on `device`, even where it is there already."""
+    return value.to(device, copy=True)
+
+
+def kept(state: State) -> dict[str, Tensor]:
+    """Copies of a state's tensors on the CPU, by field."""
+    return vars(mapped(copied, state))

@@ -1,0 +1,132 @@
+"""How many rows every pass has: by a rule on a CPU, measured once on a CUDA device and kept.
+
+Verdicts are those of one slot count, and the id of a record covers it: so a CPU's is a rule of the images alone, and a
+device's is measured once for each model and shape, kept in the user's cache folder, and recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import nn
+
+from advbench import rng
+from advbench.attacks.apgd import APGD
+from advbench.attacks.engine import Problem
+from advbench.attacks.oracle import Oracle, out_of_memory
+from advbench.data.dataset import Dataset
+from advbench.errors import UserError
+from advbench.files import locked, write_atomic
+from advbench.models.search_copy import search_copy
+from advbench.threat import around
+
+CPU = 64
+SMALL = 16  # pixels a side: on a CPU such images cost more by the step than by the row, so there are 4 times the slots
+FEWEST = 8
+FIRST, MOST = 64, 4096  # between these the rate of a CUDA device is measured
+GAIN = 1.1  # twice the slots are worth it when they make so many times the images a second
+WARM_UP, STEPS = 2, 4
+
+
+def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, weights_sha256: str) -> int:
+    """Rows of every pass: fewer where there are fewer images, so that few are idle."""
+    if data.device.type == "cuda":
+        key = "|".join(
+            (
+                torch.cuda.get_device_name(data.device),
+                f"torch {torch.__version__}",
+                weights_sha256,
+                "x".join(map(str, data.shape)),
+                norm,
+                precision,
+            )
+        )
+        most = kept(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
+    else:
+        most = CPU * (4 if max(data.shape[1:]) <= SMALL else 1)
+    return min(most, max(FEWEST, 1 << (len(data) - 1).bit_length()))
+
+
+def fastest(rate: Callable[[int], float]) -> int:
+    """Double the slots for as long as `rate(slots)`, images a second, gains and memory suffices.
+
+    Raises what `rate` raises for the first count, unless that is a lack of memory: then half of it.
+    """
+    slots, best = FIRST, _measured(rate, FIRST)
+    if best is None:
+        return FIRST // 2
+    while slots < MOST:
+        more = _measured(rate, 2 * slots)
+        if more is None or more < GAIN * best:
+            break
+        slots, best = 2 * slots, more
+    return slots
+
+
+def _measured(rate: Callable[[int], float], slots: int) -> float | None:
+    try:
+        return rate(slots)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def rate_of(
+    net: nn.Module, data: Dataset, *, norm: str, precision: str, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int], float]:
+    """slots -> images a second in steps of APGD, as an evaluation makes them, after a pass of `net` itself."""
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
+    attack = APGD(name="apgd-ce").for_model(norm, data.num_classes)
+    wait = torch.cuda.synchronize if data.device.type == "cuda" else lambda: None
+
+    def rate(slots: int) -> float:
+        rows = torch.arange(slots, device=data.device) % len(data)
+        x, y = data.batch(rows)
+        oracle = Oracle(net, copy, slots=slots)
+        oracle.logits(x)
+        eps = torch.full(y.shape, 0.1, dtype=torch.float64, device=y.device)
+        p = Problem(around(norm, x, eps), y, torch.full_like(y, -1), rng.keys(0, attack.name, rows))
+        state = attack.start(p)
+        began = 0.0
+        for step in range(WARM_UP + STEPS):
+            if step == WARM_UP:
+                wait()
+                began = clock()
+            state = attack.step(p, state, oracle.answer(attack, p, state.query))
+        wait()
+        return STEPS * slots / max(clock() - began, 1e-9)
+
+    return rate
+
+
+def slots_file() -> Path:
+    """Where measured slot counts are kept: a JSON object, by device, model, shape, norm and precision."""
+    return platformdirs.user_cache_path("advbench") / "slots.json"
+
+
+def kept(path: Path, key: str, measure: Callable[[], int]) -> int:
+    """The number kept in `path` under `key`, else that of `measure`, which is then kept there if it can be."""
+    found = _read(path).get(key)
+    if found is not None:
+        return found
+    made = measure()
+    with suppress(UserError), locked(path.with_suffix(".lock")):  # a folder that cannot be written costs a repetition
+        write_atomic(path, json.dumps({**_read(path), key: made}, indent=1, sort_keys=True) + "\n")
+    return made
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in numbers if isinstance(value, int) and value > 0}
