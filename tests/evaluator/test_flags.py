@@ -42,10 +42,8 @@ def digits() -> Dataset:
     return load("digits", "test").subset(range(N))
 
 
-def trained(eps: float) -> nn.Module:
-    """A small convolutional net trained on digits, with eps > 0 adversarially, in a few seconds."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
+def convolutions() -> nn.Module:
+    return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
@@ -55,7 +53,12 @@ def trained(eps: float) -> nn.Module:
         nn.ReLU(),
         nn.Linear(64, 10),
     )
-    data = load("digits", "train")
+
+
+def trained(eps: float, name: str = "digits", make: Callable[[], nn.Module] = convolutions) -> nn.Module:
+    """A small net trained for a few seconds, with eps > 0 adversarially."""
+    torch.manual_seed(0)
+    net, data = make(), load(name, "train")
     optim = torch.optim.Adam(net.parameters(), 2e-3)
     attack = PGD(name="pgd", steps=5)
     for step in range(300):
@@ -393,6 +396,28 @@ def test_honest_networks_of_others(name: str, eps: list[str], advertorch: Path) 
     net = load_model(str(advertorch / f"mnist_lenet5_{name}.pt"), arch="lenet5", dataset=data).net
     attacks = [APGD(name="apgd-ce", steps=20), Square(name="square", n_queries=200)]
     assert bad(raised(net, data, attacks, settings={}, eps=eps)) == {}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "eps", "grid"),
+    [
+        ("mnist", 0.0, ["0", "0.05", "0.1"]),
+        ("mnist", 0.1, ["0", "0.1", "0.2"]),
+        ("cifar10", 0.0, ["0", "1/255", "2/255"]),
+        ("cifar10", 4 / 255, ["0", "4/255", "8/255"]),
+    ],
+)
+def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> None:
+    """Standard and robust, on MNIST and CIFAR-10: with those of others, seven."""
+    data = first(dataset, 128)
+    inputs = data.images[0].numel()
+    net = trained(
+        eps, dataset, lambda: nn.Sequential(nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 10))
+    )
+    attacks = [APGD(name="apgd-ce", steps=10), Square(name="square", n_queries=100)]
+    assert bad(raised(net, data, attacks, settings={}, eps=grid)) == {}
 
 
 @pytest.mark.network
