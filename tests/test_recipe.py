@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -178,6 +179,46 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         Recipe.resolve(config=tmp_path / "absent.toml")
     with pytest.raises(UserError, match="is missing"):
         Recipe.read({"dataset": "digits"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted({name.partition(".")[0] for name in field_names()} | set(field_names()))), JSON)
+def test_any_value_in_any_field_is_read_or_refused(path: str, value: Any) -> None:
+    tree = Recipe.resolve().tree()
+    put(tree, path, value)
+    try:
+        recipe = Recipe.read(tree)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert Recipe.read(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | st.sampled_from([b"a=" + b"[" * 5000]))
+def test_any_file_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "x.toml"
+    path.write_bytes(content)
+    for read in (Recipe.load, lambda path: Recipe.resolve(config=path)):
+        try:
+            recipe = read(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert recipe.epochs >= 1  # an empty file changes nothing
+
+
+@given(st.text(max_size=12) | st.sampled_from(field_names()), st.text(max_size=12))
+def test_any_setting_is_taken_or_refused(path: str, value: str) -> None:
+    try:
+        Recipe.resolve(sets=[f"{path}={value}"])
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -61,9 +61,13 @@ class Threat(Part):
         if not isinstance(data, dict) or "eps" not in data:
             return data
         eps = parse_eps(str(data["eps"]), str(data.get("norm", "linf")))
-        value = float(data.get("eps_value", eps.value))
-        if value != eps.value:
-            raise UserError(f"threat.eps_value is {value!r}, but threat.eps = {eps.text} is {eps.value!r}")
+        given = data.get("eps_value", eps.value)
+        try:
+            fits = float(given) == eps.value
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise UserError(f"threat.eps_value is {given!r}, but threat.eps = {eps.text} is {eps.value!r}")
         return {**data, "eps": eps.text, "eps_value": eps.value}
 
 

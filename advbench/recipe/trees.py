@@ -19,6 +19,8 @@ def read_toml(path: Path) -> Tree:
         raise UserError(f"cannot read recipe {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"recipe {path} is not TOML: it is nested too deeply") from error
 
 
 def shipped_recipe(dataset: str, arch: str, method: str) -> Tree:

@@ -1,0 +1,79 @@
+"""Sizes of perturbations: what is read, and that nothing but UserError ever comes of the rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from advbench.eps import NORMS, parse_eps, parse_eps_list
+from advbench.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "value"),
+    [
+        ("8/255", "linf", 8 / 255), ("0.031", "linf", 0.031), (" 1 ", "linf", 1.0), ("0", "linf", 0.0),
+        (".5", "linf", 0.5), ("1e-3", "linf", 1e-3), ("1.5", "l2", 1.5), ("12", "l1", 12.0), ("3/2", "l2", 1.5),
+        ("2", "fourier-linf", 2.0),
+    ],
+)  # fmt: skip
+def test_sizes_are_kept_as_written_and_as_numbers(text: str, norm: str, value: float) -> None:
+    eps = parse_eps(text, norm)
+    assert (eps.text, eps.value, str(eps)) == (text.strip(), value, text.strip())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("8", "8/255 was probably meant"),
+        ("1.5", r"1.5/255 was probably meant"),
+        ("256", "above 1"),
+        ("16/8", "above 1"),
+        ("8/0", "divides by zero"),
+        ("1e999", "not finite"),
+        ("-1", "is not a size"),
+        ("", "is not a size"),
+        ("nan", "is not a size"),
+        ("inf", "is not a size"),
+        ("8/255/2", "is not a size"),
+        ("8 255", "is not a size"),
+        ("0x1", "is not a size"),
+        ("1_000", "is not a size"),
+        ("8/255\nrm", "is not a size"),
+    ],
+)
+def test_what_is_no_size_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        parse_eps(text)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(0, 255), st.integers(1, 255))
+def test_fractions_are_their_quotient(top: int, bottom: int) -> None:
+    assert parse_eps(f"{top}/{bottom}", "l2").value == top / bottom
+
+
+@given(st.floats(0, 1))
+def test_what_python_writes_is_read_back(value: float) -> None:
+    assert parse_eps(repr(value)).value == value
+
+
+PIECES = ["8", "255", "/", ".", "e", "-", "+", "1e400", "0", ",", " ", "\n", "nan", "٣", "½", "\x1b[31m", "9" * 400]
+
+
+@given(st.text(max_size=30) | st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.sampled_from(NORMS))
+@example("1e-400/1e-400", "linf")
+@example("9" * 6000, "l2")
+def test_any_text_is_a_size_or_refused(text: str, norm: str) -> None:
+    try:
+        sizes = parse_eps_list(text, norm)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    values = [eps.value for eps in sizes]
+    assert values == sorted(set(values)) and all(math.isfinite(value) and value >= 0 for value in values)
+    assert norm != "linf" or values[-1] <= 1
+    assert parse_eps_list(",".join(map(str, sizes)), norm) == sizes
