@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from advbench.allocator import keep_freed
 from advbench.cli import analyze, attack, compare, evaluate, train
 from advbench.cli import list as list_
 from advbench.cli.stop import Halted, resume_command
@@ -59,6 +60,7 @@ def main() -> None:
     # Before torch is loaded: threads that spin while they wait made a run on a shared machine 4 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    keep_freed()
     try:
         code = run(sys.argv[1:])
     except Exception:  # a fault of ours: 1, Python's code for it, would tell a gate that a regression was found

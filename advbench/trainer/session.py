@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advbench.allocator import keep_freed
 from advbench.data import load
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
@@ -33,6 +34,8 @@ class Session:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
+        if device.type == "cpu":
+            keep_freed()
         self.method = make(recipe)
         self.data, self.held_out, self.data_sha256 = _data(recipe, device)
         self.method.check(recipe, self.data.num_classes)
