@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,8 +76,12 @@ class RunCard(_Card):
 
 
 def write_card(folder: Path, card: RunCard) -> None:
-    """Write `run.json` atomically. Write the weight files first: the card vouches for them. Raises UserError."""
-    write_atomic(folder / CARD, card.model_dump_json(indent=2, by_alias=True) + "\n")
+    """Write `run.json` atomically, with a seal: the sha256 of all that it says.
+
+    Write the weight files first: the card vouches for them. Raises UserError.
+    """
+    tree = card.model_dump(mode="json", by_alias=True)
+    write_atomic(folder / CARD, json.dumps({**tree, "seal": _seal(tree)}, indent=2) + "\n")
 
 
 def read_card(folder: Path) -> RunCard:
@@ -90,11 +96,22 @@ def read_card(folder: Path) -> RunCard:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     try:
-        return RunCard.model_validate_json(text)
+        tree = json.loads(text)
+        seal = tree.pop("seal", None) if isinstance(tree, dict) else None  # cards before seals had none
+        card = RunCard.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{path} is damaged or of another version: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or of another version: the file: {error}") from error
+    if seal not in (None, _seal(tree)):
+        raise UserError(f"{path} is damaged: what it says is not what it was sealed with")
+    return card
+
+
+def _seal(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from advbench.checkpoint import (
     BEST,
@@ -115,7 +117,9 @@ def flip(path: Path) -> None:
 
 
 def edit(run: Path, **changes: Any) -> None:
+    """Without a seal, as by hand or by an older version."""
     written = json.loads((run / CARD).read_text())
+    del written["seal"]
     (run / CARD).write_text(json.dumps({**written, **changes}))
 
 
@@ -149,6 +153,42 @@ def test_a_faulty_run_is_refused_in_one_line(fault: str, run: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_model(str(run), dataset="digits")
     assert "\n" not in str(caught.value)
+
+
+def test_every_change_of_the_card_is_noticed(run: Path) -> None:
+    path = run / CARD
+    text = path.read_text()
+    card = read_card(run)
+    for position, char in enumerate(text):
+        path.write_text(text[:position] + ("7" if char != "7" else "8") + text[position + 1 :])
+        with pytest.raises(UserError, match="damaged") as caught:
+            read_card(run)
+        assert "\n" not in str(caught.value)
+    path.write_text(json.dumps(json.loads(text)))  # spaces mean nothing
+    assert read_card(run) == card
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([*RunCard.model_fields, "seal", ""]), JSON, st.binary(max_size=100))
+def test_any_card_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, field: str, value: Any, content: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("card")
+    write_card(folder, card(network(), {BEST: "a" * 64}))
+    if field:
+        edit(folder, **{"schema" if field == "schema_" else field: value})
+    else:
+        (folder / CARD).write_bytes(content)
+    try:
+        read_card(folder)
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_a_card_cannot_make_loading_run_code(run: Path) -> None:
