@@ -6,7 +6,7 @@ RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench leaderboards clean
+.PHONY: setup demo gate test check format bench bench-training bench-cuda leaderboards clean
 
 setup: .venv/.installed
 
@@ -45,6 +45,17 @@ format: setup
 
 bench: setup
 	$(BIN)/python tests/bench/attacks.py
+
+# Our training loop beside the plain one of papers' code, on this machine's CPU.
+bench-training: setup
+	$(BIN)/python tests/bench/training.py
+
+# On an NVIDIA GPU: training of ResNet-18 on CIFAR-10 beside the plain loop, then AutoAttack by both engines.
+bench-cuda: setup
+	$(BIN)/python tests/bench/training.py --cuda
+	$(BIN)/python tests/bench/training.py --cuda --method trades
+	for engine in own reference; do $(BIN)/advbench evaluate --device cuda --engine $$engine --out $(DEMO)/bench \
+	  --model robustbench:Engstrom2019Robustness --dataset cifar10 --eps 8/255 -n 1000 || exit $$?; done
 
 # Tables and figures again from leaderboards/records; a test holds them against what is committed.
 leaderboards: setup
