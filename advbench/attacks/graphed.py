@@ -65,10 +65,11 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
         return Recorded(step(live), None, why)
     _write(static, tensors(live))
     eager = step(live)
+    ran = runs + 1
     replay()
     if not _alike(static, eager):
         return Recorded(eager, None, "a replay of the step gives other numbers than the step")
-    return Recorded(static, replay, runs=runs + 1)
+    return Recorded(static, replay, runs=ran)
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
