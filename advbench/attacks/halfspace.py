@@ -11,6 +11,7 @@ from torch import Tensor
 from advbench.attacks.engine import Answer, Problem
 
 _NEWTON_STEPS = 30
+_FAR = 1e30  # stands for infinity, which would make NaN of 0 x it
 
 
 def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
@@ -32,35 +33,39 @@ def to_hyperplane(x: Tensor, w: Tensor, rise: Tensor, norm: str) -> Tensor:
     flat, shape = x.flatten(1), x.shape
     w = w.flatten(1) * torch.where(rise < 0, -1.0, 1.0)[:, None]
     rise = rise.abs()[:, None]
-    room = torch.where(w > 0, 1 - flat, flat)  # how far each element can go in the direction of w
-    slope = w.abs()
+    slope, sign = w.abs(), w.sign()
+    room = torch.lerp(flat, 1 - flat, sign.clamp_min(0))  # how far each element can go in the direction of w
     if norm == "l1":
         moved = _fill_steepest(slope, room, rise)
+    elif norm == "l2":
+        reach = room / slope.clamp_min(1 / _FAR)
+        moved = slope * reach.minimum(_time(slope * room, slope * slope, reach, rise))
     else:
-        moved = _move_together(slope, room, rise, torch.ones_like(slope) if norm == "linf" else slope)
+        moved = room.minimum(_time(slope * room, slope, room, rise))
     # A rounding may pass the box by one unit in the last place.
-    return ((flat + w.sign() * moved).clamp(0, 1) - flat).view(shape)
+    return ((flat + sign * moved).clamp(0, 1) - flat).view(shape)
 
 
-def _move_together(slope: Tensor, room: Tensor, rise: Tensor, speed: Tensor) -> Tensor:
-    """min(room, t speed) with the least t for which the rises, slope times movement, add up to `rise`.
+def _time(full: Tensor, pace: Tensor, reach: Tensor, rise: Tensor) -> Tensor:
+    """The least t (S, 1) at which all elements together have risen by `rise`: each by `pace` x t, up to `full` once t
+    is at its `reach`.
 
     The sum is concave and piecewise linear in t, so that Newton's steps from the left climb to the root, and are
     exact once on its piece: the same from then on, which is why stopping early changes no row.
     """
-    full, pace = slope * room, slope * speed
     t = torch.zeros_like(rise)
     for _ in range(_NEWTON_STEPS):
-        blocked = t * speed >= room
-        left = rise - torch.where(blocked, full, 0).sum(1, keepdim=True)
-        free = torch.where(blocked, 0, pace).sum(1, keepdim=True)
+        # 1 or 0, in floating point: masks of booleans take ten times as long on CPUs.
+        free = (reach - t).sign_().clamp_min_(0)
+        left = rise - (full * (1 - free)).sum(1, keepdim=True)
+        speed = (pace * free).sum(1, keepdim=True)
         # Nothing left that moves: the box is in the way, and t is past every element's room.
-        new = torch.where(free > 0, torch.maximum(left / free, t), t)
+        new = torch.where(speed > 0, torch.maximum(left / speed, t).clamp_max(_FAR), t)
         settled = new == t
         t = new
         if t.device.type == "cpu" and bool(settled.all()):
             break
-    return torch.where(slope > 0, torch.minimum(room, t * speed), 0)
+    return t
 
 
 def _fill_steepest(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ _TINY = 1e-12
 
 @dataclass
 class SquareState(State):
+    key: Tensor  # (S,) of the numbers that the changes are drawn from
     best: Tensor
     best_value: Tensor
 
@@ -44,6 +45,7 @@ class Square(Attack):
     `rescale_schedule` the halvings of p are moved from 10,000 queries to `n_queries` (AutoAttack: not)."""
 
     asks: ClassVar[Asks] = "logits"
+    version: ClassVar[int] = 2
     norms = ("linf", "l2", "l1")
 
     steps: int = field(init=False, default=1)
@@ -66,14 +68,15 @@ class Square(Attack):
         else:
             tiles = _tiles(p.key, x, region.norm)
             query = region.project(x + (region.e * _unit(tiles) if region.norm == "l2" else tiles))
-        return SquareState(query, torch.zeros_like(p.y), query, torch.full(p.y.shape, -torch.inf, device=x.device))
+        low = torch.full(p.y.shape, -torch.inf, device=x.device)
+        return SquareState(query, torch.zeros_like(p.y), rng.fold(p.key, 3), query, low)
 
     def step(self, p: Problem, s: SquareState, a: Answer) -> SquareState:
         better = a.value > s.best_value
         best = rows(better, s.query, s.best)
-        key = rng.fold(p.key, s.i + 1)
         propose = self._set_square if isinstance(p.region, Linf) else self._move_mass
-        return SquareState(propose(p, s.i, key, best), s.i + 1, best, torch.where(better, a.value, s.best_value))
+        query = propose(p, s.i, s.key, best)
+        return SquareState(query, s.i + 1, s.key, best, torch.where(better, a.value, s.best_value))
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
         """(S,): the side of the square that is tried after i + 1 answers."""
@@ -82,22 +85,24 @@ class Square(Attack):
 
     def _set_square(self, p: Problem, i: Tensor, key: Tensor, best: Tensor) -> Tensor:
         channels, height, width = best.shape[1:]
-        side = self._side(i, height, width, odd=False)
-        window, _, _ = _window(key, side, height, width)
-        sign = rng.signs(rng.fold(key, 3), (channels, 1, 1))
-        return p.region.project(best + 2 * p.region.e * sign * window)
+        drawn = rng.draws(key, i, 2 + channels)
+        window, _, _ = _window(drawn[:, :2], self._side(i, height, width, odd=False), height, width)
+        up = (drawn[:, 2:] < 0).float()[:, :, None, None]
+        # Twice eps from anywhere in the ball is its border; so said, there is nothing to project.
+        border = torch.lerp(p.region.low, p.region.high, up)
+        return torch.lerp(best, border, window)
 
     def _move_mass(self, p: Problem, i: Tensor, key: Tensor, best: Tensor) -> Tensor:
         region, norm = p.region, p.region.norm
         channels, height, width = best.shape[1:]
         side = self._side(i, height, width, odd=True)
         delta = best - region.x
-        here, top, left = _window(key, side, height, width)
-        there, _, _ = _window(rng.fold(key, 4), side, height, width)
+        drawn = rng.draws(key, i, 5 + channels)
+        here, top, left = _window(drawn[:, :2], side, height, width)
+        there, _, _ = _window(drawn[:, 2:4], side, height, width)
 
-        flip = rng.signs(rng.fold(key, 3), (1,))[:, 0] > 0
-        form = _form_at(norm, side, flip, top, left, height, width)
-        new = rng.signs(rng.fold(key, 5), (channels, 1, 1)) * form
+        form = _form_at(norm, side, drawn[:, 4] < 0, top, left, height, width)
+        new = (1 + 2 * (drawn[:, 5:] >> 63)).float()[:, :, None, None] * form
         new = new + delta * here / (_mass(delta * here, norm) + _TINY)
         both = _mass(delta * torch.maximum(here, there), norm)
         whole = region.size(delta).view(-1, 1, 1, 1)
@@ -137,14 +142,14 @@ def _sides(
     return torch.tensor(sides, device=device)
 
 
-def _window(key: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A place for a square of `side` (S,), each equally likely: mask (S, 1, H, W), top row and left column (S,)."""
-    top = rng.integers(rng.fold(key, 1), height - side + 1)
-    left = rng.integers(rng.fold(key, 2), width - side + 1)
-    row = torch.arange(height, device=key.device) - top[:, None]
-    column = torch.arange(width, device=key.device) - left[:, None]
+def _window(hashes: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A place, by hashes (S, 2), for a square of `side` (S,): mask (S, 1, H, W), top row and left column (S,)."""
+    top = rng.scaled(hashes[:, 0], height - side + 1)
+    left = rng.scaled(hashes[:, 1], width - side + 1)
+    row = torch.arange(height, device=side.device) - top[:, None]
+    column = torch.arange(width, device=side.device) - left[:, None]
     in_row, in_column = (row >= 0) & (row < side[:, None]), (column >= 0) & (column < side[:, None])
-    return (in_row[:, :, None] & in_column[:, None, :]).float()[:, None], top, left
+    return (in_row.float()[:, :, None] * in_column.float()[:, None, :])[:, None], top, left
 
 
 def _form_at(norm: str, side: Tensor, flip: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:

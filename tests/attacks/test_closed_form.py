@@ -54,7 +54,7 @@ NEEDS: dict[tuple[str, str, bool], float] = {
     ("pgd", "fourier-linf", FREE): 1.01,
     ("rfgsm", "linf", FREE): 5,
     ("rfgsm", "linf", BOUND): 5,
-    ("square", "l2", FREE): 1.3,
+    ("square", "l2", FREE): 1.4,
     ("square", "l2", BOUND): 1.5,
     ("square", "l1", FREE): 2,
     ("square", "l1", BOUND): 2,

@@ -23,7 +23,7 @@ def test_sides_follow_the_papers_halvings():
 
 def test_windows_lie_inside_and_reach_every_place():
     key = rng.keys(0, "test", torch.arange(3000))
-    mask, top, left = _window(key, torch.full((3000,), 3), 5, 6)
+    mask, top, left = _window(rng.draws(key, torch.arange(3000), 2), torch.full((3000,), 3), 5, 6)
     assert (mask.sum((1, 2, 3)) == 9).all()
     places = set(zip(top.tolist(), left.tolist(), strict=True))
     assert places == {(row, column) for row in range(3) for column in range(4)}
