@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
 from advbench.methods.terms import ce, kl
 
@@ -62,7 +63,7 @@ class ACT(Method):
 
     def objective(self, nets: Nets, zn: Tensor, y: Tensor) -> Objective:
         """What the attack on F makes large, a value (B,) whose sum is the batch's; zn (B, K) carries no gradient."""
-        weight = (1 - self.a) / (len(y) if self.reduction == "released" else 1)
+        weight = (1 - self.a) / (len(y) * ranks.world() if self.reduction == "released" else 1)
 
         def value(z: Tensor) -> Tensor:
             za = nets.f(z)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
 from advbench.recipe import Recipe
@@ -118,7 +119,7 @@ class CenterLoss(Method):
 
         terms = tools.update(losses)
         if self.update == "wen":
-            _centers(nets).follow(features, y, self.alpha)
+            _centers(nets).follow(ranks.whole(features), ranks.whole(y), self.alpha)
         return terms
 
     def _terms(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -132,7 +133,7 @@ class CenterLoss(Method):
             c = c.detach() + (c - c.detach()) / self.lam  # the centres' rate is alpha, whatever lambda
         away = (z.float() - c[y]).square().sum(1) / 2
         if self.lam:
-            terms["center"] = self.lam * (away.mean() if self.reduction == "mean" else away.sum())
+            terms["center"] = self.lam * (away.mean() if self.reduction == "mean" else away.sum() * ranks.world())
         apart = torch.pdist(c.detach()).mean()
         nets.note("intra_inter", torch.where(apart > 0, (2 * away.detach()).sqrt().mean() / apart, 1.0))
         return terms, z.detach()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from advbench import ranks
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup
 from advbench.methods.terms import kl, kl_objective
@@ -93,6 +94,8 @@ class Compactness(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
+        if ranks.world() > 1 and (self.gc or self.gs):
+            raise UserError("gc and gs compare all pairs of a batch: train by one process, or set method.gc=0")
         if self.natural and self.base == "trades":
             raise UserError("method.natural is for the base at: that of trades has the clean cross-entropy already")
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from advbench import ranks
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Setup, Tools
 from advbench.methods.terms import ce
@@ -144,6 +145,8 @@ class LearnedOptimizer(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
+        if ranks.world() > 1:
+            raise UserError("learned-optimizer moves the weights itself: train it by one process")
         if recipe.awp.gamma:
             raise UserError("learned-optimizer moves the weights itself: awp.gamma must be 0")
         if not 0 <= self.gamma <= 1 or not 0 <= self.clean_phase < self.full_eps <= 1:

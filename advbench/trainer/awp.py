@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.trainer.modes import frozen_statistics
 
 
@@ -22,6 +23,7 @@ def perturbed(f: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterato
     weights = [weight for weight in f.parameters() if weight.dim() > 1 and weight.requires_grad]
     with frozen_statistics(f.modules()):
         gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    ranks.average_([g for g in gradients if g is not None])
     kept = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight, g in zip(weights, gradients, strict=True):

@@ -10,7 +10,9 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from advbench import ranks
 from advbench.checkpoint import (
     BEST,
     CARD,
@@ -31,6 +33,7 @@ from advbench.recipe import Recipe, differences
 from advbench.trainer.history import History
 from advbench.trainer.session import Session
 from advbench.trainer.validation import catastrophic_overfitting
+from advbench.version import __version__
 
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
@@ -75,8 +78,16 @@ def finished(out: Path) -> bool:
 
 
 def save(out: Path, session: Session, history: History, *, done: bool = False) -> None:
-    """Write the state, then the weight files, the metrics and the card. Raises UserError when it cannot."""
+    """Write the state, then the weight files, the metrics and the card. Raises UserError when it cannot.
+
+    Of several processes all must call it, and the first one writes.
+    """
     state = {**session.state(), "history": history.state(), "data_sha256": session.data_sha256}
+    ranks.first(lambda: _write(out, state, session, history, done))
+
+
+def _write(out: Path, state: dict[str, Any], session: Session, history: History, done: bool) -> None:
+    state["advbench"] = __version__
     save_train_state(out, state)
     files = {LAST: save_weights(session.deployed, out / LAST)}
     if history.best is not None:
@@ -92,8 +103,16 @@ def save(out: Path, session: Session, history: History, *, done: bool = False) -
 
 
 def restore(out: Path, session: Session) -> History:
-    """Stand where the run in `out` was saved last. Raises UserError when its data differ, or files are damaged."""
+    """Stand where the run in `out` was saved last.
+
+    Raises UserError when its data or the version of advbench differ, or files are damaged.
+    """
     state = load_train_state(out, session.device)
+    if state.get("advbench") != __version__:
+        raise UserError(
+            f"{out} was begun with advbench {state.get('advbench', 'before 0.1.0')}, here is {__version__}: go on with "
+            "that one, or start over with --force"
+        )
     if state["data_sha256"] != session.data_sha256:
         raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than are here now")
     session.restore(state)
@@ -116,8 +135,9 @@ def _card(session: Session, history: History, files: dict[str, str], done: bool)
         recipe_sha256=recipe.sha256,
         environment=environment(str(session.device)),
         cost={
-            "forwards": counter.forwards,
-            "backwards": counter.backwards,
+            "forwards": counter.forwards * ranks.world(),
+            "backwards": counter.backwards * ranks.world(),
+            "processes": ranks.world(),
             "seconds": round(history.seconds, 3),
             "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,
             "precision": session.precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advbench import ranks
 from advbench.checkpoint import BEST, LAST
 from advbench.errors import Interrupted, UserError
 from advbench.files import locked
@@ -27,9 +29,11 @@ TELL_SECONDS = 0.5
 
 
 def device_of(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda[:N]" as a device. Raises UserError when there is none such."""
+    """ "auto", "cpu" or "cuda[:N]" as a device; of several processes each has a GPU of its own. Raises UserError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world() > 1:
+        name = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -53,21 +57,24 @@ def train(
     """Train by `recipe` into the run folder `out`, which is returned.
 
     With `resume` an interrupted run goes on where it was saved (to the bit on a CPU), and a finished one is
-    left as it is; `force` overwrites one. Raises UserError for what cannot be, among it a folder that is
+    left as it is; `force` overwrites one. Within `ranks.joined` the processes share each batch, and the first one
+    alone writes and tells `watch`. Raises UserError for what cannot be, among it a folder that is
     taken, another recipe, or a loss that is not finite; Interrupted when `watch.stop()` says so, after saving.
     """
-    going_on = folder.check(out, recipe, resume=resume, force=force)
-    if going_on and folder.finished(out):
+    going_on = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
+    if going_on and ranks.first(lambda: folder.finished(out)):
         return out
     where = device_of(device)
     session = Session(recipe, where)
     generators = [where] if where.type == "cuda" else []
-    with locked(out / folder.LOCK, timeout=0), torch.random.fork_rng(devices=generators):
-        torch.manual_seed(recipe.seed)  # for layers that draw numbers, as dropout does; all else has keys of its own
+    with ExitStack() as held, torch.random.fork_rng(devices=generators):
+        ranks.first(lambda: held.enter_context(locked(out / folder.LOCK, timeout=0)))
+        # For layers that draw numbers, as dropout does; all else has keys of its own.
+        torch.manual_seed(recipe.seed ^ (ranks.rank() << 48))
         if going_on:
             history = folder.restore(out, session)
         else:
-            folder.begin(out, recipe)
+            ranks.first(lambda: folder.begin(out, recipe))
             history = History()
         _Run(session, history, out, watch or Watch()).go()
     return out
@@ -79,6 +86,7 @@ class _Run:
         self.history = history
         self.out = out
         self.watch = watch
+        self.leads = ranks.rank() == 0
         self.told = self.ticked = time.monotonic()
         self.saved = self.told
         self.save_took = 0.0
@@ -96,7 +104,8 @@ class _Run:
             device=str(session.device),
             precision=session.precision,
         )
-        self.watch.on_begin(began)
+        if self.leads:
+            self.watch.on_begin(began)
         averaged = [session.averaged.net] if session.averaged else []
         with straight_through(nn.ModuleList([session.nets.f, *averaged])):
             while session.epoch < session.recipe.epochs:
@@ -135,18 +144,22 @@ class _Run:
             images_per_s=self._rate(),
             flag=flag,
         )
-        self.watch.on_epoch(event)
-        if len(self.history.rows) == 1 or time.monotonic() - self.saved > self.save_took * SAVE_PAUSE:
+        if self.leads:
+            self.watch.on_epoch(event)
+        due = len(self.history.rows) == 1 or time.monotonic() - self.saved > self.save_took * SAVE_PAUSE
+        if ranks.any_of(due and self.leads)[0]:
             self._save()
 
     def _after_step(self) -> None:
         session = self.session
-        if self.watch.stop():
-            self._interrupt()
         now = time.monotonic()
-        if now - self.saved > SAVE_SECONDS:
+        due = self.leads and now - self.saved > SAVE_SECONDS, self.leads and now - self.told > TELL_SECONDS
+        stop, save, tell = ranks.any_of(self.watch.stop(), *due)
+        if stop:
+            self._interrupt()
+        if save:
             self._save()
-        if now - self.told > TELL_SECONDS:
+        if tell:
             self.told = now
             terms, _ = session.means()
             self._tick()
@@ -160,7 +173,8 @@ class _Run:
                 seconds_left=self.history.seconds * (1 / session.progress - 1),
                 terms=terms,
             )
-            self.watch.on_step(event)
+            if self.leads:
+                self.watch.on_step(event)
 
     def _score(self) -> Scores | None:
         session = self.session
@@ -177,7 +191,7 @@ class _Run:
             )
 
     def _poll(self) -> None:
-        if self.watch.stop():
+        if ranks.world() == 1 and self.watch.stop():
             self._interrupt()
 
     def _interrupt(self) -> None:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from advbench import ranks
 from advbench.allocator import keep_freed
-from advbench.data import load
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
-from advbench.data.dataset import Dataset, split_validation
 from advbench.errors import UserError
 from advbench.methods.base import Nets, Setup, make
-from advbench.models import build, parse_wrapper, wrap, wrappers
 from advbench.models.base import Model
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
 from advbench.trainer.optim import factor, optimizer
+from advbench.trainer.prepare import images, network, precision
 from advbench.trainer.tools import Counter, Tools
 
 
@@ -37,20 +35,31 @@ class Session:
         if device.type == "cpu":
             keep_freed()
         self.method = make(recipe)
-        self.data, self.held_out, self.data_sha256 = _data(recipe, device)
+        self.data, self.held_out, self.data_sha256 = images(recipe, device)
         self.method.check(recipe, self.data.num_classes)
         if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
             raise UserError(f"augment.policy autoaugment is made for values to 255, which {self.data.name} has not")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
-        self.autocast, self.precision = _precision(recipe, device)
+        self.rows = self.batch_size // ranks.world()  # this process's share of a batch
+        if self.rows * ranks.world() < self.batch_size:
+            raise UserError(
+                f"a batch of {self.batch_size} images is not to be shared by {ranks.world()} processes: set batch_size "
+                f"to a multiple of {ranks.world()}"
+            )
+        self.autocast, self.precision = precision(recipe, device)
         # NHWC: what tensor cores want, and 1.2 to 1.3 times as fast on a CPU for nets such as small_cnn.
         self.layout = torch.channels_last
 
-        f = self.method.wrap(_network(recipe, self.data, recipe.seed), recipe.seed)
+        f = self.method.wrap(network(recipe, self.data, recipe.seed), recipe.seed)
         if self.method.needs_maps and not f.has_maps:
             raise UserError(f"{recipe.method.name} needs a model with feature maps, which {recipe.model.arch} has not")
         parts = self.method.parts(self._setup(f))
+        if ranks.world() > 1 and recipe.bn == "sync":
+            if device.type != "cuda":
+                raise UserError("bn sync works on CUDA alone: set bn=local")
+            f = nn.SyncBatchNorm.convert_sync_batchnorm(f)
+            parts = {name: nn.SyncBatchNorm.convert_sync_batchnorm(part) for name, part in parts.items()}
         for net in (f, *parts.values()):
             net.to(device=device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.nets = Nets(f, parts, recipe.label_smoothing)
@@ -101,14 +110,23 @@ class Session:
         for name, opt in self.tools.optimizers.items():
             for group in opt.param_groups:
                 group["lr"] = self.base_lr[name] * scale
-        x, y = self._batch(order[self.position * self.batch_size : (self.position + 1) * self.batch_size])
+        first = self.position * self.batch_size + ranks.rank() * self.rows
+        x, y = self._batch(order[first : first + self.rows])
         nets.notes.clear()
         with self.autocast():
             terms = self.method.step(nets, x, y, self.tools)
         self._account(terms, nets.notes)
+        self._agree()
         self.position += 1
         if self.averaged:
             self.averaged.after_step(nets.f, self.progress)
+
+    def _agree(self) -> None:
+        """The same running statistics in every process: the means of theirs."""
+        if ranks.world() > 1 and self.recipe.bn == "local":
+            modules = [m for net in (self.nets.f, *self.nets.parts.values()) for m in net.modules()]
+            kept = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
+            ranks.average_([value for m in kept for value in (m.running_mean, m.running_var) if value is not None])
 
     def order(self) -> Tensor:
         """The rows of this epoch, in the order it visits them."""
@@ -122,15 +140,16 @@ class Session:
             self.averaged.after_epoch(self.nets.f, self.progress)
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Loss terms ("loss" is their sum) and notes, averaged over the epoch so far. Waits for the device."""
-        steps = max(self.position, 1)
-        values = {name: total.item() / steps for name, total in self.sums.items()}
+        """Loss terms ("loss" is their sum) and notes, averaged over the epoch so far. Waits for device and ranks."""
+        sums = {name: total.clone() for name, total in self.sums.items()}
+        ranks.average_(list(sums.values()))
+        values = {name: total.item() / max(self.position, 1) for name, total in sums.items()}
         notes = {name.removeprefix("note:"): v for name, v in values.items() if name.startswith("note:")}
         return {name: v for name, v in values.items() if not name.startswith("note:")}, notes
 
     def check(self) -> None:
-        """UserError when a loss was not finite. Waits for the device."""
-        bad = int(self.bad)
+        """UserError when a loss was not finite. Waits for device and ranks."""
+        bad = min((batch for batch in ranks.gather_objects(int(self.bad)) if batch >= 0), default=-1)
         if bad >= 0:
             raise UserError(
                 f"the loss is not finite from epoch {bad // self.steps + 1}, batch {bad % self.steps + 1} of "
@@ -138,7 +157,13 @@ class Session:
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes while training, as tensors and plain values."""
+        """Everything that changes while training, as tensors and plain values. Waits for the ranks."""
+        own = {
+            "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "parts": {name: _buffers(part) for name, part in self.nets.parts.items()},
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -148,14 +173,22 @@ class Session:
             "optimizers": {name: opt.state_dict() for name, opt in self.tools.optimizers.items()},
             "averaged": {"net": self.averaged.net.state_dict(), "count": self.averaged.count} if self.averaged else {},
             "passes": [self.counter.forwards, self.counter.backwards],
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rng": own["rng"],
+            "rng_cuda": own["rng_cuda"],
+            "others": ranks.gather_objects(own)[1:],  # what the other processes have otherwise
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken."""
+        """Stand where `state` was taken. Raises UserError for another number of processes."""
+        count = 1 + len(state.get("others", []))
+        if count != ranks.world():
+            raise UserError(f"the run was begun by {count} processes: go on with as many, here are {ranks.world()}")
+        if ranks.rank():
+            own = state["others"][ranks.rank() - 1]
+            parts = {name: {**whole, **own["parts"][name]} for name, whole in state["parts"].items()}
+            state = {**state, **own, "parts": parts}
         self.epoch, self.position = state["epoch"], state["position"]
-        self.sums = dict(state["sums"])
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.nets.f.load_state_dict(state["f"])
         for name, part in self.nets.parts.items():
             part.load_state_dict(state["parts"][name])
@@ -217,55 +250,14 @@ class Session:
             in_channels=f.in_channels,
             image_size=f.image_size,
             feature_dim=f.feature_dim,
-            batch_size=self.batch_size * self.method.views,
+            batch_size=self.rows * self.method.views,
             class_names=self.data.class_names,
             seed=seed,
-            build=partial(_network, self.recipe, self.data),
+            build=partial(network, self.recipe, self.data),
         )
 
 
-def _network(recipe: Recipe, data: Dataset, seed: int) -> Model:
-    """The recipe's architecture for the data's images, in its wrappers."""
-    channels, height, width = data.shape
-    if height != width:
-        raise UserError(f"{data.name} has images of {height}x{width}: square ones are needed")
-    outer = {name: value for name, value in recipe.model.settings.items() if name in wrappers()}
-    own = {name: value for name, value in recipe.model.settings.items() if name not in outer}
-    for name in ("num_classes", "in_channels", "image_size", "seed"):
-        if name in own:
-            raise UserError(f"model.{name} follows from the dataset and the seed: it cannot be set")
-    net = build(
-        recipe.model.arch,
-        num_classes=data.num_classes,
-        in_channels=channels,
-        image_size=height,
-        seed=seed,
-        **own,  # type: ignore[arg-type]
-    )
-    for name, value in outer.items():
-        net = wrap(net, name, seed=seed, **(value if isinstance(value, dict) else parse_wrapper(name, str(value))))
-    return net
-
-
-def _data(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | None, str]:
-    """Training images, held-out images or None, both on the device, and the hash of the training images."""
-    train, held_out = load(recipe.dataset, "train"), None
-    if recipe.train_n:
-        if recipe.train_n > len(train):
-            raise UserError(f"train_n {recipe.train_n} is more than the {len(train)} training images of {train.name}")
-        train = train.subset(range(recipe.train_n))
-    sha256 = train.images_sha256
-    if recipe.validation.fraction:
-        train, held_out = split_validation(train, recipe.validation.fraction, recipe.validation.seed)
-        held_out = held_out.subset(range(min(recipe.validation.n, len(held_out)))).to(device)
-    return train.to(device), held_out, sha256
-
-
-def _precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
-    """A maker of autocast contexts, and the precision they amount to."""
-    name = recipe.precision
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    if name == "fp32":
-        return nullcontext, name
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16), name
+def _buffers(part: nn.Module) -> dict[str, Tensor]:
+    """What a part keeps besides its weights: the ranks may have different ones, as of the rows of their batches."""
+    kept = part.state_dict()
+    return {name: kept[name].cpu() for name, _ in part.named_buffers() if name in kept}

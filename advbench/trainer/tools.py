@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.attacks.engine import Attack, Problem, solve
 from advbench.attacks.pgd import PGD
 from advbench.methods.base import Losses, Nets, Objective
@@ -105,13 +106,18 @@ class Tools:
                 optimizer.zero_grad(set_to_none=True)
             terms = losses()
             _total(terms).backward()
+        # Here and nowhere else: the gradients that an inner attack takes are by the input, and no other rank's matter.
+        ranks.average_([w.grad for o in self.optimizers.values() for w in _weights(o) if w.grad is not None])
         for optimizer in self.optimizers.values():
             if self.recipe.optim.clip:
-                weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-                nn.utils.clip_grad_norm_(weights, self.recipe.optim.clip)
+                nn.utils.clip_grad_norm_(_weights(optimizer), self.recipe.optim.clip)
             optimizer.step()
         torch.clear_autocast_cache()
         return {name: value.detach() for name, value in terms.items()}
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.attacks.engine import Problem, solve
 from advbench.attacks.losses import ce, wrong
 from advbench.attacks.pgd import PGD
@@ -43,8 +44,9 @@ def score(
     """Score `net`, in eval mode, on `held_out`. The attack runs in `autocast`, the verdicts in float32.
 
     A sample counts as robust when neither it nor its PGD point is answered wrongly. `poll` is called between
-    batches, and may raise.
+    batches, and may raise. Of several processes each scores its share.
     """
+    total, held_out = len(held_out), held_out.subset(range(ranks.rank(), len(held_out), ranks.world()))
     pgd = PGD(name="pgd", steps=recipe.validation.steps)
     fgsm = PGD(name="fgsm", steps=1, rel_step=1.0, random_start=False)
     right = torch.zeros(3, dtype=torch.int64, device=held_out.device)
@@ -63,7 +65,8 @@ def score(
             with torch.no_grad():
                 clean, robust, single = (~wrong(net(z), y) for z in (x, *points))
             right += torch.stack([clean.sum(), (clean & robust).sum(), (clean & single).sum()])
-    clean_share, robust_share, fgsm_share = (int(count) / len(held_out) for count in right.tolist())
+    counts = ranks.gather_objects(right.tolist())
+    clean_share, robust_share, fgsm_share = (sum(count) / total for count in zip(*counts, strict=True))
     return Scores(clean_share, robust_share, fgsm_share)
 
 

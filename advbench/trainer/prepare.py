@@ -1,0 +1,64 @@
+"""What a session is made of: the network, the images and the precision that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from advbench.data import load
+from advbench.data.dataset import Dataset, split_validation
+from advbench.errors import UserError
+from advbench.models import build, parse_wrapper, wrap, wrappers
+from advbench.models.base import Model
+from advbench.recipe import Recipe
+
+
+def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
+    """The recipe's architecture for the data's images, in its wrappers."""
+    channels, height, width = data.shape
+    if height != width:
+        raise UserError(f"{data.name} has images of {height}x{width}: square ones are needed")
+    outer = {name: value for name, value in recipe.model.settings.items() if name in wrappers()}
+    own = {name: value for name, value in recipe.model.settings.items() if name not in outer}
+    for name in ("num_classes", "in_channels", "image_size", "seed"):
+        if name in own:
+            raise UserError(f"model.{name} follows from the dataset and the seed: it cannot be set")
+    net = build(
+        recipe.model.arch,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        image_size=height,
+        seed=seed,
+        **own,  # type: ignore[arg-type]
+    )
+    for name, value in outer.items():
+        net = wrap(net, name, seed=seed, **(value if isinstance(value, dict) else parse_wrapper(name, str(value))))
+    return net
+
+
+def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | None, str]:
+    """Training images, held-out images or None, both on the device, and the hash of the training images."""
+    train, held_out = load(recipe.dataset, "train"), None
+    if recipe.train_n:
+        if recipe.train_n > len(train):
+            raise UserError(f"train_n {recipe.train_n} is more than the {len(train)} training images of {train.name}")
+        train = train.subset(range(recipe.train_n))
+    sha256 = train.images_sha256
+    if recipe.validation.fraction:
+        train, held_out = split_validation(train, recipe.validation.fraction, recipe.validation.seed)
+        held_out = held_out.subset(range(min(recipe.validation.n, len(held_out)))).to(device)
+    return train.to(device), held_out, sha256
+
+
+def precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
+    """A maker of autocast contexts, and the precision they amount to."""
+    name = recipe.precision
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    if name == "fp32":
+        return nullcontext, name
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16), name

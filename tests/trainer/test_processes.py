@@ -1,0 +1,181 @@
+"""Two processes that share every batch train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from advbench import ranks
+from advbench.checkpoint import read_card
+from advbench.errors import UserError
+from advbench.recipe import Recipe
+from advbench.trainer import train
+
+pytestmark = pytest.mark.slow
+
+# Without BatchNorm only the order of sums differs; what is left grows with the steps (here 8).
+TOLERANCE = 2e-5
+
+CASES: dict[str, tuple[str, list[str]]] = {
+    "pgd-at": ("pgd-at", ["awp.gamma=0.01", "average.name=ema", "optim.clip=0.5"]),
+    "trades": ("trades", ["optim.name=adam", "optim.lr=0.001", "augment.crop=1"]),
+    "act": ("act", []),
+    "free-at": ("free-at", ["method.m=2"]),
+    "center": ("center-loss-at", ["method.reduction=sum", "method.lam=0.01"]),
+    "consistency": ("consistency", []),
+    "great": ("great", ["model.activation=softplus"]),
+    "multi-task": ("multi-task", []),
+    "compactness": ("compactness", ["method.gc=0"]),
+}
+
+JOB = """
+import sys, tomllib, torch
+from pathlib import Path
+from advbench import ranks
+from advbench.errors import Interrupted, UserError
+from advbench.recipe import Recipe
+from advbench.trainer import Watch, train
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+
+class StopAfter(Watch):
+    def __init__(self, steps): self.left = steps
+    def stop(self):
+        self.left -= 1
+        return self.left == 0
+
+with ranks.joined():
+    for file in sorted((folder / "recipes").glob("*.toml")):
+        recipe, out = Recipe.load(file), folder / "two" / file.stem
+        if file.stem == "refused":
+            try:
+                train(recipe, out, device="cpu")
+            except UserError as error:
+                Path(folder / f"refused-{ranks.rank()}").write_text(str(error))
+        elif file.stem == "pieces":
+            for steps in (3, 4, 100):
+                try:
+                    # A signal reaches one process: all must stop at the same step.
+                    train(recipe, out, device="cpu", resume=True, watch=StopAfter(steps if ranks.rank() else 1000))
+                except Interrupted:
+                    (folder / f"stopped-{steps}-{ranks.rank()}").touch()
+        else:
+            train(recipe, out, device="cpu")
+"""
+
+
+def together(job: str, *argv: object, count: int = 2) -> None:
+    """Run `job` in `count` processes, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", job, *map(str, argv)],
+            env={**shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    try:
+        for process in started:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """one/ and two/: the runs of all cases by one process and by two; pieces/ was interrupted, whole was not."""
+    folder = tmp_path_factory.mktemp("processes")
+    short = ["epochs=2", "batch_size=16", "train_n=80", "validation.fraction=0.2", "inner.steps=2"]
+    short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0", "schedule.name=constant", "model.width=32"]
+    noisy = ["model.dropout=0.3", "method.m=2"]
+    recipes: Mapping[str, Recipe] = {
+        **{
+            name: Recipe.resolve(method=method, arch="mlp", eps="0.1", sets=[*short, *own])
+            for name, (method, own) in CASES.items()
+        },
+        **{
+            name: Recipe.resolve(method="free-at", arch="small_cnn", eps="0.1", sets=[*short[:-1], *noisy])
+            for name in ("pieces", "whole")
+        },
+        "refused": Recipe.resolve(method="pgd-at", arch="mlp", eps="0.1", sets=[*short, "batch_size=15"]),
+    }  # fmt: skip
+    (folder / "recipes").mkdir()
+    for name, recipe in recipes.items():
+        (folder / "recipes" / f"{name}.toml").write_text(recipe.to_toml())
+        if name in CASES:
+            train(recipe, folder / "one" / name, device="cpu")
+    together(JOB, folder)
+    return folder
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
+    one, two = metrics(runs / "one" / name), metrics(runs / "two" / name)
+    assert len(one) == len(two) == 2
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=TOLERANCE)
+        assert theirs["terms"] == pytest.approx(mine["terms"], rel=TOLERANCE, abs=TOLERANCE)
+        assert theirs["clean"] == mine["clean"]
+    a, b = (load_file(runs / which / name / "last.safetensors") for which in ("one", "two"))
+    for key, weight in a.items():
+        torch.testing.assert_close(b[key], weight, rtol=0, atol=TOLERANCE)
+    mine, theirs = read_card(runs / "one" / name).cost, read_card(runs / "two" / name).cost
+    assert [theirs[key] for key in ("forwards", "backwards")] == [mine[key] for key in ("forwards", "backwards")]
+    assert (mine["processes"], theirs["processes"]) == (1, 2)
+
+
+def test_stopped_and_resumed_to_the_bit(runs: Path) -> None:
+    stopped = {file.name for file in runs.glob("stopped-*")}
+    assert stopped == {"stopped-3-0", "stopped-3-1", "stopped-4-0", "stopped-4-1"}
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (runs / "two" / "pieces" / name).read_bytes() == (runs / "two" / "whole" / name).read_bytes()
+    assert [row["loss"] for row in metrics(runs / "two" / "pieces")] == [
+        row["loss"] for row in metrics(runs / "two" / "whole")
+    ]
+
+
+def test_what_cannot_be_shared_is_refused_by_all(runs: Path) -> None:
+    for number in range(2):
+        assert "multiple of 2" in (runs / f"refused-{number}").read_text()
+
+
+@pytest.mark.parametrize(("method", "reason"), [("compactness", "method.gc=0"), ("learned-optimizer", "one process")])
+def test_methods_that_need_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Recipe], tmp_path: Path, method: str, reason: str
+) -> None:
+    from advbench.methods.base import make
+
+    made = recipe(method)
+    make(made).check(made, 10)
+    monkeypatch.setattr(ranks, "_here", ranks._Place(0, 2))
+    with pytest.raises(UserError, match=reason):
+        make(made).check(made, 10)
+
+
+def test_another_number_of_processes_cannot_resume(runs: Path, recipe: Callable[..., Recipe]) -> None:
+    run = runs / "two" / "whole"
+    card = read_card(run).model_copy(update={"finished": False})
+    (run / "run.json").write_text(card.model_dump_json(by_alias=True))
+    with pytest.raises(UserError, match="begun by 2 processes"):
+        train(Recipe.load(run / "recipe.toml"), run, device="cpu", resume=True)
