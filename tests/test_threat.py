@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 
 from advbench import rng
 from advbench.errors import UserError
@@ -108,6 +108,46 @@ def test_l1_projection_is_the_nearest_point(seed, size):
     assert found.success
     distance = ((ours.double().numpy().ravel() - goal) ** 2).sum()
     assert distance == pytest.approx(found.fun, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [0.2, 0.5, 1.0])
+def test_l2_projection_is_the_nearest_point(seed, size):
+    x = images(seed, shape=(1, 1, 2, 4))
+    z = x + 0.7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 50))
+    ours = around("l2", x, torch.tensor([size], dtype=torch.float64)).project(z)
+    at, goal = x.double().numpy().ravel(), z.double().numpy().ravel()
+    found = minimize(
+        lambda d: ((at + d - goal) ** 2).sum(),
+        np.zeros(len(at)),
+        bounds=list(zip(-at, 1 - at, strict=True)),
+        constraints={"type": "ineq", "fun": lambda d: size**2 - (d**2).sum()},
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert found.success
+    distance = ((ours.double().numpy().ravel() - goal) ** 2).sum()
+    assert distance == pytest.approx(found.fun, rel=1e-4, abs=1e-6)
+
+
+@given(seeds, st.floats(0.1, 30), st.floats(0.05, 4))
+@settings(max_examples=60, deadline=None)
+def test_l2_projection_has_climbed_high_enough(seed, far, size):
+    """Images with a black border, as MNIST's, and points far outside: the s of the docstring, by root finding."""
+    x = images(seed, spread=2.0, shape=(2, 1, 12, 12))
+    x[:, :, :4] = 0
+    u = far * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1)) / 12
+    ours = (around("l2", x, torch.full((2,), size, dtype=torch.float64)).project(x + u) - x).double().flatten(1)
+    for row in range(2):
+        at, step = x[row].double().numpy().ravel(), (x + u - x)[row].double().numpy().ravel()
+
+        def clipped(s, at=at, step=step):
+            return np.clip(s * step, -at, 1 - at)
+
+        s = 1.0
+        if np.linalg.norm(clipped(1)) > size:
+            s = brentq(lambda s: np.linalg.norm(clipped(s)) - size, 0, 1)
+        assert np.linalg.norm(clipped(s) - ours[row].numpy()) <= 1e-3 * size
 
 
 def test_linf_and_l2_projections_without_the_box_are_the_nearest_points():
