@@ -130,5 +130,10 @@ def _usage(error: Any) -> int:
 
 
 def _complain(what: str, message: object, code: int) -> int:
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if rank != "0":  # of the processes that torchrun started: all stop together, but each may fail alone
+        if code == 3:
+            return code
+        what = f"{what} in process {rank}"
     sys.stderr.write(f"{visible(f'{what}: {message}')}\n")
     return code

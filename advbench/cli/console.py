@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from advbench import ranks
 from advbench.escape import visible
 
 if TYPE_CHECKING:
@@ -28,35 +29,37 @@ _LIVE = 0.1  # seconds between two looks of a bar
 
 
 class Screen:
-    """Where one command writes. `as_json`: stdout is for machines."""
+    """Where one command writes. `as_json`: stdout is for machines. `silent`: nowhere, as of all processes that
+    torchrun started but the first."""
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
         self.as_json = as_json
+        self.silent = silent or ranks.rank() > 0
 
     def say(self, text: str) -> None:
         """A line that belongs to the result: on stdout, with --json on stderr."""
-        _write(sys.stderr if self.as_json else sys.stdout, visible(text))
+        self._write(sys.stderr if self.as_json else sys.stdout, visible(text))
 
     def note(self, text: str) -> None:
         """A line about the progress, on stderr; silent with --json."""
         if not self.as_json:
-            _write(sys.stderr, visible(text))
+            self._write(sys.stderr, visible(text))
 
     def warn(self, text: str) -> None:
         """Something the user should know, on stderr."""
-        _write(sys.stderr, visible(f"warning: {text}"))
+        self._write(sys.stderr, visible(f"warning: {text}"))
 
     def text(self, text: str) -> None:
         """Several lines made by the project itself (a recipe, a CSV), as they are."""
-        _write(sys.stdout, text.removesuffix("\n"))
+        self._write(sys.stdout, text.removesuffix("\n"))
 
     def json(self, value: Any) -> None:
         """One JSON value on a line of its own."""
-        _write(sys.stdout, json.dumps(value, allow_nan=False))
+        self._write(sys.stdout, json.dumps(value, allow_nan=False))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """Numbers to the right, words to the left; a title above."""
-        if self.as_json:
+        if self.as_json or self.silent:
             return
         cells = [[visible(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
@@ -86,7 +89,7 @@ class Screen:
     @contextmanager
     def bar(self, title: str) -> Iterator[Bar]:
         """A bar for work of one or several stages. `title` goes before the lines that stand in for it elsewhere."""
-        if self.as_json:
+        if self.as_json or self.silent:
             yield Bar()
         elif sys.stderr.isatty():
             with _progress(_console(sys.stderr)) as progress:
@@ -105,6 +108,11 @@ class Screen:
                 bar.update(f"fetching {what}", lambda: (done, total, f"{done / 1e6:.1f}{of} MB"))
 
             yield told
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        if not self.silent:
+            stream.write(f"{text}\n")
+            stream.flush()
 
 
 Told = tuple[float, float | None, str]
@@ -237,8 +245,3 @@ def _progress(console: Console) -> Progress:
         transient=True,
         refresh_per_second=8,
     )
-
-
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-    stream.flush()

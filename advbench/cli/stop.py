@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from advbench import ranks
 from advbench.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -67,4 +68,6 @@ def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:
             words += [option, value]
     if "--resume" not in words:
         words.append("--resume")
-    return shlex.join(["advbench", *words])
+    several = ranks.launched()[1] > 1
+    start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m"] if several else []
+    return shlex.join([*start, "advbench", *words])

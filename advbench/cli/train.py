@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench import ranks
 from advbench.cli import options
 from advbench.cli.console import Screen
 from advbench.cli.runs import Task, choose_data, describe, place_runs
@@ -62,9 +63,10 @@ def command(
     """Train a robust classifier.
 
     Comma lists of methods, sizes and seeds train their product, one folder each under --out. Without a dataset:
-    cifar10 and resnet18 where there is a CUDA device, else the embedded digits and small_cnn.
+    cifar10 and resnet18 where there is a CUDA device, else the embedded digits and small_cnn. Several GPUs share a
+    run by torchrun --nproc-per-node N -m advbench train ...
     """
-    with Screen(as_json=as_json).ready() as screen:
+    with ranks.joined(), Screen(as_json=as_json).ready() as screen:
         train(
             methods=split_names([method]) if method is not None else [],
             eps=split_names([eps]) if eps is not None else [],
@@ -145,12 +147,12 @@ def train(
     if dry_run:
         return _dry_run(recipes, str(place), why, screen)
     _check_methods(recipes)
-    tasks = place_runs(recipes, out, resume=resume, force=force)
+    tasks = ranks.first(lambda: place_runs(recipes, out, resume=resume, force=force))
     with Stop() as stop:
         for number, task in enumerate(tasks, start=1):
             count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
             screen.say(f"{count}{describe(task.recipe, why)}, on {place}, into {task.out}")
-            _fetch(dataset, stop, screen)
+            ranks.first(lambda: _fetch(dataset, stop, screen))
             try:
                 _one(task, device=str(place), resume=resume, force=force, log=log, stop=stop, screen=screen)
             except Interrupted as error:

@@ -32,6 +32,8 @@ def device_of(name: str) -> torch.device:
     """ "auto", "cpu" or "cuda[:N]" as a device; of several processes each has a GPU of its own. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda:") and ranks.world() > 1:
+        raise UserError(f"{name} is one GPU: several processes take --device cuda, a GPU each")
     if name == "cuda" and ranks.world() > 1:
         name = f"cuda:{ranks.local_rank()}"
     try:
