@@ -18,7 +18,7 @@ from torch import Tensor
 from advbench import rng
 from advbench.attacks import apgd_l1
 from advbench.attacks.engine import Answer, Attack, Problem, State, rows
-from advbench.attacks.losses import likeliest
+from advbench.attacks.losses import aims, check_target
 from advbench.errors import UserError
 from advbench.threat import Linf, banded, check_band
 
@@ -56,14 +56,16 @@ class APGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes. `larger_eps` (L1 only):
-    the first 60 % of the steps in larger balls. `band` (Fourier-Linf only) as in `threat.banded`."""
+    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes. `target`: that class alone,
+    for all but its own images; any wrong answer counts, as everywhere. `larger_eps` (L1 only): the first 60 % of the
+    steps in larger balls. `band` (Fourier-Linf only) as in `threat.banded`."""
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
     steps: int = 100
     rho: float = 0.75
     n_targets: int = 0
+    target: int | None = None
     larger_eps: bool = False
     band: tuple[float, float] | None = None
 
@@ -72,14 +74,13 @@ class APGD(Attack):
         check_band(self.band, norm)
         if self.larger_eps and norm != "l1":
             raise UserError(f"{self.name}: larger_eps is for norm l1, not {norm}")
-        if self.n_targets and self.loss == "dlr" and classes < 4:
+        check_target(self.name, self.target, classes, self.loss)
+        if (self.n_targets or self.target is not None) and self.loss == "dlr" and classes < 4:
             return replace(attack, loss="cw")
         return attack
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        if not self.n_targets:
-            return super().targets(logits, y)
-        return likeliest(logits, y, self.n_targets)
+        return aims(logits, y, self.n_targets, self.target)
 
     def start(self, p: Problem) -> State:
         if p.region.norm == "l1":

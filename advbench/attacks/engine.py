@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from advbench.attacks.losses import LOSSES
+from advbench.attacks.losses import KL, LOSSES, kl
 from advbench.errors import UserError, unknown
 from advbench.threat import Region
 
@@ -27,18 +27,22 @@ Asks = Literal["logits", "gradient", "jacobian"]
 
 @dataclass
 class Problem:
-    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,), and which
-    of the attack's restarts they are (S,), the first where it is not given."""
+    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,), which of
+    the attack's restarts they are (S,), the first where it is not given; and what the objective may compare with
+    (S, R): the clean logits, or for an attack that reads features the centre of the target class."""
 
     region: Region
     y: Tensor
     target: Tensor
     key: Tensor
     restart: Tensor | None = None
+    reference: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
         if self.restart is None:
             self.restart = torch.zeros_like(self.y)
+        if self.reference.dim() == 1:
+            self.reference = torch.zeros(len(self.y), 0, device=self.y.device)
 
     @property
     def first(self) -> Tensor:
@@ -89,6 +93,7 @@ class Attack:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     version: ClassVar[int] = 1
     minimum_norm: ClassVar[bool] = False  # seeks the nearest adversarial point, not one within eps
+    reads: ClassVar[Literal["logits", "features"]] = "logits"  # what of the model the objective is a function of
     looks: ClassVar[bool] = False  # after each answer with a gradient, the next query asks for logits alone
 
     name: str
@@ -101,8 +106,8 @@ class Attack:
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.eot) < 1:
             raise UserError(f"{self.name}: steps, restarts and eot must be at least 1")
-        if self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
+        if self.loss not in (*LOSSES, KL):
+            raise unknown("loss", self.loss, (*LOSSES, KL))
 
     def for_model(self, norm: str, classes: int) -> Attack:
         """This attack for a norm and a number of classes; UserError where it has no form for the norm."""
@@ -116,9 +121,9 @@ class Attack:
         """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
-    def objective(self, p: Problem, logits: Tensor) -> Tensor:
-        """The value (S,) whose gradient is asked for, and which is to rise."""
-        return LOSSES[self.loss](logits, p.y, p.target)
+    def objective(self, p: Problem, read: Tensor) -> Tensor:
+        """The value (S,) of what the attack `reads` whose gradient is asked for, and which is to rise."""
+        return kl(read, p.reference) if self.loss == KL else LOSSES[self.loss](read, p.y, p.target)
 
     def start(self, p: Problem) -> State:
         """The state before any answer; must not need the model."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from advbench.errors import UserError
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -29,6 +31,25 @@ def likeliest(logits: Tensor, y: Tensor, n: int) -> Tensor:
     """The n wrong classes (S, n) with the largest logits, the largest first; all K - 1 where n is more."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.topk(min(n, logits.shape[1] - 1), dim=1).indices
+
+
+def aims(logits: Tensor, y: Tensor, n: int, target: int | None) -> Tensor:
+    """The targets (S, T) of attacks that can have them: `target` for all but its own images, which are attacked without
+    one, else the `n` likeliest wrong classes, and none (-1) where n is 0."""
+    none = torch.full_like(y, -1)
+    if target is not None:
+        return torch.where(y == target, none, target)[:, None]
+    return likeliest(logits, y, n) if n else none[:, None]
+
+
+def check_target(name: str, target: int | None, classes: int, loss: str) -> None:
+    """UserError for a class that there is not, and for a loss that knows no target."""
+    if target is None:
+        return
+    if not 0 <= target < classes:
+        raise UserError(f"{name}: target is {target}, but the classes are 0 to {classes - 1}")
+    if loss == KL:
+        raise UserError(f"{name}: the loss {KL} has no targeted form: choose from {', '.join(LOSSES)}")
 
 
 def ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -60,4 +81,11 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return torch.where(target >= 0, targeted, untargeted)
 
 
+def kl(logits: Tensor, clean: Tensor) -> Tensor:
+    """KL(softmax clean || softmax logits) (S,), of logits (S, K) at x and at x' (Zhang et al. 2019, 1901.08573)."""
+    was = functional.log_softmax(clean, dim=1)
+    return (was.exp() * (was - functional.log_softmax(logits, dim=1))).sum(1)
+
+
+KL = "kl"  # apart from the others: it knows the clean logits, but neither y nor a target
 LOSSES: dict[str, Loss] = {"ce": ce, "cw": cw, "dlr": dlr}

@@ -81,12 +81,12 @@ class Oracle:
         asks = asks or attack.asks
         if asks == "logits":
             with torch.no_grad():
-                logits = self._mean_logits(query, attack.eot)
-            return Answer(logits, wrong(logits, p.y), attack.objective(p, logits))
+                logits, read = self._outputs(query, attack)
+            return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
         query = query.detach().requires_grad_()
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with torch.enable_grad(), through:
-            logits = self._mean_logits(query, attack.eot)
+            logits, read = self._outputs(query, attack)
             self.backwards += len(query) * attack.eot
             if asks == "jacobian":
                 classes = logits.shape[1]
@@ -94,7 +94,7 @@ class Oracle:
                 grads = [gradient(logits[:, k], query, again=True) for k in range(classes)]
                 grad, value = torch.stack(grads, 1), logits[:, 0]
             else:
-                value = attack.objective(p, logits)
+                value = attack.objective(p, read)
                 grad = gradient(value, query)
         logits, value = logits.detach(), value.detach()
         # In the layout of the images, not of the search copy: what mixes two of them is slow.
@@ -116,9 +116,14 @@ class Oracle:
                 out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
         return torch.cat(out)
 
-    def _mean_logits(self, query: Tensor, passes: int) -> Tensor:
-        self.forwards += len(query) * passes
-        total = self.search(query).float()
-        for _ in range(passes - 1):
-            total = total + self.search(query).float()
-        return total / passes
+    def _outputs(self, query: Tensor, attack: Attack) -> tuple[Tensor, Tensor]:
+        """Logits (S, K), and what the objective reads: these, or features (S, D). Means over `eot` passes."""
+        self.forwards += len(query) * attack.eot
+        if attack.reads == "logits":
+            total = self.search(query).float()
+            for _ in range(attack.eot - 1):
+                total = total + self.search(query).float()
+            return total / attack.eot, total / attack.eot
+        passes = [self.search.features_and_logits(query) for _ in range(attack.eot)]  # type: ignore[operator]
+        features, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
+        return logits, features

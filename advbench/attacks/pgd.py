@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from advbench.attacks.engine import Answer, Attack, Problem, State
-from advbench.attacks.losses import likeliest
+from advbench.attacks.losses import KL, aims, check_target
 from advbench.errors import UserError, unknown
 from advbench.rng import normal, signs, uniform
 from advbench.threat import L1, Region, banded, check_band
@@ -63,8 +63,8 @@ class PGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """`rel_step` is step / eps; `step_size`, absolute, overrides it. `n_targets` as in APGD, `band` (Fourier-Linf
-    only) as in `threat.banded`; `sparsity` (L1 only) is the share of the elements that a step leaves alone.
+    """`rel_step` is step / eps; `step_size`, absolute, overrides it. `n_targets` and `target` as in APGD; `sparsity`
+    (L1 only) is the share of the elements that a step leaves alone; `band` (Fourier-Linf only) as in `threat.banded`.
 
     With `random_start` the first query is, by `init`, uniform in the ball; x + 0.001 N(0, I) ("gauss": TRADES); x +
     eps / 2 random signs ("signs": Tramer et al. 2018, 1705.07204, linf); or x + U(-2 eps, 2 eps) ("noise": N-FGSM, de
@@ -79,6 +79,7 @@ class PGD(Attack):
     init: str = "uniform"
     momentum: float = 0.0
     n_targets: int = 0
+    target: int | None = None
     sparsity: float = 0.99
     band: tuple[float, float] | None = None
 
@@ -88,16 +89,20 @@ class PGD(Attack):
             raise unknown("init", self.init, INITS)
         if not 0 <= self.sparsity < 1:
             raise UserError(f"{self.name}: sparsity is {self.sparsity:g}, but must lie in [0, 1)")
+        if self.loss == KL and not self.random_start:
+            raise UserError(f"{self.name}: the loss {KL} is flat at the image itself: set random_start=true")
 
     def for_model(self, norm: str, classes: int) -> Attack:
         check_band(self.band, norm)
         if self.init in ("signs", "noise") and norm != "linf":
             raise UserError(f"{self.name}: init {self.init} has no form for norm {norm}: choose linf")
+        check_target(self.name, self.target, classes, self.loss)
         attack = super().for_model(norm, classes)
-        return replace(attack, loss="cw") if self.n_targets and self.loss == "dlr" and classes < 4 else attack
+        aimed = self.n_targets or self.target is not None
+        return replace(attack, loss="cw") if aimed and self.loss == "dlr" and classes < 4 else attack
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        return likeliest(logits, y, self.n_targets) if self.n_targets else super().targets(logits, y)
+        return aims(logits, y, self.n_targets, self.target)
 
     def start(self, p: Problem) -> PGDState:
         region, x = banded(p.region, self.band), p.region.x

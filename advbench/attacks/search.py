@@ -30,7 +30,8 @@ class Samples:
     """What is attacked: `x(rows)` gives float32 images in [0, 1] on the device for int64 row numbers.
 
     labels y (n,), place in the dataset `index` (n,), `eps` (n,) float64 (infinite: look for the nearest
-    adversarial point instead), clean `logits` (n, K).
+    adversarial point instead), clean `logits` (n, K). `centres` (K, D): the features that stand for each class,
+    for an attack that reads features.
     """
 
     x: Callable[[Tensor], Tensor]
@@ -38,6 +39,7 @@ class Samples:
     index: Tensor
     eps: Tensor
     logits: Tensor
+    centres: Tensor | None = None
 
 
 @dataclass
@@ -182,7 +184,11 @@ class Search:
         index = self.samples.index[row]
         key = rng.keys(self.seed, self.attack.name, index, target, restart)
         region = around(self.norm, self.samples.x(row), self.samples.eps[row])
-        return Problem(region, self.samples.y[row], target, key, restart)
+        reference = self.samples.logits[row]
+        if self.attack.reads == "features":
+            assert self.samples.centres is not None
+            reference = self.samples.centres[target.clamp_min(0)]
+        return Problem(region, self.samples.y[row], target, key, restart, reference)
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""

@@ -9,7 +9,7 @@ bumps; the start is a grid of 5 x 5 such forms. L1 is as L2 with sharper bumps a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
+from advbench.attacks.losses import aims, check_target
 from advbench.errors import UserError
 from advbench.threat import Linf
 
@@ -41,8 +42,8 @@ class SquareState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """`n_queries` changes are tried after the start; `p_init` is the first share of the image's area. With
-    `rescale_schedule` the halvings of p are moved from 10,000 queries to `n_queries` (AutoAttack: not)."""
+    """`n_queries` changes are tried after the start; `p_init` is the first share of the image's area; `target` as in
+    APGD. With `rescale_schedule` the halvings of p are moved from 10,000 queries to `n_queries` (AutoAttack: not)."""
 
     asks: ClassVar[Asks] = "logits"
     version: ClassVar[int] = 2
@@ -52,6 +53,7 @@ class Square(Attack):
     loss: str = "cw"
     n_queries: int = 5000
     p_init: float = 0.8
+    target: int | None = None
     rescale_schedule: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +61,15 @@ class Square(Attack):
         super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise UserError(f"{self.name}: p_init is {self.p_init:g}, but must lie in (0, 1]")
+
+    def for_model(self, norm: str, classes: int) -> Attack:
+        check_target(self.name, self.target, classes, self.loss)
+        attack = super().for_model(norm, classes)
+        aimed = self.target is not None and self.loss == "dlr" and classes < 4
+        return replace(attack, loss="cw") if aimed else attack
+
+    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+        return aims(logits, y, 0, self.target)
 
     def start(self, p: Problem) -> SquareState:
         region, x = p.region, p.region.x

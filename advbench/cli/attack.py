@@ -170,8 +170,10 @@ def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen) 
         screen.json({**told, "record": record})
         return
     counts = examples.counts
+    target = examples.target
+    reached = "" if target is None else f", {counts['reached']} of them to {examples.name(target)}"
     screen.say(
-        f"{counts['felled']} of {counts['right']} rightly classified images felled "
+        f"{counts['felled']} of {counts['right']} rightly classified images felled{reached} "
         f"({len(examples.y) - counts['right']} of {len(examples.y)} were wrong already), "
         f"robust accuracy {counts['robust'] / len(examples.y):.1%}, {record['seconds']:.1f} s"
     )

@@ -44,16 +44,20 @@ class Examples:
     felled: NDArray[np.bool_]
     size: NDArray[np.float64]
     class_names: tuple[str, ...]
+    target: int | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images that were right, that were felled, and that are right still."""
+        """Images that were right, that were felled, and that are right still; with a target, that were felled to it."""
         right = self.before == self.y
-        return {
+        found = {
             "right": int(right.sum()),
             "felled": int((self.felled & right).sum()),
             "robust": int((right & ~self.felled).sum()),
         }
+        if self.target is not None:
+            found["reached"] = int((self.felled & right & (self.after == self.target)).sum())
+        return found
 
     def name(self, label: int) -> str:
         """A class in words, where there are any."""
@@ -80,6 +84,7 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
         felled=(result.fates.fell == 0) & (result.fates.by >= 0),
         size=around(result.record.norm, x, eps).size(x_adv.double() - x.double()).cpu().numpy(),
         class_names=data.class_names,
+        target=next((one for ref in result.record.attack if isinstance(one := ref.settings.get("target"), int)), None),
     )
 
 

@@ -21,6 +21,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
+from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
 from advbench.record import Fates, Flag
 
@@ -101,6 +102,7 @@ class Bench:
             index=self.data.indices[at],
             eps=torch.from_numpy(eps).to(self.data.device),
             logits=self.logits[at],
+            centres=self._centres() if attack.reads == "features" else None,
         )
         so_far: Verdicts | None = None
 
@@ -131,6 +133,16 @@ class Bench:
         self.nonfinite += verdicts.nonfinite
         self.points.update({int(rows[row]): point for row, point in verdicts.points.items()})
         return verdicts
+
+    def _centres(self) -> Tensor:
+        """The mean features (K, D) of the clean images of each class; 0 for a class without any. Raises UserError."""
+        if not isinstance(self.net, Model):
+            raise UserError("the attack reads features, which this model does not show: it must be one of the zoo's")
+        parts = torch.arange(len(self.data), device=self.data.device).split(self.oracle.slots)
+        with torch.no_grad():
+            features = torch.cat([self.net.features(self.data.batch(part)[0]) for part in parts]).double()
+        member = nn.functional.one_hot(self.data.labels, self.logits.shape[1]).double()
+        return (member.T @ features / member.sum(0).clamp_min(1)[:, None]).float()
 
     def _plain_oracle(self) -> Oracle:
         if self._plain is None:

@@ -102,6 +102,11 @@ class Model(nn.Module):
         """Logits (B, num_classes) of images x in [0, 1]."""
         return self.head(self.features(x))
 
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """In one pass: `features(x)` (B, feature_dim), and the logits (B, num_classes) that follow from them."""
+        z = self.features(x)
+        return z, self.head(z)
+
 
 class Wrapper(Model):
     """A network put around a copy of another, `self.net`, to change its inference.

@@ -27,11 +27,17 @@ class SearchCopy(nn.Module):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = x.to(dtype=self.dtype or x.dtype)
-        if inner.dim() == 4:
-            inner = inner.contiguous(memory_format=self.layout)
-        logits: Tensor = self.net(inner)
+        logits: Tensor = self.net(self._inner(x))
         return logits.to(x.dtype)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The penultimate layer (B, D) and the logits (B, K) that follow from it; of a Model of the zoo only."""
+        z, logits = self.net.features_and_logits(self._inner(x))  # type: ignore[operator]
+        return z.to(x.dtype), logits.to(x.dtype)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        inner = x.to(dtype=self.dtype or x.dtype)
+        return inner.contiguous(memory_format=self.layout) if inner.dim() == 4 else inner
 
 
 def search_copy(

@@ -30,6 +30,10 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(1) - 0.5)
 
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits are their own features."""
+        return self(x), self(x)
+
 
 def gain(norm: str, w: Floats, room: Floats, eps: float) -> float:
     """max <w, d> over ||d|| <= eps with x + d in [0, 1]; `room` is how far each element can go along w."""
@@ -121,6 +125,7 @@ class Case:
         oracle = Oracle(self.net, slots=slots)
         sizes = torch.as_tensor(np.broadcast_to(eps, len(self.y)).copy(), dtype=torch.float64)[at]
         samples = Samples(lambda some: self.x[at[some]], self.y[at], at, sizes, oracle.logits(self.x[at]))
+        samples.centres = 100 * torch.eye(self.classes)
         made = attack.for_model(norm, self.classes)
         return Search(made, samples, oracle, norm=norm, seed=seed, keep_points=True)
 

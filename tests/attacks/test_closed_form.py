@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from advbench.attacks.engine import Attack, Problem, solve
+from advbench.attacks.losses import kl
 from advbench.errors import UserError
 from advbench.registry import entries, find
 from advbench.threat import around
@@ -36,6 +37,10 @@ NEEDS: dict[tuple[str, str, bool], float] = {
     ("apgd-t", "l2", BOUND): 1.02,
     ("apgd-t", "l1", FREE): 1.05,
     ("apgd-t", "l1", BOUND): 1.02,
+    ("feature-pgd", "l2", FREE): 1.03,
+    ("feature-pgd", "l2", BOUND): 1.1,
+    ("feature-pgd", "l1", BOUND): 2,
+    ("feature-pgd", "fourier-linf", FREE): 1.01,
     ("fgsm", "l2", BOUND): 1.3,
     ("fgsm", "l1", BOUND): np.inf,
     ("fgsm-rs", "linf", FREE): 1.3,
@@ -175,3 +180,54 @@ def test_models_of_two_and_three_classes(cases, name, classes):
     assert not (asked == case.y[:, None]).any()
     assert case.strike(attack, "linf", exact * 1.05).fell.all()
     assert not case.strike(attack, "linf", exact * 0.999).fell.any() if name != "square" else True
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "square"])
+def test_a_chosen_target_is_gone_to(cases, name):
+    """On classes in random directions, points are made along the one asked for, whatever the nearest is."""
+    case = cases["several"](FREE)
+    own = case.y == 2
+    aimed = dataclasses.replace(made(name), target=2, loss="cw").for_model("linf", 4)
+    goals = aimed.targets(case.net(case.x), case.y)
+    assert (goals[~own] == 2).all() and (goals[own] == -1).all()
+    with torch.no_grad():
+        logits = case.net.double()(case.x.double()).numpy()
+    case.net.float()
+    away = np.abs(case.weight[2] - case.weight[case.y.numpy()]).sum(1)
+    towards = (logits[np.arange(len(case.y)), case.y] - logits[:, 2])[~own] / away[~own]  # no border is in the way
+    eps = np.full(len(case.y), 0.9)
+    eps[~own.numpy()] = towards * (1.3 if name == "square" else 1.01)
+    verdicts = case.strike(aimed, "linf", eps)
+    assert verdicts.fell[~own].all()
+    reached = case.net(torch.stack([verdicts.points[row] for row in (~own).nonzero()[:, 0].tolist()])).argmax(1)
+    assert (reached == 2).any()
+
+
+def test_kl_is_that_of_the_clean_answer(cases):
+    case = cases["two-sided"](FREE)
+    exact = case.distance("linf")
+    attack = dataclasses.replace(made("pgd"), loss="kl")
+    # It rises on both sides of the image: where the start makes the answer surer, that is where it goes.
+    assert 0 < case.strike(attack, "linf", exact * 1.001).fell.sum() < len(case.y)
+    assert case.strike(dataclasses.replace(attack, restarts=20), "linf", exact * 1.001).fell.all()
+    assert not case.strike(attack, "linf", exact * 0.999).fell.any()
+    logits, clean = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    by_hand = 0.5 * np.log(0.5 / (np.e / (np.e + 1))) + 0.5 * np.log(0.5 / (1 / (np.e + 1)))
+    assert float(kl(logits, clean)) == pytest.approx(by_hand, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "classes", "words"),
+    [
+        ("pgd", {"target": 4}, 4, "target is 4, but the classes are 0 to 3"),
+        ("apgd-ce", {"target": -1}, 4, "target is -1"),
+        ("square", {"target": 9}, 4, "target is 9"),
+        ("pgd", {"target": 1, "loss": "kl"}, 4, "no targeted form"),
+        ("mi-fgsm", {"loss": "kl"}, 4, "set random_start=true"),
+        ("pgd", {"loss": "hinge"}, 4, "choose from ce, cw, dlr, kl"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(name, settings, classes, words):
+    with pytest.raises(UserError, match=words) as raised:
+        find("attacks", name).create(**settings).for_model("linf", classes)
+    assert "\n" not in str(raised.value)

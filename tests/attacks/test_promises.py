@@ -67,6 +67,9 @@ class Small(nn.Module):
     def forward(self, x):
         return self.out(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
 
+    def features_and_logits(self, x):
+        return self(x), self(x)
+
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
@@ -96,6 +99,7 @@ def make(net, x, attack, norm, rows=None, eps=None):
         rows,
         torch.full((len(rows),), size, dtype=torch.float64),
         logits[rows],
+        10 * torch.eye(4),
     )
     return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
 
