@@ -14,6 +14,10 @@ class Interrupted(Exception):
     """Stopped by a signal after saving; the message says how to resume. Exit code 3."""
 
 
+class CodeRuns(UserWarning):
+    """Code from outside advbench was named and runs: said before it does."""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is not among `choices`, with the near ones first."""
     valid = sorted(choices)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from advbench.errors import UserError, unknown
+from advbench.errors import CodeRuns, UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def entries(folder: str) -> dict[str, Entry]:
 def find(folder: str, name: str) -> Entry:
     """The entry called `name`; UserError naming the near ones when there is none.
 
-    `package.module:attribute` imports, and so runs, code from outside.
+    `package.module:attribute` imports, and so runs, code from outside, which a CodeRuns warning says.
     """
     known = entries(folder)
     if name in known:
@@ -76,10 +77,11 @@ def find(folder: str, name: str) -> Entry:
     kind = {"analyses": "analysis", "data": "dataset"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
         module, _, attribute = name.partition(":")
+        warnings.warn(f"{name} is code outside advbench, which runs now", CodeRuns, stacklevel=1)
         try:
             getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"cannot load {kind} {name!r}: {error}") from error
+        except Exception as error:  # no module of that name, or whatever its code raises
+            raise UserError(f"cannot load {kind} {name!r}: {' '.join(str(error).split())}") from error
         return Entry(name, module, attribute, about={"summary": "plug-in"})
     raise unknown(kind, name, known)
 

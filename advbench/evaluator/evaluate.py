@@ -26,7 +26,7 @@ from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.second_look import covered, second_look
 from advbench.evaluator.slots import choose_slots
-from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
+from advbench.record import DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 from advbench.version import __version__
 
 ENGINE_VERSION = "1"  # raised when a change of the engine may change verdicts
@@ -87,7 +87,7 @@ def evaluate(
     attacks, refs = choose(attack, settings or {}, norm=norm, classes=data.num_classes)
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
     if engine == "reference":
-        reference.check(names, norm)
+        reference.check(names, norm, settings or {})
         precision, curve = "fp32", "exact"
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and covered(attacks) else "fp32"
@@ -95,6 +95,9 @@ def evaluate(
     if precision == "bf16":
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
         refs += more
+        attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
+        told = {"version": reference.version(), "settings": {"set": names[0]}}
+        refs = [ref.model_copy(update=told) for ref in refs]
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
     slots = slots or (journal.saved_slots() if resume else None)
@@ -138,11 +141,7 @@ def evaluate(
             keep_points=keep_points,
         )
         if engine == "reference":
-            fates = bench.fitting(lambda: reference.curve(bench, names[0], sizes))
-            attacks, refs = (
-                attacks[:1],
-                [AttackRef(name=names[0], version=reference.version(), settings={"set": names[0]})],
-            )
+            fates = reference.curve(bench, names[0], sizes, slots=slots)
         elif all(one.minimum_norm for one in attacks):
             fates = bench.nearest(tuple(attacks), sizes, tuple(second))
         else:

@@ -196,6 +196,7 @@ class Probe:
         felled = torch.full(y.shape, torch.inf, device=y.device)
         stuck, bad = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
         for step in range(attack.steps + 1):
+            self.bench.journal.poll()
             answer = oracle.answer(attack, p, state.query)
             felled = torch.where(answer.wrong, felled.clamp(max=step), felled)
             bad |= ~answer.logits.isfinite().all(1)

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -44,6 +44,7 @@ class Journal:
         self._under_way: dict[str, Any] | None = None
         self._next = 0
         self._running: Search | None = None
+        self._saved_at = time.monotonic()
         self.halvings: list[tuple[int, int]] = []
 
     @property
@@ -101,19 +102,16 @@ class Journal:
             search.restore(self._under_way)
             self._under_way = None
         cost = Meter(self, search)
-        saved_at = time.monotonic()
 
         def watch(running: Search) -> None:
-            nonlocal saved_at
             self._progress(stage, running)
             stopping = self._stop()
-            if stopping or time.monotonic() - saved_at > _EVERY:
+            if stopping or time.monotonic() - self._saved_at > _EVERY:
                 snapshot = running.snapshot()
                 cost.read()
                 self._save(snapshot)
-                saved_at = time.monotonic()
             if stopping:
-                raise Interrupted("stopped" if self.path is None else "stopped and saved: go on with --resume")
+                self._interrupt()
 
         self._running = search
         try:
@@ -121,10 +119,39 @@ class Journal:
         finally:
             cost.read()
         self._running = None
-        self._ended.append(vars(verdicts))
-        if time.monotonic() - saved_at > 1:  # quick searches are as quick to run again
-            self._save(None)
+        self._end(vars(verdicts))
         return verdicts
+
+    def once(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `work` returns, tensors and plain values, "fell" among them: from the journal when it ended before.
+
+        For what cannot be saved half done: a kill loses all of it, and a stop waits for its end.
+        """
+        self._next += 1
+        if self._next <= len(self._ended):
+            return self._ended[self._next - 1]
+        self.poll()
+        began = time.perf_counter()
+        try:
+            found = work()
+        finally:
+            self.seconds += time.perf_counter() - began
+        self._end(found)
+        return found
+
+    def poll(self) -> None:
+        """Between two searches: when asked to stop, save and raise Interrupted."""
+        if self._stop():
+            self._save(self._under_way)
+            self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
+        raise Interrupted("stopped" if self.path is None else "stopped and saved: go on with --resume")
+
+    def _end(self, found: dict[str, Any]) -> None:
+        self._ended.append(found)
+        if time.monotonic() - self._saved_at > 1:  # what was quick is as quick to run again
+            self._save(None)
 
     def finish(self) -> None:
         """The record is written: what was kept for resuming, or half kept when killed, is no longer needed."""
@@ -148,6 +175,7 @@ class Journal:
             stream,
         )
         write_sealed(self.path, stream.getvalue())
+        self._saved_at = time.monotonic()
 
 
 def _load(path: Path) -> dict[str, Any]:

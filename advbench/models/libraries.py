@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import UserError, unknown
+from advbench.errors import CodeRuns, UserError, unknown
 from advbench.models.base import STATISTICS
 
 
@@ -99,15 +99,16 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
 def call(spec: str, num_classes: int | None) -> nn.Module:
     """The module that `package.module:callable` returns, called with num_classes if it asks for it, else with nothing.
 
-    Runs the code; the current folder is on the import path meanwhile. Raises UserError.
+    Runs the code, which a CodeRuns warning says; the current folder is on the import path meanwhile. Raises UserError.
     """
     module_name, _, attribute = spec.partition(":")
+    warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=1)
     with _current_folder():
         try:
             target: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 target = getattr(target, part)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # no such module, or whatever its code raises
             raise UserError(
                 f"cannot load model {spec}: {_line(error)}; it is meant as package.module:callable"
             ) from error

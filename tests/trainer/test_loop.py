@@ -20,7 +20,7 @@ from advbench.data import load
 from advbench.errors import Interrupted, UserError
 from advbench.files import locked
 from advbench.recipe import Recipe
-from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, loop, train
+from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, train
 
 Make = Callable[..., Recipe]
 
@@ -198,6 +198,10 @@ def test_other_data_or_a_damaged_state_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(type(load("digits", "train")), "images_sha256", "0" * 64)
         with pytest.raises(UserError, match="other images"):
+            train(recipe(), out, device="cpu", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "__version__", "9.9")
+        with pytest.raises(UserError, match=r"was begun with advbench 0\.1\.0, here is 9\.9"):
             train(recipe(), out, device="cpu", resume=True)
     state = out / "train_state" / "state.bin"
     state.write_bytes(state.read_bytes()[:-1])
