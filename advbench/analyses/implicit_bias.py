@@ -5,7 +5,8 @@ so that the most robust one has the least dual norm, and the optimiser decides w
 
 gradient descent: l2; greedy coordinate descent: l1 (robust to Linf); sign gradient descent, scaled by ||g||_1:
 Linf (robust to L1); gradient descent on a 2-layer circular convolutional linear net: ||F w||_1 (robust to
-Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to its dual).
+Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to its dual); adversarial training in a norm
+at 0.99 of the largest margin, which has to be known: its dual norm (robust to the norm itself).
 
 Each row of the table is an optimiser, each column a norm of perturbations: the margin it reached as a share of the
 largest one there is, the mean over n in {3, 12, 25} points x ~ N(0, I_100), y = +-1, and over the trials.
@@ -14,6 +15,7 @@ largest one there is, the mean over n in {3, 12, 25} points x ~ N(0, I_100), y =
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.linear_optimizers import convolutional, fista, steepest
+from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, steepest
 from advbench.analyses.minimum_norm import Array, largest_margin, margin
 from advbench.errors import UserError
 
@@ -40,12 +42,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }
 
 NORMS = ("l2", "linf", "l1", "fourier-linf")
+NEAR = 0.99  # of the largest margin: the size that adversarial training is told
 OWN = {
     "gradient-descent": "l2",
     "coordinate-descent": "linf",
     "sign-gradient-descent": "l1",
     "conv-gradient-descent": "fourier-linf",
     **{f"fista-{norm}": norm for norm in NORMS},
+    **{f"adversarial-{norm}": norm for norm in NORMS},
 }
 """By optimiser, the norm of the perturbations it is to be the most robust to."""
 
@@ -58,6 +62,7 @@ def run(
     trials: int = 3,
     steps: int = 30_000,
     fista_steps: int = 2_000,
+    adversarial_steps: int = 5_000,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -68,15 +73,18 @@ def run(
     if runs:
         raise UserError("implicit-bias trains its own linear models: name no run")
     counts = _counts(sizes, dim)
-    if min(trials, steps, fista_steps) < 1:
-        raise UserError("trials, steps and fista_steps must be at least 1")
+    if min(trials, steps, fista_steps, adversarial_steps) < 1:
+        raise UserError("trials, steps, fista_steps and adversarial_steps must be at least 1")
     rows: list[dict[str, Any]] = []
     suites = [(n, trial) for n in counts for trial in range(trials)]
     for done, (n, trial) in enumerate(suites):
         rng = np.random.default_rng([seed, n, trial])
         z = rng.standard_normal((n, dim)) * rng.choice([-1.0, 1.0], (n, 1))
         best = {norm: largest_margin(z, norm) for norm in NORMS}
-        for place, (name, train) in enumerate(_optimisers(z, steps, fista_steps, rng).items()):
+        attacked = {
+            f"adversarial-{norm}": partial(adversarial, z, norm, NEAR * best[norm], adversarial_steps) for norm in NORMS
+        }
+        for place, (name, train) in enumerate((_optimisers(z, steps, fista_steps, rng) | attacked).items()):
             if progress is not None:
                 progress(name, done + place / len(OWN), len(suites))
             w = train()

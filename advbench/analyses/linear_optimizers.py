@@ -101,6 +101,24 @@ def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0
     return w
 
 
+def adversarial(z: Array, norm: str, eps: float, steps: int) -> Array:
+    """w after adversarial training against perturbations of size `eps` in `norm`, below the largest margin.
+
+    The attack's gain is the same for all points, so that log of the loss is log mean exp(-z_i.w) + eps ||w||, the dual
+    of `norm`: proximal gradients with Nesterov's momentum, and restarts. At its infimum no point is wrong within eps.
+    """
+    w, t, step = np.zeros(z.shape[1]), 1.0, 1 / (z * z).sum(1).max()
+    y = w.copy()
+    for _ in range(steps):
+        x = prox(y + step * ascent(z, y), step * eps, norm)
+        if (y - x) @ (x - w) > 0:
+            t = 1.0
+        following = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        y = x + (t - 1) / following * (x - w)
+        w, t = x, following
+    return w
+
+
 def prox(v: Array, t: float, norm: str) -> Array:
     """argmin_w ||w - v||^2 / 2 + t ||w||, the dual of `norm`."""
     match norm:

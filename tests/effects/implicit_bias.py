@@ -1,0 +1,40 @@
+"""The optimiser chooses the norm, on linear models with oracles."""
+
+from __future__ import annotations
+
+from evidence import Analysis, Claim, Effect, Numbers, Verdict, verdict
+
+MARGINS = Analysis("implicit-bias", "implicit-bias")
+OWN = {
+    "gradient-descent": "l2",
+    "coordinate-descent": "linf",
+    "sign-gradient-descent": "l1",
+    "conv-gradient-descent": "fourier-linf",
+}
+
+
+def margins(numbers: Numbers) -> tuple[str, Verdict]:
+    """Worst share of the largest margin over all suites: 0.99 in its own norm, 0.85 for the convolutional net."""
+    worst = {str(row["optimiser"]): row for row in numbers.tables["implicit-bias/worst"]}
+    mean = {str(row["optimiser"]): row for row in numbers.tables["implicit-bias/margins"]}
+    told, good = [], True
+    for name, row in worst.items():
+        norm = OWN.get(name) or name.split("-", 1)[1]
+        rivals = [float(mean[other][norm]) for other in worst if (OWN.get(other) or other.split("-", 1)[1]) != norm]
+        good &= float(row[norm]) >= (0.85 if "conv" in name else 0.99) and float(mean[name][norm]) > max(rivals)
+        told.append(f"{name} {float(row[norm]):.3f} of {norm}")
+    return f"{', '.join(told)}; every other optimiser below in that column", verdict(good)
+
+
+EFFECT = Effect(
+    system="implicit-bias",
+    source="Adversarial robustness and optimisation bias, Faghri et al. 2021, arXiv:2102.08868",
+    analyses=(MARGINS,),
+    claims=(
+        Claim(
+            "each optimiser, and AT near the margin, is maximally robust in its own norm",
+            "each at the optimum of its own norm",
+            margins,
+        ),
+    ),
+)

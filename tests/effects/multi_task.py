@@ -1,0 +1,48 @@
+"""Auxiliary tasks: no reliable robustness, and attacks on their sum that mislead."""
+
+from __future__ import annotations
+
+from controls import AT, AT_AA, STANDARD, STANDARD_AA
+from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, said, verdict
+
+ROTATION = Runs("multi-task", "multi-task")
+AUTOENCODER = Runs("multi-task autoencoder", "multi-task", ("method.tasks=autoencoder",))
+ROTATION_AT = Runs("multi-task-at", "multi-task-at")
+TASKED = {"rotation": ROTATION, "autoencoder": AUTOENCODER, "AT with rotation": ROTATION_AT}
+ATTACKS = Analysis("multi-task", "vulnerability", tuple(TASKED.values()), ("-n", "500", "--eps", "0.1"))
+
+
+def illusion(numbers: Numbers) -> tuple[str, Verdict]:
+    """The attack on the sum leaves more than that on the main task alone, on each."""
+    told, gaps = [], []
+    for name, runs in TASKED.items():
+        columns = ("main", "sum", "relative", "wgd", "strongest")
+        row = {c: 100 * numbers.column("multi-task/main", runs, c)[0] for c in columns}
+        told.append(f"{name}: " + ", ".join(f"{c} {value:.1f}" for c, value in row.items()))
+        gaps.append(row["sum"] - row["main"])
+    return f"main task at 0.1 under PGD on: {'; '.join(told)}", verdict(min(gaps) >= 2)
+
+
+def no_robustness(numbers: Numbers) -> tuple[str, Verdict]:
+    """No auxiliary task gains 2 points under AutoAttack at 0.1, without or with AT."""
+    plain, at = numbers.robust("standard", "0.1"), numbers.robust("pgd-at", "0.1")
+    tasked = {name: numbers.robust(runs.label, "0.1") for name, runs in TASKED.items()}
+    gain = {name: found[0] - (at if "AT" in name else plain)[0] for name, found in tasked.items()}
+    ours = (
+        f"at 0.1: no tasks {said(plain)}, rotation {said(tasked['rotation'])}, autoencoder "
+        f"{said(tasked['autoencoder'])}; AT {said(at)}, with rotation {said(tasked['AT with rotation'])}"
+    )
+    return ours, verdict(max(gain.values()) < 2)
+
+
+EFFECT = Effect(
+    system="multi-task",
+    source="Promises and illusions of multi-task learning, Ghamizi et al. 2022, arXiv:2110.15053",
+    runs=(STANDARD, AT, *TASKED.values()),
+    evaluations=(STANDARD_AA, AT_AA, *map(Evaluation, TASKED.values())),
+    analyses=(ATTACKS,),
+    claims=(
+        Claim("an attack on the sum of the tasks is weaker on the main one", "Taskonomy tables", illusion),
+        Claim("auxiliary tasks give no reliable robustness", "Taskonomy tables", no_robustness),
+    ),
+)

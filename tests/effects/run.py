@@ -1,0 +1,232 @@
+"""`make effects`: each published system shows its paper's claim, or it is said that it does not.
+
+    python tests/effects/run.py [--check] [--collect] [SYSTEM ...]
+
+Trains, evaluates and analyses what the files beside this one ask for, all of it resumed where it was begun, and
+writes leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing: it takes what has been
+measured. --check says what in the two is not what the records and the judges say, and exits 1 when there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence import BOARDS, Analysis, Effect, Evaluation, Numbers, read_numbers, said
+
+from advbench.checkpoint.card import read_card
+from advbench.errors import UserError
+from advbench.escape import markdown
+from advbench.files import write_atomic
+from advbench.record import Record, load_records, slug
+from advbench.version import __version__
+
+HERE = Path(__file__).parent
+PAGE = BOARDS / "EFFECTS.md"
+ORDER = (
+    "act", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer", "spectrum",
+    "consistency", "feature-prioritization", "single-step",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"by default all: {', '.join(ORDER)}")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--collect", action="store_true")
+    given = parser.parse_args()
+    os.chdir(HERE.parents[1])
+    chosen = given.systems or list(ORDER)
+    if unknown := set(chosen) - set(ORDER):
+        parser.error(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(ORDER)}")
+    if given.check:
+        return check()
+    for name in chosen:
+        effect = load(name)
+        if not given.collect and (code := perform(effect)):
+            return code
+        if stored := collect(effect):
+            write_atomic(place(name), json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(PAGE, page())
+    print(f"{PAGE} is written")
+    return 0
+
+
+def load(name: str) -> Effect:
+    """The effect of a system."""
+    found = importlib.import_module(name.replace("-", "_")).EFFECT
+    assert isinstance(found, Effect) and found.system == name
+    return found
+
+
+def place(name: str) -> Path:
+    return BOARDS / "effects" / f"{name}.json"
+
+
+def perform(effect: Effect) -> int:
+    """Run all commands of an effect; the exit code of the first that fails."""
+    from advbench.cli import run
+
+    for step in (*effect.runs, *effect.evaluations, *effect.analyses):
+        if isinstance(step, Analysis) and step.fresh:
+            continue
+        for command in step.commands():
+            print(f"$ advbench {shlex.join(command)}", flush=True)
+            if code := run(command):
+                print("stopped: the same command goes on")
+                return code
+        if isinstance(step, Analysis):
+            write_atomic(step.out / "command.json", json.dumps(step.commands()[0]))
+    return 0
+
+
+def collect(effect: Effect) -> dict[str, Any] | None:
+    """What was measured, with verdicts; None, and a line that says so, where something is missing."""
+    try:
+        stored = gathered(effect)
+        numbers = read_numbers(stored)
+        stored["claims"] = [claim.judged(numbers) for claim in effect.claims]
+    except (LookupError, UserError) as error:
+        print(f"{effect.system}: not all is measured: {error}")
+        return None
+    return stored
+
+
+def gathered(effect: Effect) -> dict[str, Any]:
+    """Records, tables and runs of an effect as plain values. Raises LookupError or UserError for what is missing."""
+    records, _ = load_records(BOARDS / "records")
+    commands = [c for step in (*effect.runs, *effect.evaluations, *effect.analyses) for c in step.commands()]
+    return {
+        "system": effect.system,
+        "source": effect.source,
+        "command": f"make effects SYSTEM={effect.system}",
+        "commands": [shlex.join(["advbench", *command]) for command in commands],
+        "version": __version__,
+        "records": {
+            e.key: {str(seed): path_of(found(records, e, seed)) for seed in e.runs.seeds} for e in effect.evaluations
+        },
+        "tables": {
+            f"{one.key}/{file.stem}": rows(file) for one in effect.analyses for file in sorted(one.out.glob("*.csv"))
+        },
+        "trained": {runs.label: {str(seed): facts(runs.folder(seed)) for seed in runs.seeds} for runs in effect.runs},
+    }
+
+
+def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record:
+    """The newest record that answers it."""
+    spec, grid = asked.spec(seed), asked.eps.split(",")
+    measured = [record for record in records if (record.model.spec, record.attack_name) == (spec, asked.attack)]
+    same = [record for record in measured if [point.eps_text for point in record.curve] == grid]
+    if not same:
+        raise LookupError(f"no record of {spec} under {asked.attack}")
+    return max(same, key=lambda record: record.environment.date)
+
+
+def path_of(record: Record) -> str:
+    """Below leaderboards/records."""
+    return f"{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What an effect may ask of a run."""
+    card = read_card(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    notes = {name: max(line["notes"].get(name, 0.0) for line in lines) for name in lines[-1]["notes"]}
+    best: Any = card.results["best"]
+    return {
+        "model": card.files["model.safetensors"],
+        "epochs": len(lines),
+        "best_epoch": best["epoch"],
+        "held_out_last": {name: lines[-1][name] for name in ("clean", "robust", "fgsm")},
+        "backwards": card.cost["backwards"],
+        "flags": [flag.model_dump(mode="json") for flag in card.flags],
+        "largest": notes,
+    }
+
+
+def rows(table: Path) -> list[dict[str, Any]]:
+    """A CSV file's rows, numbers as such."""
+
+    def value(text: str) -> float | str | None:
+        try:
+            return float(f"{float(text):.6g}") if text else None
+        except ValueError:
+            return text
+
+    with table.open(encoding="utf-8", newline="") as file:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def page() -> str:
+    """EFFECTS.md, from the JSON files and the records alone."""
+    shown = [json.loads(place(name).read_text(encoding="utf-8")) for name in ORDER if place(name).is_file()]
+    lines = [
+        "# Does each system show its paper's effect?",
+        "",
+        "Written by `make effects` from `effects/*.json` and the records; edits will be lost. Accuracies in percent on "
+        "all 500 test images of digits, under AutoAttack unless another attack is named; ± is the standard deviation "
+        "over seeds. The verdicts are functions of these numbers in `tests/effects/`: a gain counts from 2 points on "
+        "average and with every seed. Nets and data are small: what a row shows or does not show, it does so here.",
+        "",
+        "| system | claim | paper | ours | verdict | command |",
+        "|:--|:--|:--|:--|:--|:--|",
+    ]
+    for one in shown:
+        lines += [
+            f"| {one['system']} | {cell(claim['claim'])} | {cell(claim['paper'])} | {cell(claim['ours'])} "
+            f"| **{claim['verdict']}** | `{one['command']}` |"
+            for claim in one["claims"]
+        ]
+    for one in shown:
+        lines += ["", f"## {one['system']}", "", cell(one["source"]), *details(read_numbers(one), one)]
+    return "\n".join(lines) + "\n"
+
+
+def details(numbers: Numbers, stored: dict[str, Any]) -> list[str]:
+    """Every evaluation of a system, a row each."""
+    if not numbers.records:
+        return []
+    lines = ["", "| runs | seeds | clean | accuracy at eps | flags | records |", "|:--|--:|--:|:--|:--|:--|"]
+    for key, records in numbers.records.items():
+        first = next(iter(records.values()))
+        grid = [point.eps_text for point in first.curve if point.eps > 0]
+        curve = ", ".join(f"{eps}: {said(numbers.robust(key, eps))}" for eps in grid)
+        links = " ".join(f"[{seed}](records/{stored['records'][key][str(seed)]})" for seed in records)
+        doubts = ", ".join(numbers.doubts(key))
+        lines.append(f"| {key} | {len(records)} | {said(numbers.clean(key))} | {curve} | {doubts} | {links} |")
+    return lines
+
+
+def cell(text: str) -> str:
+    return markdown(text)
+
+
+def check() -> int:
+    """Say what is not what it should be; 1 when there is any."""
+    wrong = []
+    files = {path.stem: path for path in (BOARDS / "effects").glob("*.json")}
+    wrong += [f"{files[name]} belongs to no system" for name in sorted(files.keys() - set(ORDER))]
+    for name in ORDER:
+        if name not in files:
+            continue
+        stored, effect = json.loads(files[name].read_text(encoding="utf-8")), load(name)
+        numbers = read_numbers(stored)
+        if [claim.judged(numbers) for claim in effect.claims] != stored["claims"]:
+            wrong.append(f"{files[name]}: its claims are not what the judges say: make effects SYSTEM={name}")
+    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
+        wrong.append(f"{PAGE} is not what its numbers say: python tests/effects/run.py --collect")
+    print("\n".join(wrong) or f"{len(files)} systems: as the numbers say")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
