@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from advbench import ranks
 from advbench.cli import options
 from advbench.cli.choice import Choice, check_asked, choose_points
 from advbench.cli.console import Screen
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from advbench.cli.subject import Subject
     from advbench.record import Record
 
+
+T = TypeVar("T")
 
 def command(
     context: typer.Context,
@@ -66,9 +70,10 @@ def command(
 ) -> None:
     """Measure accuracy against eps.
 
-    Writes a record: to --leaderboard or --out, else into the run folder, else to ./records.
+    Writes a record: to --leaderboard or --out, else into the run folder, else to ./records. Several processes or
+    GPUs share the images by torchrun --nproc-per-node N -m advbench evaluate ...
     """
-    with Screen(as_json=as_json).ready() as screen:
+    with ranks.joined(), Screen(as_json=as_json).ready() as screen:
         if again is not None:
             from advbench.cli.again import repeat
 
@@ -156,6 +161,8 @@ def evaluate(
         ("engine", engine, ENGINES),
         ("curve", curve, CURVES),
         ("precision", precision, PRECISIONS),
+    if str(place) == "cuda" and ranks.world() > 1:
+        place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
     ):
         if value not in choices:
             raise unknown(what, value, choices)
@@ -166,9 +173,9 @@ def evaluate(
         for name in names:
             stop.check()
             with screen.fetching(stop.check) as fetching:
-                subject = subjects.load_subject(
-                    name, dataset=dataset, arch=arch, norm=norm, device=place, trust_pickle=trust_pickle,
-                    fetching=fetching, cache=cache,
+                load = partial(
+                    subjects.load_subject, name, dataset=dataset, arch=arch, norm=norm, device=place,
+                    trust_pickle=trust_pickle, fetching=fetching, cache=cache,
                 )  # fmt: skip
             choice = choose_points(subject, eps=eps, n=n, subset=subset)
             choose(list(attacks), settings or {}, norm=subject.norm, classes=subject.data.num_classes)
@@ -177,6 +184,7 @@ def evaluate(
             prepared.append((subject, choice, folder))
         return [
             _one(
+                subject = _in_turn(load)
                 subject, choice, folder,
                 how={
                     "attack": list(attacks), "settings": settings or {}, "seed": seed, "device": place,
@@ -203,7 +211,7 @@ def _one(
     screen: Screen,
 ) -> Record:
     """Evaluate one model, and put its record into `folder`."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shown, writable
+    from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shard_path, shown, writable
     from advbench.evaluator import evaluate as measure
     from advbench.record import slug
 
@@ -212,7 +220,7 @@ def _one(
         f"{loaded.spec}{why}: {'+'.join(how['attack'])}, {subject.norm} eps {choice.eps_text} ({choice.about_eps}), "
         f"{choice.about_rows} of {subject.data.name} ({subject.about_data}), on {how['device']}"
     )
-    path = journal_path(folder, loaded.spec, subject.data.name, subject.norm, how["attack"])
+    path = shard_path(journal_path(folder, loaded.spec, subject.data.name, subject.norm, how["attack"]), resume)
     if path.exists() and not resume and not force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would go on with it)")
     with screen.bar(loaded.spec) as bar:
@@ -228,9 +236,14 @@ def _one(
             record, fates, fresh = done.record, done.fates, False
         except Interrupted as error:
             raise Halted(str(error).partition(":")[0], {"--model": loaded.spec}) from error
-    where = save(record, fates, folder, publish=publish, screen=screen)
-    if publish and loaded.folder is not None and writable(loaded.folder):
-        record.save(loaded.folder, fates)  # so that the run can be compared by its name
+
+    def keep() -> Path:
+        where = save(record, fates, folder, publish=publish, screen=screen)
+        if publish and loaded.folder is not None and writable(loaded.folder):
+            record.save(loaded.folder, fates)  # so that the run can be compared by its name
+        return where
+
+    where = ranks.first(keep)
     journal.finish()
     show(record, where, fresh=fresh, screen=screen)
     if publish:
@@ -245,6 +258,13 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         return
     digits = 2 if record.n >= 10_000 else 1
     rows = [
+def _in_turn(load: Callable[[], T]) -> T:
+    """What `load` gives on each process, on the first one first: what it fetches and keeps, the others find."""
+    found: list[T] = []
+    ranks.first(lambda: found.append(load()))
+    return found[0] if found else load()
+
+
         (
             point.eps_text,
             f"{100 * point.accuracy:.{digits}f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 
+from advbench import ranks
 from advbench.attacks.search import Search
 from advbench.cli.console import Bar, Screen
 from advbench.errors import UserError
 from advbench.evaluator import Journal
+from advbench.evaluator.share import agreed
 from advbench.record import Fates, Record, load_record, load_records, slug
 
 
@@ -41,8 +44,9 @@ class KeptJournal(Journal):
 
 
 def answers(record: Record, asked: dict[str, Any]) -> bool:
-    """Whether `record` is the answer to what a journal was begun with, but for the slots, which were not asked for."""
-    return {**asked, "engine": {**asked["engine"], "slots": record.engine.slots}} == {
+    """Whether `record` is the answer to what a journal was begun with: whatever slots and processes it took."""
+    mine = {key: value for key, value in asked.items() if key != "shard"}
+    return {**mine, "engine": {**asked["engine"], "slots": record.engine.slots}} == {
         "model": record.model.weights_sha256,
         "images": record.dataset.images_sha256,
         "norm": record.norm,
@@ -58,6 +62,20 @@ def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequ
     """The hidden file beside the records in `folder` from which such an evaluation can be resumed."""
     name = "-".join(slug(part) for part in (spec, dataset, norm, "+".join(attacks)))
     return folder / "records" / f".{name}.journal"
+
+
+def shard_path(path: Path, resume: bool) -> Path:
+    """The journal of this process. UserError where, to be resumed, there are only those of another number of them."""
+
+    def check() -> Path:
+        begun = sum(1 for _ in path.parent.glob(f"{glob.escape(path.name)}.rank*"))
+        if resume and ranks.world() == 1 and begun and not path.exists():
+            raise UserError(f"{path} was begun by torchrun --nproc-per-node {begun}: resume it so, or use --force")
+        if resume and ranks.world() > 1 and path.exists():
+            raise UserError(f"{path} was begun by a single process: resume it without torchrun, or use --force")
+        return path if ranks.world() == 1 else path.with_name(f"{path.name}.rank{ranks.rank()}")
+
+    return agreed(check)
 
 
 def check_writable(folder: Path) -> None:

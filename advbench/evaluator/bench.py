@@ -21,6 +21,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.share import mine
 from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
 from advbench.record import Fates, Flag
@@ -154,7 +155,7 @@ class Bench:
 
         The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`.
         """
-        way = walk.Walk(eps, self.correct)
+        way = walk.Walk(eps, self.correct & mine(len(self.data)))
         strike = self._striker(attacks, second, eps)
         {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
         for number in range(len(second)):
@@ -187,9 +188,10 @@ class Bench:
 
         `second` as in `curve`.
         """
-        distance = np.where(self.correct, np.inf, 0.0)
-        way = walk.Walk(eps, self.correct)
-        rows = np.flatnonzero(self.correct)
+        struck = self.correct & mine(len(self.data))
+        distance = np.where(struck, np.inf, 0.0)
+        way = walk.Walk(eps, struck)
+        rows = np.flatnonzero(struck)
         for number, attack in enumerate(attacks):
             if not len(rows):
                 break
@@ -198,7 +200,7 @@ class Bench:
             distance[rows[nearer]] = found[nearer]
             way.by[rows[nearer]] = number
         fell = np.searchsorted(way.eps * (1 + 1e-6), distance)
-        way.fell = np.where(self.correct, np.maximum(fell, way.first), 0)
+        way.fell = np.where(struck, np.maximum(fell, way.first), 0)
         way.by[way.fell == way.end] = -1
         strike = self._striker(attacks, second, eps, distance)
         for number in range(len(second)):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.attacks.engine import Attack
 from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.checkpoint import Loaded, weights_sha256
@@ -26,10 +27,11 @@ from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.second_look import covered, second_look
 from advbench.evaluator.slots import choose_slots
+from advbench.evaluator.share import agreed, together
 from advbench.record import DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 from advbench.version import __version__
 
-ENGINE_VERSION = "1"  # raised when a change of the engine may change verdicts
+ENGINE_VERSION = "2"  # raised when a change of the engine may change verdicts
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -72,7 +74,9 @@ def evaluate(
     `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
     `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
     attacks hold what the second look does, so that it makes none stronger than it is.
-    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so.
+    Within `ranks.joined` the processes share the samples, and all get the outcome of one process, each with a
+    journal of its own. Raises UserError for what does not fit together, and Interrupted when the journal's `stop`
+    says so.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     place = torch.device(device)
@@ -88,6 +92,8 @@ def evaluate(
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
     if engine == "reference":
         reference.check(names, norm, settings or {})
+        if ranks.world() > 1:
+            raise UserError("--engine reference attacks whole batches in one process: start it without torchrun")
         precision, curve = "fp32", "exact"
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and covered(attacks) else "fp32"
@@ -100,11 +106,14 @@ def evaluate(
         refs = [ref.model_copy(update=told) for ref in refs]
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
-    slots = slots or (journal.saved_slots() if resume else None)
+    saved = ranks.gather_objects(agreed(lambda: journal.saved_slots() if resume else None))
+    slots = slots or next((one for one in saved if one), None)
     if slots is None:
         with untouched(net), exact_kernels():
             check_shapes(net, data)
-            slots = choose_slots(net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256)
+            slots = ranks.first(
+                lambda: choose_slots(net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256)
+            )
     how = Engine(
         name="advbench" if engine == "own" else reference.NAME,
         version=ENGINE_VERSION if engine == "own" else reference.version(),
@@ -112,19 +121,18 @@ def evaluate(
         precision="bf16" if precision == "bf16" else "fp32",
         curve="fast" if curve == "fast" else "exact",
     )
-    journal.begin(
-        {
-            "model": loaded.weights_sha256,
-            "images": data.images_sha256,
-            "norm": norm,
-            "eps": [size.value for size in grid],
-            "attacks": [ref.model_dump(mode="json") for ref in refs],
-            "engine": how.model_dump(mode="json"),
-            "seed": seed,
-            "advbench": __version__,
-        },
-        resume=resume,
-    )
+    asked = {
+        "model": loaded.weights_sha256,
+        "images": data.images_sha256,
+        "norm": norm,
+        "eps": [size.value for size in grid],
+        "attacks": [ref.model_dump(mode="json") for ref in refs],
+        "engine": how.model_dump(mode="json"),
+        "seed": seed,
+        "advbench": __version__,
+        **({"shard": {"rank": ranks.rank(), "of": ranks.world()}} if ranks.world() > 1 else {}),
+    }
+    agreed(lambda: journal.begin(asked, resume=resume))
     sizes = [size.value for size in grid]
     in_train_mode = net.training
     with untouched(net), exact_kernels():
@@ -140,15 +148,20 @@ def evaluate(
             is_random=flags.is_random,
             keep_points=keep_points,
         )
-        if engine == "reference":
-            fates = reference.curve(bench, names[0], sizes, slots=slots)
-        elif all(one.minimum_norm for one in attacks):
-            fates = bench.nearest(tuple(attacks), sizes, tuple(second))
-        else:
-            fates = bench.curve(tuple(attacks), sizes, curve, tuple(second))
+
+        def walked() -> Fates:
+            if engine == "reference":
+                return reference.curve(bench, names[0], sizes, slots=slots)
+            if all(one.minimum_norm for one in attacks):
+                return bench.nearest(tuple(attacks), sizes, tuple(second))
+            return bench.curve(tuple(attacks), sizes, curve, tuple(second))
+
         made = [*attacks, *second]
-        raised = bench.fitting(
-            lambda: flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+        fates = together(bench, agreed(walked))
+        raised = ranks.first(
+            lambda: bench.fitting(
+                lambda: flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+            )
         )
         raised += bench.flags()
     how = how.model_copy(update={"slots": bench.oracle.slots})
