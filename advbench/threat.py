@@ -245,11 +245,21 @@ def banded(region: Region, band: tuple[float, float] | None) -> Region:
     """`region` with directions of radial frequency low <= |k| <= high only, in cycles a pixel (0 to 0.7072)."""
     if band is None or not isinstance(region, FourierLinf):
         return region
-    height, width = region.x.shape[2:]
-    rows, columns = (torch.fft.fftfreq(side, device=region.x.device) for side in (height, width))
+    return replace(region, passes=region.passes * _in_band(region.x, band).to(region.x))
+
+
+def leak(d: Tensor, band: tuple[float, float]) -> Tensor:
+    """The share (S,) of the energy of perturbations d (S, C, H, W) that lies outside of `band`; 0 where d is 0."""
+    energy = torch.fft.fft2(d, norm="ortho").abs() ** 2
+    outside = (energy * ~_in_band(d, band)).flatten(1).sum(1)
+    return outside / energy.flatten(1).sum(1).clamp_min(torch.finfo(energy.dtype).tiny)
+
+
+def _in_band(x: Tensor, band: tuple[float, float]) -> Tensor:
+    """(H, W) bool, by frequency, for images as x."""
+    rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x.shape[2:])
     radius = (rows[:, None] ** 2 + columns[None] ** 2).sqrt()
-    inside = (radius >= band[0]) & (radius <= band[1])
-    return replace(region, passes=region.passes * inside.to(region.x))
+    return (radius >= band[0]) & (radius <= band[1])
 
 
 def check_band(band: tuple[float, float] | None, norm: str) -> None:

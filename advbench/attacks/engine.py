@@ -147,8 +147,9 @@ class Attack:
         return (self.asks, "logits") if self.looks else (self.asks,)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, for the record."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name != "name"}
+        """What decides the outcome, as plain JSON for the record."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name != "name"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def members(attack: Attack | tuple[Attack, ...]) -> tuple[Attack, ...]:

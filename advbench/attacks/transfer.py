@@ -6,8 +6,8 @@ strongest form of the attack that still takes nothing but decisions from the mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True, kw_only=True)
 class Transfer(APGD):
     """`source` is the spec of the model the gradients come from: whoever runs the attack loads it and answers with a
-    `SourceOracle`."""
+    `SourceOracle`. `source_sha256` is the hash of its weights, which `sourced` finds."""
+
+    version: ClassVar[int] = 2
 
     source: str = ""
+    source_sha256: str = ""
 
     def for_model(self, norm: str, classes: int) -> Attack:
         if not self.source:
@@ -55,6 +58,20 @@ class SourceOracle(Oracle):
             self.forwards += len(query)
             answer.wrong = wrong(self.net(query).float(), p.y)
         return answer
+
+
+def sourced(attack: Attack, data: Dataset) -> Attack:
+    """`attack`, or for a transfer attack one that knows its source's weights by their hash, so that a record tells two
+    sources apart. Raises UserError when the source cannot be loaded, or has other weights than the attack names."""
+    if not isinstance(attack, Transfer):
+        return attack
+    found = load_model(attack.source, dataset=data).weights_sha256
+    if attack.source_sha256 not in ("", found):
+        raise UserError(
+            f"{attack.name}: the source {attack.source} has the weights {found[:12]}..., not "
+            f"{attack.source_sha256[:12]}...: name the one that was meant by --set source=MODEL"
+        )
+    return replace(attack, source_sha256=found)
 
 
 def oracle_for(attack: Attack, oracle: Oracle, data: Dataset) -> Oracle:

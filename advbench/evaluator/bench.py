@@ -25,6 +25,7 @@ from advbench.evaluator.share import mine
 from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
 from advbench.record import Fates, Flag
+from advbench.threat import FourierLinf
 
 T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps between two looks of the host
@@ -52,7 +53,7 @@ class Bench:
         keep_points: bool = False,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
-        self.keep_points = keep_points
+        self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)

@@ -54,8 +54,11 @@ def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
     for field in dataclasses.fields(attack):
         if field.name == "name" or not field.init or field.name not in settings:
             continue
+        value, kind = settings[field.name], kinds[field.name]
+        if isinstance(value, str) and "," in value and kind is not str:
+            value = value.split(",")
         try:
-            changes[field.name] = TypeAdapter(kinds[field.name]).validate_python(settings[field.name])
+            changes[field.name] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise UserError(f"{attack.name}: {field.name}={settings[field.name]!r}: {problem}") from error

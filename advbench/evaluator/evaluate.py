@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from advbench import ranks
 from advbench.attacks.engine import Attack
 from advbench.attacks.oracle import exact_kernels, untouched
+from advbench.attacks.transfer import sourced
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
@@ -26,8 +27,8 @@ from advbench.evaluator.bench import Bench
 from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.second_look import covered, second_look
-from advbench.evaluator.slots import choose_slots
 from advbench.evaluator.share import agreed, together
+from advbench.evaluator.slots import choose_slots
 from advbench.record import DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 from advbench.version import __version__
 
@@ -91,19 +92,25 @@ def evaluate(
     attacks, refs = choose(attack, settings or {}, norm=norm, classes=data.num_classes)
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
     if engine == "reference":
-        reference.check(names, norm, settings or {})
         if ranks.world() > 1:
             raise UserError("--engine reference attacks whole batches in one process: start it without torchrun")
+        reference.check(names, norm, settings or {})
         precision, curve = "fp32", "exact"
+        attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
+        told = {"version": reference.version(), "settings": {"set": names[0]}}
+        refs = [ref.model_copy(update=told) for ref in refs]
+    attacks = [sourced(one, data) for one in attacks]
+    if engine == "own":
+        refs = [
+            ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
+            for ref, one in zip(refs, attacks, strict=True)
+        ]
     if precision == "auto":
         precision = "bf16" if place.type == "cuda" and covered(attacks) else "fp32"
     second: list[Attack] = []
     if precision == "bf16":
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
         refs += more
-        attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
-        told = {"version": reference.version(), "settings": {"set": names[0]}}
-        refs = [ref.model_copy(update=told) for ref in refs]
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
     saved = ranks.gather_objects(agreed(lambda: journal.saved_slots() if resume else None))

@@ -19,6 +19,7 @@ from advbench.evaluator.bench import Bench
 from advbench.evaluator.indicators import HALF, LONG, SHORT, Probe, declared
 from advbench.record import Fates, Flag
 from advbench.statistics import wilson
+from advbench.threat import FourierLinf, around, leak
 
 # Shares of the images above which a flag is a note, suspect. Honest models, standard and robust, stay
 # well under the second number: tests/evaluator/test_flags.py.
@@ -57,6 +58,7 @@ def judge(
     found = [note("model", text) for text in notes]
     found += facts(bench, in_train_mode=in_train_mode)
     found += black_box(fates, attacks, eps)
+    found += spectrum(bench, fates, attacks, eps)
     probe = Probe(bench, attacks)
     if not bench.oracle.random:
         found += company(probe)
@@ -116,6 +118,30 @@ def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> 
                 f"{attack.name} alone felled {count / len(fates):.1%} of the images at eps {eps[counts.index(count)]:g}"
             )
             found += graded(f"{attack.name}-wins", count, len(fates), SQUARE, f"{at}: gradients may be masked")
+    return found
+
+
+def spectrum(bench: Bench, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
+    """What the cut to [0, 1] made of perturbations that are bounded by frequency."""
+    felled = {row: point for row, point in bench.points.items() if fates.by[row] >= 0}
+    if bench.norm != FourierLinf.norm or not felled:
+        return []
+    rows = torch.tensor(list(felled), device=bench.data.device)
+    x, _ = bench.data.batch(rows)
+    size = torch.tensor([eps[fates.fell[row]] for row in felled], dtype=torch.float64)
+    d = torch.stack(list(felled.values())).to(x).double() - x.double()
+    most = float((around(bench.norm, x, size.to(x.device)).size(d).cpu() / size).max())
+    found = [note("spectrum", f"max |F d| is at most {most:.3f} eps on the {len(felled)} points found, within [0, 1]")]
+    for number, attack in enumerate(attacks):
+        band = getattr(attack, "band", None)
+        own = torch.tensor([fates.by[row] == number for row in felled], device=x.device)
+        if band is not None and bool(own.any()):
+            shares = leak(d[own], band)
+            detail = (
+                f"{attack.name}: with [0, 1] {float(shares.median()):.1%} of the energy (median; at most "
+                f"{float(shares.max()):.1%}) lies outside of the band {band[0]:g},{band[1]:g}"
+            )
+            found.append(note("band-leak", detail))
     return found
 
 
