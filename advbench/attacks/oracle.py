@@ -34,12 +34,14 @@ def untouched(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def exact_kernels() -> Iterator[None]:
-    """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves."""
+def exact_kernels(device: torch.device) -> Iterator[None]:
+    """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves; and
+    `device` is the current one, which streams and graphs belong to."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with current, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -20,16 +20,16 @@ from advbench.attacks.transfer import sourced
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
-from advbench.eps import Eps, parse_eps
+from advbench.eps import CORRUPTIONS, Eps, parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import flags, reference
+from advbench.evaluator import corruptions, flags, reference
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.second_look import covered, second_look
 from advbench.evaluator.share import agreed, together
 from advbench.evaluator.slots import choose_slots
-from advbench.record import DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
+from advbench.record import Corruptions, DatasetRef, Engine, Environment, Fates, Flag, ModelRef, Record, Trained
 from advbench.version import __version__
 
 ENGINE_VERSION = "2"  # raised when a change of the engine may change verdicts
@@ -116,7 +116,7 @@ def evaluate(
     saved = ranks.gather_objects(agreed(lambda: journal.saved_slots() if resume else None))
     slots = slots or next((one for one in saved if one), None)
     if slots is None:
-        with untouched(net), exact_kernels():
+        with untouched(net), exact_kernels(place):
             check_shapes(net, data)
             slots = ranks.first(
                 lambda: choose_slots(net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256)
@@ -142,7 +142,7 @@ def evaluate(
     agreed(lambda: journal.begin(asked, resume=resume))
     sizes = [size.value for size in grid]
     in_train_mode = net.training
-    with untouched(net), exact_kernels():
+    with untouched(net), exact_kernels(place):
         check_shapes(net, data)
         bench = Bench(
             net,
@@ -158,18 +158,26 @@ def evaluate(
 
         def walked() -> Fates:
             if engine == "reference":
+        errors: Corruptions | None = None
+
                 return reference.curve(bench, names[0], sizes, slots=slots)
+            nonlocal errors
+            if norm == CORRUPTIONS:
+                fates, errors = corruptions.curve(bench, attacks, sizes)
+                return fates
             if all(one.minimum_norm for one in attacks):
                 return bench.nearest(tuple(attacks), sizes, tuple(second))
             return bench.curve(tuple(attacks), sizes, curve, tuple(second))
 
         made = [*attacks, *second]
         fates = together(bench, agreed(walked))
-        raised = ranks.first(
-            lambda: bench.fitting(
-                lambda: flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
-            )
-        )
+
+        def judged() -> list[Flag]:
+            if norm == CORRUPTIONS:
+                return flags.facts(bench, in_train_mode=in_train_mode) + corruptions.notes(attacks, data)
+            return flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+
+        raised = ranks.first(lambda: bench.fitting(judged))
         raised += bench.flags()
     how = how.model_copy(update={"slots": bench.oracle.slots})
     wrapped = getattr(net, "wrappers", [])
@@ -196,6 +204,7 @@ def evaluate(
         seed=seed,
         flags=raised,
         seconds=journal.seconds,
+        corruptions=errors,
         forwards=journal.forwards,
         backwards=journal.backwards,
         environment=Environment(

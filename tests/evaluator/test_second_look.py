@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advbench.cli.again import asked
+from advbench.cli.keep import answers
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted
@@ -92,6 +94,24 @@ def test_every_norm_and_number_of_classes_has_one(norm: str, classes: int) -> No
 def test_auto_makes_no_attack_stronger_than_it_is() -> None:
     standard = find("attacks", "autoattack").create(norm="linf")
     assert covered(standard) and not covered([find("attacks", "pgd").create()])
+
+
+def test_a_record_in_bf16_can_be_repeated_and_recognised(masked: nn.Module, digits: Dataset) -> None:
+    record = measure(masked, digits).record
+    assert asked(record, 10) == (["pgd"], {"steps": 3})
+    question: dict[str, Any] = {
+        "model": record.model.weights_sha256,
+        "images": record.dataset.images_sha256,
+        "norm": "linf",
+        "eps": record.eps,
+        "attacks": [ref.model_dump(mode="json") for ref in record.attack],
+        "engine": {**record.engine.model_dump(mode="json"), "slots": 512},  # before memory ran out
+        "seed": 0,
+        "advbench": record.environment.advbench,
+        "shard": {"rank": 1, "of": 2},
+    }
+    assert answers(record, question)
+    assert not answers(record, {**question, "seed": 1})
 
 
 def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Dataset, tmp_path: Path) -> None:
