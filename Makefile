@@ -4,9 +4,10 @@ BIN := .venv/bin
 DEMO := demo
 RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
+BOARDS := fashion-mnist-leaderboard mnist-leaderboard cifar10-leaderboard
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench bench-training bench-cuda leaderboards clean
+.PHONY: setup demo gate test check format bench bench-training bench-cuda leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -61,6 +62,40 @@ bench-cuda: setup
 leaderboards: setup
 	$(BIN)/python -c "from pathlib import Path; from advbench.leaderboard import build; \
 	  print(*build(Path('leaderboards/records'), Path('leaderboards')).files, sep='\n')"
+
+# Each published system shows its paper's effect on digits, or the page says that it does not: about an hour on one core,
+# resumed where it was stopped. SYSTEM=act for one of them.
+effects: setup
+	$(BIN)/python tests/effects/run.py $(SYSTEM)
+
+# Every method under one recipe, trained and then measured, one after the other, the most informative first; what is
+# finished is not done again. For MNIST and Fashion-MNIST a size that CPUs can bear: hours on one core. Their usual size
+# is ARCH=small_cnn EPOCHS=20 TRAIN_N=0. CIFAR-10 is for a GPU, half an hour at a time if need be.
+# Not among them: learned-optimizer, whose meta-training keeps the states of all weights over 40 steps in memory
+# (`make effects SYSTEM=learned-optimizer` has it, on nets that it is made for).
+METHODS ?= pgd-at trades standard act great mart compactness consistency feature-prioritization n-fgsm fast-at \
+  center-loss-at multi-task-at free-at center-loss multi-task compactness-trades consistency-trades consistency-mart
+ARCH ?= small_cnn_16_32_100
+EPOCHS ?= 5
+TRAIN_N ?= 10000
+fashion-mnist-leaderboard: SIZE := 0.1
+fashion-mnist-leaderboard: GRID := 0,0.05,0.1,0.15
+mnist-leaderboard: SIZE := 0.3
+mnist-leaderboard: GRID := 0,0.1,0.2,0.3
+cifar10-leaderboard: SIZE := 8/255
+cifar10-leaderboard: GRID := 0,2/255,4/255,8/255,12/255
+cifar10-leaderboard: ARCH := resnet18
+cifar10-leaderboard: EPOCHS := 30
+cifar10-leaderboard: TRAIN_N := 0
+
+$(BOARDS): %-leaderboard: setup
+	for method in $(METHODS); do \
+	  out=boards/$$method-$*-$(ARCH); \
+	  $(BIN)/advbench train --method $$method --dataset $* --arch $(ARCH) --eps $(SIZE) --epochs $(EPOCHS) \
+	    --set train_n=$(TRAIN_N) --out $$out --resume && \
+	  $(BIN)/advbench evaluate --model $$out --attack autoattack --eps $(GRID) -n 1000 --leaderboard leaderboards \
+	    --resume || exit $$?; \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)

@@ -69,7 +69,7 @@ def amplification(numbers: Numbers) -> tuple[str, Verdict]:
 EFFECT = Effect(
     system="spectrum",
     source="Overdesign, quantisation and filters, Sridhar et al. 2022, arXiv:2206.06496",
-    runs=(*DEEP, *LINEAR),
+    runs=(AT, *DEEP[1:], *LINEAR),
     analyses=(MATRIX, CONTROL, LEVELS, FILTERS),
     claims=(
         Claim("trained at a larger eps than the attack's is better", "PGD-20, 8/255: 48.8 to 52.6", overdesign),
