@@ -7,7 +7,7 @@ EPS := 0,0.025,0.05,0.1,0.15,0.2
 BOARDS := fashion-mnist-leaderboard mnist-leaderboard cifar10-leaderboard
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench bench-training bench-cuda leaderboards effects clean $(BOARDS)
+.PHONY: setup demo gate test check format bench bench-training bench-ways bench-cuda leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -50,6 +50,11 @@ bench: setup
 # Our training loop beside the plain one of papers' code, on this machine's CPU.
 bench-training: setup
 	$(BIN)/python tests/bench/training.py
+
+# The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
+bench-ways: setup
+	$(BIN)/python tests/bench/two_ways.py curve
+	$(BIN)/python tests/bench/two_ways.py precision
 
 # On an NVIDIA GPU: training of ResNet-18 on CIFAR-10 beside the plain loop, then AutoAttack by both engines.
 bench-cuda: setup

@@ -1,6 +1,6 @@
 """The same evaluation in two ways: `curve`, exact and fast; `precision`, fp32 and bf16.
 
-    python tests/bench/two_ways.py curve|precision [--model SPEC]... [--dataset NAME] [--attack NAME] [--eps LIST] [-n N]
+    python tests/bench/two_ways.py curve|precision [--model SPEC]... [--dataset NAME] [--attack NAME] [--eps LIST]
 
 For each model: seconds (of the processor: a busy machine is no excuse), passes through the model, and the images that
 stand at each eps, both ways, with those that only one way felled. Without --model, nets are trained on the spot, one
