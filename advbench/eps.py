@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from advbench.errors import UserError
 
 NORMS = ("linf", "l2", "l1", "fourier-linf")
+CORRUPTIONS = "corruptions"  # stands where a norm stands; its sizes are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
 
@@ -27,9 +28,14 @@ class Eps:
 def parse_eps(text: str, norm: str = "linf") -> Eps:
     """Read "8/255", "0.031" or "0".
 
-    Raises UserError when `text` is no non-negative number, or lies outside [0, 1] for linf.
+    Raises UserError when `text` is no non-negative number, or lies outside [0, 1] for linf. Of corruptions: a severity,
+    0 to 5.
     """
     written = text.strip()
+    if norm == CORRUPTIONS:
+        if re.fullmatch("[0-5]", written) is None:
+            raise UserError(f"{text!r} is no severity: corruptions have 0 (none), 1, 2, 3, 4 and 5 in place of eps")
+        return Eps(written, float(written))
     match = _FORM.fullmatch(written)
     if match is None:
         raise UserError(f"eps {text!r} is not a size: write a number such as 0.031 or a fraction such as 8/255")

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advbench.eps import NORMS, Eps, parse_eps, parse_eps_list
+from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps, parse_eps_list
 from advbench.errors import UserError, unknown
 from advbench.registry import entries
 
@@ -44,7 +44,7 @@ def check_asked(*, eps: str | None, norm: str | None, n: int | None, subset: str
 
     `norm` None: any may be meant.
     """
-    if norm is not None and norm not in NORMS:
+    if norm is not None and norm not in (*NORMS, CORRUPTIONS):
         raise unknown("norm", norm, NORMS)
     if eps is not None:
         parse_eps_list(eps, norm or "l2")
@@ -64,6 +64,8 @@ def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) ->
     """The sizes `given`, else 0 to 2 x the training size, else that of the dataset's usual one; and why."""
     if given is not None:
         return parse_eps_list(given, norm), "as told"
+    if norm == CORRUPTIONS:
+        return [parse_eps(str(severity), norm) for severity in range(6)], "all severities"
     base, about = train, "the training eps"
     if base is None or base.value == 0:
         base, about = reference_eps(dataset, norm), f"the usual eps of {dataset}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -15,7 +16,8 @@ from advbench.cli.choice import Choice, check_asked, choose_points
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
-from advbench.errors import Interrupted, unknown
+from advbench.eps import CORRUPTIONS
+from advbench.errors import Interrupted, UserError, unknown
 from advbench.registry import find
 
 if TYPE_CHECKING:
@@ -145,6 +147,10 @@ def evaluate(
     screen = screen or Screen()
     for name in attacks:
         find("attacks", name)
+    corrupt = CORRUPTIONS in attacks
+    if corrupt and (len(attacks) > 1 or norm not in (None, CORRUPTIONS)):
+        raise UserError("corruptions have severities, and neither a norm nor an eps: evaluate them by themselves")
+    norm = CORRUPTIONS if corrupt else norm
     other_norms = any(Path(name).is_dir() for name in models or ["runs"])  # a run may be trained in one
     check_asked(eps=eps, norm=norm or (None if other_norms else "linf"), n=n, subset=subset)
     if on != "local":
@@ -174,9 +180,11 @@ def evaluate(
             stop.check()
             with screen.fetching(stop.check) as fetching:
                 load = partial(
-                    subjects.load_subject, name, dataset=dataset, arch=arch, norm=norm, device=place,
-                    trust_pickle=trust_pickle, fetching=fetching, cache=cache,
+                    subjects.load_subject, name, dataset=dataset, arch=arch, norm=None if corrupt else norm,
+                    device=place, trust_pickle=trust_pickle, fetching=fetching, cache=cache,
                 )  # fmt: skip
+            if corrupt:
+                subject = replace(subject, norm=CORRUPTIONS, train_eps=None)
             choice = choose_points(subject, eps=eps, n=n, subset=subset)
             choose(list(attacks), settings or {}, norm=subject.norm, classes=subject.data.num_classes)
             folder = leaderboard or out or subject.loaded.folder or Path()
@@ -274,6 +282,12 @@ def _in_turn(load: Callable[[], T]) -> T:
         for point in record.curve
     ]
     screen.table(("eps", "accuracy %", "95 % interval", "robust"), rows)
+    if record.corruptions is not None:
+        errors = [
+            (name, *(f"{100 * error:.{digits}f}" for error in row)) for name, row in record.corruptions.errors.items()
+        ]
+        screen.table(("error %", "1", "2", "3", "4", "5"), errors)
+        screen.say(f"mean corruption error {100 * record.corruptions.mce:.{digits}f} % (not normalised)")
     about = [f"clean {100 * record.clean:.{digits}f} %", f"area under the curve {100 * record.auc:.{digits}f} %"]
     if record.median_norm is not None:
         about.append(f"median distance {record.median_norm:.4g}")

@@ -99,7 +99,9 @@ def evaluate(
         attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
         told = {"version": reference.version(), "settings": {"set": names[0]}}
         refs = [ref.model_copy(update=told) for ref in refs]
-    attacks = [sourced(one, data) for one in attacks]
+    attacks = corruptions.resolved([sourced(one, data) for one in attacks], data)
+    if norm == CORRUPTIONS:
+        precision, curve = "fp32", "exact"
     if engine == "own":
         refs = [
             ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
@@ -156,15 +158,15 @@ def evaluate(
             keep_points=keep_points,
         )
 
-        def walked() -> Fates:
-            if engine == "reference":
         errors: Corruptions | None = None
 
-                return reference.curve(bench, names[0], sizes, slots=slots)
+        def walked() -> Fates:
             nonlocal errors
             if norm == CORRUPTIONS:
                 fates, errors = corruptions.curve(bench, attacks, sizes)
                 return fates
+            if engine == "reference":
+                return reference.curve(bench, names[0], sizes, slots=slots)
             if all(one.minimum_norm for one in attacks):
                 return bench.nearest(tuple(attacks), sizes, tuple(second))
             return bench.curve(tuple(attacks), sizes, curve, tuple(second))
@@ -179,6 +181,7 @@ def evaluate(
 
         raised = ranks.first(lambda: bench.fitting(judged))
         raised += bench.flags()
+        raised += [Flag(**flag) for flag in (loaded.trained or {}).get("flags", ())]  # raised while it was trained
     how = how.model_copy(update={"slots": bench.oracle.slots})
     wrapped = getattr(net, "wrappers", [])
     record = Record.of(
@@ -202,9 +205,9 @@ def evaluate(
         attack=refs,
         engine=how,
         seed=seed,
+        corruptions=errors,
         flags=raised,
         seconds=journal.seconds,
-        corruptions=errors,
         forwards=journal.forwards,
         backwards=journal.backwards,
         environment=Environment(

@@ -8,6 +8,7 @@ content and of its own, so that no bit of either can change unnoticed.
 from advbench.record.fates import Fates
 from advbench.record.parts import (
     AttackRef,
+    Corruptions,
     CurvePoint,
     DatasetRef,
     Engine,
@@ -28,6 +29,7 @@ from advbench.record.record import (
 
 __all__ = [
     "AttackRef",
+    "Corruptions",
     "CurvePoint",
     "Damage",
     "DatasetRef",

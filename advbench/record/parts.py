@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -97,6 +97,20 @@ class CurvePoint(Part):
     accuracy: Share
     ci_low: Share
     ci_high: Share
+
+
+class Corruptions(Part):
+    """Errors of each common corruption at severities 1 to 5, and their mean, not normalised."""
+
+    errors: Annotated[dict[str, tuple[Share, Share, Share, Share, Share]], Field(min_length=1)]
+    mce: Share
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Corruptions:
+        every = [error for row in self.errors.values() for error in row]
+        if abs(self.mce - sum(every) / len(every)) > 1e-9:
+            raise ValueError("mce must be the mean of the errors")
+        return self
 
 
 class Flag(Part):

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from advbench.eps import NORMS, Eps, parse_eps
+from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
 from advbench.errors import UserError
 from advbench.files import locked, write_new
 from advbench.record.fates import Fates, load_sealed
 from advbench.record.parts import (
     AttackRef,
+    Corruptions,
     Count,
     CurvePoint,
     DatasetRef,
@@ -50,6 +51,7 @@ class Record(Part):
     curve: Annotated[tuple[CurvePoint, ...], Field(min_length=1)]
     median_norm: Annotated[float, Field(ge=0)] | None
     auc: Share
+    corruptions: Corruptions | None = None
     flags: tuple[Flag, ...] = ()
     seconds: Annotated[float, Field(ge=0)]
     forwards: Count
@@ -59,8 +61,10 @@ class Record(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}")
+        if self.norm not in (*NORMS, CORRUPTIONS):
+            raise ValueError(f"norm must be one of {', '.join((*NORMS, CORRUPTIONS))}")
+        if (self.norm == CORRUPTIONS) != (self.corruptions is not None):
+            raise ValueError(f"norm {CORRUPTIONS} and the errors of corruptions go together")
         if any(low.eps >= high.eps for low, high in zip(self.curve, self.curve[1:], strict=False)):
             raise ValueError("eps must rise along the curve")
         for point in self.curve:
@@ -85,6 +89,7 @@ class Record(Part):
         engine: Engine,
         seed: int,
         environment: Environment,
+        corruptions: Corruptions | None = None,
         flags: Sequence[Flag] = (),
         seconds: float = 0.0,
         forwards: int = 0,
@@ -104,6 +109,7 @@ class Record(Part):
             return cls(
                 id=record_id(question, fates), question=question, model=model, dataset=dataset, norm=norm,
                 attack=tuple(attack), engine=engine, seed=seed, flags=tuple(flags), seconds=seconds,
+                corruptions=corruptions,
                 forwards=forwards, backwards=backwards, environment=environment, supersedes=supersedes,
                 **_numbers(fates, eps),
             )  # fmt: skip
@@ -179,7 +185,8 @@ class Record(Part):
         return hashlib.sha256((_canonical(self._plain()) + fates.digest()).encode()).hexdigest()
 
     def _plain(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True)
+        # Records of attacks do not have the field, so that their seals hold from before there was one.
+        return self.model_dump(mode="json", by_alias=True, exclude=None if self.corruptions else {"corruptions"})
 
 
 class Damage(NamedTuple):
