@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +130,36 @@ def draw_gaps(axes: Any, gaps: Sequence[Gap], xlabel: str, ylabel: str, ticks: S
         axes.errorbar(gap.eps, middle, errors, color=colour, linestyle=dash, marker="o", markersize=3, capsize=3)
     axes.set_xticks([value for value, _ in ticks], [_plain(text) for _, text in ticks])
     axes.set(xlabel=_plain(xlabel), ylabel=f"{_plain(ylabel)} (points)")
+
+
+def draw_training(losses: Any, accuracies: Any, rows: Sequence[Mapping[str, Any]], best: int) -> None:
+    """A run by its epochs, `rows` as in metrics.jsonl: the loss and its terms, and the accuracies on held-out images.
+
+    A line marks the epoch `best` (from 1), which is deployed.
+    """
+    epochs = [row["epoch"] for row in rows]
+    terms = sorted({name for row in rows for name in row["terms"]})
+    series = [(losses, "loss", [row["loss"] for row in rows])]
+    if len(terms) > 1:
+        series += [(losses, name, [row["terms"].get(name) for row in rows]) for name in terms]
+    for name, label in (("clean", "clean"), ("robust", "PGD"), ("fgsm", "FGSM")):
+        if any(name in row for row in rows):
+            series.append((accuracies, label, [100 * row[name] if name in row else None for row in rows]))
+    drawn = {id(losses): 0, id(accuracies): 0}
+    for axes, label, values in series:
+        colour, dash = style(drawn[id(axes)])
+        drawn[id(axes)] += 1
+        found = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+        marker = "o" if len(found) < 30 else ""
+        axes.plot(*zip(*found, strict=True), dash, color=colour, marker=marker, markersize=3, label=_plain(label))
+    accuracies.set(ylabel="accuracy on held-out images (%)", ylim=(-2, 102))
+    losses.set(ylabel="loss")
+    for axes in (losses, accuracies):
+        axes.set(xlabel="epoch")
+        axes.axvline(best, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def front(points: Sequence[Point]) -> list[Point]:

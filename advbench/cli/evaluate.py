@@ -13,6 +13,7 @@ import typer
 from advbench import ranks
 from advbench.cli import options
 from advbench.cli.choice import Choice, check_asked, choose_points
+from advbench.cli.cluster import evaluate_there, parse_place
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from advbench.cli.subject import Subject
     from advbench.record import Record
 
-
 T = TypeVar("T")
+
 
 def command(
     context: typer.Context,
@@ -153,13 +154,21 @@ def evaluate(
     norm = CORRUPTIONS if corrupt else norm
     other_norms = any(Path(name).is_dir() for name in models or ["runs"])  # a run may be trained in one
     check_asked(eps=eps, norm=norm or (None if other_norms else "linf"), n=n, subset=subset)
-    if on != "local":
-        raise unknown("place", on, ("local",))
+    ray = parse_place(on)
     from advbench.cli import subject as subjects
     from advbench.cli.keep import check_writable
 
     names = list(models) or [subjects.newest_run()]
+    if ray is not None:
+        how = {
+            "attacks": list(attacks), "eps": eps, "n": n, "subset": subset, "dataset": dataset, "arch": arch,
+            "norm": norm, "engine": engine, "curve": curve, "seed": seed, "precision": precision,
+            "settings": settings, "leaderboard": leaderboard, "out": out, "force": force, "trust_pickle": trust_pickle,
+        }  # fmt: skip
+        return evaluate_there(ray, names, how, device=device, screen=screen)
     place = subjects.pick_device(device)
+    if str(place) == "cuda" and ranks.world() > 1:
+        place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
     from advbench.evaluator.choose import choose
     from advbench.evaluator.evaluate import CURVES, ENGINES, PRECISIONS
 
@@ -167,8 +176,6 @@ def evaluate(
         ("engine", engine, ENGINES),
         ("curve", curve, CURVES),
         ("precision", precision, PRECISIONS),
-    if str(place) == "cuda" and ranks.world() > 1:
-        place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
     ):
         if value not in choices:
             raise unknown(what, value, choices)
@@ -183,6 +190,7 @@ def evaluate(
                     subjects.load_subject, name, dataset=dataset, arch=arch, norm=None if corrupt else norm,
                     device=place, trust_pickle=trust_pickle, fetching=fetching, cache=cache,
                 )  # fmt: skip
+                subject = _in_turn(load)
             if corrupt:
                 subject = replace(subject, norm=CORRUPTIONS, train_eps=None)
             choice = choose_points(subject, eps=eps, n=n, subset=subset)
@@ -192,7 +200,6 @@ def evaluate(
             prepared.append((subject, choice, folder))
         return [
             _one(
-                subject = _in_turn(load)
                 subject, choice, folder,
                 how={
                     "attack": list(attacks), "settings": settings or {}, "seed": seed, "device": place,
@@ -259,13 +266,6 @@ def _one(
     return record
 
 
-def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
-    """The curve as a table, what there is to doubt, and what it cost."""
-    if screen.as_json:
-        screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
-        return
-    digits = 2 if record.n >= 10_000 else 1
-    rows = [
 def _in_turn(load: Callable[[], T]) -> T:
     """What `load` gives on each process, on the first one first: what it fetches and keeps, the others find."""
     found: list[T] = []
@@ -273,6 +273,13 @@ def _in_turn(load: Callable[[], T]) -> T:
     return found[0] if found else load()
 
 
+def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
+    """The curve as a table, what there is to doubt, and what it cost."""
+    if screen.as_json:
+        screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
+        return
+    digits = 2 if record.n >= 10_000 else 1
+    rows = [
         (
             point.eps_text,
             f"{100 * point.accuracy:.{digits}f}",

@@ -69,4 +69,6 @@ Flags = Annotated[
         is_eager=True, callback=_read_flags,
     ),
 ]  # fmt: skip
-On = Annotated[str, typer.Option("--on", metavar="WHERE", help="local: this machine")]
+On = Annotated[
+    str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: a task each")
+]

@@ -12,6 +12,7 @@ import typer
 
 from advbench import ranks
 from advbench.cli import options
+from advbench.cli.cluster import Job, Place, connected, parse_place, train_task
 from advbench.cli.console import Screen
 from advbench.cli.runs import Task, choose_data, describe, place_runs
 from advbench.cli.settings import split_names
@@ -119,8 +120,11 @@ def train(
     screen = screen or Screen()
     if log is not None and log not in LOGS:
         raise unknown("log", log, LOGS)
-    if on != "local":
-        raise unknown("place", on, ("local",))
+    if log is not None:
+        from advbench.cli.watch import check_log
+
+        check_log()
+    ray = parse_place(on)
     given = _given(config, sets)
     dataset, arch = dataset or given.get("dataset"), arch or given.get("model.arch")
     for kind, names in (("methods", methods), ("models", [arch] if arch else [])):
@@ -148,6 +152,9 @@ def train(
         return _dry_run(recipes, str(place), why, screen)
     _check_methods(recipes)
     tasks = ranks.first(lambda: place_runs(recipes, out, resume=resume, force=force))
+    if ray is not None:
+        _there(ray, tasks, device=device, force=force, log=log, screen=screen)
+        return [task.out for task in tasks]
     with Stop() as stop:
         for number, task in enumerate(tasks, start=1):
             count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
@@ -200,7 +207,6 @@ def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
 
 
 def _one(task: Task, *, device: str, resume: bool, force: bool, log: str | None, stop: Stop, screen: Screen) -> None:
-    from advbench.checkpoint import read_card
     from advbench.cli.watch import Shown
     from advbench.trainer import folder, train
 
@@ -210,11 +216,41 @@ def _one(task: Task, *, device: str, resume: bool, force: bool, log: str | None,
         with screen.bar("") as bar:
             watch = Shown(bar, stop, log=log)
             train(task.recipe, task.out, device=device, resume=resume, force=force, watch=watch)
-    card = read_card(task.out)
+    _tell(task.out, screen)
+
+
+def _there(place: Place, tasks: Sequence[Task], *, device: str, force: bool, log: str | None, screen: Screen) -> None:
+    """Train the runs that are not finished as tasks of a Ray cluster."""
+    from advbench.trainer import folder
+
+    left = [task for task in tasks if not (task.going_on and folder.finished(task.out))]
+    for task in tasks:
+        if task not in left:
+            screen.note(f"{task.out} is finished: nothing to do")
+            _tell(task.out, screen)
+        elif force:
+            folder.begin(task.out, task.recipe)  # here: a task that is started anew goes on with what is there
+    with Stop() as stop, connected(place, device) as cluster, screen.bar("") as bar:
+        screen.say(f"{len(left)} runs on {cluster.about}")
+        jobs = [
+            Job(
+                str(task.out),
+                {"recipe": task.recipe.tree(), "out": str(task.out), "device": cluster.device, "log": log},
+            )
+            for task in left
+        ]
+        cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _tell(Path(out), screen))
+
+
+def _tell(out: Path, screen: Screen) -> None:
+    """A finished run: its card, or a line about it."""
+    from advbench.checkpoint import read_card
+
+    card = read_card(out)
     if screen.as_json:
-        screen.json({"run": str(task.out), **card.model_dump(mode="json", by_alias=True)})
+        screen.json({"run": str(out), **card.model_dump(mode="json", by_alias=True)})
     else:
-        screen.say(summary(task.out, card))
+        screen.say(summary(out, card))
         for flag in card.flags:
             screen.warn(f"{flag.name}: {flag.detail}")
 

@@ -22,6 +22,7 @@ class Shown(Watch):
         self._bar, self._stop, self._log = bar, stop, log
         self._writer: Any = None
         self._told = -_PAUSE
+        self._best = ""
 
     def stop(self) -> bool:
         return self._stop()
@@ -29,6 +30,8 @@ class Shown(Watch):
     def on_begin(self, event: Began) -> None:
         if self._log is not None:
             self._writer = writer(event.out / "tensorboard")
+        if event.best and "robust" in event.best:
+            self._best = _best(event.best["clean"], event.best["robust"], event.best["epoch"])
         if event.epoch:
             self._bar.line(f"going on after epoch {event.epoch} of {event.epochs}")
 
@@ -36,7 +39,7 @@ class Shown(Watch):
         done = (event.epoch - 1) * event.steps + event.step
         terms = ", ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
         left = "" if self._bar.live else f"{duration(event.seconds_left)} left, "
-        more = f"{left}epoch {event.epoch} of {event.epochs}, {event.images_per_s:,.0f} images/s, {terms}"
+        more = f"{left}epoch {event.epoch} of {event.epochs}, {event.images_per_s:,.0f} images/s, {terms}{self._best}"
         self._bar.update("training", lambda: (done, event.epochs * event.steps, more))
 
     def on_epoch(self, event: EpochDone) -> None:
@@ -44,6 +47,10 @@ class Shown(Watch):
             scores = asdict(event.scores) if event.scores else {}
             for name, value in {**event.terms, **event.notes, **scores, "lr": event.lr}.items():
                 self._writer.add_scalar(name, value, event.epoch)
+            self._writer.add_scalar("images_per_s", event.images_per_s, event.epoch)
+            self._writer.flush()  # what is not written when a run is stopped would be lost
+        if event.best and event.scores is not None:
+            self._best = _best(event.scores.clean, event.scores.robust, event.epoch)
         now = time.monotonic()
         last = event.epoch == event.epochs
         if self._bar.live or last or event.flag or now - self._told > _PAUSE:
@@ -66,6 +73,10 @@ def epoch_line(event: EpochDone) -> str:
     return "  ".join(parts)
 
 
+def _best(clean: float, robust: float, epoch: int) -> str:
+    return f", best clean {clean:.1%} PGD {robust:.1%} (epoch {epoch})"
+
+
 def duration(seconds: float) -> str:
     """42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
@@ -77,9 +88,16 @@ def duration(seconds: float) -> str:
 
 
 def writer(folder: Path) -> Any:
-    """TensorBoard's writer. UserError when the package is not there."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--log tensorboard needs a package: pip install tensorboard") from error
+    """TensorBoard's writer into `folder`. UserError when the package is not there."""
+    check_log()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(folder)
+
+
+def check_log() -> None:
+    """UserError where TensorBoard's package is not there."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UserError("--log tensorboard needs a package: pip install tensorboard, or 'advbench[log]'") from error

@@ -109,6 +109,7 @@ class Method:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
     views: ClassVar[int] = 1  # augmented copies of each sample; hooks see all of them, one copy after the other
     needs_maps: ClassVar[bool] = False  # feature_maps of the model
+    compiles: ClassVar[bool] = True  # no gradient is differentiated, which torch.compile cannot
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         """Raise UserError, before any training, for what the method cannot do."""

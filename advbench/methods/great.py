@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class GREAT(Method):
     second task, which turns images by quarters. alpha = beta = 0 is standard training, to the bit, in the forms
     defence and distillation.
     """
+
+    compiles: ClassVar[bool] = False
 
     form: Literal["defence", "distillation", "multi-task"] = "defence"
     alpha: float = 1.0

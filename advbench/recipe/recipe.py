@@ -38,7 +38,8 @@ from advbench.registry import Entry, find
 class Recipe(Part):
     """Everything that decides a training run. `precision` auto: bf16 on CUDA, fp32 on a CPU. `train_n`: the first
     so many training images, 0 for all. `bn`: under several processes BatchNorm normalises by each one's share of a
-    batch (local; the running statistics are averaged), or by all of it (sync, CUDA alone)."""
+    batch (local; the running statistics are averaged), or by all of it (sync, CUDA alone). `compile`: the backend of
+    torch.compile for the networks; auto is inductor on CUDA, off on a CPU."""
 
     format: Literal[1] = 1
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
@@ -48,6 +49,7 @@ class Recipe(Part):
     batch_size: Count = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     bn: Literal["local", "sync"] = "local"
+    compile: Literal["auto", "off", "inductor", "aot_eager"] = "auto"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     method: MethodSpec
     model: ModelSpec

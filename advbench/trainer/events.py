@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from advbench.record import Flag
 from advbench.trainer.validation import Scores
@@ -21,6 +22,7 @@ class Began:
     validation_images: int
     device: str
     precision: str
+    best: dict[str, Any] | None  # the row of metrics.jsonl of the best epoch so far
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from advbench import ranks
+from advbench import figure, ranks
 from advbench.checkpoint import (
     BEST,
     CARD,
@@ -37,6 +37,7 @@ from advbench.version import __version__
 
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
+FIGURE = "training.svg"
 PARTS = "parts"
 STATE = "train_state"
 LOCK = ".lock"
@@ -65,7 +66,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
 
 def begin(out: Path, recipe: Recipe) -> None:
     """Clear what a run left in `out`, and write the recipe. Raises UserError when it cannot be written."""
-    for name in (CARD, BEST, LAST, METRICS):  # the card first: it vouches for the others
+    for name in (CARD, BEST, LAST, METRICS, FIGURE):  # the card first: it vouches for the others
         (out / name).unlink(missing_ok=True)
     for name in (PARTS, STATE):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -99,6 +100,8 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
             kept.load_state_dict(history.best["parts"][name])
             files[f"{PARTS}/{name}.safetensors"] = save_weights(kept, out / PARTS / f"{name}.safetensors")
     write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
+    if done and history.rows:
+        write_atomic(out / FIGURE, _figure(session.recipe, history))
     write_card(out, _card(session, history, files, done))
 
 
@@ -117,6 +120,12 @@ def restore(out: Path, session: Session) -> History:
         raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than are here now")
     session.restore(state)
     return History.from_state(state["history"])
+
+
+def _figure(recipe: Recipe, history: History) -> bytes:
+    with figure.panels(2, recipe.run_name) as (drawing, (losses, accuracies)):
+        figure.draw_training(losses, accuracies, history.rows, history.best_epoch)
+        return figure.render(drawing)
 
 
 def _card(session: Session, history: History, files: dict[str, str], done: bool) -> RunCard:
@@ -141,6 +150,7 @@ def _card(session: Session, history: History, files: dict[str, str], done: bool)
             "seconds": round(history.seconds, 3),
             "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,
             "precision": session.precision,
+            "compile": session.compile_told,
             "peak_memory": session.peak_memory,
         },
         results={"epochs": session.epoch, "best": history.best_row, "last": history.rows[-1] if history.rows else None},

@@ -105,6 +105,7 @@ class _Run:
             validation_images=0 if session.held_out is None else len(session.held_out),
             device=str(session.device),
             precision=session.precision,
+            best=self.history.best_row,
         )
         if self.leads:
             self.watch.on_begin(began)

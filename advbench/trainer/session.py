@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from advbench.models.base import Model
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
+from advbench.trainer.compiled import Compiled, held
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
 from advbench.trainer.tools import Counter, Tools
@@ -69,7 +71,9 @@ class Session:
             if isinstance(net, Model):
                 self.counter.watch(net)
 
-        self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast)
+        self.compiled = self._compile()
+        hold = partial(held, (f, *parts.values())) if self.compiled else nullcontext
+        self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast, hold)
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0
         self.position = 0  # steps of the epoch that are done
@@ -120,6 +124,21 @@ class Session:
         self.position += 1
         if self.averaged:
             self.averaged.after_step(nets.f, self.progress)
+
+    def _compile(self) -> list[Compiled]:
+        """The nets that are compiled: those of the zoo, of methods that differentiate once."""
+        backend = self.recipe.compile
+        if backend == "auto":
+            backend = "inductor" if self.device.type == "cuda" else "off"
+        if backend == "off" or not self.method.compiles:
+            return []
+        nets = [net for net in (self.nets.f, *self.nets.parts.values()) if isinstance(net, Model)]
+        return [Compiled(net, backend, self.counter) for net in nets]
+
+    @property
+    def compile_told(self) -> str:
+        """What compiles the nets, or why nothing does."""
+        return ", ".join(dict.fromkeys(net.told for net in self.compiled)) or "off"
 
     def _agree(self) -> None:
         """The same running statistics in every process: the means of theirs."""

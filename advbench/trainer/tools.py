@@ -47,6 +47,11 @@ class Counter:
         first.register_forward_hook(self._count)
 
     def _count(self, module: nn.Module, given: Any, out: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            self.add(out)
+
+    def add(self, out: Tensor) -> None:
+        """Count a pass whose output, of any layer, is `out` (B, ...)."""
         self.forwards += len(out) * self.counting
         if out.requires_grad and self.counting:
             self.backwards += len(out)
@@ -61,11 +66,13 @@ class Tools:
         nets: Nets,
         optimizers: dict[str, torch.optim.Optimizer],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        hold: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.recipe = recipe
         self.nets = nets
         self.optimizers = optimizers
         self.autocast = autocast
+        self.hold = hold  # while an attack takes gradients by the input alone
         self.inner = inner_attack(recipe.inner)
 
     @property
@@ -88,12 +95,12 @@ class Tools:
 
     def attack(self, objective: Objective, x: Tensor, y: Tensor, attack: Attack | None = None) -> Tensor:
         problem = Problem(self.region(x), y, torch.full_like(y, -1), self.nets.key)
-        with self.attack_mode():
+        with self.attack_mode(), self.hold():
             return solve(attack or self.inner, objective, problem)
 
     def gradient(self, objective: Objective, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        with self.attack_mode(), torch.enable_grad():
+        with self.attack_mode(), self.hold(), torch.enable_grad():
             (g,) = torch.autograd.grad(objective(x).sum(), x)
         return g
 
