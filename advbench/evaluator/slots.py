@@ -24,7 +24,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.files import locked, write_atomic
 from advbench.models.search_copy import search_copy
-from advbench.threat import around
+from advbench.threat import REGIONS, around
 
 CPU = 64
 SMALL = 16  # pixels a side: on a CPU such images cost more by the step than by the row, so there are 4 times the slots
@@ -84,6 +84,7 @@ def rate_of(
     """slots -> images a second in steps of APGD, as an evaluation makes them, after a pass of `net` itself."""
     dtype = torch.bfloat16 if precision == "bf16" else None
     copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
+    norm = norm if norm in REGIONS else "linf"  # corruptions have none
     attack = APGD(name="apgd-ce").for_model(norm, data.num_classes)
     wait = torch.cuda.synchronize if data.device.type == "cuda" else lambda: None
 

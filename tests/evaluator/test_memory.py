@@ -152,9 +152,10 @@ def test_the_first_count_may_not_fit_and_other_errors_pass() -> None:
         fastest(broken)
 
 
-def test_the_rate_is_that_of_the_steps_after_the_warm_up(digits: Dataset) -> None:
+@pytest.mark.parametrize("norm", ["linf", "l1", "corruptions"])
+def test_the_rate_is_that_of_the_steps_after_the_warm_up(digits: Dataset, norm: str) -> None:
     times = iter([5.0, 7.0, 0.0, 0.5])
-    rate = rate_of(Small(), digits, norm="linf", precision="fp32", clock=lambda: next(times))
+    rate = rate_of(Small(), digits, norm=norm, precision="fp32", clock=lambda: next(times))
     seen.clear()
     assert rate(16) == 4 * 16 / 2.0 and set(seen) == {16}
     assert rate(64) == 4 * 64 / 0.5  # more than there are images
