@@ -109,13 +109,13 @@ class L2(Region):
         """
         x, e = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
         u = z.flatten(1) - x
-        a, room = u.abs(), torch.where(u > 0, 1 - x, x)
+        a, room = u.abs(), _room(x, u)
         squares, full = a**2, room**2
         s = (e / squares.sum(1, keepdim=True).sqrt().clamp_min(_TINY)).clamp_max(1)
         for _ in range(_CLIMBS):
-            clipped = s * a >= room
-            left = (e**2 - torch.where(clipped, full, 0).sum(1, keepdim=True)).clamp_min(0)
-            free = torch.where(clipped, 0, squares).sum(1, keepdim=True)
+            inside = (room - s * a).sign_().clamp_min_(0)  # 1 or 0: masks of booleans are slow on CPUs
+            left = (e**2 - (full * (1 - inside)).sum(1, keepdim=True)).clamp_min(0)
+            free = (squares * inside).sum(1, keepdim=True)
             higher = torch.maximum(s, (left / free.clamp_min(_TINY**2)).sqrt().clamp_max(1))
             settled, s = higher == s, higher
             if s.device.type == "cpu" and bool(settled.all()):  # further rounds change no row
@@ -153,7 +153,7 @@ class L1(Region):
         """
         u = (z - self.x).flatten(1)
         x = self.x.flatten(1)
-        a, room = u.abs(), torch.where(u > 0, 1 - x, x)
+        a, room = u.abs(), _room(x, u)
         eps = self.eps.to(a.dtype)[:, None]
 
         def total(shift: Tensor) -> Tensor:
@@ -270,6 +270,11 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
         raise UserError(f"band is for norm {FourierLinf.norm}, not {norm}")
     if not 0 <= band[0] < band[1]:
         raise UserError(f"band is {band[0]:g},{band[1]:g}, but must be low,high with 0 <= low < high")
+
+
+def _room(x: Tensor, u: Tensor) -> Tensor:
+    """How far each element of x can go towards the side of u within [0, 1]."""
+    return torch.lerp(x, 1 - x, u.sign().clamp_min_(0))
 
 
 def _between(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

@@ -22,6 +22,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "feature-pgd": {
         "make": "FeaturePGD",
         "set": {"name": "feature-pgd"},
+        "members": ["pgd"],
         "summary": "features pulled to the mean ones of 3 wrong classes, 40 steps (after Sabour et al. 2016)",
     },
 }

@@ -91,7 +91,7 @@ def _one(corrupt: Callable[..., Image], image: Tensor, name: str, severity: int,
     more: dict[str, Any] = {"seed": draw} if name in _SEEDED else {}
     with _drawing(draw):
         found = corrupt(colour, severity=severity, corruption_name=name, **more)
-    result = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1).float() / 255
+    result = torch.from_numpy(np.array(found)).permute(2, 0, 1).float() / 255
     result = result[:, margins[2] : margins[2] + height, margins[0] : margins[0] + width]
     return result.mean(0, keepdim=True) if channels == 1 else result.contiguous()
 

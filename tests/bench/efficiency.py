@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from advbench.attacks.oracle import untouched
-from advbench.checkpoint import load_model
+from advbench.checkpoint import load_model, weights_sha256
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.choose import choose
-from advbench.evaluator.evaluate import default_slots
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.slots import choose_slots
 from advbench.models.search_copy import search_copy
 
 
@@ -67,10 +67,10 @@ def bare_pass(net: nn.Module, data: Dataset, slots: int, seconds: float = 0.7) -
     return min(t[0] for t in times), min(t[1] for t in times)
 
 
-def _median(work: object, seconds: float) -> float:
-    assert callable(work)
+def _median(work: Callable[[], None], seconds: float) -> float:
     work()
-    taken, end = [], time.process_time() + seconds
+    taken: list[float] = []
+    end = time.process_time() + seconds
     while not taken or time.process_time() < end:
         began = time.process_time()
         work()
@@ -82,7 +82,7 @@ def efficiency(
     net: nn.Module, data: Dataset, attacks: Sequence[str], eps: float, *, slots: int | None = None, norm: str = "linf"
 ) -> list[Row]:
     """One row an attack of `attacks`, each on all images that `net` gets right, on their device in fp32."""
-    slots = slots or default_slots(data.device, data)
+    slots = slots or choose_slots(net, data, norm=norm, precision="fp32", weights_sha256=weights_sha256(net))
     found = []
     with untouched(net):
         for attack in choose(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:

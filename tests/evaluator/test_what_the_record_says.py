@@ -43,7 +43,7 @@ def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2):
         told = {
             "advbench": json.dumps(
-                {"arch": "linear", "num_classes": 10, "in_channels": 1, "image_size": 8, "settings": {}}
+                {"arch": "linear", "num_classes": 10, "in_channels": 1, "image_size": 8, "settings": {}, "wrappers": []}
             )
         }
         save_file(linear(seed).state_dict(), tmp_path / f"{seed}.safetensors", metadata=told)

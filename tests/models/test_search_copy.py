@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from advbench.checkpoint import weights_sha256
 from advbench.models import architectures, build, settings_of, wrap
 from advbench.models.base import Model, straight_through
-from advbench.models.search_copy import search_copy
+from advbench.models.search_copy import prepacked, search_copy
 from advbench.registry import find
 
 
@@ -161,3 +161,44 @@ def test_a_quantised_layer_keeps_its_switch() -> None:
         (passed,) = torch.autograd.grad(twin(x).sum(), x)
     (blocked,) = torch.autograd.grad(twin(x).sum(), x)
     assert blocked.abs().sum() == 0 < passed.abs().sum()
+
+
+@pytest.mark.parametrize(("arch", "channels", "side"), [("lenet5", 1, 28), ("small_cnn_16_32_100", 1, 28)])
+def test_forward_passes_alone_are_prepacked_and_say_the_same(arch, channels, side):
+    net = build(arch, num_classes=10, in_channels=channels, image_size=side, seed=0).eval()
+    copy, _ = search_copy(net)
+    x = torch.rand(6, channels, side, side, generator=torch.Generator().manual_seed(3))
+    assert prepacked(net, x) is not None
+    with torch.no_grad():
+        quick = copy(x)
+        assert torch.equal(quick, copy(x))
+        assert torch.equal(copy(x[[0, 1, 2, 0, 0, 0]])[:3], quick[:3])  # no row depends on its neighbours
+    assert torch.allclose(quick, copy(x.requires_grad_()), atol=1e-5)
+    assert torch.allclose(quick, net(x), atol=1e-4)
+
+
+def test_what_cannot_be_recorded_is_not_prepacked():
+    class Turning(nn.Module):
+        """Goes elsewhere with some inputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            z = self.conv(x).mean((2, 3))
+            return -z if bool(x.mean() > 0.9) else z
+
+    class Noisy(Turning):
+        def forward(self, x):
+            return self.conv(x + torch.rand_like(x)).mean((2, 3))
+
+    x = torch.rand(4, 1, 6, 6)
+    for net in (Turning(), Noisy(), nn.Sequential(nn.Flatten(), nn.Linear(36, 2))):
+        assert prepacked(net.eval(), x) is None
+    bright = torch.ones(4, 1, 6, 6)
+    net = Turning().eval()
+    copy, _ = search_copy(net, example=x)
+    with torch.no_grad():
+        copy(x)
+        assert torch.allclose(copy(bright), net(bright), atol=1e-6)
