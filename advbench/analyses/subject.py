@@ -32,34 +32,40 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained run: its network in eval mode, weights without gradients, and its recipe."""
+    """A trained run: its network in eval mode, weights without gradients, its recipe, and a name of its own."""
 
     folder: Path
     net: Model
     recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
+    name: str
 
     @property
     def trained_eps(self) -> Eps:
         """The eps it was trained against; 0 where its method attacks nothing."""
         attacked = self.recipe.method.settings.get("attacked", "main")
-        clean = self.recipe.method.name in ("standard", "center-loss", "learned-optimizer") or attacked == "none"
+        clean = (
+            self.recipe.method.name in ("standard", "center-loss", "great", "learned-optimizer") or attacked == "none"
+        )
         return Eps("0", 0.0) if clean else Eps(self.recipe.threat.eps, self.recipe.threat.eps_value)
 
 
 def load_subjects(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) -> list[Subject]:
-    """The runs, which must be of one dataset and norm. Raises UserError."""
+    """The runs, which must be different and of one dataset and norm; named after their folder, or the whole path where
+    two are alike. Raises UserError.
+    """
     if len(runs) < at_least:
         raise UserError(f"{len(runs)} runs were named: name at least {at_least} run folder{'s' * (at_least > 1)}")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run was named twice: name different ones")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = list(map(str, runs))
     subjects = []
-    for run in runs:
+    for run, name in zip(runs, names, strict=True):
         net = load_model(str(run), device=device).net
         if not isinstance(net, Model):
             raise UserError(f"{run} holds no network of the zoo")
-        subjects.append(Subject(run, net.requires_grad_(False), Recipe.load(run / "recipe.toml")))
+        subjects.append(Subject(run, net.requires_grad_(False), Recipe.load(run / "recipe.toml"), name))
     first = subjects[0].recipe
     for subject in subjects[1:]:
         if subject.recipe.dataset != first.dataset:

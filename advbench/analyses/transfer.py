@@ -15,7 +15,6 @@ import torch
 
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.subject import against, images, load_subjects, one_eps, perturbed, right
-from advbench.errors import UserError
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
@@ -51,10 +50,6 @@ def run(
     """
     subjects = load_subjects(runs, device, at_least=2)
     names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        names = [str(subject.folder) for subject in subjects]
-    if len(set(names)) < len(names):
-        raise UserError("a run was named twice: name different ones")
     data = images(subjects, "test", n, device)
     size, norm = one_eps(eps, subjects[0]), subjects[0].recipe.threat.norm
     x, y = data.batch(slice(None))

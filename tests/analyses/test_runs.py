@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +109,13 @@ def test_spectrum_of_digits(trained: Trained) -> None:
         assert stands.double().mean() == matrix.iloc[place, 0] and subject.trained_eps.value == eps
     with pytest.raises(UserError, match="more than eps and seed"):
         spectrum.run([runs[0], trained("pgd-at", "epochs=10")], n=10)
+
+
+def test_runs_of_one_name_keep_a_row_each(trained: Trained, tmp_path: Path) -> None:
+    runs = []
+    for place in ("a", "b"):
+        runs.append(tmp_path / place / "run")
+        shutil.copytree(trained("pgd-at"), runs[-1])
+    table = features.run(runs, n=30, steps=2).tables["features"]
+    assert list(table.index) == list(map(str, runs))
+    assert table.iloc[0].drop("gradient_probe").equals(table.iloc[1].drop("gradient_probe"))
