@@ -136,7 +136,7 @@ def train(
         parse(dataset)
     from advbench.cli.subject import pick_device
 
-    place = pick_device(device)
+    place = pick_device(device if ray is None else "auto")  # its machines may have what this one has not
     dataset, arch, why = choose_data(dataset, arch, cuda=place.type == "cuda")
     from advbench.recipe import Recipe
 

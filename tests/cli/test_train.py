@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -158,7 +159,24 @@ def test_dry_run_is_a_recipe_that_config_takes(cli: Any) -> None:
 def test_tensorboard_without_its_package(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     ran = cli("train", *QUICK, "--log", "tensorboard")
-    assert ran.code == 2 and "pip install tensorboard" in ran.err
+    assert ran.is_one_clear_line and "pip install tensorboard" in ran.err and cli.files() == set()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard: pip install '.[log]'")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports
+def test_what_tensorboard_reads(cli: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli("train", "--method", "trades", *QUICK, "--epochs", "2", "--log", "tensorboard", "--out", "run").code == 0
+    found = EventAccumulator(str(cli.folder / "run" / "tensorboard"))
+    found.Reload()
+    rows = [json.loads(line) for line in (cli.folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = {"loss": [row["loss"] for row in rows], "kl": [row["terms"]["kl"] for row in rows]}
+    told |= {name: [row[name] for row in rows] for name in ("clean", "robust", "lr")}
+    for name, values in told.items():
+        assert [(event.step, event.value) for event in found.Scalars(name)] == [
+            (epoch, pytest.approx(value, rel=1e-5)) for epoch, value in enumerate(values, 1)
+        ]
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -
         "train_state",
         "run.json",
         "parts",
+        "training.svg",
     }
     assert names <= {file.name for file in out.iterdir()}
     assert Recipe.load(out / "recipe.toml") == made
