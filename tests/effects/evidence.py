@@ -21,6 +21,7 @@ GRID = "0,0.1,0.2"
 MARGIN = 2.0  # points: over three seeds digits vary by 0.7 to 3.4, so that less is no claim
 
 Verdict = Literal["shown", "not shown", "shown only under PGD"]
+MISSING = {"ours": "", "verdict": "not measured yet"}
 BySeed = dict[int, float]
 
 
@@ -130,9 +131,13 @@ class Claim:
     judge: Callable[[Numbers], tuple[str, Verdict]]
 
     def judged(self, numbers: Numbers) -> dict[str, str]:
-        """As it stands in the effect's JSON."""
-        ours, found = self.judge(numbers)
-        return {"claim": self.text, "paper": self.paper, "ours": ours, "verdict": found}
+        """As it stands on the page; without numbers where some of its own are missing."""
+        told = {"claim": self.text, "paper": self.paper}
+        try:
+            ours, found = self.judge(numbers)
+        except KeyError:
+            return told | MISSING
+        return told | {"ours": ours, "verdict": found}
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence import BOARDS, Analysis, Effect, Evaluation, Numbers, read_numbers, said
+from evidence import BOARDS, MISSING, Analysis, Effect, Evaluation, Numbers, read_numbers, said
 
 from advbench.checkpoint.card import read_card
-from advbench.errors import UserError
 from advbench.escape import markdown
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
@@ -54,7 +53,8 @@ def main() -> int:
         effect = load(name)
         if not given.collect and (code := perform(effect)):
             return code
-        if stored := collect(effect):
+        stored = collect(effect)
+        if judged(stored) and judged(stored) >= judged(read(name)):
             write_atomic(place(name), json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     write_atomic(PAGE, page())
     print(f"{PAGE} is written")
@@ -89,46 +89,62 @@ def perform(effect: Effect) -> int:
     return 0
 
 
-def collect(effect: Effect) -> dict[str, Any] | None:
-    """What was measured, with verdicts; None, and a line that says so, where something is missing."""
-    try:
-        stored = gathered(effect)
-        numbers = read_numbers(stored)
-        stored["claims"] = [claim.judged(numbers) for claim in effect.claims]
-    except (LookupError, UserError) as error:
-        print(f"{effect.system}: not all is measured: {error}")
-        return None
-    return stored
+def collect(effect: Effect) -> dict[str, Any]:
+    """What was measured, with verdicts. An evaluation counts once all its seeds are there."""
+    stored = gathered(effect)
+    numbers = read_numbers(stored)
+    return {**stored, "claims": [claim.judged(numbers) for claim in effect.claims]}
+
+
+def judged(stored: Mapping[str, Any]) -> int:
+    """How many of its claims have a verdict."""
+    return sum(claim["verdict"] != MISSING["verdict"] for claim in stored["claims"])
 
 
 def gathered(effect: Effect) -> dict[str, Any]:
-    """Records, tables and runs of an effect as plain values. Raises LookupError or UserError for what is missing."""
+    """The records, tables and runs of an effect that there are, as plain values."""
     records, _ = load_records(BOARDS / "records")
     commands = [c for step in (*effect.runs, *effect.evaluations, *effect.analyses) for c in step.commands()]
+    measured = {e.key: {str(seed): found(records, e, seed) for seed in e.runs.seeds} for e in effect.evaluations}
     return {
         "system": effect.system,
         "source": effect.source,
-        "command": f"make effects SYSTEM={effect.system}",
+        "command": command_of(effect),
         "commands": [shlex.join(["advbench", *command]) for command in commands],
         "version": __version__,
         "records": {
-            e.key: {str(seed): path_of(found(records, e, seed)) for seed in e.runs.seeds} for e in effect.evaluations
+            key: {seed: path_of(record) for seed, record in of.items() if record}
+            for key, of in measured.items()
+            if all(of.values())
         },
         "tables": {
-            f"{one.key}/{file.stem}": rows(file) for one in effect.analyses for file in sorted(one.out.glob("*.csv"))
+            f"{one.key}/{file.stem}": rows(file)
+            for one in effect.analyses
+            if one.fresh
+            for file in sorted(one.out.glob("*.csv"))
         },
-        "trained": {runs.label: {str(seed): facts(runs.folder(seed)) for seed in runs.seeds} for runs in effect.runs},
+        "trained": {
+            runs.label: {str(seed): facts(runs.folder(seed)) for seed in runs.seeds}
+            for runs in effect.runs
+            if all(finished(folder) for folder in runs.folders)
+        },
     }
 
 
-def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record:
-    """The newest record that answers it."""
+def finished(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and read_card(folder).finished
+
+
+def command_of(effect: Effect) -> str:
+    return f"make effects SYSTEM={effect.system}"
+
+
+def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | None:
+    """The newest record that answers it, if there is one."""
     spec, grid = asked.spec(seed), asked.eps.split(",")
     measured = [record for record in records if (record.model.spec, record.attack_name) == (spec, asked.attack)]
     same = [record for record in measured if [point.eps_text for point in record.curve] == grid]
-    if not same:
-        raise LookupError(f"no record of {spec} under {asked.attack}")
-    return max(same, key=lambda record: record.environment.date)
+    return max(same, key=lambda record: record.environment.date, default=None)
 
 
 def path_of(record: Record) -> str:
@@ -168,14 +184,15 @@ def rows(table: Path) -> list[dict[str, Any]]:
 
 def page() -> str:
     """EFFECTS.md, from the JSON files and the records alone."""
-    shown = [json.loads(place(name).read_text(encoding="utf-8")) for name in ORDER if place(name).is_file()]
+    shown = [read(name) for name in ORDER]
     lines = [
         "# Does each system show its paper's effect?",
         "",
         "Written by `make effects` from `effects/*.json` and the records; edits will be lost. Accuracies in percent on "
         "all 500 test images of digits, under AutoAttack unless another attack is named; ± is the standard deviation "
         "over seeds. The verdicts are functions of these numbers in `tests/effects/`: a gain counts from 2 points on "
-        "average and with every seed. Nets and data are small: what a row shows or does not show, it does so here.",
+        "average and with every seed. Nets and data are small: what a row shows or does not show, it does so here. "
+        "What is not measured yet, its command measures, and goes on with what has begun.",
         "",
         "| system | claim | paper | ours | verdict | command |",
         "|:--|:--|:--|:--|:--|:--|",
@@ -189,6 +206,16 @@ def page() -> str:
     for one in shown:
         lines += ["", f"## {one['system']}", "", cell(one["source"]), *details(read_numbers(one), one)]
     return "\n".join(lines) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """The JSON of a system, or what it would be with nothing measured."""
+    if place(name).is_file():
+        return json.loads(place(name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    effect = load(name)
+    claims = [claim.judged(Numbers()) for claim in effect.claims]
+    empty: dict[str, Any] = {"records": {}, "tables": {}, "trained": {}, "claims": claims}
+    return {**empty, "system": name, "source": effect.source, "command": command_of(effect)}
 
 
 def details(numbers: Numbers, stored: dict[str, Any]) -> list[str]:
