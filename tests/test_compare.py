@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tomli_w
 
 from advbench import statistics
 from advbench.compare import (
@@ -30,6 +33,7 @@ from advbench.compare import (
     to_junit,
     to_markdown,
     verdict,
+    whereabouts,
 )
 from advbench.eps import parse_eps_list
 from advbench.errors import UserError
@@ -119,6 +123,12 @@ def test_median_norm_is_compared_where_both_know_it() -> None:
     assert row.value == pytest.approx(0.9 * np.median(norm)) == sides[1].units[0].record.median_norm
     assert row.p < 0.001 and row.low <= row.difference <= row.high
     assert cells(row)[3] == f"{row.value:.4g}"
+
+
+def test_the_reports_say_that_p_is_adjusted() -> None:
+    others = [side(name, made(fallen([900, 700, 480]), spec=name)) for name in "ab"]
+    assert "adjusted for 2 models (Holm)" in to_markdown(compare([BASE, *others]))
+    assert "Holm" not in to_markdown(compare([BASE, others[0]]))
 
 
 def test_holm_over_the_models() -> None:
@@ -495,8 +505,10 @@ def _run(folder: Path) -> tuple[Path, Measured]:
     from advbench.recipe import Recipe
 
     folder.mkdir(parents=True)
-    (folder / "recipe.toml").write_text(RECIPE)
-    trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=Recipe.load(folder / "recipe.toml").sha256)
+    recipe = Recipe.read(tomllib.loads(RECIPE))
+    (folder / "recipe.toml").write_text(recipe.to_toml())
+    (folder / "run.json").write_text("{}")
+    trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=recipe.sha256)
     unit = made(fallen([90, 70, 50], 100), spec=str(folder), trained=trained)
     return saved(folder, unit), unit
 
@@ -513,6 +525,31 @@ def test_the_chain_of_a_sound_record(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "advbench evaluate" in next(link.says for link in chain if link.name == "command")
     assert {link.state for link in explain(path) if link.name in ("weights", "images")} == {"not checked"}
+
+
+def test_a_recipe_stays_verified_when_recipes_come_to_have_more_fields(tmp_path: Path) -> None:
+    path, _ = _run(tmp_path / "act")
+    file = tmp_path / "act" / "recipe.toml"
+    with_one_less = {key: value for key, value in tomllib.loads(file.read_text()).items() if key != "awp"}
+    old = hashlib.sha256(json.dumps(with_one_less, sort_keys=True).encode()).hexdigest()
+    file.write_text(tomli_w.dumps(with_one_less))
+    unit = made(
+        fallen([90, 70, 50], 100), spec=str(tmp_path / "act"), seed=1, trained=Trained(method="act", recipe_sha256=old)
+    )
+    assert {link.name: link.state for link in explain(saved(tmp_path / "act", unit))}["recipe"] == "verified"
+    assert {link.name: link.state for link in explain(path)}["recipe"] == "differs"
+
+
+def test_a_run_that_was_moved_with_its_records_is_found(tmp_path: Path) -> None:
+    path, unit = _run(tmp_path / "act")
+    assert whereabouts(path, unit.record) == str(tmp_path / "act")
+    (tmp_path / "act").rename(tmp_path / "moved")
+    path = tmp_path / "moved" / path.relative_to(tmp_path / "act")
+    assert whereabouts(path, unit.record) == str(tmp_path / "moved")
+    assert {link.name: link.state for link in explain(path)}["recipe"] == "verified"
+    copied = saved(tmp_path / "leaderboard", unit)  # no run folder: there is nothing else to try
+    assert whereabouts(copied, unit.record) == str(tmp_path / "act")
+    assert {link.name: link.state for link in explain(copied)}["recipe"] == "missing"
 
 
 def _missing(_: Record) -> str:

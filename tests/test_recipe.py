@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from advbench.data import parse
 from advbench.errors import UserError
 from advbench.models import architectures
-from advbench.recipe import Recipe, differences, parse_set
+from advbench.recipe import Recipe, differences, parse_set, saved_sha256
 from advbench.recipe.recipe import field_names
 from advbench.recipe.trees import listed, merged, plain, put
 from advbench.registry import entries
@@ -96,7 +96,7 @@ def test_toml_round_trip_is_exact_for_every_method(method: str, tmp_path: Path) 
     path.write_text(recipe.to_toml(), encoding="utf-8")
     again = Recipe.load(path)
     assert again == recipe
-    assert again.sha256 == recipe.sha256
+    assert again.sha256 == recipe.sha256 == saved_sha256(path)
     assert again.to_toml() == recipe.to_toml()
     assert differences(recipe, again) == []
 

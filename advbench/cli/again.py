@@ -12,6 +12,7 @@ from advbench.cli.console import Screen
 from advbench.cli.keep import check_writable, save, shown
 from advbench.cli.stop import Stop
 from advbench.cli.subject import load_subject, pick_device
+from advbench.compare import whereabouts
 from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.evaluator import Journal, evaluate
@@ -45,8 +46,9 @@ def repeat(
     place = pick_device(device)
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
+            spec = model or whereabouts(path, was)
             subject = load_subject(
-                model or was.model.spec, dataset=was.dataset.name, arch=arch_of(model or was.model.spec, was),
+                spec, dataset=was.dataset.name, arch=arch_of(spec, was),
                 norm=was.norm, device=place, trust_pickle=trust_pickle, fetching=fetching,
             )  # fmt: skip
         data = images(subject.data, was)

@@ -138,8 +138,8 @@ def show(found: Comparison, screen: Screen) -> None:
     """A table for each model, the gate's findings, and what to keep in mind."""
     from advbench.compare import HEADER, cells, reason, verdict
 
-    record = found.sides[0].units[0].record
-    screen.say(f"{found.dataset}, {found.norm}, {record.n} images; percent, baseline {found.baseline}")
+    counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
+    screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, baseline {found.baseline}")
     for model in found.models:
         rows = [cells(row)[1:] for row in found.rows if row.model == model]
         screen.table(HEADER[1:], rows, title=model)
@@ -155,13 +155,15 @@ def show(found: Comparison, screen: Screen) -> None:
 def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None) -> list[Link]:
     """Show the chain behind the record that `text` names, each link checked. Raises UserError when there is none."""
     screen = screen or Screen()
-    from advbench.compare import explain, find_record
+    from advbench import compare as comparing
+
+    path = comparing.find_record(text)
 
     def weights(record: Record) -> str:
         from advbench.checkpoint import load_model
         from advbench.cli.again import arch_of
 
-        spec = record.model.spec
+        spec = comparing.whereabouts(path, record)
         return load_model(spec, arch=arch_of(spec, record), trust_pickle=trust_pickle).weights_sha256
 
     def images(record: Record) -> str:
@@ -170,7 +172,7 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
 
         return images(load(record.dataset.name, record.dataset.split), record).images_sha256
 
-    chain = explain(find_record(text), weights=weights, images=images)
+    chain = comparing.explain(path, weights=weights, images=images)
     if screen.as_json:
         for link in chain:
             screen.json(asdict(link))

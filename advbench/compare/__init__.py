@@ -1,7 +1,7 @@
 """record x record -> verdict: paired differences, a gate, reports, and the chain behind a number. Loads no torch."""
 
 from advbench.compare.comparison import compare
-from advbench.compare.explain import Link, explain
+from advbench.compare.explain import Link, explain, whereabouts
 from advbench.compare.gate import parse_gate
 from advbench.compare.plot import plot
 from advbench.compare.report import HEADER, cells, reason, to_csv, to_json, to_junit, to_markdown, verdict
@@ -31,4 +31,5 @@ __all__ = [
     "to_junit",
     "to_markdown",
     "verdict",
+    "whereabouts",
 ]

@@ -218,6 +218,8 @@ def _notes(sides: Sequence[Side], judge: _Judge, unpaired: bool) -> tuple[str, .
     else:
         counts = ", ".join(f"{side.label}: {len(side.units)}" for side in sides)
         notes.append(f"Trained models are the units ({counts}); means, with standard deviations over models.")
+    if len(sides) > 2:
+        notes.append(f"p is adjusted for {len(sides) - 1} models (Holm), in a gate for its branches too.")
     if unpaired:
         notes.append("Unpaired: the sides are treated as different images, which takes larger differences to see.")
     for side in sides:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from advbench.errors import UserError
-from advbench.recipe import Recipe
+from advbench.recipe import saved_sha256
 from advbench.record import Record, load_record
 from advbench.version import __version__
 
@@ -49,7 +49,7 @@ def explain(
         _hashed("weights", record.model.spec, record.model.weights_sha256, record, weights),
     ]
     if trained is not None:
-        chain.append(_recipe(Path(record.model.spec), trained.method, trained.recipe_sha256))
+        chain.append(_recipe(Path(whereabouts(path, record)), trained.method, trained.recipe_sha256))
     of = f"{record.dataset.name}, {record.dataset.split}, {record.n} images"
     chain.append(_hashed("images", of, record.dataset.images_sha256, record, images))
     attacks = f"{record.attack_name}, {record.engine.name} {record.engine.version}, seed {record.seed}"
@@ -57,6 +57,13 @@ def explain(
     command = shlex.join(environment.command) or "not recorded"
     chain.append(Link("command", command, "not checked", f"{environment.date}; repeat with evaluate --again"))
     return [*chain, *_versions(record)]
+
+
+def whereabouts(path: Path, record: Record) -> str:
+    """The spec of the model of the record file `path`: where its run folder was moved with the record, the folder."""
+    spec, folder = record.model.spec, path.parent.parent.parent.parent
+    moved = record.model.trained is not None and not Path(spec).exists() and path.parent.parent.parent.name == "records"
+    return str(folder) if moved and (folder / "run.json").is_file() else spec
 
 
 def _hashed(name: str, says: str, recorded: str, record: Record, compute: Callable[[Record], str] | None) -> Link:
@@ -80,7 +87,7 @@ def _recipe(folder: Path, method: str, recorded: str | None) -> Link:
     if recorded is None:
         return Link("recipe", says, "not checked", "the record holds no hash of it")
     try:
-        found = Recipe.load(file).sha256
+        found = saved_sha256(file)
     except UserError as error:
         return Link("recipe", says, "differs", str(error))
     if found == recorded:

@@ -17,7 +17,7 @@ from advbench.recipe.fields import (
     Threat,
     Validation,
 )
-from advbench.recipe.recipe import Recipe, differences, method_fields
+from advbench.recipe.recipe import Recipe, differences, method_fields, saved_sha256
 from advbench.recipe.trees import parse_set
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "differences",
     "method_fields",
     "parse_set",
+    "saved_sha256",
 ]

@@ -131,13 +131,21 @@ class Recipe(Part):
     @property
     def sha256(self) -> str:
         """Hex digest of everything that decides the run."""
-        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+        return _sha256(self.tree())
 
     @property
     def run_name(self) -> str:
         """The default name of its folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
         words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, self.threat.eps, f"s{self.seed}")
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+
+def saved_sha256(path: Path) -> str:
+    """`Recipe.sha256` of the recipe that was saved in a TOML file, whichever fields recipes have come to have since.
+
+    Raises UserError when it cannot be read.
+    """
+    return _sha256(read_toml(path))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -206,3 +214,7 @@ def _explained(error: ValidationError) -> UserError:
     section = path.rpartition(".")[0]
     inside = [name for name in names if section and name.startswith(f"{section}.")]
     return UserError(f"unknown recipe field {path!r}: {hint}choose from {', '.join(inside or names)}")
+
+
+def _sha256(tree: Tree) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
