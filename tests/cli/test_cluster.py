@@ -19,7 +19,7 @@ from advbench.checkpoint import read_card
 from advbench.cli.cluster import Place, parse_place
 from advbench.errors import UserError
 
-QUICK = ["--dataset", "digits", "--arch", "mlp", "--device", "cpu", "--epochs", "6", "--set", "train_n=512"]
+QUICK = ["--dataset", "digits", "--arch", "mlp", "--device", "cpu", "--epochs", "4", "--set", "train_n=512"]
 QUICK += ["--set", "validation.n=32", "--set", "inner.steps=2"]
 MARK = "ADVBENCH_TEST_OF_RAY"
 
@@ -69,7 +69,7 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     mark = f"{MARK}={uuid.uuid4()}"
     shared = {**os.environ, MARK: mark.partition("=")[2], "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     program = [sys.executable, "-m", "advbench"]
-    lists = ["--method", "standard,pgd-at", "--eps", "0.1,0.2", "--seed", "0,1,2"]
+    lists = ["--method", "trades,pgd-at", "--eps", "0.1,0.2", "--seed", "0,1,2"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [*program, "train", *lists, *QUICK, "--out", "sweep", "--on", "ray"],
@@ -93,7 +93,7 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
         [*program, "evaluate", *models, *asked], cwd=tmp_path, env=shared, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    rows = list(csv.DictReader((tmp_path / "board" / "digits-linf.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "board" / "digits-linf.csv").read_text().splitlines()))
     told = [(row["model"], row["eps_text"]) for row in rows]
     assert sorted(told) == sorted((f"sweep/{run.name}", eps) for run in runs for eps in ("0", "0.1"))
     assert len({row["record"] for row in rows}) == 12
