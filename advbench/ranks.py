@@ -117,6 +117,13 @@ def first(make: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def in_turn(load: Callable[[], T]) -> T:
+    """What `load` gives on each process, on the first one first: what it fetches and keeps, the others find."""
+    found: list[T] = []
+    first(lambda: found.append(load()))
+    return found[0] if found else load()
+
+
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether any rank raised it. Goes over the CPU: no device is waited for."""
     if _here.world == 1:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,8 +24,6 @@ from advbench.registry import find
 if TYPE_CHECKING:
     from advbench.cli.subject import Subject
     from advbench.record import Record
-
-T = TypeVar("T")
 
 
 def command(
@@ -190,7 +188,7 @@ def evaluate(
                     subjects.load_subject, name, dataset=dataset, arch=arch, norm=None if corrupt else norm,
                     device=place, trust_pickle=trust_pickle, fetching=fetching, cache=cache,
                 )  # fmt: skip
-                subject = _in_turn(load)
+                subject = ranks.in_turn(load)
             if corrupt:
                 subject = replace(subject, norm=CORRUPTIONS, train_eps=None)
             choice = choose_points(subject, eps=eps, n=n, subset=subset)
@@ -264,13 +262,6 @@ def _one(
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
     return record
-
-
-def _in_turn(load: Callable[[], T]) -> T:
-    """What `load` gives on each process, on the first one first: what it fetches and keeps, the others find."""
-    found: list[T] = []
-    ranks.first(lambda: found.append(load()))
-    return found[0] if found else load()
 
 
 def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
