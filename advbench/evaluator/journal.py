@@ -179,7 +179,14 @@ class Journal:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = torch.load(io.BytesIO(read_sealed(path)), weights_only=True)
+    content = read_sealed(path)
+    try:
+        saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+        known = saved.keys() == {"asked", "ended", "under_way", "cost", "halvings"}
+    except Exception:  # a whole file that another program or version wrote may make the reader fail in any way
+        known = False
+    if not known:
+        raise UserError(f"{path} was not written by this version of advbench: drop --resume to start over")
     return saved
 
 

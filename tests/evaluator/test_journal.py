@@ -1,0 +1,96 @@
+"""What an evaluation left to be gone on with: taken up whole, or refused and left alone."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator import Journal, journal
+from advbench.files import write_sealed
+
+ASKED = {"model": "a", "eps": [0.1, 0.2], "attacks": [{"name": "pgd", "settings": {"steps": 3}}], "seed": 0}
+
+
+def begun(path: Path, stages: int = 3, stop: int = 99) -> list[dict[str, Any]]:
+    """What each of `stages` gives, the `stop`-th one being asked to stop."""
+    asked = itertools.count()
+    kept = Journal(path, stop=lambda: next(asked) == stop)
+    kept.begin(ASKED, resume=True)
+    return [kept.once(lambda stage=stage: {"fell": torch.tensor([stage])}) for stage in range(stages)]  # type: ignore[misc]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with pytest.raises(Interrupted, match="--resume"):
+        begun(tmp_path / "journal", stop=2)
+    return tmp_path / "journal"
+
+
+def test_what_ended_is_not_done_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Journal(path)
+    assert kept.begin(ASKED, resume=True)
+    done = [kept.once(lambda: {"fell": torch.tensor([-1])})["fell"].item() for _ in range(3)]
+    assert done == [0, 1, -1]
+    kept.finish()
+    assert not path.exists()
+
+
+def test_every_changed_byte_is_noticed_and_nothing_is_overwritten(path: Path) -> None:
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged") as caught:
+            Journal(path).begin(ASKED, resume=True)
+        assert "\n" not in str(caught.value) and path.read_bytes() == damaged
+    path.write_bytes(whole)
+    assert Journal(path).begin(ASKED, resume=True)
+
+
+@given(st.binary(max_size=80))
+def test_any_content_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("journal") / "x"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        Journal(path).begin(ASKED, resume=True)
+    write_sealed(path, content)
+    with pytest.raises(UserError, match="not written by this version"):
+        Journal(path).begin(ASKED, resume=True)
+
+
+@pytest.mark.parametrize("saved", [{"asked": ASKED, "ended": []}, [1], 3, {}])
+def test_a_journal_of_another_form_is_refused(tmp_path: Path, saved: Any) -> None:
+    stream = io.BytesIO()
+    torch.save(saved, stream)
+    write_sealed(tmp_path / "x", stream.getvalue())
+    with pytest.raises(UserError, match="not written by this version"):
+        Journal(tmp_path / "x").begin(ASKED, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": "b"}, "model was 'a', is 'b'"),
+        ({"eps": [0.1]}, r"eps was \[0.1, 0.2\], is \[0.1\]"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"attacks": [{"name": "pgd", "settings": {"steps": 4}}]}, "attacks.0.settings.steps was 3, is 4"),
+        ({"advbench": "9"}, "advbench was None, is '9'"),
+    ],
+)
+def test_another_question_is_refused_with_the_difference(path: Path, change: dict[str, Any], says: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=says):
+        Journal(path).begin({**ASKED, **change}, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_kill_loses_no_more_than_the_contract_grants() -> None:
+    assert journal._EVERY <= 45
