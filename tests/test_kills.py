@@ -1,4 +1,4 @@
-"""`train` and `evaluate` killed by SIGKILL at random moments end, after --resume, as if nothing had happened.
+"""`train`, `evaluate` and sweeps killed by SIGKILL at random moments end, after --resume, as if nothing had happened.
 
 Each go is a process of its own, forked from a server that has torch loaded, and saves after every step: so that
 most kills meet a process that is writing.
@@ -10,22 +10,24 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from advbench import leaderboard
 from advbench.checkpoint import read_card
 from advbench.files import sha256_file
 from advbench.record import load_records
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10  # of each command
+KILLS = 10  # of each command, and
+SWEPT = 4  # of each sweep
 TRAIN = ["train", "--method", "pgd-at", "--dataset", "digits", "--arch", "mlp", "--eps", "0.1", "--device", "cpu"]
 TRAIN += ["--epochs", "3", "--batch-size", "32"]
 TRAIN += [word for field in ("train_n=256", "validation.n=32", "inner.steps=2") for word in ("--set", field)]
+SWEEP = [{"pgd-at": "pgd-at,standard", "3": "1"}.get(word, word) for word in TRAIN]
 EVALUATE = ["evaluate", "--attack", "pgd,square", "--eps", "0.05,0.1,0.2", "-n", "60", "--device", "cpu"]
 EVALUATE += ["--set", "steps=10", "--set", "n_queries=60"]
 
@@ -43,59 +45,68 @@ sys.exit(run({argv!r}))
 """
 
 
-@pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BaseProcess]:
-    """Start a command line in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advbench.cli.evaluate", "advbench.evaluator", "advbench.trainer"])
-    folder = str(tmp_path_factory.mktemp("said"))
+class Go:
+    """Starts a command line in a process of its own; what it says goes into `folder`."""
 
-    def start(*argv: object) -> BaseProcess:
-        code = GO.format(folder=folder, argv=[str(word) for word in argv])
-        process = context.Process(target=exec, args=(code, {}))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["advbench.cli.evaluate", "advbench.evaluator", "advbench.trainer"])
+
+    def __call__(self, *argv: object) -> BaseProcess:
+        code = GO.format(folder=str(self.folder), argv=[str(word) for word in argv])
+        process = self.context.Process(target=exec, args=(code, {}))
         process.start()
         return process
 
-    return start
+    def check(self, process: BaseProcess, code: int) -> None:
+        assert process.exitcode == code, (self.folder / "err.txt").read_text()[-2000:]
 
 
-def whole(go: Callable[..., BaseProcess], *argv: object) -> float:
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Go:
+    go = Go(tmp_path_factory.mktemp("said"))
+    whole(go, "--version")  # the server has loaded torch: no later time counts that
+    return go
+
+
+def whole(go: Go, *argv: object) -> float:
     """Run a command to its end; the seconds it took."""
     began = time.monotonic()
     process = go(*argv)
     process.join(timeout=300)
-    assert process.exitcode == 0
+    go.check(process, 0)
     return time.monotonic() - began
 
 
-def killed(go: Callable[..., BaseProcess], argv: list[str], out: Path, seconds: float, seed: int) -> int:
+def killed(go: Go, argv: list[str], out: Path, seconds: float, seed: int, into: str = "--out") -> int:
     """Run a command into `out`, killed after random times up to `seconds` and resumed until it ends: how many kills.
 
     The times grow slowly: what cannot be saved, start and end, may take longer than `seconds` beside other work.
     """
     draw = random.Random(seed)
     for kills in range(100):
-        process = go(*argv, "--out", out, "--resume")
+        process = go(*argv, into, out, "--resume")
         process.join(timeout=draw.uniform(0, seconds * (1 + kills / 10)))
         if process.exitcode is None:
             process.kill()
         process.join()
         if process.exitcode == 0:
             return kills
-        assert process.exitcode == -signal.SIGKILL
+        go.check(process, -signal.SIGKILL)
     raise AssertionError("no end after 100 kills")
 
 
 @pytest.fixture(scope="module")
-def trained(go: Callable[..., BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def trained(go: Go, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("kills") / "whole"
     return out, whole(go, *TRAIN, "--out", out)
 
 
-def test_train(go: Callable[..., BaseProcess], trained: tuple[Path, float], tmp_path: Path) -> None:
+def test_train(go: Go, trained: tuple[Path, float], tmp_path: Path) -> None:
     run, seconds = trained
     done = 0
-    for number in range(KILLS):
+    for number in range(2 * KILLS):
         out = tmp_path / str(number)
         done += killed(go, TRAIN, out, seconds, seed=number)
         assert read_card(out).finished
@@ -107,12 +118,12 @@ def test_train(go: Callable[..., BaseProcess], trained: tuple[Path, float], tmp_
     assert done >= KILLS
 
 
-def test_evaluate(go: Callable[..., BaseProcess], trained: tuple[Path, float], tmp_path: Path) -> None:
+def test_evaluate(go: Go, trained: tuple[Path, float], tmp_path: Path) -> None:
     argv = [*EVALUATE, "--model", str(trained[0])]
     seconds = whole(go, *argv, "--out", tmp_path / "whole")
     (expected,), _ = load_records(tmp_path / "whole")
     done = 0
-    for number in range(KILLS):
+    for number in range(2 * KILLS):
         out = tmp_path / str(number)
         done += killed(go, argv, out, seconds, seed=number)
         (record,), damaged = load_records(out)
@@ -122,3 +133,45 @@ def test_evaluate(go: Callable[..., BaseProcess], trained: tuple[Path, float], t
         if done >= KILLS:
             break
     assert done >= KILLS
+
+
+@pytest.fixture(scope="module")
+def swept(go: Go, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    out = tmp_path_factory.mktemp("kills") / "sweep"
+    return out, whole(go, *SWEEP, "--out", out)
+
+
+def test_train_sweep(go: Go, swept: tuple[Path, float], tmp_path: Path) -> None:
+    sweep, seconds = swept
+    runs = sorted(path.name for path in sweep.iterdir())
+    assert len(runs) == 2
+    done = 0
+    for number in range(3 * SWEPT):  # a machine that has become faster kills less often
+        out = tmp_path / str(number)
+        done += killed(go, SWEEP, out, seconds, seed=number)
+        assert sorted(path.name for path in out.iterdir()) == runs
+        for run in runs:
+            assert read_card(out / run).finished
+            assert sha256_file(out / run / "model.safetensors") == sha256_file(sweep / run / "model.safetensors")
+        if done >= SWEPT:
+            break
+    assert done >= SWEPT and not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_evaluate_several(go: Go, swept: tuple[Path, float], tmp_path: Path) -> None:
+    """Into one leaderboard, whose tables hold each model once in the end."""
+    models = [word for run in sorted(swept[0].iterdir()) for word in ("--model", str(run))]
+    argv = [*EVALUATE, "--seed", "1", *models]
+    seconds = whole(go, *argv, "--out", tmp_path / "whole")
+    expected, _ = load_records(tmp_path / "whole")
+    done = 0
+    for number in range(3 * SWEPT):  # a machine that has become faster kills less often
+        folder = tmp_path / str(number)
+        done += killed(go, argv, folder, seconds, seed=number, into="--leaderboard")
+        records, damaged = load_records(folder / "records")
+        assert [(record.id, record.curve) for record in records] == [(one.id, one.curve) for one in expected]
+        assert not damaged and leaderboard.check(folder) == []
+        assert not list(folder.rglob("*.journal"))
+        if done >= SWEPT:
+            break
+    assert done >= SWEPT and len(expected) == 2 and not list(tmp_path.rglob(".*.tmp"))
