@@ -484,6 +484,17 @@ def test_plot(tmp_path: Path, regression: Any) -> None:
     assert (tmp_path / "seeds.svg").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "$x^2$", "\x1b[31m", "]]>", "_nolegend_", "\ud800", "a\nb"]
+)
+def test_figures_draw_any_name(tmp_path: Path, name: str) -> None:
+    plot(compare([BASE, side(name, made(fallen([900, 700, 400]), spec="n"))]), tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    drawn = {str(node.tag).rpartition("}")[2] for node in ElementTree.fromstring(text).iter()}
+    assert not drawn & {"script", "image", "foreignObject", "a"}
+
+
 # --- the chain ------------------------------------------------------------------------------------------
 
 
