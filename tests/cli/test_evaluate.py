@@ -202,6 +202,24 @@ def test_again(cli: Any, run_folder: Path) -> None:
     assert cli.files() == before
 
 
+def test_again_when_the_run_was_moved_altered_or_lost(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "20", "--attack", "fgsm").code == 0
+    (path,) = records(cli.folder)
+    run_folder.rename("runs/moved")
+    path = cli.folder / "runs/moved" / path.relative_to(cli.folder / "runs/a")
+    assert "the same: record" in cli("evaluate", "--again", path).out
+    assert "every link that can be checked is verified" in cli("compare", "--explain", path).out
+    kept = Path("kept.json")  # elsewhere, without the run beside it
+    for suffix in (".json", ".npz"):
+        kept.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    lost = cli("evaluate", "--again", kept)
+    assert lost.is_one_clear_line and "runs/a" in lost.err
+    assert "the same: record" in cli("evaluate", "--again", kept, "--model", "runs/moved").out
+    weights = cli.folder / "runs/moved/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert cli("evaluate", "--again", path).is_one_clear_line
+
+
 def test_again_with_other_weights_or_attacks(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("evaluate", "-n", "10", *PGD).code == 0
     (path,) = records(cli.folder)
