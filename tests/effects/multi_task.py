@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from controls import AT, AT_AA, STANDARD, STANDARD_AA
 from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, said, verdict
 
@@ -12,15 +14,16 @@ TASKED = {"rotation": ROTATION, "autoencoder": AUTOENCODER, "AT with rotation": 
 ATTACKS = Analysis("multi-task", "vulnerability", tuple(TASKED.values()), ("-n", "500", "--eps", "0.1"))
 
 
-def illusion(numbers: Numbers) -> tuple[str, Verdict]:
-    """The attack on the sum leaves more than that on the main task alone, on each."""
-    told, gaps = [], []
-    for name, runs in TASKED.items():
+def illusion(name: str) -> Callable[[Numbers], tuple[str, Verdict]]:
+    """With these tasks the attack on the sum leaves 2 points more than that on the main task alone."""
+
+    def judge(numbers: Numbers) -> tuple[str, Verdict]:
         columns = ("main", "sum", "relative", "wgd", "strongest")
-        row = {c: 100 * numbers.column("multi-task/main", runs, c)[0] for c in columns}
-        told.append(f"{name}: " + ", ".join(f"{c} {value:.1f}" for c, value in row.items()))
-        gaps.append(row["sum"] - row["main"])
-    return f"main task at 0.1 under PGD on: {'; '.join(told)}", verdict(min(gaps) >= 2)
+        row = {column: 100 * numbers.column("multi-task/main", TASKED[name], column)[0] for column in columns}
+        told = ", ".join(f"{column} {value:.1f}" for column, value in row.items())
+        return f"main task at 0.1 under PGD on: {told}", verdict(row["sum"] - row["main"] >= 2)
+
+    return judge
 
 
 def no_robustness(numbers: Numbers) -> tuple[str, Verdict]:
@@ -42,7 +45,10 @@ EFFECT = Effect(
     evaluations=(STANDARD_AA, AT_AA, *map(Evaluation, TASKED.values())),
     analyses=(ATTACKS,),
     claims=(
-        Claim("an attack on the sum of the tasks is weaker on the main one", "Taskonomy tables", illusion),
-        Claim("auxiliary tasks give no reliable robustness", "Taskonomy tables", no_robustness),
+        *(
+            Claim(f"an attack on the sum of the tasks is weaker on the main one: {name}", "Taskonomy", illusion(name))
+            for name in TASKED
+        ),
+        Claim("auxiliary tasks give no reliable robustness", "Taskonomy", no_robustness),
     ),
 )
