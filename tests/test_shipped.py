@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from advbench.compare import parse_gate
 from advbench.leaderboard import check
-from advbench.record import load_records
+from advbench.record import load_record, load_records
 
-LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
+ROOT = Path(__file__).parent.parent
+LEADERBOARDS = ROOT / "leaderboards"
 
 
 def test_tables_and_figures_follow_from_the_records() -> None:
@@ -33,3 +36,20 @@ def test_nothing_lies_there_that_no_record_made(place: str) -> None:
         made = {f"{board}{end}" for board in boards for end in (".csv", ".md", ".svg")} | {"EFFECTS.md"}
         found = {file.name for file in LEADERBOARDS.iterdir() if file.is_file() and not file.name.startswith(".")}
     assert found == made
+
+
+def test_the_gate_on_ourselves_and_the_workflow_name_a_record_that_is_there() -> None:
+    workflow = (ROOT / ".github/workflows/robustness.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    baselines = re.findall(r"(?m)^(?:  BASELINE: |BASELINE := )(\S+)", workflow + makefile)
+    assert len(baselines) == 2
+    expressions = re.findall(r"FAIL_IF: \"(.+)\"|--fail-if '(.+)'", workflow + makefile)
+    assert len(expressions) == 2
+    for baseline in baselines:
+        record, _ = load_record(ROOT / baseline)
+        for expression in ("".join(found) for found in expressions):
+            for branch in parse_gate(expression):
+                assert all(test.quantity.eps is None or record.at(test.quantity.eps.value) for test in branch.tests)
+    assert "make gate" in (ROOT / ".ci/run").read_text()
+    commands = re.findall(r"(?m)^ +(advbench .+)", workflow)
+    assert [command.split()[1] for command in commands] == ["train", "evaluate", "compare"]
