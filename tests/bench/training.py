@@ -45,7 +45,8 @@ class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Images as torchvision's datasets hand them out: a PIL image through transforms, one after the other."""
 
     def __init__(self, data: Dataset, crop: int, flip: bool) -> None:
-        self.images = data.images.cpu().permute(0, 2, 3, 1).numpy()
+        pictures = (data.images.float() * (255 / data.scale)).round().to(torch.uint8)  # digits are to 16 alone
+        self.images = pictures.permute(0, 2, 3, 1).numpy()
         self.labels = data.labels.tolist()
         side = data.shape[1]
         steps = [transforms.ToPILImage()]
@@ -88,6 +89,7 @@ class Plain:
             shuffle=True,
             drop_last=True,
             num_workers=task.workers,
+            multiprocessing_context="fork" if task.workers else None,  # as on Linux; this process was spawned
             pin_memory=self.device.type == "cuda",
         )
         self.batches: Iterator[tuple[Tensor, Tensor]] = iter(self.loader)
