@@ -157,6 +157,7 @@ def serve(task: Task, pipe: Connection) -> None:
     while steps := pipe.recv():
         pipe.send(timed(plain.step, steps, plain.device))
     pipe.send(plain.net.cpu())
+    pipe.recv()  # its tensors are shared memory: gone with this process
 
 
 class Ours:
@@ -269,7 +270,8 @@ def main() -> None:
         pipe.send(steps)
         pairs.append(Timed(pipe.recv(), timed(ours.step, steps, device)))
     pipe.send(0)
-    theirs = pipe.recv()
+    theirs = deepcopy(pipe.recv())
+    pipe.send(0)
     process.join()
     ratio = median(pair.plain / pair.ours for pair in pairs)
     print(
