@@ -90,7 +90,8 @@ def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout as error:
-        raise UserError(f"another process has held {path} for {timeout:g} s: wait for it, or stop it") from error
+        held = f"has held {path} for {timeout:g} s" if timeout else f"holds {path}"
+        raise UserError(f"another process {held}: wait for it, or stop it") from error
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise UserError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}") from error
     try:

@@ -224,7 +224,7 @@ def _one(
     screen: Screen,
 ) -> Record:
     """Evaluate one model, and put its record into `folder`."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, journal_path, save, shard_path, shown, writable
+    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, shard_path, shown, writable
     from advbench.evaluator import evaluate as measure
     from advbench.record import slug
 
@@ -236,7 +236,7 @@ def _one(
     path = shard_path(journal_path(folder, loaded.spec, subject.data.name, subject.norm, how["attack"]), resume)
     if path.exists() and not resume and not force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would go on with it)")
-    with screen.bar(loaded.spec) as bar:
+    with screen.bar(loaded.spec) as bar, in_use(path):
         journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
         try:
             result = measure(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from advbench.cli.console import Bar, Screen
 from advbench.errors import UserError
 from advbench.evaluator import Journal
 from advbench.evaluator.share import agreed
+from advbench.files import locked
 from advbench.record import Fates, Record, load_record, load_records, slug
 
 
@@ -62,6 +64,17 @@ def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequ
     """The hidden file beside the records in `folder` from which such an evaluation can be resumed."""
     name = "-".join(slug(part) for part in (spec, dataset, norm, "+".join(attacks)))
     return folder / "records" / f".{name}.journal"
+
+
+@contextmanager
+def in_use(journal: Path) -> Iterator[None]:
+    """Hold the journal: UserError where another process is at the same evaluation, whose journal it would overwrite."""
+    lock = journal.with_name(f"{journal.name}.lock")
+    with locked(lock, timeout=0):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def shard_path(path: Path, resume: bool) -> Path:

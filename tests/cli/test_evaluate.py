@@ -172,6 +172,15 @@ def test_interrupted_and_resumed_to_the_same_record(
     assert "measured before" in cli(*shlex.split(command)[1:]).out
 
 
+def test_two_processes_at_one_evaluation(cli: Any, run_folder: Path) -> None:
+    argv = ["evaluate", "--model", "runs/a", *PGD, "-n", "20", "--eps", "0.1", "--out", "o"]
+    with keep.in_use(keep.journal_path(cli.folder / "o", "runs/a", "digits", "linf", ["pgd"])):
+        refused = cli(*argv)
+    assert refused.code == 2 and "another process holds" in refused.err and records(cli.folder / "o") == []
+    assert cli(*argv).code == 0
+    assert not list((cli.folder / "o/records").glob("*.journal*"))
+
+
 def test_starting_over_says_what_it_passes_by(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["evaluate", "-n", "60", "--attack", "square", *SHORT[2:], "--eps", "0.1"]
     with monkeypatch.context() as patch:
