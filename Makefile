@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+PEERS := .venv-peers
 RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
 BOARDS := fashion-mnist-leaderboard mnist-leaderboard cifar10-leaderboard
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench bench-training bench-ways bench-cuda leaderboards effects clean $(BOARDS)
+.PHONY: setup demo gate test check format bench parity bench-training bench-ways bench-cuda leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -44,8 +45,27 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python tests/bench/attacks.py
+# Our engine beside pyautoattack and four more libraries. They pin old versions, so they have an environment of their
+# own, on top of ours; one of their dependencies builds only with an old setuptools.
+bench: $(DEMO)/bench/run.json $(PEERS)/.installed
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --model $(DEMO)/bench --dataset mnist --eps 0.2 -n 200 --rounds 3
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py -n 32
+
+$(PEERS)/.installed: setup
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$($(PEERS)/bin/python -c \
+	  "import site; print(site.getsitepackages()[0])")/advbench.pth
+	$(PEERS)/bin/python -m pip install --quiet 'setuptools<81' wheel
+	$(PEERS)/bin/python -m pip install --quiet --no-build-isolation torchattacks foolbox adversarial-robustness-toolbox adv-lib
+	touch $@
+
+# AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
+parity: $(DEMO)/bench/run.json
+	$(BIN)/python tests/bench/parity.py --model $(DEMO)/bench --eps 0.1,0.2,0.3 --out $(DEMO)/parity
+
+$(DEMO)/bench/run.json: setup
+	$(BIN)/advbench train --method pgd-at --dataset mnist --arch small_cnn_16_32_100 --eps 0.3 --epochs 5 \
+	  --out $(DEMO)/bench --resume
 
 # Our training loop beside the plain one of papers' code, on this machine's CPU.
 bench-training: setup
@@ -103,4 +123,4 @@ $(BOARDS): %-leaderboard: setup
 	done
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
+	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
