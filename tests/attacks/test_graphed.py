@@ -126,7 +126,6 @@ def test_replayed_steps_give_the_verdicts_of_eager_ones(net: nn.Module, name: st
     assert one.fell.tolist() == two.fell.tolist() and one.fell.any()
     if attack.minimum_norm:
         assert one.distance.tolist() == two.distance.tolist()
-    assert replayed.oracle.forwards % SLOTS == 0 and replayed.oracle.forwards >= eager.oracle.forwards
 
 
 def test_passes_are_counted_though_a_replay_runs_no_python(net: nn.Module) -> None:
