@@ -69,8 +69,10 @@ def _pyautoattack(member: str) -> Run:
         from pyautoattack import AutoAttack
 
         logging.getLogger("auto-attack").setLevel(logging.ERROR)
-        kind = {"version": "standard"} if member == "autoattack" else {"version": "custom", "attacks": [member]}
-        attack = AutoAttack(net, norm="Linf", eps=eps, seed=0, device="cpu", **kind)
+        # A custom version would have five restarts of APGD and other defaults than AutoAttack's own.
+        attack = AutoAttack(net, norm="Linf", eps=eps, seed=0, device="cpu", version="standard")
+        if member != "autoattack":
+            attack.attacks_to_run = [member]
         return attack.run_standard_evaluation(x, y, batch_size=len(x))[0]  # type: ignore[no-any-return]
 
     return run
