@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from advbench.recipe import Recipe
 settings.register_profile("advbench", deadline=None)  # a busy machine is no failure
 settings.load_profile("advbench")
 TINY = "tiny_arch:Tiny"
+ADVERTORCH = "advertorch==0.2.3"
 
 
 class Tiny(Model):
@@ -111,3 +113,21 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
         pytest.skip(f"a small disk needs the right to mount one: {getattr(error, 'stderr', error)}")
     yield Disk(folder)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def advertorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trained MNIST networks of advertorch's source archive (LGPL: fetched, never kept here)."""
+    folder = tmp_path_factory.mktemp("advertorch")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    try:
+        subprocess.run([*command, ADVERTORCH, "-d", str(folder)], check=True, capture_output=True, timeout=300)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{ADVERTORCH} cannot be downloaded with pip: {error}")
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        for member in archive.getmembers():
+            if member.name.endswith(".pt"):
+                stream = archive.extractfile(member)
+                assert stream is not None
+                (folder / Path(member.name).name).write_bytes(stream.read())
+    return folder

@@ -93,12 +93,17 @@ def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0
                 if reached <= value * (1 + 1e-10) + g @ d + d @ d / (2 * step):
                     break
                 step /= 2
-            if (y - x) @ (x - w) > 0:
-                t = 1.0
-            following = (1 + np.sqrt(1 + 4 * t * t)) / 2
-            y = x + (t - 1) / following * (x - w)
-            w, t = x, following
+            y, t = onward(x, y, w, t)
+            w = x
     return w
+
+
+def onward(x: Array, y: Array, w: Array, t: float) -> tuple[Array, float]:
+    """Nesterov's momentum after the step from y to x, w being the point before: the next y and t; with restarts."""
+    if (y - x) @ (x - w) > 0:
+        t = 1.0
+    following = (1 + np.sqrt(1 + 4 * t * t)) / 2
+    return x + (t - 1) / following * (x - w), following
 
 
 def adversarial(z: Array, norm: str, eps: float, steps: int) -> Array:
@@ -111,11 +116,8 @@ def adversarial(z: Array, norm: str, eps: float, steps: int) -> Array:
     y = w.copy()
     for _ in range(steps):
         x = prox(y + step * ascent(z, y), step * eps, norm)
-        if (y - x) @ (x - w) > 0:
-            t = 1.0
-        following = (1 + np.sqrt(1 + 4 * t * t)) / 2
-        y = x + (t - 1) / following * (x - w)
-        w, t = x, following
+        y, t = onward(x, y, w, t)
+        w = x
     return w
 
 

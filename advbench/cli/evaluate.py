@@ -236,28 +236,29 @@ def _one(
     path = shard_path(journal_path(folder, loaded.spec, subject.data.name, subject.norm, how["attack"]), resume)
     if path.exists() and not resume and not force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would go on with it)")
-    with screen.bar(loaded.spec) as bar, in_use(path):
-        journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
-        try:
-            result = measure(
-                loaded, subject.data.subset(choice.rows), eps=choice.eps, norm=subject.norm, indices=choice.indices,
-                journal=journal, resume=resume, **how,
-            )  # fmt: skip
-            record, fates = result.record, result.fates
-            fresh = True
-        except AlreadyDone as done:
-            record, fates, fresh = done.record, done.fates, False
-        except Interrupted as error:
-            raise Halted(str(error).partition(":")[0], {"--model": loaded.spec}) from error
+    with in_use(path):
+        with screen.bar(loaded.spec) as bar:
+            journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
+            try:
+                result = measure(
+                    loaded, subject.data.subset(choice.rows), eps=choice.eps, norm=subject.norm, indices=choice.indices,
+                    journal=journal, resume=resume, **how,
+                )  # fmt: skip
+                record, fates = result.record, result.fates
+                fresh = True
+            except AlreadyDone as done:
+                record, fates, fresh = done.record, done.fates, False
+            except Interrupted as error:
+                raise Halted(str(error).partition(":")[0], {"--model": loaded.spec}) from error
 
-    def keep() -> Path:
-        where = save(record, fates, folder, publish=publish, screen=screen)
-        if publish and loaded.folder is not None and writable(loaded.folder):
-            record.save(loaded.folder, fates)  # so that the run can be compared by its name
-        return where
+        def keep() -> Path:
+            where = save(record, fates, folder, publish=publish, screen=screen)
+            if publish and loaded.folder is not None and writable(loaded.folder):
+                record.save(loaded.folder, fates)  # so that the run can be compared by its name
+            return where
 
-    where = ranks.first(keep)
-    journal.finish()
+        where = ranks.first(keep)
+        journal.finish()
     show(record, where, fresh=fresh, screen=screen)
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")

@@ -69,7 +69,7 @@ def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequ
 @contextmanager
 def in_use(journal: Path) -> Iterator[None]:
     """Hold the journal: UserError where another process is at the same evaluation, whose journal it would overwrite."""
-    lock = journal.with_name(f"{journal.name}.lock")
+    lock = journal.with_name(f".lock{journal.name}")  # no name that `shard_path` would count as a journal
     with locked(lock, timeout=0):
         try:
             yield

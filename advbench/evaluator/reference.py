@@ -16,15 +16,11 @@ from advbench.errors import UserError
 from advbench.evaluator import walk
 from advbench.evaluator.bench import Bench
 from advbench.record import Fates
+from advbench.registry import find
 
 NAME = "pyautoattack"
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
-MEMBERS = {
-    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "autoattack-plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "autoattack-rand": ("apgd-ce", "apgd-dlr"),
-}
 SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 
@@ -45,7 +41,7 @@ def check(names: list[str], norm: str, settings: dict[str, Any]) -> None:
 
 def members(name: str) -> tuple[str, ...]:
     """The attacks that the reference runs under a name, in its order."""
-    return MEMBERS.get(name, (name,))
+    return tuple(find("attacks", name).about.get("members", (name,)))
 
 
 def curve(bench: Bench, name: str, eps: list[float], *, slots: int) -> Fates:

@@ -179,6 +179,9 @@ def test_two_processes_at_one_evaluation(cli: Any, run_folder: Path) -> None:
     assert refused.code == 2 and "another process holds" in refused.err and records(cli.folder / "o") == []
     assert cli(*argv).code == 0
     assert not list((cli.folder / "o/records").glob("*.journal*"))
+    begun = keep.journal_path(cli.folder / "o", "runs/a", "digits", "linf", ["pgd"])
+    with keep.in_use(begun.with_name(f"{begun.name}.rank0")):  # as one leaves it that is killed under torchrun
+        assert cli(*argv, "--resume").code == 0
 
 
 def test_starting_over_says_what_it_passes_by(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

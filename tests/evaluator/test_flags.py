@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -359,24 +356,6 @@ def test_honest_models_are_not(
     found = raised(net, digits, [APGD(name="apgd-ce", steps=20), *short], norm=norm, eps=eps, settings={})
     assert bad(found) == {}
     assert found["small-n"].detail.startswith("64 images")
-
-
-@pytest.fixture(scope="module")
-def advertorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the trained MNIST networks of advertorch's source archive (LGPL: fetched, never kept here)."""
-    folder = tmp_path_factory.mktemp("advertorch")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    try:
-        subprocess.run([*command, "advertorch==0.2.3", "-d", str(folder)], check=True, capture_output=True, timeout=300)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"advertorch==0.2.3 cannot be downloaded with pip: {error}")
-    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-        for member in archive.getmembers():
-            if member.name.endswith(".pt"):
-                stream = archive.extractfile(member)
-                assert stream is not None
-                (folder / Path(member.name).name).write_bytes(stream.read())
-    return folder
 
 
 def first(dataset: str, n: int) -> Dataset:

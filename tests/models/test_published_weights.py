@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,6 @@ import torch
 from advbench.checkpoint import Loaded, load_model
 from advbench.data import load
 from advbench.errors import UserError
-
-ADVERTORCH = "advertorch==0.2.3"
 
 
 def right(loaded: Loaded, dataset: str, count: int | None = None) -> int:
@@ -41,24 +36,6 @@ def test_model_test_is_the_published_file() -> None:
 def test_model_test_on_the_first_images_of_cifar10() -> None:
     # All 10,000 take minutes on a CPU and give 9,422 right.
     assert right(load_model("pyautoattack:model_test", dataset="cifar10"), "cifar10", 200) == 188
-
-
-@pytest.fixture(scope="module")
-def advertorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the trained MNIST networks of advertorch's source archive (LGPL: fetched, never kept here)."""
-    folder = tmp_path_factory.mktemp("advertorch")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    try:
-        subprocess.run([*command, ADVERTORCH, "-d", str(folder)], check=True, capture_output=True, timeout=300)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"{ADVERTORCH} cannot be downloaded with pip: {error}")
-    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-        for member in archive.getmembers():
-            if member.name.endswith(".pt"):
-                stream = archive.extractfile(member)
-                assert stream is not None
-                (folder / Path(member.name).name).write_bytes(stream.read())
-    return folder
 
 
 @pytest.mark.network
