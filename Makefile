@@ -67,9 +67,10 @@ $(DEMO)/bench/run.json: setup
 	$(BIN)/advbench train --method pgd-at --dataset mnist --arch small_cnn_16_32_100 --eps 0.3 --epochs 5 \
 	  --out $(DEMO)/bench --resume
 
-# Our training loop beside the plain one of papers' code, on this machine's CPU.
-bench-training: setup
-	$(BIN)/python tests/bench/training.py
+# Our training loop beside the plain one of papers' code and those of two libraries, on this machine's CPU.
+bench-training: $(PEERS)/.installed
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --method trades
 
 # The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
 bench-ways: setup

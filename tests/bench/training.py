@@ -1,12 +1,12 @@
-"""Our training loop beside the plain one that papers' code uses: same net, weights, images, method, batch and steps.
+"""Our training loop beside the plain one that papers' code uses, and beside those of other libraries (see loops.py):
+same net, weights, images, method, batch and steps.
 
     python tests/bench/training.py [--method pgd-at|trades] [--steps K] [--rounds R] [--batch-size B] [--threads T]
         [--precision fp32|bf16] [--set FIELD=VALUE] [--long] [--cuda]
 
-The plain loop: fp32 (TF32 on CUDA), NCHW, a DataLoader of 2 workers with torchvision's transforms of PIL images,
-loss.backward() inside the attack, .item() in every step; in a process of its own, so that nothing of ours helps it.
-Rounds alternate, and the median of the ratios counts, so that other work on the machine slows both alike.
---long trains both for 1,500 steps, or as many as --steps and --rounds say, and scores them by PGD-50.
+Rounds alternate, and the median of the ratios counts, so that other work on the machine slows all alike. Libraries that
+are not installed are named and left out.
+--long trains all for 1,500 steps, or as many as --steps and --rounds say, and scores them by PGD-50.
 --cuda: ResNet-18, CIFAR-10, PGD-10, batch 512, and the share of the bf16 matrix rate that is reached.
 """
 
@@ -14,150 +14,23 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from statistics import median
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
+from loops import Task, available, serve, timed
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.evaluator import evaluate
 from advbench.evaluator.evaluate import bare
-from advbench.models.base import Model
 from advbench.recipe import Recipe
-from advbench.trainer.optim import factor
 from advbench.trainer.session import Session
-
-
-class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's datasets hand them out: a PIL image through transforms, one after the other."""
-
-    def __init__(self, data: Dataset, crop: int, flip: bool) -> None:
-        pictures = (data.images.float() * (255 / data.scale)).round().to(torch.uint8)  # digits are to 16 alone
-        self.images = pictures.permute(0, 2, 3, 1).numpy()
-        self.labels = data.labels.tolist()
-        side = data.shape[1]
-        steps = [transforms.ToPILImage()]
-        steps += [transforms.RandomCrop(side, padding=crop)] if crop else []
-        steps += [transforms.RandomHorizontalFlip()] if flip else []
-        self.transform = transforms.Compose([*steps, transforms.ToTensor()])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(np.ascontiguousarray(self.images[index])), self.labels[index]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What both loops are to do."""
-
-    recipe: Recipe
-    net: Model
-    data: Dataset
-    device: str
-    workers: int
-    threads: int
-
-
-class Plain:
-    """The loop of papers' code, for Linf, SGD, and nets of one optimiser."""
-
-    def __init__(self, task: Task) -> None:
-        self.recipe, self.device, self.total = task.recipe, torch.device(task.device), 0
-        self.net = deepcopy(task.net).to(self.device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        optim, augment = self.recipe.optim, self.recipe.augment
-        self.opt = torch.optim.SGD(
-            self.net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
-        self.loader = DataLoader(
-            Pictures(task.data, augment.crop, augment.flip),
-            batch_size=self.recipe.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=task.workers,
-            multiprocessing_context="fork" if task.workers else None,  # as on Linux; this process was spawned
-            pin_memory=self.device.type == "cuda",
-        )
-        self.batches: Iterator[tuple[Tensor, Tensor]] = iter(self.loader)
-        self.steps = self.recipe.epochs * len(self.loader)
-        self.loss = 0.0
-
-    def step(self) -> None:
-        try:
-            x, y = next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            x, y = next(self.batches)
-        x, y = x.to(self.device), y.to(self.device)
-        progress = self.total / self.steps
-        for group in self.opt.param_groups:
-            group["lr"] = self.recipe.optim.lr * factor(self.recipe.schedule, progress)
-        warmup = self.recipe.inner.warmup
-        eps = self.recipe.threat.eps_value * (min(1.0, progress / warmup) if warmup else 1.0)
-        loss = self.trades(x, y, eps) if self.recipe.method.name == "trades" else self.madry(x, y, eps)
-        self.opt.zero_grad()
-        loss.backward()
-        self.opt.step()
-        self.loss += loss.item()
-        self.total += 1
-
-    def attack(self, x: Tensor, start: Tensor, eps: float, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        self.net.eval()
-        z = start
-        for _ in range(self.recipe.inner.steps):
-            z = z.detach().requires_grad_()
-            loss_of(z).backward()
-            assert z.grad is not None
-            z = z.detach() + self.recipe.inner.rel_step * eps * z.grad.sign()
-            z = torch.min(torch.max(z, x - eps), x + eps).clamp(0, 1)
-        self.net.train()
-        return z.detach()
-
-    def madry(self, x: Tensor, y: Tensor, eps: float) -> Tensor:
-        start = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-        z = self.attack(x, start, eps, lambda z: functional.cross_entropy(self.net(z), y))
-        return functional.cross_entropy(self.net(z), y, label_smoothing=self.recipe.label_smoothing)
-
-    def trades(self, x: Tensor, y: Tensor, eps: float) -> Tensor:
-        def kl(z: Tensor, clean: Tensor) -> Tensor:
-            return functional.kl_div(
-                functional.log_softmax(self.net(z), 1), functional.softmax(clean, 1), reduction="batchmean"
-            )
-
-        # As released: the clean answer is computed anew in each step.
-        z = self.attack(x, x + 0.001 * torch.randn_like(x), eps, lambda z: kl(z, self.net(x)))
-        clean = self.net(x)
-        natural = functional.cross_entropy(clean, y, label_smoothing=self.recipe.label_smoothing)
-        beta = self.recipe.method.settings["beta"]
-        assert isinstance(beta, float)
-        return natural + beta * kl(z, clean)
-
-
-def serve(task: Task, pipe: Connection) -> None:
-    """The plain loop in its process: a number of steps is answered by seconds a step, 0 by the net."""
-    torch.set_num_threads(task.threads)
-    torch.set_float32_matmul_precision("high")
-    plain = Plain(task)
-    timed(plain.step, 2, plain.device)  # warm-up: what is made once is not timed
-    plain = Plain(task)
-    while steps := pipe.recv():
-        pipe.send(timed(plain.step, steps, plain.device))
-    pipe.send(plain.net.cpu())
-    pipe.recv()  # its tensors are shared memory: gone with this process
 
 
 class Ours:
@@ -174,22 +47,29 @@ class Ours:
             self.order = self.session.order()
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Seconds a step of both in one round."""
+class Other:
+    """A loop of loops.py in its process, waiting between rounds."""
 
-    plain: float
-    ours: float
+    def __init__(self, name: str, task: Task) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, task, far))
+        self.process.start()
+        far.close()  # so that its death is heard
+        self.passes: tuple[float, float] = self.pipe.recv()
+        self.seconds: list[float] = []
 
+    def measure(self, steps: int) -> None:
+        self.pipe.send(steps)
+        self.seconds.append(self.pipe.recv())
 
-def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Seconds a step."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / steps
+    def end(self) -> nn.Module:
+        """Its net; the process is gone."""
+        self.pipe.send(0)
+        net = deepcopy(self.pipe.recv())
+        self.pipe.send(0)
+        self.process.join()
+        return net  # type: ignore[no-any-return]
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -261,36 +141,40 @@ def main() -> None:
     task = Task(
         recipe, deepcopy(session.nets.f).cpu(), session.data.to("cpu"), str(device), given.workers, given.threads
     )
-    context = multiprocessing.get_context("spawn")
-    pipe, far = context.Pipe()
-    process = context.Process(target=serve, args=(task, far))
-    process.start()
-    pairs = []
+    found, missing = available(given.method)
+    for name, reason in missing.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+    os.environ["TQDM_DISABLE"] = "1"  # art draws two bars a step
+    others = {name: Other(name, task) for name in found}
+    mine = []
     for _ in range(rounds):
-        pipe.send(steps)
-        pairs.append(Timed(pipe.recv(), timed(ours.step, steps, device)))
-    pipe.send(0)
-    theirs = deepcopy(pipe.recv())
-    pipe.send(0)
-    process.join()
-    ratio = median(pair.plain / pair.ours for pair in pairs)
+        for other in others.values():
+            other.measure(steps)
+        mine.append(timed(ours.step, steps, device))
+    nets = {found[name]: other.end() for name, other in others.items()}
     print(
         f"{given.method}, {arch} on {dataset}, PGD-{recipe.inner.steps}, batch {batch}, {device} in "
         f"{session.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} x {steps} steps"
     )
-    for name, seconds in (("plain loop", median(p.plain for p in pairs)), ("ours", median(p.ours for p in pairs))):
-        print(f"{name:<12}{batch / seconds:>10,.0f} images/s   epoch {epoch * seconds:,.1f} s")
-    each = ", ".join(f"{pair.plain / pair.ours:.2f}" for pair in pairs)
-    print(f"ratio        {ratio:>10.2f} (rounds: {each})")
-    rate, reached = matrix_rate(device), flops / median(pair.ours for pair in pairs)
+    print(f"{'':<44}{'images/s':>10}{'epoch, s':>10}{'forward':>10}{'backward':>10}{'ours is':>10}")
+    passes = session.counter.forwards / session.images, session.counter.backwards / session.images
+    rows = {"ours": (mine, passes), **{found[name]: (other.seconds, other.passes) for name, other in others.items()}}
+    for name, (seconds, (forwards, backwards)) in rows.items():
+        ratios = [a / b for a, b in zip(seconds, mine, strict=True)]
+        told = f"{median(ratios):>9.2f}x (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+        print(
+            f"{name:<44}{batch / median(seconds):>10,.0f}{epoch * median(seconds):>10,.1f}{forwards:>10.2f}"
+            f"{backwards:>10.2f}{'' if name == 'ours' else told}"
+        )
+    rate, reached = matrix_rate(device), flops / median(mine)
     print(f"{reached / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s in bf16 matrix products: {reached / rate:.0%}")
     if given.long:
         test = load(dataset, "test")
         test = test.subset(range(min(given.n, len(test))))
-        for name, net in (("plain loop", theirs), ("ours", session.nets.f)):
+        for name, net in {"ours": session.nets.f, **nets}.items():
             clean, robust = accuracy(net, test, recipe.threat.eps)
             noise = 100 * (robust / 100 * (1 - robust / 100) / len(test)) ** 0.5
-            print(f"{name:<12}clean {clean:.1f} %, PGD-50 {robust:.1f} % (+- {noise:.1f}) on {len(test)} test images")
+            print(f"{name:<44}clean {clean:.1f} %, PGD-50 {robust:.1f} % (+- {noise:.1f}) on {len(test)} test images")
 
 
 if __name__ == "__main__":
