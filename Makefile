@@ -6,6 +6,10 @@ PEERS := .venv-peers
 RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
 BOARDS := fashion-mnist-leaderboard mnist-leaderboard cifar10-leaderboard
+LENET5 := $(DEMO)/mnist_lenet5_advtrained.pt
+MNIST_NET := boards/pgd-at-mnist-small_cnn_16_32_100
+CIFAR10_NET := $(DEMO)/pgd-at-cifar10
+TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
 .PHONY: setup demo gate test check format bench parity bench-training bench-ways bench-cuda leaderboards effects clean $(BOARDS)
@@ -47,11 +51,22 @@ format: setup
 
 # Our engine beside pyautoattack and four more libraries. They pin old versions, so they have an environment of their
 # own, on top of ours; one of their dependencies builds only with an old setuptools.
-bench: $(DEMO)/bench/run.json $(PEERS)/.installed
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --model $(DEMO)/bench --dataset mnist --eps 0.2 -n 200 --rounds 3
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py -n 32
+SPEED := leaderboards/speed-cpu.md
+ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --out $(SPEED)
+bench: $(MNIST_NET)/run.json $(LENET5) $(PEERS)/.installed
+	rm -f $(SPEED)
+	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 64 --rounds 3 --attacks pgd,apgd-ce,autoattack
+	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds 3 \
+	  --attacks pgd,apgd-ce,apgd-t,fab-t,square,autoattack
+	$(ATTACKS) -n 16 --rounds 3 --attacks pgd,apgd-ce
 
-$(PEERS)/.installed: setup
+# The adversarially trained LeNet5 of advertorch's source archive (LGPL: fetched, never kept here).
+$(LENET5): | .venv/.installed
+	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: advertorch==0.2.3 -d $(DEMO)
+	tar --extract --gzip --file $(DEMO)/advertorch-0.2.3.tar.gz --directory $(DEMO) --wildcards --no-anchored \
+	  --strip-components=3 '*/trained_models/$(notdir $@)'
+
+$(PEERS)/.installed: | .venv/.installed
 	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$($(PEERS)/bin/python -c \
 	  "import site; print(site.getsitepackages()[0])")/advbench.pth
@@ -60,12 +75,15 @@ $(PEERS)/.installed: setup
 	touch $@
 
 # AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
-parity: $(DEMO)/bench/run.json
-	$(BIN)/python tests/bench/parity.py --model $(DEMO)/bench --eps 0.1,0.2,0.3 --out $(DEMO)/parity
+parity: $(MNIST_NET)/run.json $(CIFAR10_NET)/run.json
+	$(BIN)/python tests/bench/parity.py --model $(MNIST_NET) --eps 0.3 --out $(DEMO)/parity
+	$(BIN)/python tests/bench/parity.py --model $(CIFAR10_NET) --eps 4/255,8/255 --out $(DEMO)/parity
 
-$(DEMO)/bench/run.json: setup
-	$(BIN)/advbench train --method pgd-at --dataset mnist --arch small_cnn_16_32_100 --eps 0.3 --epochs 5 \
-	  --out $(DEMO)/bench --resume
+$(MNIST_NET)/run.json: | .venv/.installed
+	$(TRAIN) --method pgd-at --dataset mnist --eps 0.3 --epochs 5 --out $(MNIST_NET)
+
+$(CIFAR10_NET)/run.json: | .venv/.installed
+	$(TRAIN) --method pgd-at --dataset cifar10 --eps 8/255 --epochs 8 --out $(CIFAR10_NET)
 
 # Our training loop beside the plain one of papers' code and those of two libraries, on this machine's CPU.
 bench-training: $(PEERS)/.installed
@@ -95,14 +113,15 @@ effects: setup
 	$(BIN)/python tests/effects/run.py $(SYSTEM)
 
 # Every method under one recipe, trained and then measured, one after the other, the most informative first; what is
-# finished is not done again. For MNIST and Fashion-MNIST a size that CPUs can bear: hours on one core. Their usual size
-# is ARCH=small_cnn EPOCHS=20 TRAIN_N=0. CIFAR-10 is for a GPU, half an hour at a time if need be.
+# finished is not done again. For MNIST and Fashion-MNIST a size that CPUs can bear: hours on one core; the small batch
+# makes enough steps of few images. Their usual size is ARCH=small_cnn EPOCHS=20 BATCH=128 TRAIN_N=0. CIFAR-10 is for a GPU, half an hour at a time if need be.
 # Not among them: learned-optimizer, whose meta-training keeps the states of all weights over 40 steps in memory
 # (`make effects SYSTEM=learned-optimizer` has it, on nets that it is made for).
 METHODS ?= pgd-at trades standard act great mart compactness consistency feature-prioritization n-fgsm fast-at \
   center-loss-at multi-task-at free-at center-loss multi-task compactness-trades consistency-trades consistency-mart
 ARCH ?= small_cnn_16_32_100
 EPOCHS ?= 5
+BATCH ?= 32
 TRAIN_N ?= 10000
 fashion-mnist-leaderboard: SIZE := 0.1
 fashion-mnist-leaderboard: GRID := 0,0.05,0.1,0.15
@@ -112,13 +131,14 @@ cifar10-leaderboard: SIZE := 8/255
 cifar10-leaderboard: GRID := 0,2/255,4/255,8/255,12/255
 cifar10-leaderboard: ARCH := resnet18
 cifar10-leaderboard: EPOCHS := 30
+cifar10-leaderboard: BATCH := 128
 cifar10-leaderboard: TRAIN_N := 0
 
 $(BOARDS): %-leaderboard: setup
 	for method in $(METHODS); do \
 	  out=boards/$$method-$*-$(ARCH); \
 	  $(BIN)/advbench train --method $$method --dataset $* --arch $(ARCH) --eps $(SIZE) --epochs $(EPOCHS) \
-	    --set train_n=$(TRAIN_N) --out $$out --resume && \
+	    --set train_n=$(TRAIN_N) --set batch_size=$(BATCH) --out $$out --resume && \
 	  $(BIN)/advbench evaluate --model $$out --attack autoattack --eps $(GRID) -n 1000 --leaderboard leaderboards \
 	    --resume || exit $$?; \
 	done

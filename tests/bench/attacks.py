@@ -36,6 +36,11 @@ from advbench.evaluator.slots import choose_slots
 from advbench.version import __version__
 
 SETTINGS = {"pgd": {"steps": PGD_STEPS, "rel_step": PGD_STEP, "random_start": False}}
+TITLE = """# Our engine beside other libraries
+
+Written by `make bench`: the same net, images, eps, budget and threads, round by round. Only the ratios of one table are
+worth quoting. Robust accuracy is what the attack alone leaves; peers' hits are judged by the model itself.
+"""
 Measured = tuple[float, float, float, float]  # seconds, forwards and backwards an image, robust accuracy in percent
 
 
@@ -123,8 +128,9 @@ def main() -> None:
     )
     print(text)
     if given.out:
+        begun = given.out.exists()
         with given.out.open("a") as file:
-            file.write(f"\n{text}")
+            file.write(f"\n{text}" if begun else f"{TITLE}\n{text}")
 
 
 if __name__ == "__main__":
