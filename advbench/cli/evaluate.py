@@ -168,7 +168,7 @@ def evaluate(
     if str(place) == "cuda" and ranks.world() > 1:
         place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
     from advbench.evaluator.choose import choose
-    from advbench.evaluator.evaluate import CURVES, ENGINES, PRECISIONS
+    from advbench.evaluator.plan import CURVES, ENGINES, PRECISIONS
 
     for what, value, choices in (
         ("engine", engine, ENGINES),

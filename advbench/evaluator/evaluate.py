@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from advbench import ranks
 from advbench.attacks.engine import Attack
 from advbench.attacks.oracle import exact_kernels, untouched
-from advbench.attacks.transfer import sourced
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
@@ -24,18 +23,12 @@ from advbench.eps import CORRUPTIONS, Eps, parse_eps
 from advbench.errors import UserError
 from advbench.evaluator import corruptions, flags, reference
 from advbench.evaluator.bench import Bench
-from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
-from advbench.evaluator.second_look import covered, second_look
+from advbench.evaluator.plan import Plan, plan
 from advbench.evaluator.share import agreed, together
 from advbench.evaluator.slots import choose_slots
-from advbench.record import Corruptions, DatasetRef, Engine, Environment, Fates, Flag, ModelRef, Record, Trained
+from advbench.record import Corruptions, DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
 from advbench.version import __version__
-
-ENGINE_VERSION = "2"  # raised when a change of the engine may change verdicts
-CURVES = ("fast", "exact")
-ENGINES = ("own", "reference")
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -82,118 +75,56 @@ def evaluate(
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     place = torch.device(device)
     grid = make_grid(eps, norm)
-    for what, value, choices in (
-        ("curve", curve, CURVES),
-        ("engine", engine, ENGINES),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in choices:
-            raise UserError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")
-    attacks, refs = choose(attack, settings or {}, norm=norm, classes=data.num_classes)
-    names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
-    if engine == "reference":
-        if ranks.world() > 1:
-            raise UserError("--engine reference attacks whole batches in one process: start it without torchrun")
-        reference.check(names, norm, settings or {})
-        precision, curve = "fp32", "exact"
-        attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
-        told = {"version": reference.version(), "settings": {"set": names[0]}}
-        refs = [ref.model_copy(update=told) for ref in refs]
-    attacks = corruptions.resolved([sourced(one, data) for one in attacks], data)
-    if norm == CORRUPTIONS:
-        precision, curve = "fp32", "exact"
-    if engine == "own":
-        refs = [
-            ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
-            for ref, one in zip(refs, attacks, strict=True)
-        ]
-    if precision == "auto":
-        precision = "bf16" if place.type == "cuda" and covered(attacks) else "fp32"
-    second: list[Attack] = []
-    if precision == "bf16":
-        second, more = second_look(attacks, norm=norm, classes=data.num_classes)
-        refs += more
+    run = plan(attack, settings or {}, data, place, norm=norm, engine=engine, precision=precision, curve=curve)
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
     saved = ranks.gather_objects(agreed(lambda: journal.saved_slots() if resume else None))
     slots = slots or next((one for one in saved if one), None)
-    if slots is None:
-        with untouched(net), exact_kernels(place):
-            check_shapes(net, data)
-            slots = ranks.first(
-                lambda: choose_slots(net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256)
-            )
-    how = Engine(
-        name="advbench" if engine == "own" else reference.NAME,
-        version=ENGINE_VERSION if engine == "own" else reference.version(),
-        slots=slots,
-        precision="bf16" if precision == "bf16" else "fp32",
-        curve="fast" if curve == "fast" else "exact",
-    )
-    asked = {
-        "model": loaded.weights_sha256,
-        "images": data.images_sha256,
-        "norm": norm,
-        "eps": [size.value for size in grid],
-        "attacks": [ref.model_dump(mode="json") for ref in refs],
-        "engine": how.model_dump(mode="json"),
-        "seed": seed,
-        "advbench": __version__,
-        **({"shard": {"rank": ranks.rank(), "of": ranks.world()}} if ranks.world() > 1 else {}),
-    }
-    agreed(lambda: journal.begin(asked, resume=resume))
-    sizes = [size.value for size in grid]
     in_train_mode = net.training
     with untouched(net), exact_kernels(place):
         check_shapes(net, data)
+        slots = slots or ranks.first(
+            lambda: choose_slots(net, data, norm=norm, precision=run.precision, weights_sha256=loaded.weights_sha256)
+        )
+        asked = {
+            "model": loaded.weights_sha256,
+            "images": data.images_sha256,
+            "norm": norm,
+            "eps": [size.value for size in grid],
+            "attacks": [ref.model_dump(mode="json") for ref in run.refs],
+            "engine": run.engine(slots).model_dump(mode="json"),
+            "seed": seed,
+            "advbench": __version__,
+            **({"shard": {"rank": ranks.rank(), "of": ranks.world()}} if ranks.world() > 1 else {}),
+        }
+        agreed(lambda: journal.begin(asked, resume=resume))
         bench = Bench(
             net,
             data,
             norm=norm,
             seed=seed,
             slots=slots,
-            precision=precision,
+            precision=run.precision,
             journal=journal,
             is_random=flags.is_random,
             keep_points=keep_points,
         )
-
-        errors: Corruptions | None = None
-
-        def walked() -> Fates:
-            nonlocal errors
-            if norm == CORRUPTIONS:
-                fates, errors = corruptions.curve(bench, attacks, sizes)
-                return fates
-            if engine == "reference":
-                return reference.curve(bench, names[0], sizes, slots=slots)
-            if all(one.minimum_norm for one in attacks):
-                return bench.nearest(tuple(attacks), sizes, tuple(second))
-            return bench.curve(tuple(attacks), sizes, curve, tuple(second))
-
-        made = [*attacks, *second]
-        fates = together(bench, agreed(walked))
+        sizes = [size.value for size in grid]
+        mine, errors = agreed(lambda: attacked(bench, run, sizes))
+        fates = together(bench, mine)
 
         def judged() -> list[Flag]:
             if norm == CORRUPTIONS:
-                return flags.facts(bench, in_train_mode=in_train_mode) + corruptions.notes(attacks, data)
+                return flags.facts(bench, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, data)
+            made = [*run.attacks, *run.second]
             return flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
 
         raised = ranks.first(lambda: bench.fitting(judged))
         raised += bench.flags()
         raised += [Flag(**flag) for flag in (loaded.trained or {}).get("flags", ())]  # raised while it was trained
-    how = how.model_copy(update={"slots": bench.oracle.slots})
-    wrapped = getattr(net, "wrappers", [])
     record = Record.of(
         fates,
-        model=ModelRef(
-            spec=loaded.spec,
-            arch=loaded.arch,
-            settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},
-            params=sum(p.numel() for p in net.parameters()),
-            weights_sha256=loaded.weights_sha256,
-            trained=Trained(**loaded.trained) if loaded.trained else None,
-        ),
+        model=described(loaded),
         dataset=DatasetRef(
             name=data.name,
             split=data.split,
@@ -202,8 +133,8 @@ def evaluate(
         ),
         norm=norm,
         eps=grid,
-        attack=refs,
-        engine=how,
+        attack=run.refs,
+        engine=run.engine(bench.oracle.slots),  # fewer than asked for where memory ran out
         seed=seed,
         corruptions=errors,
         flags=raised,
@@ -218,6 +149,31 @@ def evaluate(
         supersedes=supersedes,
     )
     return Evaluation(record, fates, bench.points)
+
+
+def attacked(bench: Bench, run: Plan, sizes: list[float]) -> tuple[Fates, Corruptions | None]:
+    """The fates of the bench's own share of the images, and what only corruptions have."""
+    if bench.norm == CORRUPTIONS:
+        return corruptions.curve(bench, run.attacks, sizes)
+    if run.reference:
+        return reference.curve(bench, run.name, sizes, slots=bench.oracle.slots), None
+    if all(one.minimum_norm for one in run.attacks):
+        return bench.nearest(run.attacks, sizes, run.second), None
+    return bench.curve(run.attacks, sizes, run.curve, run.second), None
+
+
+def described(loaded: Loaded) -> ModelRef:
+    """The model as the record names it."""
+    net = loaded.net
+    wrapped = getattr(net, "wrappers", [])
+    return ModelRef(
+        spec=loaded.spec,
+        arch=loaded.arch,
+        settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},
+        params=sum(p.numel() for p in net.parameters()),
+        weights_sha256=loaded.weights_sha256,
+        trained=Trained(**loaded.trained) if loaded.trained else None,
+    )
 
 
 def make_grid(eps: Sequence[Eps | str | float], norm: str) -> list[Eps]:

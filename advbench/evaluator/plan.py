@@ -1,0 +1,100 @@
+"""What an evaluation will run, decided before the model is looked at: attacks, engine, precision, kind of curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from advbench import ranks
+from advbench.attacks.engine import Attack
+from advbench.attacks.transfer import sourced
+from advbench.data.dataset import Dataset
+from advbench.eps import CORRUPTIONS
+from advbench.errors import UserError
+from advbench.evaluator import corruptions, reference
+from advbench.evaluator.choose import choose
+from advbench.evaluator.second_look import covered, second_look
+from advbench.record import AttackRef, Engine
+
+ENGINE_VERSION = "2"  # raised when a change of the engine may change verdicts
+CURVES = ("fast", "exact")
+ENGINES = ("own", "reference")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`attacks`, then in fp32 on who survives a search in bf16 `second`; `refs` describe them all in the record.
+    `name` is the entry that was asked for, the first where there are several."""
+
+    name: str
+    attacks: tuple[Attack, ...]
+    second: tuple[Attack, ...]
+    refs: list[AttackRef]
+    reference: bool
+    precision: Literal["fp32", "bf16"]
+    curve: Literal["fast", "exact"]
+
+    def engine(self, slots: int) -> Engine:
+        """As the record names it."""
+        return Engine(
+            name=reference.NAME if self.reference else "advbench",
+            version=reference.version() if self.reference else ENGINE_VERSION,
+            slots=slots,
+            precision=self.precision,
+            curve=self.curve,
+        )
+
+
+def plan(
+    attack: str | Attack | Sequence[str | Attack],
+    settings: dict[str, Any],
+    data: Dataset,
+    device: torch.device,
+    *,
+    norm: str,
+    engine: str,
+    precision: str,
+    curve: str,
+) -> Plan:
+    """What was asked for, by the arguments of `evaluate`. Raises UserError for what does not go together."""
+    for what, value, choices in (
+        ("curve", curve, CURVES),
+        ("engine", engine, ENGINES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in choices:
+            raise UserError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")
+    attacks, refs = choose(attack, settings, norm=norm, classes=data.num_classes)
+    names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
+    if engine == "reference":
+        if ranks.world() > 1:
+            raise UserError("--engine reference attacks whole batches in one process: start it without torchrun")
+        reference.check(names, norm, settings)
+        attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
+        told = {"version": reference.version(), "settings": {"set": names[0]}}
+        refs = [ref.model_copy(update=told) for ref in refs]
+    attacks = corruptions.resolved([sourced(one, data) for one in attacks], data)
+    if engine == "own":
+        refs = [
+            ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
+            for ref, one in zip(refs, attacks, strict=True)
+        ]
+    exact_alone = engine == "reference" or norm == CORRUPTIONS
+    in_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and covered(attacks))
+    second: list[Attack] = []
+    if in_bf16 and not exact_alone:
+        second, more = second_look(attacks, norm=norm, classes=data.num_classes)
+        refs += more
+    return Plan(
+        names[0],
+        tuple(attacks),
+        tuple(second),
+        refs,
+        reference=engine == "reference",
+        precision="bf16" if in_bf16 and not exact_alone else "fp32",
+        curve="exact" if exact_alone or curve == "exact" else "fast",
+    )
