@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
 
 from advbench import ranks
 from advbench.checkpoint import read_card
 from advbench.errors import UserError
 from advbench.recipe import Recipe
 from advbench.trainer import train
+from advbench.trainer.session import Session
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +39,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "great": ("great", ["model.activation=softplus"]),
     "multi-task": ("multi-task", []),
     "compactness": ("compactness", ["method.gc=0"]),
+}
+
+# Signs of small gradients turn at the last bit of a running statistic: smooth nets and small steps keep to TOLERANCE.
+CALM = ["model.width=4", "model.activation=softplus", "optim.lr=0.001"]
+NORMED: dict[str, list[str]] = {
+    "normed": ["average.name=ema", "awp.gamma=0.01"],
+    "normed-attack": ["inner.bn_mode=train", "average.name=swa", "average.start=0"],
 }
 
 JOB = """
@@ -98,9 +108,31 @@ def together(job: str, *argv: object, count: int = 2) -> None:
             process.communicate()
 
 
+def by_halves(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What `bn = "local"` says of two processes, in one: each half of the batch is normalised by its own mean and
+    variance, and each running statistic becomes the mean of what it would become by either half."""
+    if not self.training:
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+    assert self.running_mean is not None
+    assert self.running_var is not None
+    assert self.num_batches_tracked is not None
+    running = torch.stack([self.running_mean, self.running_var])
+    kept = [running.clone(), running.clone()]
+    halves = [
+        functional.batch_norm(half, own[0], own[1], self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+        for half, own in zip(x.chunk(2), kept, strict=True)
+    ]
+    if self.track_running_stats:
+        self.running_mean.copy_((kept[0][0] + kept[1][0]) / 2)
+        self.running_var.copy_((kept[0][1] + kept[1][1]) / 2)
+        self.num_batches_tracked.add_(1)
+    return torch.cat(halves)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one/ and two/: the runs of all cases by one process and by two; pieces/ was interrupted, whole was not."""
+    """one/ and two/: the runs of all cases by one process and by two; pieces/ was interrupted, whole was not.
+    halves/: those with BatchNorm by one process that treats each half of a batch as a process would."""
     folder = tmp_path_factory.mktemp("processes")
     short = ["epochs=2", "batch_size=16", "train_n=80", "validation.fraction=0.2", "inner.steps=2"]
     short += ["validation.steps=2", "optim.lr=0.05", "inner.warmup=0", "schedule.name=constant", "model.width=32"]
@@ -111,6 +143,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name, (method, own) in CASES.items()
         },
         **{
+            name: Recipe.resolve(method="pgd-at", arch="resnet18", eps="0.1", sets=[*short[:-1], *CALM, *own])
+            for name, own in NORMED.items()
+        },
+        **{
             name: Recipe.resolve(method="free-at", arch="small_cnn", eps="0.1", sets=[*short[:-1], *noisy])
             for name in ("pieces", "whole")
         },
@@ -119,8 +155,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipes").mkdir()
     for name, recipe in recipes.items():
         (folder / "recipes" / f"{name}.toml").write_text(recipe.to_toml())
-        if name in CASES:
+        if name in CASES or name in NORMED:
             train(recipe, folder / "one" / name, device="cpu")
+        if name in NORMED:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(nn.BatchNorm2d, "forward", by_halves)
+                train(recipe, folder / "halves" / name, device="cpu")
     together(JOB, folder)
     return folder
 
@@ -143,6 +183,31 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     mine, theirs = read_card(runs / "one" / name).cost, read_card(runs / "two" / name).cost
     assert [theirs[key] for key in ("forwards", "backwards")] == [mine[key] for key in ("forwards", "backwards")]
     assert (mine["processes"], theirs["processes"]) == (1, 2)
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_batchnorm_is_local_and_its_running_statistics_are_averaged(runs: Path, name: str) -> None:
+    whole, halves, two = (metrics(runs / which / name) for which in ("one", "halves", "two"))
+    assert len(two) == 2
+    for mine, theirs, other in zip(halves, two, whole, strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=TOLERANCE)
+        assert theirs["terms"] == pytest.approx(mine["terms"], rel=TOLERANCE)
+        assert theirs["clean"] == mine["clean"]
+        assert theirs["loss"] != pytest.approx(other["loss"], rel=0.001)  # by the whole batch
+    a, b = (load_file(runs / which / name / "last.safetensors") for which in ("halves", "two"))
+    assert {key.rpartition(".")[2] for key in a} >= {"running_mean", "running_var", "num_batches_tracked"}
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_batchnorm_by_the_whole_batch_needs_cuda(
+    monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Recipe]
+) -> None:
+    made = recipe("pgd-at", "bn=sync")
+    Session(made, torch.device("cpu"))  # one process has nothing to synchronise
+    monkeypatch.setattr(ranks, "_here", ranks._Place(0, 2))
+    with pytest.raises(UserError, match="bn=local"):
+        Session(made, torch.device("cpu"))
 
 
 def test_stopped_and_resumed_to_the_bit(runs: Path) -> None:
