@@ -13,7 +13,10 @@ multi-task:    task t (the classes; quarter turns) has g_t = dCE_t/dz at the fea
     w_t (D), 1 at first: z learns from w_t g_t. A tells t from w_t g_t, and w is trained that it cannot. Only the
     net remains for inference.
 
-A sees gradients times `scale`, as small as they are: a sure net's vanish, which is one way to hide their origin.
+A sees gradients times `scale`, as small as they are: a sure net's vanish, which is the way they hide their origin.
+What A cannot see any more it does not drive further, so that the logits stop growing long before the gradients of the
+cross-entropy vanish for an attack too; `relative` shows A the gradients by the size that they have in their batch, and
+there is always one to be made smaller. Their directions keep telling the class. How A is shown gradients is ours.
 alpha and beta grow from 0 over the first `ramp` of the training. Double backward needs smooth activations.
 """
 
@@ -59,9 +62,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class GREAT(Method):
     """`alpha`: weight of the reversed A; `beta`: of GREACE; `ramp`: share of the training in which both grow.
 
-    `scale`: what gradients are multiplied by for A. `teacher`: a model spec, for distillation. `turns`: weight of the
-    second task, which turns images by quarters. alpha = beta = 0 is standard training, to the bit, in the forms
-    defence and distillation.
+    `scale`: what gradients are multiplied by for A; with `relative`, once their mean square over the batch is 1.
+    `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
+    alpha = beta = 0 is standard training, to the bit, in the forms defence and distillation.
     """
 
     compiles: ClassVar[bool] = False
@@ -72,6 +75,7 @@ class GREAT(Method):
     greace: Literal["bounded", "literal"] = "bounded"
     ramp: float = 0.5
     scale: float = 8.0
+    relative: bool = False
     teacher: str = ""
     turns: float = 1.0
 
@@ -121,7 +125,7 @@ class GREAT(Method):
         """J and CE(A(g), y): A receives the latter's gradient, f its reverse."""
         alpha, beta = self._grown(nets)
         logits, g = _with_gradient(nets, x, y)
-        answer = nets.parts["auxiliary"](_reversed(self.scale * g, alpha))
+        answer = nets.parts["auxiliary"](self._shown(_reversed(g, alpha)))
         blamed = beta * functional.softmax(answer.detach().float(), 1).scatter(1, y[:, None], 0.0)
         if self.greace == "bounded":
             terms = {"ce": nets.ce(logits.float() + blamed.log1p(), y)}
@@ -133,7 +137,7 @@ class GREAT(Method):
     def distilled(self, nets: Nets, x: Tensor, y: Tensor, g_teacher: Tensor) -> dict[str, Tensor]:
         """CE(f(x), y) and A's cross-entropy on gradients (B, C, H, W) of the student (0) and the teacher (1)."""
         logits, g = _with_gradient(nets, x, y)
-        seen = self.scale * torch.cat([_reversed(g, self._grown(nets)[0]), g_teacher])
+        seen = self._shown(torch.cat([_reversed(g, self._grown(nets)[0]), g_teacher]))
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
         answer = nets.parts["auxiliary"](seen)[:, :2]
         nets.note("origin_from_gradient", (answer.argmax(1) == origin).float().mean())
@@ -155,11 +159,18 @@ class GREAT(Method):
             (g,) = torch.autograd.grad(terms[name], cut, retain_graph=True)
             aligned = alignment.w[task] * g.float()
             encoder.append(((z - z.detach()) * aligned.detach()).sum())
-            tensors.append(_reversed(len(x) * self.scale * aligned, self._grown(nets)[0]))
+            tensors.append(_reversed(len(x) * aligned, self._grown(nets)[0]))
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
-        answer = nets.parts["auxiliary"](torch.cat(tensors))
+        answer = nets.parts["auxiliary"](self._shown(torch.cat(tensors)))
         nets.note("task_from_gradient", (answer.argmax(1) == origin).float().mean())
         return terms | {"encoder": torch.stack(encoder).sum(), "auxiliary": ce(answer, origin).mean()}
+
+    def _shown(self, g: Tensor) -> Tensor:
+        """What A sees of gradients g (B, ...)."""
+        if self.relative:
+            g = g / g.detach().abs().amax().clamp_min(1e-30)  # squares of tiny gradients underflow
+            g = g / (g.square().mean() + 1e-12).sqrt()
+        return self.scale * g
 
     def _grown(self, nets: Nets) -> tuple[float, float]:
         grown = min(1.0, nets.progress / self.ramp) if self.ramp else 1.0

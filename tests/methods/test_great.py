@@ -112,6 +112,20 @@ def test_the_main_net_receives_the_reverse_of_what_would_help_the_auxiliary(reci
         assert pairs and all(torch.allclose(a, factor * b, rtol=1e-3, atol=1e-6) for a, b in pairs)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-25, 0.0])
+def test_relative_gradients_are_shown_by_their_size_in_the_batch(size: float) -> None:
+    g = size * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    g[0] *= 10
+    g.requires_grad_()
+    shown = GREAT(relative=True, scale=3.0)._shown(g)
+    assert float(shown.detach().square().mean().sqrt()) == pytest.approx(3.0 if size else 0.0, rel=1e-5)
+    if size:
+        assert torch.allclose(shown * float(g.detach()[0, 0, 0, 0]), g * float(shown.detach()[0, 0, 0, 0]), rtol=1e-4)
+    (back,) = torch.autograd.grad(functional.softplus(shown).sum(), g)
+    assert bool(back.isfinite().all())
+    assert torch.equal(GREAT(scale=3.0)._shown(g), 3 * g)
+
+
 def test_the_ramp_is_linear() -> None:
     method = GREAT(alpha=2.0, beta=4.0, ramp=0.5)
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
