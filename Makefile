@@ -114,7 +114,8 @@ effects: setup
 
 # Every method under one recipe, trained and then measured, one after the other, the most informative first; what is
 # finished is not done again. For MNIST and Fashion-MNIST a size that CPUs can bear: hours on one core; the small batch
-# makes enough steps of few images. Their usual size is ARCH=small_cnn EPOCHS=20 BATCH=128 TRAIN_N=0. CIFAR-10 is for a GPU, half an hour at a time if need be.
+# makes enough steps of few images. Their usual size is ARCH=small_cnn EPOCHS=20 BATCH=128 TRAIN_N=0. CIFAR-10 is for a
+# GPU, half an hour at a time if need be.
 # Not among them: learned-optimizer, whose meta-training keeps the states of all weights over 40 steps in memory
 # (`make effects SYSTEM=learned-optimizer` has it, on nets that it is made for).
 METHODS ?= pgd-at trades standard act great mart compactness consistency feature-prioritization n-fgsm fast-at \
