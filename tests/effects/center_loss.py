@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from controls import AT, AT_AA, SEEDS, STANDARD, STANDARD_AA
+from typing import Any
+
+from controls import AT, AT_AA, SEEDS
 from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, more, said, verdict
 
-WEAK = Runs("center-loss 0.1", "center-loss", seeds=SEEDS)
-STRONG = Runs("center-loss 1", "center-loss", ("method.lam=1",))
+# Centres and features come together slowly: the recipe's 20 epochs are 360 steps, and its best epoch an early one.
+LONG: dict[str, Any] = {"epochs": 200, "seeds": SEEDS}
+LAST = "validation.select=last"
+PLAIN = Runs("standard long", "standard", (LAST,), **LONG)
+WEAK = Runs("center-loss 0.1 long", "center-loss", (LAST,), **LONG)
+STRONG = Runs("center-loss 1 long", "center-loss", (LAST, "method.lam=1"), **LONG)
 ON_AT = Runs("center-loss-at 0.1", "center-loss-at")
-FEATURES = Analysis("center-loss", "features", (STANDARD, WEAK, STRONG), ("-n", "500"))
+FEATURES = Analysis("center-loss", "features", (PLAIN, WEAK, STRONG), ("-n", "500"))
 TABLE = "center-loss/features"
 
 
 def compact(numbers: Numbers) -> tuple[str, Verdict]:
-    """Intra/inter at least halves."""
-    plain, weak, strong = (numbers.column(TABLE, runs, "intra_inter") for runs in (STANDARD, WEAK, STRONG))
+    """Intra/inter at least halves, with the stronger of the two."""
+    plain, weak, strong = (numbers.column(TABLE, runs, "intra_inter") for runs in (PLAIN, WEAK, STRONG))
     ours = f"intra/inter {said(plain, 2)} without, {said(weak, 2)} at lambda 0.1, {said(strong, 2)} at 1"
-    return ours, verdict(all(2 * weak[seed] <= plain[seed] for seed in weak))
+    return ours, verdict(all(2 * strong[seed] <= plain[seed] for seed in SEEDS))
 
 
 def small_eps(numbers: Numbers) -> tuple[str, Verdict]:
-    """More accurate at half of the eps where AT is measured, with lambda 0.1."""
-    plain, weak, strong = (numbers.robust(runs.label, "0.1") for runs in (STANDARD, WEAK, STRONG))
+    """More accurate at half of the eps where AT is measured, with either lambda."""
+    plain, weak, strong = (numbers.robust(runs.label, "0.1") for runs in (PLAIN, WEAK, STRONG))
     told = f"at 0.1: {said(plain)} without, {said(weak)} at lambda 0.1, {said(strong)} at 1"
-    pgd = [{s: 100 * v for s, v in numbers.column(TABLE, r, "attacked").items()} for r in (WEAK, STANDARD)]
-    return f"{told}; PGD-20: {said(pgd[1])} without, {said(pgd[0])} at 0.1", verdict(more(weak, plain), more(*pgd))
+    pgd = [{s: 100 * v for s, v in numbers.column(TABLE, runs, "attacked").items()} for runs in (PLAIN, WEAK, STRONG)]
+    by_pgd = f"PGD-20: {said(pgd[0])}, {said(pgd[1])}, {said(pgd[2])}"
+    return f"{told}; {by_pgd}", verdict(
+        all(more(one, plain) for one in (weak, strong)), all(more(one, pgd[0]) for one in pgd[1:])
+    )
 
 
 def full_eps(numbers: Numbers) -> tuple[str, Verdict]:
     """Robust where AT is: at least half of AT's accuracy at 0.2."""
-    at, weak = numbers.robust("pgd-at", "0.2"), numbers.robust("center-loss 0.1", "0.2")
-    ours = f"at 0.2: {said(weak)} at lambda 0.1; AT {said(at)}"
-    return ours, verdict(all(2 * weak[seed] >= at[seed] for seed in weak))
+    at, weak, strong = (numbers.robust(label, "0.2") for label in ("pgd-at", WEAK.label, STRONG.label))
+    ours = f"at 0.2: {said(weak)} at lambda 0.1, {said(strong)} at 1; AT {said(at)}"
+    return ours, verdict(all(2 * max(weak[seed], strong[seed]) >= at[seed] for seed in SEEDS))
 
 
 def on_top_of_at(numbers: Numbers) -> tuple[str, Verdict]:
@@ -42,8 +51,8 @@ def on_top_of_at(numbers: Numbers) -> tuple[str, Verdict]:
 EFFECT = Effect(
     system="center-loss",
     source="Discriminative features, Agarwal et al. 2019, arXiv:1811.00621 (a reconstruction from the abstract)",
-    runs=(STANDARD, WEAK, STRONG, ON_AT, AT),
-    evaluations=(STANDARD_AA, Evaluation(WEAK), Evaluation(STRONG), Evaluation(ON_AT), AT_AA),
+    runs=(PLAIN, WEAK, STRONG, ON_AT, AT),
+    evaluations=(Evaluation(PLAIN), Evaluation(WEAK), Evaluation(STRONG), Evaluation(ON_AT), AT_AA),
     analyses=(FEATURES,),
     claims=(
         Claim("the classes' features become compact", "none: a picture", compact),

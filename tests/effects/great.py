@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, verdict
+from typing import Any
 
-CNN = {"arch": "small_cnn_16_32_100", "eps": "0.2"}
-ADAM = ("model.activation=softplus", "optim.name=adam", "optim.lr=0.002")
-GREAT = Runs("great", "great", **CNN)
-PLAIN = Runs("standard softplus", "standard", ADAM, **CNN)
+from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, differences, said, verdict
+
+CNN: dict[str, Any] = {"arch": "small_cnn_16_32_100", "eps": "0.2"}
+# Long and fast enough for logits to grow, which is how gradients are hidden: the same for both, so that what is
+# GREAT's is what it adds. With the shipped 20 epochs at a rate of 0.002 neither gets there.
+SURE = ("optim.lr=0.01", "optim.weight_decay=0", "model.normalize=digits")
+SMOOTH = ("model.activation=softplus", "optim.name=adam", "validation.select=last")
+SEEDS = (1, 2)  # the settings were chosen with seed 0
+GREAT = Runs(
+    "great relative", "great", (*SURE, "method.relative=true", "method.scale=1"), epochs=60, seeds=SEEDS, **CNN
+)
+PLAIN = Runs("standard beside great", "standard", (*SURE, *SMOOTH), epochs=60, seeds=SEEDS, **CNN)
 ATTACKS = ("fgsm", "pgd", "autoattack")
 FEATURES = Analysis("great", "features", (PLAIN, GREAT), ("-n", "500"))
 GRID = "0,0.1,0.2"
 
 
 def defence(numbers: Numbers) -> tuple[str, Verdict]:
-    """A gain of 10 points or more at 0.2, by attack."""
+    """A gain of 10 points or more at 0.2 with every seed, by attack."""
     told, gain = [], {}
     for attack in ATTACKS:
-        keys = [label if attack == "autoattack" else f"{label} {attack}" for label in ("standard softplus", "great")]
-        plain, great = (numbers.robust(key, "0.2")[0] for key in keys)
-        told.append(f"{attack} {plain:.1f} to {great:.1f}")
-        gain[attack] = great - plain
+        keys = [label if attack == "autoattack" else f"{label} {attack}" for label in (PLAIN.label, GREAT.label)]
+        plain, great = (numbers.robust(key, "0.2") for key in keys)
+        told.append(f"{attack} {said(plain)} to {said(great)}")
+        gain[attack] = min(differences(great, plain))
     return f"standard to GREAT at 0.2: {', '.join(told)}", verdict(gain["autoattack"] >= 10, gain["pgd"] >= 10)
 
 
 def probe(numbers: Numbers) -> tuple[str, Verdict]:
-    plain, great = (100 * numbers.column("great/features", runs, "gradient_probe")[0] for runs in (PLAIN, GREAT))
-    return f"a linear probe tells the class from the gradient: {plain:.1f} to {great:.1f} %", verdict(
-        great < plain - 20
+    plain, great = (
+        {seed: 100 * share for seed, share in numbers.column("great/features", runs, "gradient_probe").items()}
+        for runs in (PLAIN, GREAT)
     )
+    ours = f"a linear probe tells the class from the gradient: {said(plain)} to {said(great)} %"
+    return ours, verdict(max(differences(great, plain)) < -20)
 
 
 def caught(numbers: Numbers) -> tuple[str, Verdict]:
-    doubts = sorted({*numbers.doubts("great"), *numbers.doubts("great pgd")})
-    honest = numbers.doubts("standard softplus")
+    doubts = sorted({*numbers.doubts(GREAT.label), *numbers.doubts(f"{GREAT.label} pgd")})
+    honest = numbers.doubts(PLAIN.label)
     ours = f"suspect or broken: {', '.join(doubts) or 'nothing'}; standard: {', '.join(honest) or 'nothing'}"
     return ours, verdict(bool(doubts) and not honest)
 
