@@ -53,7 +53,7 @@ format: setup
 # own, on top of ours; one of their dependencies builds only with an old setuptools.
 SPEED := leaderboards/speed-cpu.md
 ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --attacks pgd,apgd-ce,autoattack --out $(SPEED)
-bench: $(MNIST_NET)/run.json $(LENET5) $(PEERS)/.installed
+bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
 	rm -f $(SPEED)
 	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds 3
 	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds 3
@@ -73,15 +73,15 @@ $(PEERS)/.installed: | .venv/.installed
 	$(PEERS)/bin/python -m pip install --quiet --no-build-isolation torchattacks foolbox adversarial-robustness-toolbox adv-lib
 	touch $@
 
-# AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
-parity: $(MNIST_NET)/run.json $(CIFAR10_NET)/run.json
+# A run has its figure once it is finished. AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
+parity: $(MNIST_NET)/training.svg $(CIFAR10_NET)/training.svg
 	$(BIN)/python tests/bench/parity.py --model $(MNIST_NET) --eps 0.3 --out $(DEMO)/parity
 	$(BIN)/python tests/bench/parity.py --model $(CIFAR10_NET) --eps 4/255,8/255 --out $(DEMO)/parity
 
-$(MNIST_NET)/run.json: | .venv/.installed
+$(MNIST_NET)/training.svg: | .venv/.installed
 	$(TRAIN) --method pgd-at --dataset mnist --eps 0.3 --epochs 5 --out $(MNIST_NET)
 
-$(CIFAR10_NET)/run.json: | .venv/.installed
+$(CIFAR10_NET)/training.svg: | .venv/.installed
 	$(TRAIN) --method pgd-at --dataset cifar10 --eps 8/255 --epochs 8 --out $(CIFAR10_NET)
 
 # Our training loop beside the plain one of papers' code and those of two libraries, on this machine's CPU.

@@ -302,6 +302,32 @@ def test_seeds_are_the_units() -> None:
     assert any("base: 3, new: 4" in note for note in found.notes)
 
 
+def test_a_recipe_trained_again_into_its_folder_is_one_model() -> None:
+    """Weights that are gone, and other files of a run, are no models beside those that the run folder has now."""
+
+    def of(spec: str, weights: str, robust: int, day: int, recipe: str = "a") -> Measured:
+        trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=recipe * 64)
+        unit = made(fallen([900, 800, robust]), spec=spec, trained=trained, date=f"2026-08-0{day}T00:00:00+00:00")
+        model = unit.record.model.model_copy(update={"weights_sha256": weights * 64})
+        return Measured(unit.record.model_copy(update={"model": model}), unit.fates, unit.path)
+
+    base = side("base", of("runs/b", "1", 724, 1))
+    new = side(
+        "new",
+        of("runs/a", "2", 724, 1),
+        of("runs/a", "3", 600, 2),
+        of("runs/a/last.safetensors", "4", 730, 3),
+        of("runs/a/parts/natural.safetensors", "5", 740, 3),
+    )
+    found = compare([base, new], fail_if="acc@8/255 < baseline - 1")
+    row = next(row for row in found.rows if row.quantity == "acc@8/255")
+    assert (row.value, row.n) == (0.6, 1000) and found.gate is not None and found.gate.failed
+    alone = compare([base, side("new", of("runs/a/last.safetensors", "4", 730, 3))])
+    assert next(row for row in alone.rows if row.quantity == "acc@8/255").value == 0.73
+    seeds = compare([base, side("new", of("runs/a", "2", 724, 1), of("runs/c", "3", 600, 2, recipe="c"))])
+    assert next(row for row in seeds.rows if row.quantity == "acc@8/255").value == pytest.approx(0.662)
+
+
 def test_models_that_differ_by_more_than_the_seed_are_no_one_side() -> None:
     mixed = side(
         "mixed",

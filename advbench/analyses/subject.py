@@ -88,10 +88,14 @@ def one_eps(text: str | float | None, subject: Subject) -> Eps:
 
 
 def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack, ...]:
-    """The registered attack, or members of the set, `steps` long where that is given. Raises UserError."""
+    """The registered attack, or members of the set, `steps` long where that is given and theirs to set. Raises
+    UserError."""
     entry = find("attacks", name)
     made = entry.create(norm=norm) if "norm" in inspect.signature(entry.load()).parameters else entry.create()
-    return tuple(one if steps is None else dataclasses.replace(one, steps=steps) for one in members(made))
+    fixed = {one for one in members(made) if not all(f.init for f in dataclasses.fields(one) if f.name == "steps")}
+    return tuple(
+        one if steps is None or one in fixed else dataclasses.replace(one, steps=steps) for one in members(made)
+    )
 
 
 def withstands(

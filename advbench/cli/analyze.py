@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ANALYSES = Path("analyses")
 _SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
 _FLAGS = {"dataset", "norm", "eps", "n", "seed", "precision"}
-_SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
 
 
 def command(
@@ -36,7 +35,8 @@ def command(
     eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of perturbation")] = None,
     n: Annotated[int | None, typer.Option("-n", metavar="N", help="images")] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="of all that is drawn [default: 0]")
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, max=options.LARGEST_SEED, help="of all that is drawn [default: 0]"),
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")] = None,
@@ -89,6 +89,7 @@ def analyze(
         raise UserError(f"{out} exists: replace what it holds with --force, or name another --out")
     out = out or _free(ANALYSES / name.replace(":", "-"))
 
+    from advbench.attacks.oracle import exact_kernels
     from advbench.checkpoint import read_card
     from advbench.cli.keep import check_writable
     from advbench.cli.subject import pick_device
@@ -110,7 +111,8 @@ def analyze(
         supplied: dict[str, Any] = {"device": place, "progress": progress, "trust_pickle": trust_pickle}
         supplied = {key: value for key, value in supplied.items() if key in known}
         given = {**(flags or {}), **fit_settings(entry.load(), settings, apart=_SUPPLIED | _FLAGS)}
-        found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **given)
+        with exact_kernels(place):  # on CUDA too a point that was found in fp32 is one in fp32
+            found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **given)
     write(found, out)
     show(found, out, screen)
     return found

@@ -49,7 +49,8 @@ Arch = Annotated[
 Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="of all that is drawn")]
+LARGEST_SEED = 2**62 - 1
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="of all that is drawn")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]
 Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")]
 TrustPickle = Annotated[

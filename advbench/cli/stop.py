@@ -14,6 +14,7 @@ from typing import Any
 from advbench import ranks
 from advbench.errors import Interrupted
 
+RESUMABLE = ("train", "attack", "evaluate")  # what else was stopped starts over
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -66,7 +67,7 @@ def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:
     for option, value in missing.items():
         if not any(word == option or word.startswith(f"{option}=") for word in words):
             words += [option, value]
-    if "--resume" not in words:
+    if "--resume" not in words and words[:1] and words[0] in RESUMABLE and "--again" not in words:
         words.append("--resume")
     several = ranks.launched()[1] > 1
     start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m"] if several else []

@@ -80,6 +80,8 @@ def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
 def align(sides: Sequence[Side]) -> list[Side]:
     """Of each side the measurements to compare: those made alike, one a model, the newest.
 
+    A model is a training of a run folder: where it was trained again by the same recipe, the newest weights count, and
+    a file of it (its last epoch, another network) only where the folder itself was not measured.
     Measured alike means the same images, norm, attacks and engine. Where several such sets are common to all
     sides, the one whose measurement of the first side is newest; where none is, the newest of each side.
     Raises UserError when a side mixes models that were not trained alike.
@@ -91,9 +93,11 @@ def align(sides: Sequence[Side]) -> list[Side]:
             unit for unit in (sides[0] if common else side).units if not common or _protocol(unit.record) in common
         ]
         wanted = _protocol(max(among, key=_age).record)
-        models: dict[str, Measured] = {}
-        for unit in sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age):
-            models[unit.record.model.weights_sha256] = unit
+        trainings: dict[str, Measured] = {}
+        alike = [unit for unit in side.units if _protocol(unit.record) == wanted]
+        for unit in sorted(alike, key=lambda unit: (not _is_file(unit.record), _age(unit))):
+            trainings[_training(unit.record)] = unit
+        models = {unit.record.model.weights_sha256: unit for unit in trainings.values()}
         kept = Side(side.label, tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
         recipes = {_recipe(unit.record) for unit in kept.units}
         if len(recipes) > 1:
@@ -143,6 +147,20 @@ def _protocol(record: Record) -> str:
 
 def _age(unit: Measured) -> tuple[str, str]:
     return unit.record.environment.date, unit.record.id
+
+
+def _training(record: Record) -> str:
+    """The recipe, which holds the seed, and the folder; the weights, where no recipe is known."""
+    trained, folder = record.model.trained, Path(record.model.spec)
+    if trained is None or trained.recipe_sha256 is None:
+        return record.model.weights_sha256
+    if _is_file(record):
+        folder = folder.parent.parent if folder.parent.name == "parts" else folder.parent
+    return f"{trained.recipe_sha256} {folder}"
+
+
+def _is_file(record: Record) -> bool:
+    return record.model.spec.endswith(".safetensors")
 
 
 def _recipe(record: Record) -> tuple[object, ...]:

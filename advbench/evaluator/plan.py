@@ -84,9 +84,11 @@ def plan(
             for ref, one in zip(refs, attacks, strict=True)
         ]
     exact_alone = engine == "reference" or norm == CORRUPTIONS
+    # The nearest point that a copy in bf16 has is a point on that copy's border, and rarely one of the model itself.
+    in_fp32 = exact_alone or all(one.minimum_norm for one in attacks)
     in_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and covered(attacks))
     second: list[Attack] = []
-    if in_bf16 and not exact_alone:
+    if in_bf16 and not in_fp32:
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
         refs += more
     return Plan(
@@ -95,6 +97,6 @@ def plan(
         tuple(second),
         refs,
         reference=engine == "reference",
-        precision="bf16" if in_bf16 and not exact_alone else "fp32",
+        precision="bf16" if in_bf16 and not in_fp32 else "fp32",
         curve="exact" if exact_alone or curve == "exact" else "fast",
     )

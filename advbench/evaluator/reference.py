@@ -17,6 +17,7 @@ from advbench.evaluator import walk
 from advbench.evaluator.bench import Bench
 from advbench.record import Fates
 from advbench.registry import find
+from advbench.threat import around
 
 NAME = "pyautoattack"
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -63,7 +64,8 @@ def curve(bench: Bench, name: str, eps: list[float], *, slots: int) -> Fates:
         )
         adversary.attacks_to_run = [member]
         z, _ = adversary.run_standard_evaluation(x, y, batch_size=bench.oracle.slots)
-        return {"fell": bench.oracle.verify(z, y).cpu()}
+        inside = around(bench.norm, x, torch.full(y.shape, size, dtype=torch.float64, device=x.device)).contains(z)
+        return {"fell": (bench.oracle.verify(z, y) & inside).cpu()}
 
     def strike(
         attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]

@@ -27,7 +27,7 @@ from advbench.models.search_copy import search_copy
 from advbench.threat import REGIONS, around
 
 CPU = 64
-SMALL = 16  # pixels a side: on a CPU such images cost more by the step than by the row, so there are 4 times the slots
+SMALL = 28  # pixels a side: on a CPU such images cost much by the step, so there are 4 times the slots
 FEWEST = 8
 FIRST, MOST = 64, 4096  # between these the rate of a CUDA device is measured
 GAIN = 1.1  # twice the slots are worth it when they make so many times the images a second

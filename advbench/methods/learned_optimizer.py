@@ -51,7 +51,6 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "recipe": {
             "model.activation": "softplus",
             "optim.clip": 0.5,
-            "schedule.name": "constant",
         },
     },
 }

@@ -86,7 +86,7 @@ def get(tree: Tree, path: str, default: Any) -> Any:
 
 
 def merged(lower: Tree, upper: Tree) -> Tree:
-    """`upper` over `lower`, table by table. A new eps takes the value of the old one with it."""
+    """`upper` over `lower`, table by table."""
     both = dict(lower)
     for key, value in upper.items():
         mine = both.get(key)

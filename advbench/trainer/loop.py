@@ -71,6 +71,9 @@ def train(
     generators = [where] if where.type == "cuda" else []
     with ExitStack() as held, torch.random.fork_rng(devices=generators):
         ranks.first(lambda: held.enter_context(locked(out / folder.LOCK, timeout=0)))
+        going_on = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
+        if going_on and ranks.first(lambda: folder.finished(out)):  # by another process, just now
+            return out
         # For layers that draw numbers, as dropout does; all else has keys of its own.
         torch.manual_seed(recipe.seed ^ (ranks.rank() << 48))
         if going_on:
@@ -119,13 +122,15 @@ class _Run:
         session = self.session
         order = session.order()
         self.epoch_seconds, self.ticked = 0.0, time.monotonic()
+        lr = session.lr
         while session.position < session.steps:
+            lr = session.lr
             session.step(order)
             self._after_step()
         terms, notes = session.means()
         self._tick()
         self._check()
-        lr, scores = session.lr, self._score()
+        scores = self._score()
         session.end_epoch()
         row: dict[str, Any] = {"epoch": session.epoch, "lr": lr, "loss": terms["loss"]}
         row |= {"terms": {name: value for name, value in terms.items() if name != "loss"}, "notes": notes}

@@ -40,8 +40,8 @@ class Steepest(torch.optim.Optimizer):
                 # One coordinate: of tensors that tie the first, and in it the first entry.
                 first = torch.arange(len(sizes), device=sizes.device) == sizes.argmax()
                 for w, g, chosen in zip(weights, gradients, first, strict=True):
-                    at = g.abs().argmax()
-                    w.view(-1)[at] -= group["lr"] * chosen * g.view(-1)[at]
+                    at = torch.unravel_index(g.abs().argmax(), g.shape)  # whatever the memory's layout
+                    w[at] -= group["lr"] * chosen * g[at]
 
 
 class Fista(torch.optim.Optimizer):

@@ -119,3 +119,9 @@ def test_runs_of_one_name_keep_a_row_each(trained: Trained, tmp_path: Path) -> N
     table = features.run(runs, n=30, steps=2).tables["features"]
     assert list(table.index) == list(map(str, runs))
     assert table.iloc[0].drop("gradient_probe").equals(table.iloc[1].drop("gradient_probe"))
+
+
+def test_a_number_of_steps_is_for_attacks_that_have_one() -> None:
+    found = {one.name: one for one in named_attack("autoattack", "linf", 7)}
+    assert [found[name].steps for name in ("apgd-ce", "apgd-t", "fab-t")] == [7, 7, 7]
+    assert found["square"].steps == 5000

@@ -53,6 +53,8 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
         (["train", "--force", "--out", "a b"], {"--out": "c"}, "advbench train --out 'a b' --resume"),
         (["train", "--out=x"], {"--out": "c"}, "advbench train --out=x --resume"),
         (["evaluate", "-n", "5"], {"--model": "runs/a"}, "advbench evaluate -n 5 --model runs/a --resume"),
+        (["analyze", "filters", "runs/a"], {}, "advbench analyze filters runs/a"),
+        (["evaluate", "--again", "r.json"], {}, "advbench evaluate --again r.json"),
     ],
 )
 def test_resume_command(argv: list[str], missing: dict[str, str], command: str) -> None:

@@ -136,6 +136,7 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -
     assert (card.cost["forwards"], card.cost["backwards"]) == (2 * 6 * 16 * 4, 2 * 6 * 16 * 4)
     assert [row["epoch"] for row in rows(out)] == [1, 2]
     assert {"loss", "terms", "notes", "clean", "robust", "fgsm", "lr", "best"} <= set(rows(out)[0])
+    assert all(0 < row["lr"] <= made.optim.lr for row in rows(out))  # type: ignore[operator]
     assert set(rows(out)[0]["terms"]) == {"ce", "natural_ce", "kl", "natural_kl"}  # type: ignore[call-overload]
 
 

@@ -31,6 +31,15 @@ def test_coordinate_descent_moves_one_coordinate_of_all_tensors() -> None:
     assert one_step("coordinate-descent", [[1.0, -2.0], [0.0, 3.0]], 1.0) == ([[0, 0], [0, -1.5]], 0.0)
 
 
+def test_coordinate_descent_takes_weights_in_any_layout() -> None:
+    w = nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last))
+    opt = optimizer(Optim(name="coordinate-descent", lr=0.5, weight_decay=0), [w], CPU)
+    w.grad = torch.zeros_like(w)
+    w.grad[1, 2, 0, 1] = -4.0
+    opt.step()
+    assert w.nonzero().tolist() == [[1, 2, 0, 1]] and w[1, 2, 0, 1].item() == 2.0
+
+
 def test_fista_reaches_the_soft_threshold() -> None:
     """min (w - 1)^2 / 2 + 0.3 |w| is at 0.7, and for 0.2 in place of 1 at 0; the bias goes free."""
     w, b, aim = nn.Parameter(torch.zeros(1, 2)), nn.Parameter(torch.zeros(1)), torch.tensor([[1.0, 0.2]])
