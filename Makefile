@@ -55,8 +55,8 @@ SPEED := leaderboards/speed-cpu.md
 ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --attacks pgd,apgd-ce,autoattack --out $(SPEED)
 bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
 	rm -f $(SPEED)
-	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds 3
 	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds 3
+	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds 3
 	$(ATTACKS) -n 8 --rounds 2 --attacks pgd,apgd-ce
 
 # The adversarially trained LeNet5 of advertorch's source archive (LGPL: fetched, never kept here).
