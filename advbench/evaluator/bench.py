@@ -157,38 +157,21 @@ class Bench:
         The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`.
         """
         way = walk.Walk(eps, self.correct & mine(len(self.data)))
-        strike = self._striker(attacks, second, eps)
-        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
-        for number in range(len(second)):
-            walk.descend(way, strike, len(attacks) + number)
-        return way.fates()
-
-    def _striker(
-        self,
-        attacks: tuple[Attack, ...],
-        second: tuple[Attack, ...],
-        eps: list[float],
-        distance: NDArray[np.float64] | None = None,
-    ) -> walk.Strike:
-        """The strikes of a walk; `distance` (n,) is lowered to that of what is found."""
         sizes, every = np.asarray(eps), (*attacks, *second)
 
         def strike(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             verdicts = self.strike(every[attack], rows, sizes[points], plain=attack >= len(attacks))
-            found = verdicts.distance.numpy()
-            if distance is not None:
-                distance[rows] = np.minimum(distance[rows], found)
-            return verdicts.fell.numpy(), found
+            return verdicts.fell.numpy(), verdicts.distance.numpy()
 
-        return strike
+        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
+        for number in range(len(second)):
+            walk.descend(way, strike, len(attacks) + number)
+        return way.fates()
 
-    def nearest(self, attacks: tuple[Attack, ...], eps: list[float], second: tuple[Attack, ...] = ()) -> Fates:
-        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows.
-
-        `second` as in `curve`.
-        """
+    def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
+        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""
         struck = self.correct & mine(len(self.data))
         distance = np.where(struck, np.inf, 0.0)
         way = walk.Walk(eps, struck)
@@ -203,9 +186,6 @@ class Bench:
         fell = np.searchsorted(way.eps * (1 + 1e-6), distance)
         way.fell = np.where(struck, np.maximum(fell, way.first), 0)
         way.by[way.fell == way.end] = -1
-        strike = self._striker(attacks, second, eps, distance)
-        for number in range(len(second)):
-            walk.descend(way, strike, len(attacks) + number)
         fates = way.fates()
         return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
 

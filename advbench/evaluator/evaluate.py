@@ -63,7 +63,7 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each of `eps`, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is left as it was. `attack`
+    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to `device`, and else left as it was. `attack`
     names entries of the registry (sets such as autoattack count as their members) or is made by hand;
     `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
     `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
@@ -158,7 +158,7 @@ def attacked(bench: Bench, run: Plan, sizes: list[float]) -> tuple[Fates, Corrup
     if run.reference:
         return reference.curve(bench, run.name, sizes, slots=bench.oracle.slots), None
     if all(one.minimum_norm for one in run.attacks):
-        return bench.nearest(run.attacks, sizes, run.second), None
+        return bench.nearest(run.attacks, sizes), None
     return bench.curve(run.attacks, sizes, run.curve, run.second), None
 
 

@@ -70,13 +70,11 @@ def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve
     assert result.record.backwards > 5 * without.record.backwards
 
 
-def test_nearest_points_are_looked_at_again_too(masked: nn.Module, digits: Dataset) -> None:
-    result = measure(masked, digits, attack=["ddn"], norm="l2", eps=["0", "0.5", "1"], settings={"steps": 5})
-    fp32 = evaluate(masked, digits, attack=["apgd-ce", "apgd-t"], norm="l2", eps=["0", "0.5", "1"], slots=16)
-    assert (result.fates.standing(2) <= fp32.fates.standing(2)).all()
-    fell = result.fates.fell > 0
-    assert result.fates.norm is not None and (result.fates.by[fell] > 0).sum() > 10
-    assert (result.fates.norm[fell] <= np.array([0, 0.5, 1])[result.fates.fell[fell]] * (1 + 2e-5)).all()
+def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset) -> None:
+    """A copy in bf16 has its border elsewhere: its nearest points are rarely adversarial to the model."""
+    asked = {"attack": ["ddn"], "norm": "l2", "eps": ["0", "0.5", "1"], "settings": {"steps": 5}}
+    result, fp32 = measure(masked, digits, **asked), evaluate(masked, digits, slots=16, **asked)  # type: ignore[arg-type]
+    assert result.record.engine.precision == "fp32" and result.record.id == fp32.record.id
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "fourier-linf"])
