@@ -63,9 +63,9 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each of `eps`, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to `device`, and else left as it was. `attack`
-    names entries of the registry (sets such as autoattack count as their members) or is made by hand;
-    `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
+    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to `device`, and else
+    left as it was. `attack` names entries of the registry (sets such as autoattack count as their members) or is made
+    by hand; `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
     `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
     attacks hold what the second look does, so that it makes none stronger than it is.
     Within `ranks.joined` the processes share the samples, and all get the outcome of one process, each with a
