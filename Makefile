@@ -73,11 +73,12 @@ $(PEERS)/.installed: | .venv/.installed
 	$(PEERS)/bin/python -m pip install --quiet --no-build-isolation torchattacks foolbox adversarial-robustness-toolbox adv-lib
 	touch $@
 
-# A run has its figure once it is finished. AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
+# AutoAttack by both engines on 1,000 images, three seeds of the reference: who fell by one of them alone.
 parity: $(MNIST_NET)/training.svg $(CIFAR10_NET)/training.svg
 	$(BIN)/python tests/bench/parity.py --model $(MNIST_NET) --eps 0.3 --out $(DEMO)/parity
 	$(BIN)/python tests/bench/parity.py --model $(CIFAR10_NET) --eps 4/255,8/255 --out $(DEMO)/parity
 
+# A run has its figure once it is finished.
 $(MNIST_NET)/training.svg: | .venv/.installed
 	$(TRAIN) --method pgd-at --dataset mnist --eps 0.3 --epochs 5 --out $(MNIST_NET)
 

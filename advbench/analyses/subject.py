@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Attack, Problem, members, solve
+from advbench.attacks.engine import Attack, Problem, solve
 from advbench.attacks.losses import ce, wrong
+from advbench.attacks.named import named, with_settings
 from advbench.attacks.oracle import Oracle
 from advbench.attacks.pgd import PGD
 from advbench.attacks.search import Samples, Search
@@ -23,7 +22,6 @@ from advbench.eps import Eps, parse_eps
 from advbench.errors import UserError
 from advbench.models.base import Model
 from advbench.recipe import Recipe
-from advbench.registry import find
 from advbench.rng import keys
 from advbench.threat import around
 
@@ -90,12 +88,8 @@ def one_eps(text: str | float | None, subject: Subject) -> Eps:
 def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack, ...]:
     """The registered attack, or members of the set, `steps` long where that is given and theirs to set. Raises
     UserError."""
-    entry = find("attacks", name)
-    made = entry.create(norm=norm) if "norm" in inspect.signature(entry.load()).parameters else entry.create()
-    fixed = {one for one in members(made) if not all(f.init for f in dataclasses.fields(one) if f.name == "steps")}
-    return tuple(
-        one if steps is None or one in fixed else dataclasses.replace(one, steps=steps) for one in members(made)
-    )
+    settings = {} if steps is None else {"steps": steps}
+    return tuple(with_settings(one, settings) for one in named(name, norm))
 
 
 def withstands(

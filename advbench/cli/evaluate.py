@@ -18,7 +18,7 @@ from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.eps import CORRUPTIONS
-from advbench.errors import Interrupted, UserError, unknown
+from advbench.errors import Interrupted, UserError
 from advbench.registry import find
 
 if TYPE_CHECKING:
@@ -168,15 +168,9 @@ def evaluate(
     if str(place) == "cuda" and ranks.world() > 1:
         place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
     from advbench.evaluator.choose import choose
-    from advbench.evaluator.plan import CURVES, ENGINES, PRECISIONS
+    from advbench.evaluator.plan import check_choices
 
-    for what, value, choices in (
-        ("engine", engine, ENGINES),
-        ("curve", curve, CURVES),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in choices:
-            raise unknown(what, value, choices)
+    check_choices(engine=engine, curve=curve, precision=precision)
 
     with Stop() as stop:
         prepared = []

@@ -13,7 +13,7 @@ from advbench.attacks.engine import Attack
 from advbench.attacks.transfer import sourced
 from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
-from advbench.errors import UserError
+from advbench.errors import UserError, unknown
 from advbench.evaluator import corruptions, reference
 from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import covered, second_look
@@ -49,6 +49,17 @@ class Plan:
         )
 
 
+def check_choices(*, engine: str, curve: str, precision: str) -> None:
+    """UserError for what there is not."""
+    for what, value, choices in (
+        ("engine", engine, ENGINES),
+        ("curve", curve, CURVES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in choices:
+            raise unknown(what, value, choices)
+
+
 def plan(
     attack: str | Attack | Sequence[str | Attack],
     settings: dict[str, Any],
@@ -61,13 +72,7 @@ def plan(
     curve: str,
 ) -> Plan:
     """What was asked for, by the arguments of `evaluate`. Raises UserError for what does not go together."""
-    for what, value, choices in (
-        ("curve", curve, CURVES),
-        ("engine", engine, ENGINES),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in choices:
-            raise UserError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")
+    check_choices(engine=engine, curve=curve, precision=precision)
     attacks, refs = choose(attack, settings, norm=norm, classes=data.num_classes)
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
     if engine == "reference":
@@ -86,9 +91,10 @@ def plan(
     exact_alone = engine == "reference" or norm == CORRUPTIONS
     # The nearest point that a copy in bf16 has is a point on that copy's border, and rarely one of the model itself.
     in_fp32 = exact_alone or all(one.minimum_norm for one in attacks)
-    in_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and covered(attacks))
+    asked = precision == "bf16" or (precision == "auto" and device.type == "cuda" and covered(attacks))
+    in_bf16 = asked and not in_fp32
     second: list[Attack] = []
-    if in_bf16 and not in_fp32:
+    if in_bf16:
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
         refs += more
     return Plan(
@@ -97,6 +103,6 @@ def plan(
         tuple(second),
         refs,
         reference=engine == "reference",
-        precision="bf16" if in_bf16 and not in_fp32 else "fp32",
+        precision="bf16" if in_bf16 else "fp32",
         curve="exact" if exact_alone or curve == "exact" else "fast",
     )

@@ -16,7 +16,7 @@ PGD_LONG = Analysis("act-long-pgd", "features", ALL, ("-n", "500"))
 def robust(of: tuple[Runs, ...], analysis: Analysis, numbers: Numbers) -> tuple[str, Verdict]:
     """More robust than both controls."""
     attacked = [numbers.robust(runs.label, "0.1") for runs in of]
-    pgd = [percent(numbers.column(f"{analysis.key}/features", runs, "attacked")) for runs in of]
+    pgd = [numbers.percent(f"{analysis.key}/features", runs, "attacked") for runs in of]
     ours = "; ".join(f"{runs.method} {said(attacked[i])} at 0.1 (PGD-20 {said(pgd[i])})" for i, runs in enumerate(of))
 
     def gains(by: list[BySeed]) -> bool:
@@ -30,10 +30,6 @@ def clean(of: tuple[Runs, ...], numbers: Numbers) -> tuple[str, Verdict]:
     found = [numbers.clean(runs.label) for runs in of]
     ours = ", ".join(f"{runs.method} {said(found[i])}" for i, runs in enumerate(of))
     return ours, verdict(not any(more(other, found[0]) for other in found[1:]))
-
-
-def percent(shares: BySeed) -> BySeed:
-    return {seed: 100 * share for seed, share in shares.items()}
 
 
 PGD_20 = "CIFAR-10, PGD-20: 55.8; AT 51.3; TRADES 52.8; no AutoAttack number"

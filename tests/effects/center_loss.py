@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from controls import AT, AT_AA, SEEDS
@@ -18,18 +19,17 @@ FEATURES = Analysis("center-loss", "features", (PLAIN, WEAK, STRONG), ("-n", "50
 TABLE = "center-loss/features"
 
 
-def compact(numbers: Numbers) -> tuple[str, Verdict]:
-    """Intra/inter at least halves, with the stronger of the two."""
-    plain, weak, strong = (numbers.column(TABLE, runs, "intra_inter") for runs in (PLAIN, WEAK, STRONG))
-    ours = f"intra/inter {said(plain, 2)} without, {said(weak, 2)} at lambda 0.1, {said(strong, 2)} at 1"
-    return ours, verdict(all(2 * strong[seed] <= plain[seed] for seed in SEEDS))
+def compact(of: Runs, numbers: Numbers) -> tuple[str, Verdict]:
+    """Intra/inter at least halves."""
+    plain, drawn = (numbers.column(TABLE, runs, "intra_inter") for runs in (PLAIN, of))
+    return f"intra/inter {said(plain, 2)} to {said(drawn, 2)}", verdict(all(2 * drawn[s] <= plain[s] for s in SEEDS))
 
 
 def small_eps(numbers: Numbers) -> tuple[str, Verdict]:
     """More accurate at half of the eps where AT is measured, with either lambda."""
     plain, weak, strong = (numbers.robust(runs.label, "0.1") for runs in (PLAIN, WEAK, STRONG))
     told = f"at 0.1: {said(plain)} without, {said(weak)} at lambda 0.1, {said(strong)} at 1"
-    pgd = [{s: 100 * v for s, v in numbers.column(TABLE, runs, "attacked").items()} for runs in (PLAIN, WEAK, STRONG)]
+    pgd = [numbers.percent(TABLE, runs, "attacked") for runs in (PLAIN, WEAK, STRONG)]
     by_pgd = f"PGD-20: {said(pgd[0])}, {said(pgd[1])}, {said(pgd[2])}"
     return f"{told}; {by_pgd}", verdict(
         all(more(one, plain) for one in (weak, strong)), all(more(one, pgd[0]) for one in pgd[1:])
@@ -55,7 +55,8 @@ EFFECT = Effect(
     evaluations=(Evaluation(PLAIN), Evaluation(WEAK), Evaluation(STRONG), Evaluation(ON_AT), AT_AA),
     analyses=(FEATURES,),
     claims=(
-        Claim("the classes' features become compact", "none: a picture", compact),
+        Claim("the classes' features become compact: lambda 0.1", "none: a picture", partial(compact, WEAK)),
+        Claim("the classes' features become compact: lambda 1", "none: a picture", partial(compact, STRONG)),
         Claim("harder to attack, without adversarial training: at small eps", "no AutoAttack number", small_eps),
         Claim("harder to attack, without adversarial training: at full eps", "no AutoAttack number", full_eps),
         Claim("on top of AT (not in the paper)", "none", on_top_of_at),

@@ -16,7 +16,7 @@ TABLE = "compactness/features"
 
 def gain(numbers: Numbers) -> tuple[str, Verdict]:
     at, full = numbers.robust("pgd-at", "0.1"), numbers.robust("compactness", "0.1")
-    pgd = [{s: 100 * v for s, v in numbers.column(TABLE, runs, "attacked").items()} for runs in (FULL, AT)]
+    pgd = [numbers.percent(TABLE, runs, "attacked") for runs in (FULL, AT)]
     ours = (
         f"at 0.1: AT {said(at)}, with all terms {said(full)} (PGD-20 {said(pgd[1])} and {said(pgd[0])}); "
         f"clean {said(numbers.clean('pgd-at'))} and {said(numbers.clean('compactness'))}"

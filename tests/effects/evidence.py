@@ -179,6 +179,10 @@ class Numbers:
         named = {str(row["run"]): row for row in self.tables[table]}
         return {seed: float(named[runs.folder(seed).name][name]) for seed in runs.seeds}
 
+    def percent(self, table: str, runs: Runs, name: str) -> BySeed:
+        """The same of a column of shares, in percent."""
+        return {seed: 100 * share for seed, share in self.column(table, runs, name).items()}
+
 
 def read_numbers(stored: Mapping[str, Any]) -> Numbers:
     """The numbers of an effect's JSON, with the records that it names."""
