@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench import ranks
+from advbench.allocator import keep_freed
 from advbench.attacks.engine import Attack
 from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.checkpoint import Loaded, weights_sha256
@@ -74,6 +75,8 @@ def evaluate(
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     place = torch.device(device)
+    if place.type == "cpu":
+        keep_freed()
     grid = make_grid(eps, norm)
     run = plan(attack, settings or {}, data, place, norm=norm, engine=engine, precision=precision, curve=curve)
     journal = journal or Journal()

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.errors import UserError
+from advbench.models.narrow import NarrowConv2d
 
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
@@ -61,8 +62,9 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. `example` (B, C, H, W) gives shape and device of those images; a Model of the zoo
-    knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
+    note says why. On a CPU first layers get the gradient of `narrow`. `example` (B, C, H, W) gives shape
+    and device of those images; a Model of the zoo knows its own. `dtype` (such as torch.bfloat16) is what
+    the copy computes in. `net` stays as it is.
     Raises UserError when `net` cannot be copied.
     """
     plain = _frozen(net)
@@ -73,6 +75,9 @@ def search_copy(
         plain = plain.to(dtype)
     if channels_last:
         plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name, module in list(plain.named_modules()):
+        if name and type(module) is nn.Conv2d and NarrowConv2d.fits(module) and not _watched(module):
+            _replace(plain, name, NarrowConv2d(module))
     return SearchCopy(plain, dtype, channels_last).eval(), notes
 
 
@@ -97,7 +102,11 @@ def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[s
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "straight_through") or super().is_leaf_module(m, module_qualified_name)
+        return (
+            hasattr(m, "straight_through")
+            or isinstance(m, NarrowConv2d)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def _fold(net: nn.Module) -> tuple[int, int]:

@@ -24,6 +24,7 @@ import torch
 from peers import PGD_STEP, PGD_STEPS, Counted, Run, available, peers
 from torch import nn
 
+from advbench.allocator import keep_freed
 from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed()  # as the command line does; peers have it too
     data = load(given.dataset, "test").subset(range(given.n))
     loaded = load_model(given.model, arch=given.arch, dataset=data)
     net, eps = loaded.net.eval(), parse_eps(given.eps, "linf").value

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from advbench.allocator import keep_freed
 from advbench.attacks.oracle import untouched
 from advbench.checkpoint import load_model, weights_sha256
 from advbench.data import load
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed()  # as the command line does; bare passes have it too
     data = load(given.dataset, "test").subset(range(given.n))
     net = load_model(given.model, arch=given.arch, dataset=data).net
     print(f"{given.model}, {given.dataset}, eps {given.eps:g}, n {given.n}, {given.threads} threads")
