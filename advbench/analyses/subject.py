@@ -20,6 +20,7 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.eps import Eps, parse_eps
 from advbench.errors import UserError
+from advbench.methods.base import make
 from advbench.models.base import Model
 from advbench.recipe import Recipe
 from advbench.rng import keys
@@ -40,11 +41,8 @@ class Subject:
     @property
     def trained_eps(self) -> Eps:
         """The eps it was trained against; 0 where its method attacks nothing."""
-        attacked = self.recipe.method.settings.get("attacked", "main")
-        clean = (
-            self.recipe.method.name in ("standard", "center-loss", "great", "learned-optimizer") or attacked == "none"
-        )
-        return Eps("0", 0.0) if clean else Eps(self.recipe.threat.eps, self.recipe.threat.eps_value)
+        threat = self.recipe.threat
+        return Eps(threat.eps, threat.eps_value) if make(self.recipe).attacks else Eps("0", 0.0)
 
 
 def load_subjects(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) -> list[Subject]:

@@ -78,9 +78,10 @@ def command(
         if again is not None:
             from advbench.cli.again import repeat
 
+            check_alone(context)
             repeat(
                 again,
-                model=model[0] if model else None,
+                model=model[-1] if model else None,
                 device=device,
                 leaderboard=leaderboard,
                 trust_pickle=trust_pickle,
@@ -112,6 +113,29 @@ def command(
             screen=screen,
             argv=context.obj or (),
         )
+
+
+def check_alone(context: typer.Context) -> None:
+    """Raises UserError for flags that a record to be repeated has settled already."""
+    fitting = ("again", "model", "device", "leaderboard", "trust_pickle", "as_json")
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and parameter.name not in fitting and told(context, parameter.name)
+    ]
+    if given:
+        raise UserError(
+            f"--again asks what its record asked, and {', '.join(given)} would change that: with it go --model, "
+            "--device, --leaderboard, --trust-pickle and --json"
+        )
+    if len(context.params["model"] or ()) > 1:
+        raise UserError("--again repeats one record, of one model: --model says where its weights lie now")
+
+
+def told(context: typer.Context, parameter: str) -> bool:
+    """Whether the command line itself has that flag."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def evaluate(

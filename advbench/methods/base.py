@@ -111,6 +111,11 @@ class Method:
     needs_maps: ClassVar[bool] = False  # feature_maps of the model
     compiles: ClassVar[bool] = True  # no gradient is differentiated, which torch.compile cannot
 
+    @property
+    def attacks(self) -> bool:
+        """Whether f learns from attacks of the recipe's eps."""
+        return True
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         """Raise UserError, before any training, for what the method cannot do."""
         if recipe.threat.norm not in self.norms:

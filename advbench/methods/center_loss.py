@@ -88,6 +88,10 @@ class CenterLoss(Method):
     base: Literal["standard", "at"] = "standard"
     on: Literal["adversarial", "clean"] = "adversarial"
 
+    @property
+    def attacks(self) -> bool:
+        return self.base == "at"
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if self.lam < 0:
@@ -102,7 +106,7 @@ class CenterLoss(Method):
         return {"name": "sgd", "lr": self.alpha, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
-        return None if self.base == "standard" else super().inner(nets, x, y)
+        return super().inner(nets, x, y) if self.attacks else None
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         return self._terms(nets, x, x_adv, y)[0]

@@ -79,6 +79,10 @@ class GREAT(Method):
     teacher: str = ""
     turns: float = 1.0
 
+    @property
+    def attacks(self) -> bool:
+        return False
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         activation = recipe.model.settings.get("activation", "relu")

@@ -142,6 +142,10 @@ class LearnedOptimizer(Method):
     memory: int = 16
     source: str = ""
 
+    @property
+    def attacks(self) -> bool:
+        return False
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if ranks.world() > 1:

@@ -62,6 +62,10 @@ class MultiTask(Method):
     macro: tuple[int, ...] = ()
     attacked: Literal["none", "main", "sum"] = "none"
 
+    @property
+    def attacks(self) -> bool:
+        return self.attacked != "none"
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         self.made(recipe.dataset, num_classes)
@@ -77,7 +81,7 @@ class MultiTask(Method):
         return {name: Head(head, tasks[name]) for name, head in heads.items()}
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
-        if self.attacked == "none":
+        if not self.attacks:
             return None
         if self.attacked == "main":
             return lambda z: ce(nets.f(z), y)

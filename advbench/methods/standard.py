@@ -28,5 +28,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class Standard(Method):
     """min_f E[CE(f(x), y)]."""
 
+    @property
+    def attacks(self) -> bool:
+        return False
+
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
         return None

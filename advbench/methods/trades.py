@@ -37,10 +37,12 @@ class TRADES(Method):
 
     beta: float = 6.0
 
+    @property
+    def attacks(self) -> bool:
+        return self.beta > 0
+
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
-        if self.beta == 0:
-            return None
-        return kl_objective(nets.f, x)
+        return kl_objective(nets.f, x) if self.attacks else None
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         clean = nets.f(x)

@@ -214,6 +214,14 @@ def test_again(cli: Any, run_folder: Path) -> None:
     assert cli.files() == before
 
 
+def test_again_has_its_questions_from_the_record(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "20", "--attack", "fgsm").code == 0
+    (path,) = records(cli.folder)
+    ran = cli("evaluate", "--again", path, "--eps", "0.2", "-n", "10", "--set", "steps=1")
+    assert ran.is_one_clear_line and "--eps, -n, --set would change that: with it go --model, --device" in ran.err
+    assert cli("evaluate", "--again", path, "--model", "a", "--model", "b").is_one_clear_line
+
+
 def test_again_when_the_run_was_moved_altered_or_lost(cli: Any, run_folder: Path) -> None:
     assert cli("evaluate", "-n", "20", "--attack", "fgsm").code == 0
     (path,) = records(cli.folder)

@@ -87,6 +87,18 @@ def test_the_attack_leaves_weights_buffers_modes_and_random_numbers_alone(name: 
         assert float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
 
 
+@pytest.mark.parametrize("name", [*METHODS, "trades method.beta=0", "center-loss method.base=at"])
+def test_a_method_that_attacks_moves_images_and_no_other_does(name: str, recipe: Make) -> None:
+    session = Session(recipe(*name.split()), CPU)
+    if name == "learned-optimizer":  # attacks teach its optimiser, which trains f from clean images
+        assert not session.method.attacks
+        return
+    x, y = session._batch(session.order()[:16])
+    with session.tools.attack_mode():
+        x_adv = session.method.perturb(session.nets, x, y, session.tools)
+    assert torch.equal(x_adv, x) != session.method.attacks
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses what would make the host wait for the device: reading a value, or a shape that depends on values."""
 
