@@ -188,8 +188,8 @@ def put(into: Any, at: Tensor, new: Any) -> None:
         mine[at] = theirs
 
 
-def take(state: D, at: Tensor) -> D:
-    """The rows `at` of a dataclass of tensors, copied."""
+def take(state: D, at: Tensor | slice) -> D:
+    """The rows `at` of a dataclass of tensors: copied, or for a slice seen."""
     return mapped(lambda value: value[at], state)
 
 

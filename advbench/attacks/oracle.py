@@ -8,7 +8,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Answer, Asks, Attack, Problem
+from advbench.attacks.crew import Crew
+from advbench.attacks.engine import Answer, Asks, Attack, Problem, take
 from advbench.attacks.losses import wrong
 from advbench.models.base import straight_through
 
@@ -63,11 +64,22 @@ def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
     return torch.autograd.grad(total, query, retain_graph=again, allow_unused=True, materialize_grads=True)[0]
 
 
+def joined(answers: list[Answer]) -> Answer:
+    """The rows of several answers, one after the other."""
+    if len(answers) == 1:
+        return answers[0]
+    grads = [answer.grad for answer in answers if answer.grad is not None]
+    logits, was_wrong, value = (
+        torch.cat([getattr(answer, name) for answer in answers]) for name in ("logits", "wrong", "value")
+    )
+    return Answer(logits, was_wrong, value, torch.cat(grads) if grads else None)
+
+
 class Oracle:
     """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
 
     `slots` is the number of rows of every pass: verdicts are those of that batch size. `random`: outputs
-    vary from pass to pass, so that verification averages 20 of them.
+    vary from pass to pass, so that verification averages 20 of them. `crew`: threads that share the rows of answers.
     """
 
     def __init__(self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False) -> None:
@@ -77,23 +89,34 @@ class Oracle:
         self.random = random
         self.forwards = 0
         self.backwards = 0
+        self.crew = Crew()
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
         """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
         asks = asks or attack.asks
+        passes = len(query) * attack.eot
+        self.forwards += passes
+        shares = self.crew.shares(len(query))
+        parts = [(take(p, at), query[at]) for at in shares] if len(shares) > 1 else [(p, query)]
         if asks == "logits":
-            with torch.no_grad():
-                logits, read = self._outputs(query, attack)
-            return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
-        query = query.detach().requires_grad_()
+            return joined(self.crew.each(lambda part: self._looked(attack, *part), parts))
         through = straight_through(self.search) if attack.straight_through else nullcontext()
-        with torch.enable_grad(), through:
+        with through:
+            answer = joined(self.crew.each(lambda part: self._derived(attack, *part, asks), parts))
+        self.backwards += passes * (answer.logits.shape[1] if asks == "jacobian" else 1)
+        return answer
+
+    def _looked(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
+        with torch.no_grad():
             logits, read = self._outputs(query, attack)
-            self.backwards += len(query) * attack.eot
+            return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
+
+    def _derived(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
+        query = query.detach().requires_grad_()
+        with torch.enable_grad():
+            logits, read = self._outputs(query, attack)
             if asks == "jacobian":
-                classes = logits.shape[1]
-                self.backwards += len(query) * attack.eot * (classes - 1)
-                grads = [gradient(logits[:, k], query, again=True) for k in range(classes)]
+                grads = [gradient(logits[:, k], query, again=True) for k in range(logits.shape[1])]
                 grad, value = torch.stack(grads, 1), logits[:, 0]
             else:
                 value = attack.objective(p, read)
@@ -120,7 +143,6 @@ class Oracle:
 
     def _outputs(self, query: Tensor, attack: Attack) -> tuple[Tensor, Tensor]:
         """Logits (S, K), and what the objective reads: these, or features (S, D). Means over `eot` passes."""
-        self.forwards += len(query) * attack.eot
         if attack.reads == "logits":
             total = self.search(query).float()
             for _ in range(attack.eot - 1):

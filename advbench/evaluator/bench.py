@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from advbench.attacks.crew import Crew
 from advbench.attacks.engine import Attack
 from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
@@ -63,6 +64,8 @@ class Bench:
         self.eager: dict[str, None] = {}
         self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
         self.logits = self.fitting(self._clean)
+        if not self.oracle.random:  # whose numbers come from one stream for all
+            self.oracle.crew = Crew.of(net, self.oracle.slots)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
 
     def _clean(self) -> Tensor:
@@ -124,7 +127,8 @@ class Bench:
                 before=so_far,
             )
             try:
-                return self.journal.run(f"{attack.name} in fp32" if plain else attack.name, search)
+                with search.oracle.crew.at_work():
+                    return self.journal.run(f"{attack.name} in fp32" if plain else attack.name, search)
             finally:
                 so_far = search.verdicts
                 if search.eager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from advbench.models.narrow import NarrowConv2d
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
 
+_PACKING = threading.Lock()  # threads share a copy
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -32,8 +34,9 @@ class SearchCopy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
-            if x.shape not in self._packed:
-                self._packed[x.shape] = prepacked(self.net, x)
+            with _PACKING:
+                if x.shape not in self._packed:
+                    self._packed[x.shape] = prepacked(self.net, x)
             packed = self._packed[x.shape]
             if packed is not None:
                 return packed(x.contiguous())
