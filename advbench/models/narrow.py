@@ -47,7 +47,8 @@ class NarrowConv2d(nn.Conv2d):
         """Whether `conv` computes what is meant here, where it is worth it."""
         plain = conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
         here = conv.weight.device.type == "cpu" and conv.weight.dtype == torch.float32
-        return plain and here and conv.in_channels <= WIDEST and not isinstance(conv.padding, str)
+        small = conv.weight[0].numel() <= conv.out_channels  # the columns take no more memory than the gradient itself
+        return plain and here and small and conv.in_channels <= WIDEST and not isinstance(conv.padding, str)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():

@@ -47,20 +47,21 @@ def test_first_layers_of_copies_on_a_cpu_alone() -> None:
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(4, 8, 3),
-        nn.Conv2d(3, 6, 3, groups=3),
-        nn.Conv2d(3, 8, 3, dilation=2),
-        nn.Conv2d(3, 8, 3, padding="same"),
-        nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 64, 3),
+        nn.Conv2d(3, 16, 7),
+        nn.Conv2d(3, 60, 3, groups=3),
+        nn.Conv2d(3, 64, 3, dilation=2),
+        nn.Conv2d(3, 64, 3, padding="same"),
+        nn.Conv2d(3, 64, 3, padding=1, padding_mode="circular"),
     ],
 )
 def test_what_stays_as_it_is(conv: nn.Conv2d) -> None:
-    twin, _ = search_copy(nn.Sequential(conv, nn.ReLU()))
-    assert type(twin.net[0]) is nn.Conv2d
+    twin, _ = search_copy(nn.Sequential(conv, nn.ReLU(), nn.Conv2d(1, 16, 3)))
+    assert type(twin.net[0]) is nn.Conv2d and type(twin.net[2]) is NarrowConv2d
 
 
 def test_a_hook_stays_where_it_is() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU())
     net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     x = torch.rand(2, 1, 8, 8, requires_grad=True)
     twin, _ = search_copy(net)
