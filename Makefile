@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 PEERS := .venv-peers
+ROUNDS := 3
 RUNS := $(DEMO)/runs
 EPS := 0,0.025,0.05,0.1,0.15,0.2
 BOARDS := fashion-mnist-leaderboard mnist-leaderboard cifar10-leaderboard
@@ -55,9 +56,10 @@ SPEED := leaderboards/speed-cpu.md
 ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --attacks pgd,apgd-ce,autoattack --out $(SPEED)
 bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
 	rm -f $(SPEED)
-	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds 3
-	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds 3
+	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds $(ROUNDS)
+	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds $(ROUNDS)
 	$(ATTACKS) -n 8 --rounds 2 --attacks pgd,apgd-ce
+	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --attacks autoattack
 
 # The adversarially trained LeNet5 of advertorch's source archive (LGPL: fetched, never kept here).
 $(LENET5): | .venv/.installed
@@ -116,10 +118,11 @@ effects: setup
 # finished is not done again. For MNIST and Fashion-MNIST a size that CPUs can bear: hours on one core; the small batch
 # makes enough steps of few images. Their usual size is ARCH=small_cnn EPOCHS=20 BATCH=128 TRAIN_N=0. CIFAR-10 is for a
 # GPU, half an hour at a time if need be.
-# Not among them: learned-optimizer, whose meta-training keeps the states of all weights over 40 steps in memory
-# (`make effects SYSTEM=learned-optimizer` has it, on nets that it is made for).
+# learned-optimizer is meta-trained on a small net and digits, and moves from there to every board, as its paper says.
 METHODS ?= pgd-at trades standard act great mart compactness consistency feature-prioritization n-fgsm fast-at \
-  center-loss-at multi-task-at free-at center-loss multi-task compactness-trades consistency-trades consistency-mart
+  center-loss-at multi-task-at free-at center-loss multi-task compactness-trades consistency-trades consistency-mart \
+  learned-optimizer
+META := boards/learned-optimizer-digits-mlp
 ARCH ?= small_cnn_16_32_100
 EPOCHS ?= 5
 BATCH ?= 32
@@ -135,11 +138,16 @@ cifar10-leaderboard: EPOCHS := 30
 cifar10-leaderboard: BATCH := 128
 cifar10-leaderboard: TRAIN_N := 0
 
-$(BOARDS): %-leaderboard: setup
+$(META)/training.svg: | .venv/.installed
+	$(BIN)/advbench train --method learned-optimizer --dataset digits --arch mlp --eps 0.1 --epochs 22 \
+	  --set model.width=64 --set model.depth=1 --out $(META) --resume
+
+$(BOARDS): %-leaderboard: setup $(META)/training.svg
 	for method in $(METHODS); do \
-	  out=boards/$$method-$*-$(ARCH); \
+	  out=boards/$$method-$*-$(ARCH); own=; \
+	  [ $$method != learned-optimizer ] || own="--set method.source=$(META)"; \
 	  $(BIN)/advbench train --method $$method --dataset $* --arch $(ARCH) --eps $(SIZE) --epochs $(EPOCHS) \
-	    --set train_n=$(TRAIN_N) --set batch_size=$(BATCH) --out $$out --resume && \
+	    --set train_n=$(TRAIN_N) --set batch_size=$(BATCH) $$own --out $$out --resume && \
 	  $(BIN)/advbench evaluate --model $$out --attack autoattack --eps $(GRID) -n 1000 --leaderboard leaderboards \
 	    --resume || exit $$?; \
 	done
