@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 
 from advbench.eps import parse_eps_list
@@ -111,7 +112,14 @@ def test_the_leaderboards_have_every_method() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("METHODS ?="))
     listed = line.removeprefix("METHODS ?=").split()
     assert len(listed) == len(set(listed))
-    assert set(listed) == set(entries("methods")) - {"learned-optimizer"}
+    assert set(listed) == set(entries("methods"))
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])
+def test_every_method_has_its_row(dataset: str) -> None:
+    table = pd.read_csv(ROOT / f"leaderboards/{dataset}-linf.csv")
+    full = table[(table["attack"] == "autoattack") & (table["n"] >= 1000)]
+    assert set(full["method"]) == set(entries("methods")) and full["arch"].nunique() == 1
 
 
 @pytest.mark.parametrize(
