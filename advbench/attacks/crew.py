@@ -1,8 +1,8 @@
 """Threads that share the rows of a pass on a CPU.
 
 PyTorch's own threads meet after every operation, of which a pass through a small network has many and short ones: two
-of them took longer than one. Here each thread takes its share of the rows through the whole pass. A row's numbers are
-the same whatever the share.
+of them, asleep while they wait as the command line has them, took longer than one. Here each thread takes its share of
+the rows through the whole pass. A row's numbers are the same whatever the share.
 """
 
 from __future__ import annotations
