@@ -67,7 +67,7 @@ def repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                journal=Journal(stop=stop, progress=shown(bar)), command=("advbench", *argv),
+                processes=None, journal=Journal(stop=stop, progress=shown(bar)), command=("advbench", *argv),
             )  # fmt: skip
     now = result.record
     same = now.id == was.id

@@ -219,7 +219,8 @@ def evaluate(
                 subject, choice, folder,
                 how={
                     "attack": list(attacks), "settings": settings or {}, "seed": seed, "device": place,
-                    "precision": precision, "curve": curve, "engine": engine, "command": ("advbench", *argv),
+                    "precision": precision, "curve": curve, "engine": engine, "processes": None,
+                    "command": ("advbench", *argv),
                 },
                 why="" if models else " (newest run)",
                 publish=leaderboard is not None, resume=resume, force=force, stop=stop, screen=screen,

@@ -22,7 +22,6 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
-from advbench.evaluator.share import mine
 from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
 from advbench.record import Fates, Flag
@@ -64,9 +63,20 @@ class Bench:
         self.eager: dict[str, None] = {}
         self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
         self.logits = self.fitting(self._clean)
-        if not self.oracle.random:  # whose numbers come from one stream for all
-            self.oracle.crew = Crew.of(net, self.oracle.slots)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
+        self.mine: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.crew()
+
+    def keep_to(self, rows: NDArray[np.int64]) -> None:
+        """Attack these images alone: others are another process's."""
+        self.mine[:] = False
+        self.mine[rows] = True
+
+    def crew(self) -> None:
+        """As many threads as PyTorch has by now share the rows of a pass; a random model's numbers come from one stream
+        for all, and it has one."""
+        if not self.oracle.random:
+            self.oracle.crew = Crew.of(self.net, self.oracle.slots)
 
     def _clean(self) -> Tensor:
         rows = torch.arange(len(self.data), device=self.data.device)
@@ -160,7 +170,7 @@ class Bench:
 
         The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`.
         """
-        way = walk.Walk(eps, self.correct & mine(len(self.data)))
+        way = walk.Walk(eps, self.correct & self.mine)
         sizes, every = np.asarray(eps), (*attacks, *second)
 
         def strike(
@@ -176,7 +186,7 @@ class Bench:
 
     def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
         """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""
-        struck = self.correct & mine(len(self.data))
+        struck = self.correct & self.mine
         distance = np.where(struck, np.inf, 0.0)
         way = walk.Walk(eps, struck)
         rows = np.flatnonzero(struck)

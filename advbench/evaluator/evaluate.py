@@ -22,11 +22,11 @@ from advbench.data.dataset import Dataset
 from advbench.environment import environment
 from advbench.eps import CORRUPTIONS, Eps, parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import corruptions, flags, reference
+from advbench.evaluator import corruptions, flags, reference, workers
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import Plan, plan
-from advbench.evaluator.share import agreed, together
+from advbench.evaluator.share import agreed, share, together, told
 from advbench.evaluator.slots import choose_slots
 from advbench.record import Corruptions, DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
 from advbench.version import __version__
@@ -55,6 +55,7 @@ def evaluate(
     slots: int | None = None,
     curve: str = "fast",
     engine: str = "own",
+    processes: int | None = 1,
     indices: str | None = None,
     journal: Journal | None = None,
     resume: bool = False,
@@ -69,9 +70,10 @@ def evaluate(
     by hand; `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
     `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
     attacks hold what the second look does, so that it makes none stronger than it is.
-    Within `ranks.joined` the processes share the samples, and all get the outcome of one process, each with a
-    journal of its own. Raises UserError for what does not fit together, and Interrupted when the journal's `stop`
-    says so.
+    `processes` on a CPU share the images, None for as many as are worth their start; where `model` cannot be handed to
+    them, there is one. Within `ranks.joined` the processes are those of the launcher, and all get the outcome of one,
+    each with a journal of its own. A resumed evaluation has as many as it was begun with.
+    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     place = torch.device(device)
@@ -81,26 +83,32 @@ def evaluate(
     run = plan(attack, settings or {}, data, place, norm=norm, engine=engine, precision=precision, curve=curve)
     journal = journal or Journal()
     net, data = loaded.net.to(place), data.to(place)
-    saved = ranks.gather_objects(agreed(lambda: journal.saved_slots() if resume else None))
-    slots = slots or next((one for one in saved if one), None)
+    saved = [one for one in ranks.gather_objects(agreed(lambda: journal.saved() if resume else None)) if one]
+    slots = slots or next((one["engine"]["slots"] for one in saved), None)
+    sizes = [size.value for size in grid]
     in_train_mode = net.training
     with untouched(net), exact_kernels(place):
         check_shapes(net, data)
         slots = slots or ranks.first(
             lambda: choose_slots(net, data, norm=norm, precision=run.precision, weights_sha256=loaded.weights_sha256)
         )
+        if ranks.world() > 1:
+            processes = ranks.world()
+        elif saved:  # what is saved are the shares of so many
+            processes = saved[0].get("shard", {"of": 1})["of"]
+        elif processes is None:
+            processes = workers.how_many(net, data, run, norm=norm, slots=slots)
         asked = {
             "model": loaded.weights_sha256,
             "images": data.images_sha256,
             "norm": norm,
-            "eps": [size.value for size in grid],
+            "eps": sizes,
             "attacks": [ref.model_dump(mode="json") for ref in run.refs],
             "engine": run.engine(slots).model_dump(mode="json"),
             "seed": seed,
             "advbench": __version__,
-            **({"shard": {"rank": ranks.rank(), "of": ranks.world()}} if ranks.world() > 1 else {}),
         }
-        agreed(lambda: journal.begin(asked, resume=resume))
+        agreed(lambda: journal.begin(sharded(asked, ranks.rank(), processes), resume=resume))
         bench = Bench(
             net,
             data,
@@ -112,9 +120,7 @@ def evaluate(
             is_random=flags.is_random,
             keep_points=keep_points,
         )
-        sizes = [size.value for size in grid]
-        mine, errors = agreed(lambda: attacked(bench, run, sizes))
-        fates = together(bench, mine)
+        fates, errors = by_all(bench, run, sizes, asked, processes=processes, resume=resume)
 
         def judged() -> list[Flag]:
             if norm == CORRUPTIONS:
@@ -152,6 +158,36 @@ def evaluate(
         supersedes=supersedes,
     )
     return Evaluation(record, fates, bench.points)
+
+
+def by_all(
+    bench: Bench, run: Plan, sizes: list[float], asked: dict[str, Any], *, processes: int, resume: bool
+) -> tuple[Fates, Corruptions | None]:
+    """The fates of all images, by this process and those that share them with it."""
+    if processes == 1:
+        return attacked(bench, run, sizes)
+    rows = [share(len(bench.data), number, processes) for number in range(processes)]
+    if ranks.world() > 1:
+        bench.keep_to(rows[ranks.rank()])
+        mine, errors = agreed(lambda: attacked(bench, run, sizes))
+        return together(bench, ranks.gather_objects(told(bench, mine, rows[ranks.rank()]))), errors
+    jobs = [
+        workers.job(bench, run, sizes, rows[number], sharded(asked, number, processes), resume=resume)
+        for number in range(1, processes)
+    ]
+    with workers.at_work(jobs) as others:
+        if others is None:
+            bench.journal.begin(asked, resume=False)
+            return attacked(bench, run, sizes)
+        bench.keep_to(rows[0])
+        bench.crew()
+        mine, errors = attacked(bench, run, sizes)
+        return together(bench, [told(bench, mine, rows[0]), *others.told(bench.journal.poll)]), errors
+
+
+def sharded(asked: dict[str, Any], number: int, of: int) -> dict[str, Any]:
+    """What is asked of process `number` of `of`, for its journal."""
+    return {**asked, "shard": {"rank": number, "of": of}} if of > 1 else asked
 
 
 def attacked(bench: Bench, run: Plan, sizes: list[float]) -> tuple[Fates, Corruptions | None]:

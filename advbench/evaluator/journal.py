@@ -7,6 +7,7 @@ run again. It belongs to one question: another one is refused, with the differen
 
 from __future__ import annotations
 
+import glob
 import io
 import time
 from collections.abc import Callable
@@ -52,12 +53,16 @@ class Journal:
         """The slots that are left after memory ran out; None where it did not."""
         return self.halvings[-1][0] if self.halvings else None
 
-    def saved_slots(self) -> int | None:
-        """The slots that what is saved was begun with, None where nothing is. Raises UserError when it is damaged."""
+    def saved(self) -> dict[str, Any] | None:
+        """What was asked of the evaluation that is saved, None where none is. Raises UserError when it is damaged."""
         if self.path is None or not self.path.exists():
             return None
-        slots: int = _load(self.path)["asked"]["engine"]["slots"]
-        return slots
+        asked: dict[str, Any] = _load(self.path)["asked"]
+        return asked
+
+    def part(self, number: int, of: int) -> Path | None:
+        """Where process `number` of `of` keeps what it has done."""
+        return None if self.path is None else self.path.with_name(f"{self.path.name}.part{number}of{of}")
 
     def halve(self, slots: int) -> None:
         """Memory ran out: note that `slots` are left, and how many hits there are by now."""
@@ -156,7 +161,8 @@ class Journal:
     def finish(self) -> None:
         """The record is written: what was kept for resuming, or half kept when killed, is no longer needed."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for kept in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.part*")):
+                kept.unlink(missing_ok=True)
             clear_leftovers(self.path.parent)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:

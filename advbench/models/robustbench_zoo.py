@@ -107,7 +107,7 @@ def choose(text: str, dataset: str | None = None, norm: str | None = None) -> tu
 
 def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
     """The network in eval mode, its weights downloaded if they are not in `model.folder`. Raises UserError."""
-    with _imported() as robustbench, warnings.catch_warnings():
+    with imported() as robustbench, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         timm_name = f"{model.name.lower().replace('-', '_')}_{model.dataset}_{model.threat.lower()}"
         timm = importlib.import_module("timm")
@@ -167,7 +167,7 @@ def _placing(model: ZooModel) -> str:
 
 
 @contextlib.contextmanager
-def _imported() -> Iterator[Any]:
+def imported() -> Iterator[Any]:
     """RobustBench's `utils`; while it is imported, `autoattack` (not on the package index) means pyautoattack."""
     borrowed = []
     if "robustbench" not in sys.modules and importlib.util.find_spec("autoattack") is None:

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_source_tells_what_the_import_does() -> None:
-    with robustbench_zoo._imported() as utils:
+    with robustbench_zoo.imported() as utils:
         told = {
             (dataset.value, threat.value, name): tuple(
                 about["gdrive_id"] if isinstance(about["gdrive_id"], list) else [about["gdrive_id"] or None]

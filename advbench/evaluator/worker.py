@@ -1,0 +1,91 @@
+"""`python -m advbench.evaluator.worker`: one of the processes of `workers`. Not for use by hand."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from advbench.allocator import keep_freed
+from advbench.attacks.oracle import exact_kernels, untouched
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator.bench import Bench
+from advbench.evaluator.evaluate import attacked
+from advbench.evaluator.journal import Journal
+from advbench.evaluator.share import Told, told
+from advbench.evaluator.workers import READY, Job
+from advbench.files import locked
+from advbench.models import robustbench_zoo
+
+
+def main() -> None:
+    """Read a job, say that it is understood, work it off, and tell what was found or what was wrong."""
+    keep_freed()
+    warnings.simplefilter("ignore")  # who started us has the same to say
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a model prints is no answer
+    with open(0, "rb", closefd=False) as asked, robustbench_zoo.imported() if pickle.load(asked) else nullcontext():
+        job = pickle.load(asked)
+    answers.write(READY)
+    answers.flush()
+    stopping = threading.Event()
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when stdin ends: closed by who started us, or by its death
+        stopping.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    found: Told | UserError | Interrupted
+    try:
+        found = work(job, stopping.is_set)
+    except (UserError, Interrupted) as error:
+        found = error
+    answers.write(pickle.dumps(found))
+    answers.flush()
+
+
+def work(job: Job, stop: Callable[[], bool]) -> Told:
+    """What is found on the images of `job`. Raises UserError, and Interrupted once `stop` says so."""
+    torch.set_num_threads(job.threads)
+    with alone(job.path), untouched(job.net), exact_kernels(job.data.device):
+        if job.path is not None and not job.resume:
+            job.path.unlink(missing_ok=True)
+        journal = Journal(job.path, stop=stop)
+        journal.begin(job.asked, resume=job.resume)
+        bench = Bench(
+            job.net,
+            job.data,
+            norm=job.norm,
+            seed=job.seed,
+            slots=job.slots,
+            precision=job.run.precision,
+            journal=journal,
+            is_random=lambda net, data: job.random,
+            keep_points=job.keep_points,
+        )
+        fates, _ = attacked(bench, job.run, job.sizes)
+        return told(bench, fates, job.rows)
+
+
+@contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Hold the journal `path`: a worker whose starter was killed may still be about to save."""
+    if path is None:
+        yield
+        return
+    lock = path.with_name(f".lock{path.name}")
+    with locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
