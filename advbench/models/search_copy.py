@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.errors import UserError
 from advbench.models.narrow import NarrowConv2d
+from advbench.models.pool_first import pool_first
 
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
@@ -29,18 +30,20 @@ class SearchCopy(nn.Module):
     def __init__(self, net: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
+        self.quick = net  # gives the logits of `net`
+        self.straight = False  # whatever the input, `net` does the same
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self._packed: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
+        if self.straight and not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
             with _PACKING:
                 if x.shape not in self._packed:
                     self._packed[x.shape] = prepacked(self.net, x)
             packed = self._packed[x.shape]
             if packed is not None:
                 return packed(x.contiguous())
-        logits: Tensor = self.net(self._inner(x))
+        logits: Tensor = self.quick(self._inner(x))
         return logits.to(x.dtype)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,9 +68,9 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `narrow`. `example` (B, C, H, W) gives shape
-    and device of those images; a Model of the zoo knows its own. `dtype` (such as torch.bfloat16) is what
-    the copy computes in. `net` stays as it is.
+    note says why. On a CPU first layers get the gradient of `narrow`; where a ReLU is max pooled, the
+    pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of
+    the zoo knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
     Raises UserError when `net` cannot be copied.
     """
     plain = _frozen(net)
@@ -81,7 +84,12 @@ def search_copy(
     for name, module in list(plain.named_modules()):
         if name and type(module) is nn.Conv2d and NarrowConv2d.fits(module) and not _watched(module):
             _replace(plain, name, NarrowConv2d(module))
-    return SearchCopy(plain, dtype, channels_last).eval(), notes
+    twin = SearchCopy(plain, dtype, channels_last)
+    with torch.random.fork_rng(devices=list(devices)):
+        graph = _trace(plain)  # here, and not while threads are at work: it changes what modules do for all of them
+        if graph is not None:
+            twin.straight, twin.quick = True, _pooled_first(plain, graph, example)
+    return twin.eval(), notes
 
 
 def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
@@ -110,6 +118,20 @@ class _Tracer(fx.Tracer):
             or isinstance(m, NarrowConv2d)
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+def _trace(net: nn.Module) -> fx.Graph | None:
+    """What `net` does, None where that may depend on its input."""
+    try:
+        return _Tracer().trace(net)
+    except Exception:  # fx raises whatever the model's own code meets when given a proxy
+        return None
+
+
+def _pooled_first(plain: nn.Module, graph: fx.Graph, example: Tensor | None) -> nn.Module:
+    """`plain`, or what gives its very logits by `pool_first`: a trace takes what is random for constant."""
+    quick = pool_first(plain, graph)
+    return quick if quick is not None and _difference(plain, quick, example) == 0 else plain
 
 
 def _fold(net: nn.Module) -> tuple[int, int]:
@@ -159,14 +181,13 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 
 def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Forward passes of `net` alone, for inputs of the shape of x: its weights laid out once as the CPU's kernels want
-    them, which takes a half to a third of the time. None where it has no convolution, where what it does may depend on
-    its input, or where its logits would differ by more than TOLERANCE."""
+    them, which takes a half to a third of the time. What it does must not depend on its input. None where it has no
+    convolution, or where its logits would differ by more than TOLERANCE."""
     if not any(isinstance(module, _CONVS) for module in net.modules()):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     z, other = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0))
     try:
-        _Tracer().trace(twin)  # recording follows one input: this one fails where another might go elsewhere
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
             warnings.simplefilter("ignore")
             packed: Callable[[Tensor], Tensor] = torch.jit.optimize_for_inference(
@@ -200,6 +221,7 @@ def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> flo
     else:
         return None
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = x if first is None else x.to(first.dtype)
     with torch.no_grad():
         a, b = one(x), other(x)
     return float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
