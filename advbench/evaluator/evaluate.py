@@ -26,6 +26,7 @@ from advbench.evaluator import corruptions, flags, reference, workers
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import Plan, plan
+from advbench.evaluator.precision import bf16_pays
 from advbench.evaluator.share import agreed, share, together, told
 from advbench.evaluator.slots import choose_slots
 from advbench.record import Corruptions, DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
@@ -68,8 +69,9 @@ def evaluate(
     `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to `device`, and else
     left as it was. `attack` names entries of the registry (sets such as autoattack count as their members) or is made
     by hand; `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
-    `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so on CUDA where the
-    attacks hold what the second look does, so that it makes none stronger than it is.
+    `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so where it
+    is the faster one (`precision.bf16_pays`) and the attacks hold what the second look does, so that it makes none
+    stronger than it is.
     `processes` on a CPU share the images, None for as many as are worth their start; where `model` cannot be handed to
     them, there is one. Within `ranks.joined` the processes are those of the launcher, and all get the outcome of one,
     each with a journal of its own. A resumed evaluation has as many as it was begun with.
@@ -80,15 +82,20 @@ def evaluate(
     if place.type == "cpu":
         keep_freed()
     grid = make_grid(eps, norm)
-    run = plan(attack, settings or {}, data, place, norm=norm, engine=engine, precision=precision, curve=curve)
+    net, here = loaded.net.to(place), data.to(place)
+    with untouched(net):
+        check_shapes(net, here)
+        run = plan(
+            attack, settings or {}, data, norm=norm, engine=engine, precision=precision, curve=curve,
+            bf16_pays=lambda: bf16_pays(net, here),
+        )  # fmt: skip
+    data = here
     journal = journal or Journal()
-    net, data = loaded.net.to(place), data.to(place)
     saved = [one for one in ranks.gather_objects(agreed(lambda: journal.saved() if resume else None)) if one]
     slots = slots or next((one["engine"]["slots"] for one in saved), None)
     sizes = [size.value for size in grid]
     in_train_mode = net.training
     with untouched(net), exact_kernels(place):
-        check_shapes(net, data)
         slots = slots or ranks.first(
             lambda: choose_slots(net, data, norm=norm, precision=run.precision, weights_sha256=loaded.weights_sha256)
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import torch
 
 from advbench import ranks
 from advbench.attacks.engine import Attack
@@ -64,14 +62,17 @@ def plan(
     attack: str | Attack | Sequence[str | Attack],
     settings: dict[str, Any],
     data: Dataset,
-    device: torch.device,
     *,
     norm: str,
     engine: str,
     precision: str,
     curve: str,
+    bf16_pays: Callable[[], bool],
 ) -> Plan:
-    """What was asked for, by the arguments of `evaluate`. Raises UserError for what does not go together."""
+    """What was asked for, by the arguments of `evaluate`; `bf16_pays` decides where the precision is "auto".
+
+    Raises UserError for what does not go together.
+    """
     check_choices(engine=engine, curve=curve, precision=precision)
     attacks, refs = choose(attack, settings, norm=norm, classes=data.num_classes)
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
@@ -91,8 +92,7 @@ def plan(
     exact_alone = engine == "reference" or norm == CORRUPTIONS
     # The nearest point that a copy in bf16 has is a point on that copy's border, and rarely one of the model itself.
     in_fp32 = exact_alone or all(one.minimum_norm for one in attacks)
-    asked = precision == "bf16" or (precision == "auto" and device.type == "cuda" and covered(attacks))
-    in_bf16 = asked and not in_fp32
+    in_bf16 = not in_fp32 and (precision == "bf16" or (precision == "auto" and covered(attacks) and bf16_pays()))
     second: list[Attack] = []
     if in_bf16:
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)

@@ -203,7 +203,8 @@ def wait_for(look: Callable[[], list[object]] | Callable[[], list[int]]) -> list
 
 
 def planned(data: Dataset, attack: str | APGD = "autoattack", engine: str = "own") -> Plan:
-    return plan(attack, {}, data, torch.device("cpu"), norm="linf", engine=engine, precision="fp32", curve="fast")
+    how = {"norm": "linf", "engine": engine, "precision": "fp32", "curve": "fast"}
+    return plan(attack, {}, data, bf16_pays=lambda: False, **how)
 
 
 class Slow(nn.Module):

@@ -1,0 +1,58 @@
+"""When `--precision auto` searches in bf16: by the device and the network's arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.evaluator import evaluate, precision
+from advbench.models import build
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(12))
+
+
+def has(monkeypatch: pytest.MonkeyPatch, **told: Any) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+
+
+def test_multiply_adds_of_a_pass(digits: Dataset) -> None:
+    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=8, seed=0)
+    maps = [(module.out_channels * module.weight[0].numel(), side) for module, side in ((net.conv1, 4), (net.conv2, 2))]
+    layers = [module.weight.numel() for module in net.modules() if isinstance(module, torch.nn.Linear)]
+    assert precision.multiply_adds(net, digits) == sum(each * side**2 for each, side in maps) + sum(layers)
+
+
+def test_what_a_cpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, avx512_bf16=True)
+    assert precision.native()
+    has(monkeypatch, amx_bf16=True, avx512_bf16=False)
+    assert precision.native()
+    has(monkeypatch, avx512_f=True, avx512_bf16=False)
+    assert not precision.native()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not precision.native()  # an older PyTorch
+
+
+def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
+
+    def used(attack: list[str], asked: str = "auto") -> str:
+        record = evaluate(net, digits, attack=attack, settings={"steps": 2}, eps=["0.1"], precision=asked).record
+        return record.engine.precision
+
+    has(monkeypatch, avx512_bf16=True)
+    assert used(["apgd-t"]) == "fp32"  # a small network
+    monkeypatch.setattr(precision, "HEAVY", 10.0)
+    assert used(["apgd-t"]) == "bf16"
+    assert used(["apgd-t"], "fp32") == "fp32"
+    assert used(["pgd"]) == "fp32"  # the second look would make it stronger
+    has(monkeypatch)
+    assert used(["apgd-t"]) == "fp32"
+    assert used(["apgd-t"], "bf16") == "bf16"
