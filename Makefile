@@ -53,13 +53,15 @@ format: setup
 # Our engine beside pyautoattack and four more libraries. They pin old versions, so they have an environment of their
 # own, on top of ours; one of their dependencies builds only with an old setuptools.
 SPEED := leaderboards/speed-cpu.md
-ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --attacks pgd,apgd-ce,autoattack --out $(SPEED)
+ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --out $(SPEED) --attacks
 bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
 	rm -f $(SPEED)
-	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 128 --rounds $(ROUNDS)
-	$(ATTACKS) --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 32 --rounds $(ROUNDS)
-	$(ATTACKS) -n 8 --rounds 2 --attacks pgd,apgd-ce
-	$(ATTACKS) --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --attacks autoattack
+	$(ATTACKS) pgd,apgd-ce --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 1000 --rounds $(ROUNDS)
+	$(ATTACKS) autoattack --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --rounds $(ROUNDS)
+	$(ATTACKS) pgd,apgd-ce --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 256 --rounds $(ROUNDS)
+	$(ATTACKS) autoattack --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 128
+	$(ATTACKS) pgd,apgd-ce -n 16 --rounds $(ROUNDS)
+	$(ATTACKS) autoattack -n 8
 
 # The adversarially trained LeNet5 of advertorch's source archive (LGPL: fetched, never kept here).
 $(LENET5): | .venv/.installed

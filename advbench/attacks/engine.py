@@ -121,6 +121,11 @@ class Attack:
         """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
+    def updates(self, classes: int) -> int:
+        """How many updates an image that stands takes: `steps` for each target and restart."""
+        one = torch.zeros(1, classes)
+        return self.steps * self.restarts * self.targets(one, torch.zeros(1, dtype=torch.int64)).shape[1]
+
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         """The value (S,) of what the attack `reads` whose gradient is asked for, and which is to rise."""
         return kl(read, p.reference) if self.loss == KL else LOSSES[self.loss](read, p.y, p.target)

@@ -87,7 +87,7 @@ def evaluate(
         check_shapes(net, here)
         run = plan(
             attack, settings or {}, data, norm=norm, engine=engine, precision=precision, curve=curve,
-            bf16_pays=lambda: bf16_pays(net, here),
+            bf16_pays=lambda *attacks: bf16_pays(net, here, *attacks),
         )  # fmt: skip
     data = here
     journal = journal or Journal()

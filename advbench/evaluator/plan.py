@@ -67,7 +67,7 @@ def plan(
     engine: str,
     precision: str,
     curve: str,
-    bf16_pays: Callable[[], bool],
+    bf16_pays: Callable[[Sequence[Attack], Sequence[Attack]], bool],
 ) -> Plan:
     """What was asked for, by the arguments of `evaluate`; `bf16_pays` decides where the precision is "auto".
 
@@ -92,17 +92,19 @@ def plan(
     exact_alone = engine == "reference" or norm == CORRUPTIONS
     # The nearest point that a copy in bf16 has is a point on that copy's border, and rarely one of the model itself.
     in_fp32 = exact_alone or all(one.minimum_norm for one in attacks)
-    in_bf16 = not in_fp32 and (precision == "bf16" or (precision == "auto" and covered(attacks) and bf16_pays()))
     second: list[Attack] = []
-    if in_bf16:
+    if not in_fp32 and (precision == "bf16" or (precision == "auto" and covered(attacks))):
         second, more = second_look(attacks, norm=norm, classes=data.num_classes)
-        refs += more
+        if precision == "bf16" or bf16_pays(attacks, second):
+            refs += more
+        else:
+            second = []
     return Plan(
         names[0],
         tuple(attacks),
         tuple(second),
         refs,
         reference=engine == "reference",
-        precision="bf16" if in_bf16 else "fp32",
+        precision="bf16" if second else "fp32",
         curve="exact" if exact_alone or curve == "exact" else "fast",
     )

@@ -5,22 +5,30 @@ Verdicts stay those of fp32: every hit is verified by the model itself, and surv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from advbench.attacks.engine import Attack
 from advbench.data.dataset import Dataset
 
 HEAVY = (
     1e8  # multiply-adds an image; ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds, less no less
 )
 
+LONGER = 4  # times the updates in bf16 for those in fp32 that follow, each of twice the time
 
-def bf16_pays(net: nn.Module, data: Dataset) -> bool:
-    """Decided by the device and by the network's arithmetic, not by a clock: the same on the same machine."""
+
+def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], second: Sequence[Attack]) -> bool:
+    """Decided by the device and by arithmetic, not by a clock: the same on the same machine. `second` is what follows
+    `attacks` in fp32: it may cost more than these gain."""
     if data.device.type == "cuda":
         return True
-    return data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
+    first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, second))
+    little = first >= LONGER * then
+    return little and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
 
 
 def native() -> bool:

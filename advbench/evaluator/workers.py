@@ -67,7 +67,7 @@ def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int)
         return 1
     if any(type(part).__module__ == "__main__" for part in (*net.modules(), *run.attacks)):  # another's main program
         return 1
-    x, y = data.batch(slice(0, slots))
+    x, _ = data.batch(slice(0, slots))
     with torch.no_grad():
         once = net(x)
         began = time.perf_counter()
@@ -75,8 +75,8 @@ def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int)
         a_row = (time.perf_counter() - began) / len(x)
     if not torch.equal(once, again):  # random, and then all numbers come from one stream
         return 1
-    items = [attack.restarts * attack.targets(once, y).shape[1] * attack.steps for attack in run.attacks]
-    return most if a_row * len(data) * sum(items) > WORTH else 1
+    updates = sum(attack.updates(once.shape[1]) for attack in run.attacks)
+    return most if a_row * len(data) * updates > WORTH else 1
 
 
 def job(

@@ -30,9 +30,12 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
 from advbench.eps import parse_eps
+from advbench.evaluator import workers
 from advbench.evaluator.bench import Bench
-from advbench.evaluator.choose import choose
+from advbench.evaluator.evaluate import by_all
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.plan import plan
+from advbench.evaluator.precision import bf16_pays
 from advbench.evaluator.slots import choose_slots
 from advbench.version import __version__
 
@@ -40,21 +43,29 @@ SETTINGS = {"pgd": {"steps": PGD_STEPS, "rel_step": PGD_STEP, "random_start": Fa
 TITLE = """# Our engine beside other libraries
 
 Written by `make bench`: the same net, images, eps, budget and threads, round by round. Only the ratios of one table are
-worth quoting. Robust accuracy is what the attack alone leaves; peers' hits are judged by the model itself.
+worth quoting. Robust accuracy is what the attack alone leaves; peers' hits are judged by the model itself, outside of
+their time. Ours is what `advbench evaluate` does: the time has the clean pass, the start of processes, every hit's
+verification, and what follows in fp32 on a search in bf16.
 """
 Measured = tuple[float, float, float, float]  # seconds, forwards and backwards an image, robust accuracy in percent
 
 
-def ours(net: nn.Module, data: Dataset, attack: str, eps: float) -> Measured:
-    """`attack` by our engine: making the search copy and verifying every hit are part of the time."""
-    members, _ = choose(attack, SETTINGS.get(attack, {}), norm="linf", classes=data.num_classes)
+def ours(net: nn.Module, data: Dataset, attack: str, eps: float, precision: str) -> tuple[Measured, str]:
+    """`attack` by our engine, as `advbench evaluate` would, and how: making the search copy, starting processes and
+    verifying every hit are part of the time."""
     began, journal = time.perf_counter(), Journal()
-    slots = choose_slots(net, data, norm="linf", precision="fp32", weights_sha256="")  # on a CPU by the images alone
-    bench = Bench(net, data, norm="linf", seed=0, slots=slots, precision="fp32", journal=journal)
-    fates = bench.curve(tuple(members), [eps], "exact")
+    run = plan(
+        attack, SETTINGS.get(attack, {}), data, norm="linf", engine="own", precision=precision, curve="exact",
+        bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks),
+    )  # fmt: skip
+    slots = choose_slots(net, data, norm="linf", precision=run.precision, weights_sha256="")  # a rule of the images
+    processes = workers.how_many(net, data, run, norm="linf", slots=slots)
+    bench = Bench(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
+    fates, _ = by_all(bench, run, [eps], {}, processes=processes, resume=False)
     seconds = time.perf_counter() - began
     n = len(data)
-    return seconds, bench.oracle.forwards / n, bench.oracle.backwards / n, 100 * float(np.mean(fates.fell < 0))
+    how = f"advbench, {run.precision}, {processes} process{'es' if processes > 1 else ''}"
+    return (seconds, journal.forwards / n, journal.backwards / n, 100 * float(np.mean(fates.fell < 0))), how
 
 
 def theirs(run: Run, net: nn.Module, data: Dataset, eps: float, batch: int) -> Measured:
@@ -83,6 +94,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--batch", type=int, default=250, help="of the peers; ours has its own slots")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="auto", help="of ours")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -95,17 +107,21 @@ def main() -> None:
     chosen = given.libraries.split(",") if given.libraries else list(versions)
     for name in sorted({*given.libraries.split(",")} - {*versions}) if given.libraries else []:
         print(f"{name} is not installed: left out", file=sys.stderr)
-    ours(net, data.subset(range(min(8, given.n))), "pgd", eps)  # warm-up: what is made once is not timed
+    ours(
+        net, data.subset(range(min(8, given.n))), "pgd", eps, given.precision
+    )  # warm-up: what is made once is not timed
     rows = []
     for attack in given.attacks.split(","):
         runs = {name: run for name, run in peers(attack).items() if name in chosen and name in versions}
-        measured: dict[str, list[Measured]] = {"advbench": [], **{name: [] for name in runs}}
+        measured: dict[str, list[Measured]] = {name: [] for name in runs}
+        mine: list[Measured] = []
         for _ in range(given.rounds):
-            measured["advbench"].append(ours(net, data, attack, eps))
+            found, how = ours(net, data, attack, eps, given.precision)
+            mine.append(found)
             for name, run in runs.items():
                 measured[name].append(theirs(run, net, data, eps, given.batch))
-        for name, rounds in measured.items():
-            ratios = [each[0] / mine[0] for each, mine in zip(rounds, measured["advbench"], strict=True)]
+        for name, rounds in {how: mine, **measured}.items():
+            ratios = [each[0] / beside[0] for each, beside in zip(rounds, mine, strict=True)]
             _, forwards, backwards, robust = rounds[-1]
             rows.append(
                 {

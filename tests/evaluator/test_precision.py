@@ -10,6 +10,8 @@ import torch
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.evaluator import evaluate, precision
+from advbench.evaluator.choose import choose
+from advbench.evaluator.second_look import second_look
 from advbench.models import build
 
 
@@ -40,6 +42,15 @@ def test_what_a_cpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not precision.native()  # an older PyTorch
 
 
+def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
+    made = {name: choose([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
+    updates = {name: sum(one.updates(10) for one in attacks) for name, attacks in made.items()}
+    assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
+    second = sum(one.updates(10) for one in second_look(made["autoattack"], norm="linf", classes=10)[0])
+    assert second == 400
+    assert updates["apgd-t"] < precision.LONGER * second < updates["autoattack"]
+
+
 def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
 
@@ -50,6 +61,8 @@ def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatc
     has(monkeypatch, avx512_bf16=True)
     assert used(["apgd-t"]) == "fp32"  # a small network
     monkeypatch.setattr(precision, "HEAVY", 10.0)
+    assert used(["apgd-t"]) == "fp32"  # 18 updates, and the second look has 400
+    monkeypatch.setattr(precision, "LONGER", 0.01)
     assert used(["apgd-t"]) == "bf16"
     assert used(["apgd-t"], "fp32") == "fp32"
     assert used(["pgd"]) == "fp32"  # the second look would make it stronger
