@@ -171,8 +171,8 @@ def by_all(
     bench: Bench, run: Plan, sizes: list[float], asked: dict[str, Any], *, processes: int, resume: bool
 ) -> tuple[Fates, Corruptions | None]:
     """The fates of all images, by this process and those that share them with it."""
-    if processes == 1:
-        return attacked(bench, run, sizes)
+    if processes == 1 or bench.norm == CORRUPTIONS:  # these are few passes: all processes make them all
+        return agreed(lambda: attacked(bench, run, sizes))
     rows = [share(len(bench.data), number, processes) for number in range(processes)]
     if ranks.world() > 1:
         bench.keep_to(rows[ranks.rank()])

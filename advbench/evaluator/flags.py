@@ -28,7 +28,8 @@ ZERO = (0.0, 0.1)
 STUCK = (0.02, 0.2)
 STEPS = (0.1, 0.25)
 THROUGH = (0.02, 0.05)
-WEAK = 0.02
+WEAK = (0.02, 0.1)
+NEVER = 2.0  # a share that there is not
 NOISE = (0.0, 0.02)
 JITTER = (0.1, 0.1)
 JUMPS = (0.02, 0.25)
@@ -202,8 +203,8 @@ def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
             )
             found += graded("more-steps", long - short, n, STEPS, detail)
             missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[probe.few]).sum())
-            if missed / n > WEAK:
-                found.append(note("weak-attack", f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}"))
+            detail = f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}: attack with autoattack"
+            found += graded("weak-attack", missed, n, WEAK, detail, broken=NEVER)
         if declared(bench.net):
             plain, other = (probe.ascend(eps[place], SHORT, through=on).fallen(SHORT) for on in (False, True))
             detail = f"straight-through PGD-{SHORT} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"

@@ -35,7 +35,8 @@ WARM_UP, STEPS = 2, 4
 
 
 def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, weights_sha256: str) -> int:
-    """Rows of every pass: fewer where there are fewer images, so that few are idle."""
+    """Rows of every pass: fewer where there are fewer images, so that few are idle; on a CPU half as many, so that two
+    processes have work."""
     if data.device.type == "cuda":
         key = "|".join(
             (
@@ -48,9 +49,11 @@ def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, we
             )
         )
         most = kept(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
+        enough = len(data)
     else:
         most = CPU * (4 if max(data.shape[1:]) <= SMALL else 1)
-    return min(most, max(FEWEST, 1 << (len(data) - 1).bit_length()))
+        enough = (len(data) + 1) // 2
+    return min(most, max(FEWEST, 1 << (enough - 1).bit_length()))
 
 
 def fastest(rate: Callable[[int], float]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ def main() -> None:
         stopping.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a system that goes down tells all its processes
+        signal.signal(number, lambda *_: stopping.set())
     found: Told | UserError | Interrupted
     try:
         found = work(job, stopping.is_set)

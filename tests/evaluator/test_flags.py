@@ -312,6 +312,16 @@ def test_straight_through_is_a_note_where_the_attack_uses_it(standard: nn.Module
     assert bad(found) == {} and found["straight-through"].severity == "note"
 
 
+@pytest.mark.parametrize(("steps", "eps", "severity"), [(1, "0.1", "suspect"), (1, "0.05", "note"), (40, "0.1", None)])
+def test_an_attack_weaker_than_pgd_is_no_measure(
+    steps: int, eps: str, severity: str | None, standard: nn.Module, digits: Dataset
+) -> None:
+    attack = PGD(name="pgd", steps=steps, rel_step=0.1 if steps > 1 else 0.01, random_start=False)
+    found = {flag.name: flag for flag in evaluate(standard, digits, attack=attack, eps=[eps]).record.flags}
+    weak = found.get("weak-attack")
+    assert (weak.severity if weak else None) == severity, found
+
+
 @pytest.mark.parametrize(("count", "severity"), [(2, None), (3, "note"), (20, "note"), (21, "suspect")])
 def test_black_box_by_share(count: int, severity: str | None) -> None:
     fell = np.full(1000, -1, dtype=np.int16)

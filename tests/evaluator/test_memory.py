@@ -100,7 +100,7 @@ def test_halved_slots_are_reused_on_resuming(digits: Dataset, tmp_path: Path) ->
     seen.clear()
     result = run(lambda: False, resume=True)
     assert max(seen) <= 16 and result.record.engine.slots == 16
-    assert len(flag(result, "slots")) == 2  # from 64: the rule for 50 images
+    assert len(flag(result, "slots")) == 1  # from 32: the rule for 50 images
     assert result.record.id == measure(Small(), digits, 16).record.id
 
 
@@ -126,7 +126,7 @@ def test_the_rule_for_a_cpu_depends_on_the_images_alone(digits: Dataset) -> None
         data = digits.subset([row % N for row in range(n)])
         return choose_slots(Small(), data, norm="linf", precision="fp32", weights_sha256="")
 
-    assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 16, 64, 256, 256]
+    assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 8, 32, 128, 256]
 
 
 @pytest.mark.parametrize(("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MOST), (512, 300, 256)])
