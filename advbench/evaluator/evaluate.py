@@ -103,8 +103,8 @@ def evaluate(
             processes = ranks.world()
         elif saved:  # what is saved are the shares of so many
             processes = saved[0].get("shard", {"of": 1})["of"]
-        elif processes is None:
-            processes = workers.how_many(net, data, run, norm=norm, slots=slots)
+        else:
+            processes = workers.how_many(net, data, run, norm=norm, slots=slots, asked=processes)
         asked = {
             "model": loaded.weights_sha256,
             "images": data.images_sha256,

@@ -14,10 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from advbench.attacks.engine import Attack
 from advbench.data.dataset import Dataset
 
-HEAVY = (
-    1e8  # multiply-adds an image; ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds, less no less
-)
-
+HEAVY = 1e8  # multiply-adds an image: ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds
 LONGER = 4  # times the updates in bf16 for those in fp32 that follow, each of twice the time
 
 
@@ -27,8 +24,7 @@ def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], second: 
     if data.device.type == "cuda":
         return True
     first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, second))
-    little = first >= LONGER * then
-    return little and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
+    return first >= LONGER * then and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
 
 
 def native() -> bool:

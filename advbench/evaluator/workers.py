@@ -1,8 +1,8 @@
 """On a CPU, processes beside this one that attack shares of the images: they lose nothing to each other.
 
-Two processes took 0.64 of the time of two threads that share the rows of each pass (`leaderboards/speed-cpu.md`). They
-cost seconds to start, so short evaluations have none. Each is `python -m advbench.evaluator.worker`: it gets its job on
-stdin and answers on stdout. Stdin that ends asks it to save and stop: so it does when this process is killed, too.
+Two of them took 0.85 of the time of two threads that share the rows of each pass (AutoAttack on small MNIST nets). They
+cost seconds to start, so short evaluations have none. Each is `python -m advbench.evaluator.worker`: it gets its job
+on stdin and answers on stdout. Stdin that ends asks it to save and stop: so it does when this process is killed, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench import ranks
+from advbench.attacks.oracle import out_of_memory
 from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted
@@ -57,26 +58,31 @@ class Job:
     resume: bool
 
 
-def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int) -> int:
-    """The processes, this one included, that are worth their start: one for each of PyTorch's threads, and for each
-    time that the images fill the slots."""
-    most = min(torch.get_num_threads(), round(len(data) / slots), MOST)
-    if data.device.type != "cpu" or ranks.world() > 1 or run.reference or norm == CORRUPTIONS or most < 2:
+def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int, asked: int | None = None) -> int:
+    """The processes, this one included: `asked`, or as many as are worth their start, one for each of PyTorch's threads
+    and for each time that the images fill the slots. One where the images cannot be shared."""
+    most = min(torch.get_num_threads(), round(len(data) / slots), MOST) if asked is None else min(asked, len(data))
+    if most < 2 or data.device.type != "cpu" or ranks.world() > 1 or run.reference or norm == CORRUPTIONS:
         return 1
     if any(attack.reads == "features" for attack in run.attacks):  # the centres of classes are those of all images
         return 1
     if any(type(part).__module__ == "__main__" for part in (*net.modules(), *run.attacks)):  # another's main program
         return 1
     x, _ = data.batch(slice(0, slots))
-    with torch.no_grad():
-        once = net(x)
-        began = time.perf_counter()
-        again = net(x)
-        a_row = (time.perf_counter() - began) / len(x)
+    try:
+        with torch.no_grad():
+            once = net(x)
+            began = time.perf_counter()
+            again = net(x)
+            a_row = (time.perf_counter() - began) / len(x)
+    except RuntimeError as error:
+        if out_of_memory(error):  # then there is none for more processes
+            return 1
+        raise
     if not torch.equal(once, again):  # random, and then all numbers come from one stream
         return 1
     updates = sum(attack.updates(once.shape[1]) for attack in run.attacks)
-    return most if a_row * len(data) * updates > WORTH else 1
+    return most if asked is not None or a_row * len(data) * updates > WORTH else 1
 
 
 def job(
@@ -123,26 +129,21 @@ class Workers:
 def at_work(jobs: list[Job]) -> Iterator[Workers | None]:
     """Inside, `jobs` are worked on, and PyTorch has as many threads here as there; None where the model cannot be
     handed to another process. Whoever is still at work in the end stops at its next step, and is waited for."""
-    try:
-        contents = [_content(job) for job in jobs]
-    except Exception:  # a model may hold anything, and pickle raises whatever that does
-        yield None
-        return
     path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "advbench.evaluator.worker"],
+            [sys.executable, "-P", "-m", "advbench.evaluator.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for this process, which then tells them
         )
-        for _ in contents
+        for _ in jobs
     ]
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(len(started)) as pool:
         try:
-            if all(list(pool.map(_begun, started, contents))):
+            if all(list(pool.map(_begun, started, jobs))):
                 torch.set_num_threads(jobs[0].threads)
                 yield Workers([pool.submit(_outcome, one) for one in started])
             else:
@@ -160,19 +161,16 @@ def at_work(jobs: list[Job]) -> Iterator[Workers | None]:
                 one.wait()
 
 
-def _content(job: Job) -> bytes:
-    # RobustBench is imported in a way of its own, before its models are unpickled.
-    borrowed = any(type(part).__module__.startswith("robustbench.") for part in job.net.modules())
-    return pickle.dumps(borrowed) + pickle.dumps(job)
-
-
-def _begun(process: subprocess.Popen[bytes], content: bytes) -> bool:
+def _begun(process: subprocess.Popen[bytes], job: Job) -> bool:
+    """Whether it has understood its job."""
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(content)
+        # RobustBench is imported in a way of its own, before its models are unpickled.
+        pickle.dump(any(type(part).__module__.startswith("robustbench.") for part in job.net.modules()), process.stdin)
+        pickle.dump(job, process.stdin)
         process.stdin.flush()
         return process.stdout.read(len(READY)) == READY
-    except OSError:
+    except Exception:  # a model may hold anything, and pickle raises whatever that does; or the process is gone
         return False
 
 

@@ -234,5 +234,15 @@ def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeyp
     assert count(Slow(net, noise=1.0), run) == 1
     assert count(Slow(net), run, norm="corruptions") == 1
     assert count(Slow(net), planned(digits, engine="reference")) == 1
+    assert workers.how_many(net, digits, run, norm="linf", slots=64, asked=3) == 3  # as told
+    assert workers.how_many(Slow(net, noise=1.0), digits, run, norm="linf", slots=64, asked=3) == 1
+    assert workers.how_many(net, digits, run, norm="linf", slots=64, asked=1000) == len(digits)
+
+    def full(self: Slow, x: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as context:
+        context.setattr(Slow, "forward", full)
+        assert count(Slow(net), run) == 1
     monkeypatch.setattr(Slow, "__module__", "__main__")
     assert count(Slow(net), run) == 1
