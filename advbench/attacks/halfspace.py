@@ -53,12 +53,12 @@ def _time(full: Tensor, pace: Tensor, reach: Tensor, rise: Tensor) -> Tensor:
     The sum is concave and piecewise linear in t, so that Newton's steps from the left climb to the root, and are
     exact once on its piece: the same from then on, which is why stopping early changes no row.
     """
-    t, every = torch.zeros_like(rise), full.sum(1, keepdim=True)
+    t = torch.zeros_like(rise)
     for _ in range(_NEWTON_STEPS):
         # 1 or 0, in floating point: masks of booleans take ten times as long on CPUs.
         free = (reach - t).sign_().clamp_min_(0)
-        still, speed = (torch.linalg.vecdot(values, free)[:, None] for values in (full, pace))
-        left = rise - (every - still)
+        left = rise - torch.linalg.vecdot(full, 1 - free)[:, None]
+        speed = torch.linalg.vecdot(pace, free)[:, None]
         # Nothing left that moves: the box is in the way, and t is past every element's room.
         new = torch.where(speed > 0, torch.maximum(left / speed, t).clamp_max(_FAR), t)
         settled = new == t

@@ -71,8 +71,9 @@ def command(
 ) -> None:
     """Measure accuracy against eps.
 
-    Writes a record: to --leaderboard or --out, else into the run folder, else to ./records. Several processes or
-    GPUs share the images by torchrun --nproc-per-node N -m advbench evaluate ...
+    Writes a record: to --leaderboard or --out, else into the run folder, else to ./records. On a CPU a long one starts
+    a process for each of PyTorch's threads (OMP_NUM_THREADS). GPUs share the images by torchrun --nproc-per-node N -m
+    advbench evaluate ...
     """
     with ranks.joined(), Screen(as_json=as_json).ready() as screen:
         if again is not None:

@@ -5,6 +5,7 @@ Nothing here knows how a model was trained: a number cannot depend on it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,24 +75,27 @@ def evaluate(
     stronger than it is.
     `processes` on a CPU share the images, None for as many as are worth their start; where `model` cannot be handed to
     them, there is one. Within `ranks.joined` the processes are those of the launcher, and all get the outcome of one,
-    each with a journal of its own. A resumed evaluation has as many as it was begun with.
-    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so.
+    each with a journal of its own. A resumed evaluation has the processes and the precision it was begun with.
+    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so, or when
+    another process is ended from outside.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     place = torch.device(device)
     if place.type == "cpu":
         keep_freed()
     grid = make_grid(eps, norm)
+    journal = journal or Journal()
+    saved = [one for one in ranks.gather_objects(agreed(lambda: journal.saved() if resume else None)) if one]
+    if saved and precision == "auto":  # as it was begun, perhaps elsewhere
+        precision = saved[0]["engine"]["precision"]
     net, here = loaded.net.to(place), data.to(place)
     with untouched(net):
         check_shapes(net, here)
         run = plan(
             attack, settings or {}, data, norm=norm, engine=engine, precision=precision, curve=curve,
-            bf16_pays=lambda *attacks: bf16_pays(net, here, *attacks),
+            bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, here, *attacks)),
         )  # fmt: skip
     data = here
-    journal = journal or Journal()
-    saved = [one for one in ranks.gather_objects(agreed(lambda: journal.saved() if resume else None)) if one]
     slots = slots or next((one["engine"]["slots"] for one in saved), None)
     sizes = [size.value for size in grid]
     in_train_mode = net.training
@@ -103,6 +107,8 @@ def evaluate(
             processes = ranks.world()
         elif saved:  # what is saved are the shares of so many
             processes = saved[0].get("shard", {"of": 1})["of"]
+            if processes > 1 and place.type != "cpu":
+                raise UserError(f"{journal.path} was begun by {processes} processes on a CPU: resume it there")
         else:
             processes = workers.how_many(net, data, run, norm=norm, slots=slots, asked=processes)
         asked = {
@@ -184,10 +190,13 @@ def by_all(
     ]
     with workers.at_work(jobs) as others:
         if others is None:
+            if resume:
+                warnings.warn("the other processes do not start: going on alone, from the beginning", stacklevel=2)
             bench.journal.begin(asked, resume=False)
             return attacked(bench, run, sizes)
         bench.keep_to(rows[0])
         bench.crew()
+        bench.journal.check = others.check
         mine, errors = attacked(bench, run, sizes)
         return together(bench, [told(bench, mine, rows[0]), *others.told(bench.journal.poll)]), errors
 

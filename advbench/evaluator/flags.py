@@ -203,7 +203,7 @@ def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
             )
             found += graded("more-steps", long - short, n, STEPS, detail)
             missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[probe.few]).sum())
-            detail = f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}: attack with autoattack"
+            detail = f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}: it is the better measure"
             found += graded("weak-attack", missed, n, WEAK, detail, broken=NEVER)
         if declared(bench.net):
             plain, other = (probe.ascend(eps[place], SHORT, through=on).fallen(SHORT) for on in (False, True))

@@ -28,7 +28,8 @@ class Journal:
 
     `progress` is told the stage's name and its search after every round. `seconds`, `forwards` and
     `backwards` add up over all searches and all goes. `halvings` are the slots that were left each time memory ran
-    out, with the number of hits before.
+    out, with the number of hits before. `check` is called after every round too, and may raise. Once the sums are those
+    of several processes they are no longer its `own`, and nothing more is saved.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Journal:
         self._running: Search | None = None
         self._saved_at = time.monotonic()
         self.halvings: list[tuple[int, int]] = []
+        self.check: Callable[[], None] = lambda: None
+        self.own = True
 
     @property
     def slots(self) -> int | None:
@@ -78,6 +81,8 @@ class Journal:
         Raises UserError when what is saved belongs to another question, naming the differences, or is damaged.
         """
         self._asked = asked
+        self._ended, self._under_way, self.halvings = [], None, []
+        self.seconds, self.forwards, self.backwards = 0.0, 0, 0
         if not resume or self.path is None or not self.path.exists():
             return False
         saved = _load(self.path)
@@ -110,6 +115,7 @@ class Journal:
 
         def watch(running: Search) -> None:
             self._progress(stage, running)
+            self.check()
             stopping = self._stop()
             if stopping or time.monotonic() - self._saved_at > _EVERY:
                 snapshot = running.snapshot()
@@ -166,7 +172,7 @@ class Journal:
             clear_leftovers(self.path.parent)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:
-        if self.path is None:
+        if self.path is None or not self.own:
             return
         stream = io.BytesIO()
         cost = (self.seconds, self.forwards, self.backwards)

@@ -68,6 +68,7 @@ def told(bench: Bench, fates: Fates, rows: NDArray[np.int64]) -> Told:
 def together(bench: Bench, every: Sequence[Told]) -> Fates:
     """The fates of all images; `bench` and its journal come to hold what all processes counted, found and noted."""
     journal = bench.journal
+    journal.own, journal.check = False, lambda: None
     journal.forwards, journal.backwards, bench.unverified, bench.nonfinite = (
         sum(counted) for counted in zip(*(one.counts for one in every), strict=True)
     )

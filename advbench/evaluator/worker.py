@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from advbench.allocator import keep_freed
@@ -47,11 +48,13 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # a system that goes down tells all its processes
         signal.signal(number, lambda *_: stopping.set())
-    found: Told | UserError | Interrupted
+    found: Told | Exception
     try:
         found = work(job, stopping.is_set)
     except (UserError, Interrupted) as error:
         found = error
+    except Exception as error:  # told to who started us, as its own would be
+        found = RuntimeError(f"{type(error).__name__} in a worker process: {error}")
     answers.write(pickle.dumps(found))
     answers.flush()
 
@@ -75,6 +78,8 @@ def work(job: Job, stop: Callable[[], bool]) -> Told:
             is_random=lambda net, data: job.random,
             keep_points=job.keep_points,
         )
+        if not np.array_equal(bench.correct, job.right):  # as of classes that were patched
+            raise UserError("the model answers otherwise in another process: OMP_NUM_THREADS=1 keeps it to one")
         fates, _ = attacked(bench, job.run, job.sizes)
         return told(bench, fates, job.rows)
 

@@ -52,6 +52,7 @@ class Job:
     slots: int
     threads: int
     random: bool
+    right: NDArray[np.bool_]  # which of the clean images the model gets right
     keep_points: bool
     path: Path | None  # of its journal
     asked: dict[str, Any]
@@ -70,7 +71,7 @@ def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int,
         return 1
     x, _ = data.batch(slice(0, slots))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a random model's numbers are its own
             once = net(x)
             began = time.perf_counter()
             again = net(x)
@@ -101,6 +102,7 @@ def job(
         bench.oracle.slots,
         threads=max(1, torch.get_num_threads() // of),
         random=bench.oracle.random,
+        right=bench.correct[rows],
         keep_points=bench.keep_points,
         path=bench.journal.part(number, of),
         asked=asked,
@@ -109,18 +111,23 @@ def job(
 
 
 class Workers:
-    """Those that have begun; `told` waits for what they find."""
+    """Those that have begun."""
 
     def __init__(self, found: list[Future[Told]]) -> None:
         self._found = found
 
-    def told(self, poll: Callable[[], None]) -> list[Told]:
-        """What each found on its share; `poll` is called while they are waited for, and may raise.
+    def check(self) -> None:
+        """Raise what has stopped one of them: UserError, Interrupted where it was ended from outside, or
+        RuntimeError."""
+        for one in self._found:
+            if one.done():
+                one.result()
 
-        Raises what stopped one of them: UserError, or Interrupted where it was ended from outside.
-        """
+    def told(self, poll: Callable[[], None]) -> list[Told]:
+        """What each found on its share. `poll` is called while they are waited for, and may raise; so does `check`."""
         while not all(one.done() for one in self._found):
             poll()
+            self.check()
             time.sleep(0.05)
         return [one.result() for one in self._found]
 
@@ -129,36 +136,45 @@ class Workers:
 def at_work(jobs: list[Job]) -> Iterator[Workers | None]:
     """Inside, `jobs` are worked on, and PyTorch has as many threads here as there; None where the model cannot be
     handed to another process. Whoever is still at work in the end stops at its next step, and is waited for."""
-    path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "advbench.evaluator.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for this process, which then tells them
-        )
-        for _ in jobs
-    ]
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(len(started)) as pool:
+    started: list[subprocess.Popen[bytes]] = []
+    with ThreadPoolExecutor(len(jobs)) as pool:
         try:
-            if all(list(pool.map(_begun, started, jobs))):
+            with suppress(OSError):  # no room for more processes
+                started += [_started() for _ in jobs]
+            if len(started) == len(jobs) and all(list(pool.map(_begun, started, jobs))):
                 torch.set_num_threads(jobs[0].threads)
                 yield Workers([pool.submit(_outcome, one) for one in started])
             else:
+                _end(started)
                 yield None
         finally:
             torch.set_num_threads(threads)
-            for one in started:
-                assert one.stdin is not None
-                with suppress(OSError):  # it may be gone
-                    one.stdin.close()
-            for one in started:
-                assert one.stdout is not None
-                one.stdout.read()  # what nobody waited for: else it could not end
-                one.stdout.close()
-                one.wait()
+            _end(started)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    folders = [*sys.path, ""]  # models may be of modules in the current folder
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "advbench.evaluator.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in folders)},
+        start_new_session=True,  # Ctrl-C is for this process, which then tells them
+    )
+
+
+def _end(started: list[subprocess.Popen[bytes]]) -> None:
+    for one in started:
+        assert one.stdin is not None
+        with suppress(OSError):  # it may be gone
+            one.stdin.close()
+    for one in started:
+        assert one.stdout is not None
+        if not one.stdout.closed:
+            one.stdout.read()  # what nobody waited for: else it could not end
+            one.stdout.close()
+        one.wait()
 
 
 def _begun(process: subprocess.Popen[bytes], job: Job) -> bool:

@@ -27,6 +27,8 @@ def pool_first(net: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
         relu = pool.args[0] if pool.args else None
         if not isinstance(relu, fx.Node) or not _is(relu, modules, _RELUS, (nn.ReLU,)) or len(relu.users) > 1:
             continue
+        if not relu.args:  # given by its name
+            continue
         pool.replace_all_uses_with(relu)
         pool.update_arg(0, relu.args[0])
         relu.update_arg(0, pool)
@@ -47,5 +49,6 @@ def _is(
     if node.op != "call_module":
         return False
     module = modules[str(node.target)]
-    watched = module._forward_hooks or module._forward_pre_hooks
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    watched = any(getattr(module, kind) for kind in hooks)
     return type(module) in kinds and not watched and not getattr(module, "return_indices", False)

@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.errors import UserError
+from advbench.models.base import straight_through
 from advbench.models.narrow import NarrowConv2d
 from advbench.models.pool_first import pool_first
 
@@ -129,9 +131,32 @@ def _trace(net: nn.Module) -> fx.Graph | None:
 
 
 def _pooled_first(plain: nn.Module, graph: fx.Graph, example: Tensor | None) -> nn.Module:
-    """`plain`, or what gives its very logits by `pool_first`: a trace takes what is random for constant."""
-    quick = pool_first(plain, graph)
-    return quick if quick is not None and _difference(plain, quick, example) == 0 else plain
+    """`plain`, or what gives its very logits and gradients by `pool_first`.
+
+    A trace takes what is random for constant, and loses where gradients are to stop, or to be others.
+    """
+    try:
+        quick = pool_first(plain, graph)
+        x = _images(plain, example)
+        if quick is None or x is None:
+            return plain
+        for through in (False, True):
+            with straight_through(plain) if through else nullcontext():
+                told = zip(_derived(plain, x), _derived(quick, x), strict=True)
+                if not all(torch.equal(one, other) for one, other in told):
+                    return plain
+    except Exception:  # a model may do anything; it is the one that counts
+        return plain
+    return quick
+
+
+def _derived(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at x, and the gradient by x of a sum that weighs them all."""
+    with torch.enable_grad():
+        z = x.clone().requires_grad_()
+        logits = net(z)
+        (gradient,) = torch.autograd.grad(logits.float().square().sum(), z)
+    return logits.detach(), gradient
 
 
 def _fold(net: nn.Module) -> tuple[int, int]:
@@ -212,19 +237,27 @@ def _frozen(net: nn.Module) -> nn.Module:
 
 def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> float | None:
     """The largest difference of logits on 4 random images, relative to the largest logit (at least 1)."""
-    first = next(iter(one.parameters()), None)
-    if example is not None:
-        shape, device = tuple(example.shape[1:]), example.device
-    elif first is not None and hasattr(one, "in_channels") and hasattr(one, "image_size"):
-        side: Any = one.image_size
-        shape, device = (int(one.in_channels), side, side), first.device  # type: ignore[arg-type]
-    else:
+    x = _images(one, example)
+    if x is None:
         return None
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x = x if first is None else x.to(first.dtype)
     with torch.no_grad():
         a, b = one(x), other(x)
     return float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
+
+
+def _images(net: nn.Module, example: Tensor | None) -> Tensor | None:
+    """4 random images of the shape and on the device of `example`, or as a Model of the zoo has them; in the type that
+    `net` computes in."""
+    first = next(iter(net.parameters()), None)
+    if example is not None:
+        shape, device = tuple(example.shape[1:]), example.device
+    elif first is not None and hasattr(net, "in_channels") and hasattr(net, "image_size"):
+        side: Any = net.image_size
+        shape, device = (int(net.in_channels), side, side), first.device  # type: ignore[arg-type]
+    else:
+        return None
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return x.to(first.dtype) if first is not None and first.is_floating_point() else x
 
 
 def _line(error: Exception) -> str:

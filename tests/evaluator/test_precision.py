@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.evaluator import evaluate, precision
+from advbench.errors import Interrupted
+from advbench.evaluator import Journal, evaluate, precision
 from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import second_look
 from advbench.models import build
@@ -69,3 +72,32 @@ def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatc
     has(monkeypatch)
     assert used(["apgd-t"]) == "fp32"
     assert used(["apgd-t"], "bf16") == "bf16"
+
+
+def test_what_is_resumed_has_the_precision_it_was_begun_with(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
+
+    def run(stop: Callable[[], bool], resume: bool) -> str:
+        journal = Journal(tmp_path / "journal", stop=stop)
+        return evaluate(
+            net, digits, attack="apgd-t", eps=["0.1"], journal=journal, resume=resume
+        ).record.engine.precision
+
+    has(monkeypatch)
+    left = iter(range(5))
+    with pytest.raises(Interrupted):
+        run(lambda: next(left, None) is None, False)
+    has(monkeypatch, avx512_bf16=True)  # another machine
+    monkeypatch.setattr(precision, "HEAVY", 10.0)
+    monkeypatch.setattr(precision, "LONGER", 0.01)
+    assert run(lambda: False, True) == "fp32"
+
+
+def test_what_cannot_be_counted_is_not_large(digits: Dataset) -> None:
+    class Refuses(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise IndexError("not so few images")
+
+    assert precision.multiply_adds(Refuses(), digits) == 0

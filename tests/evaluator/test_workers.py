@@ -75,11 +75,27 @@ class Elsewhere(nn.Module):
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
+class Other(Elsewhere):
+    def forward(self, x):
+        return super().forward(x) * (1 if os.getpid() == self.home else -1)
+
+def fail():
+    raise KeyError("unheard of")
+
+passes = 0
+
+def fail_later():
+    global passes
+    passes += 1
+    if passes > 40:
+        raise KeyError("unheard of")
+
 def complain():
     raise UserError("not on this machine")
 
 def talk():
     print("this is no answer")
+    open(os.path.join(os.path.dirname(__file__), "talked"), "w").close()
 """
 
 
@@ -116,6 +132,7 @@ def test_minimum_norm_attacks_and_nets_that_print(net: nn.Module, digits: Datase
         processes=2,
     )
     assert np.array_equal(one.fates.norm, two.fates.norm)  # type: ignore[arg-type]
+    assert (Path(elsewhere.__file__).parent / "talked").exists()  # there were two processes
 
 
 @pytest.mark.slow
@@ -148,6 +165,10 @@ def test_a_damaged_share_is_named(net: nn.Module, digits: Dataset, tmp_path: Pat
 def test_a_worker_that_fails_or_is_killed_is_told_of(net: nn.Module, digits: Dataset, elsewhere: Any) -> None:
     with pytest.raises(UserError, match="not on this machine"):
         measured(elsewhere.Elsewhere(net, elsewhere.complain), digits, 2)
+    with pytest.raises(RuntimeError, match="KeyError in a worker process: 'unheard of'"):
+        measured(elsewhere.Elsewhere(net, elsewhere.fail), digits, 2)
+    with pytest.raises(UserError, match="answers otherwise in another process"):
+        measured(elsewhere.Other(net, elsewhere.talk), digits, 2)
     with pytest.raises(Interrupted, match="exit status -9"):
         measured(elsewhere.Elsewhere(net, elsewhere.die), digits, 2)
 
@@ -162,6 +183,28 @@ def test_a_net_that_cannot_be_handed_over_is_attacked_here(
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not Path(folder, "elsewhere_net.py").exists()])
     foreign = elsewhere.Elsewhere(net, elsewhere.complain)  # of a module that no other process finds
     assert np.array_equal(measured(foreign, digits, 2).fates.fell, expected)
+
+
+@pytest.mark.slow
+def test_a_share_is_not_taken_for_the_whole_when_nobody_can_help(
+    net: nn.Module, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    with pytest.raises(Interrupted):
+        measured(net, digits, 2, journal=Journal(path, stop=rounds(6)))
+    monkeypatch.setattr(workers, "_begun", lambda process, job: False)
+    with pytest.warns(UserWarning, match="going on alone, from the beginning"):
+        resumed = measured(net, digits, 2, journal=Journal(path), resume=True)
+    assert resumed.record.id == measured(net, digits, 1).record.id
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_stops_this_process_too(net: nn.Module, digits: Dataset, elsewhere: Any) -> None:
+    late = elsewhere.Elsewhere(net, elsewhere.fail_later)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="KeyError"):
+        evaluate(late, digits, attack="square", eps=["1e-6"], settings={"n_queries": 10**6}, processes=2)
+    assert time.monotonic() - began < 120  # its own share would take hours
 
 
 @pytest.mark.slow
@@ -184,8 +227,16 @@ def test_workers_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
     finally:
         starter.kill()
         starter.wait()
-    wait_for(lambda: [] if Path(f"/proc/{worker}").exists() else [worker])
+    wait_for(lambda: [] if alive(int(str(worker))) else [worker])
     assert (tmp_path / "journal.part1of2").exists() and not lock.exists()
+
+
+def alive(process: int) -> bool:
+    """Whether it is there, and no zombie that nobody has waited for."""
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def children(parent: int) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 
 from advbench.data import load
 from advbench.models import build
+from advbench.models.base import straight_through
 from advbench.models.search_copy import SearchCopy, search_copy
 
 
@@ -70,11 +74,82 @@ def test_what_is_no_such_pair_stays(how: str) -> None:
         assert not torch.equal(twin(x), twin(x))
 
 
+class Stopped(Layers):
+    """Gradients stop in it, which a trace does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            rounded = (x * 16).round() / 16 - x
+        return super().forward(x + rounded)
+
+
+class Rounds(torch.autograd.Function):
+    """Its gradient is its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 16).round() / 16
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Own(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Rounds.apply(x))
+
+
+class Declared(Layers):
+    """The root itself is declared non-differentiable: `straight_through` is read as it runs."""
+
+    straight_through = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x * 16).round() / 16
+        return super().forward(x + (rounded - x).detach() if self.straight_through else rounded)
+
+
+class Named(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(input=self.conv(x)), 2).flatten(1)[:, :10]
+
+
+class Graph(Layers):
+    """A module by the name of what fx keeps."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.graph = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.graph(x))
+
+
+@pytest.mark.parametrize("kind", [Stopped, Own, Declared, Named, Graph])
+def test_what_a_trace_loses_stays_as_it_is(kind: type[Layers]) -> None:
+    x, _ = load("digits", "test").batch(slice(0, 8))
+    torch.manual_seed(0)
+    net = kind("modules")
+    twin, _ = search_copy(net, example=x[:1])
+    plain = SearchCopy(twin.net, None, True)
+    for through in (False, True):
+        with straight_through(twin) if through else nullcontext():
+            for ours, wanted in zip(derived(twin, x), derived(plain, x), strict=True):
+                assert torch.equal(ours, wanted)
+    if kind not in (Own, Named):  # which releases of fx may carry over
+        assert twin.quick is twin.net
+
+
 def test_hooks_see_what_they_saw() -> None:
     x, _ = load("digits", "test").batch(slice(0, 8))
     net = Layers("modules")
     net.relu.register_forward_hook(lambda module, given, out: out + 1)
     twin, _ = search_copy(net, example=x[:1])
+    assert twin.quick is twin.net
+    other = Layers("modules")
+    other.pool.register_full_backward_hook(lambda module, given, grad: None)
+    twin, _ = search_copy(other, example=x[:1])
     assert twin.quick is twin.net
 
 
