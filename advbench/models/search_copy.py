@@ -17,9 +17,11 @@ from advbench.errors import UserError
 from advbench.models.base import straight_through
 from advbench.models.narrow import NarrowConv2d
 from advbench.models.pool_first import pool_first
+from advbench.models.winograd import WinogradConv2d
 
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
+MOST_FILTERS = 2**30  # bytes that Winograd's filters, four times the weights, may take
 
 _PACKING = threading.Lock()  # threads share a copy
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -70,10 +72,10 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `narrow`; where a ReLU is max pooled, the
-    pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of
-    the zoo knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. `net` stays as it is.
-    Raises UserError when `net` cannot be copied.
+    note says why. On a CPU first layers get the gradient of `narrow`, and wide ones the convolution of
+    `winograd`, to the same tolerance; where a ReLU is max pooled, the pooling comes first. `example` (B, C, H, W)
+    gives shape and device of the random images; a Model of the zoo knows its own. `dtype` (such as
+    torch.bfloat16) is what the copy computes in. `net` stays as it is. Raises UserError when `net` cannot be copied.
     """
     plain = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
@@ -83,9 +85,11 @@ def search_copy(
         plain = plain.to(dtype)
     if channels_last:
         plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for name, module in list(plain.named_modules()):
-        if name and type(module) is nn.Conv2d and NarrowConv2d.fits(module) and not _watched(module):
+    for name, module in _convs(plain):
+        if NarrowConv2d.fits(module):
             _replace(plain, name, NarrowConv2d(module))
+    plain, more = _filtered(plain, example)
+    notes += more
     twin = SearchCopy(plain, dtype, channels_last)
     with torch.random.fork_rng(devices=list(devices)):
         graph = _trace(plain)  # here, and not while threads are at work: it changes what modules do for all of them
@@ -113,11 +117,40 @@ def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[s
     return folded, notes
 
 
+def _filtered(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
+    """`plain`, or a copy with Winograd's convolutions if it is one to trust; and notes."""
+    found, room = [], MOST_FILTERS
+    for name, module in _convs(plain):
+        size = 4 * 36 * module.in_channels * module.out_channels
+        if WinogradConv2d.fits(module) and size <= room:
+            found.append(name)
+            room -= size
+    if not found:
+        return plain, []
+    filtered = _frozen(plain)
+    for name in found:
+        _replace(filtered, name, WinogradConv2d(filtered.get_submodule(name)))  # type: ignore[arg-type]
+    difference = _difference(plain, filtered, example)
+    if difference is None or not difference <= TOLERANCE:
+        return plain, []
+    note = f"{len(found)} convolutions by Winograd's filtering: logits differ by {difference:.1e} of the largest"
+    return filtered, [note]
+
+
+def _convs(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    """The plain convolutions that another module can take the place of."""
+    return [
+        (name, module)
+        for name, module in net.named_modules()
+        if name and type(module) is nn.Conv2d and not _watched(module)
+    ]
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             hasattr(m, "straight_through")
-            or isinstance(m, NarrowConv2d)
+            or isinstance(m, NarrowConv2d | WinogradConv2d)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -207,8 +240,9 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Forward passes of `net` alone, for inputs of the shape of x: its weights laid out once as the CPU's kernels want
     them, which takes a half to a third of the time. What it does must not depend on its input. None where it has no
-    convolution, or where its logits would differ by more than TOLERANCE."""
-    if not any(isinstance(module, _CONVS) for module in net.modules()):
+    convolution or quicker ones, or where its logits would differ by more than TOLERANCE."""
+    kinds = {type(module) for module in net.modules()}
+    if WinogradConv2d in kinds or not any(issubclass(kind, _CONVS) for kind in kinds):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     z, other = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0))
