@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Attack, Problem, State, rows
+from advbench.attacks.engine import Answer, Attack, Problem, State, rows, surely_none
 from advbench.attacks.schedules import cosine
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -51,9 +51,7 @@ class DDN(Attack):
 
     def step(self, p: Problem, s: DDNState, a: Answer) -> DDNState:
         x = p.region.x
-        noise = rng.normal(rng.fold(p.key, s.i), tuple(x.shape[1:]))
-        flat = (a.gradient == 0).flatten(1).all(1)
-        g = p.region.steepest(rows(flat, noise, a.gradient))
+        g = p.region.steepest(_anywhere(p, s, a.gradient))
         alpha = cosine(s.i, self.steps, 1.0, 0.01)
         farthest = p.region.size(torch.maximum(x, 1 - x)).double()
         norm = torch.minimum(torch.where(a.wrong, 1 - self.gamma, 1 + self.gamma) * s.norm, farthest)
@@ -63,3 +61,11 @@ class DDN(Attack):
         if self.levels:
             query = (query * (self.levels - 1)).round() / (self.levels - 1)
         return DDNState(query, s.i + 1, query - x, norm)
+
+
+def _anywhere(p: Problem, s: DDNState, gradient: Tensor) -> Tensor:
+    """The gradient, and a random direction where it is zero."""
+    zero = gradient.flatten(1).abs().amax(1) == 0
+    if surely_none(zero):
+        return gradient
+    return rows(zero, rng.normal(rng.fold(p.key, s.i), tuple(gradient.shape[1:])), gradient)

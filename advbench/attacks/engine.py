@@ -179,12 +179,17 @@ def solve(attack: Attack, objective: Callable[[Tensor], Tensor], p: Problem) -> 
     return attack.result(state).detach()
 
 
+def surely_none(condition: Tensor) -> bool:
+    """Whether no row of `condition` (S,) holds, as far as a look is free: False on CUDA, which would have to wait."""
+    return condition.device.type == "cpu" and not bool(condition.any())
+
+
 def rows(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the rows where `condition` (S,) holds, else `old`."""
+    """`new` in the rows where `condition` (S,) holds, else `old`: itself, not a copy, where none does."""
     if new.device.type != "cpu":
         return torch.where(condition.view(-1, *[1] * (new.dim() - 1)), new, old)
     at = condition.nonzero()[:, 0]  # a look, which is cheap on CPUs, where torch.where is slow
-    return old.index_copy(0, at, new.index_select(0, at))
+    return old.index_copy(0, at, new.index_select(0, at)) if len(at) else old
 
 
 def put(into: Any, at: Tensor, new: Any) -> None:

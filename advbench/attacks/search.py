@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Asks, Attack, Problem, State, join, put, rows, take
+from advbench.attacks.engine import Asks, Attack, Problem, State, join, mapped, put, rows, surely_none, take
 from advbench.attacks.graphed import Capture, graphed
 from advbench.attacks.live import Hits, Live, copied, kept
 from advbench.attacks.losses import margin, wrong
@@ -96,7 +96,7 @@ class Search:
         problem = self._problem([0] * slots)
         self.live = Live(
             problem,
-            attack.start(problem),
+            mapped(torch.clone, attack.start(problem)),  # no two tensors the same one: they are written into
             torch.empty_like(problem.region.x),
             torch.zeros(slots, dtype=torch.bool, device=device),
             torch.zeros(slots, device=device),
@@ -226,6 +226,8 @@ class Search:
                 self._replay()
         done = self.attack.done(self.state)
         ended = done if self.closest else done | self.live.found
+        if surely_none(ended):
+            return
         over, hit = torch.stack([ended, self.live.found]).tolist()
         hits = [slot for slot, item in enumerate(self.item) if over[slot] and hit[slot] and item >= 0]
         if hits:
@@ -243,10 +245,9 @@ class Search:
     def _ask(self, live: Live, asks: Asks) -> Live:
         p, attack, query = live.problem, self.attack, live.state.query
         answer = self.oracle.answer(attack, p, query, asks)
-        hit = answer.wrong & ~attack.done(live.state)
-        if hit.device.type == "cpu" and not bool(hit.any()):  # asking is cheap there, and what follows is not
+        if surely_none(answer.wrong):  # mostly so, and what follows takes its time
             return replace(live, state=attack.step(p, live.state, answer))
-        limit = live.limit
+        hit, limit = answer.wrong & ~attack.done(live.state), live.limit
         if self.closest:
             size = p.region.size(query - p.region.x)
             hit = hit & (size < limit)
