@@ -30,6 +30,7 @@ from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted
 from advbench.evaluator.bench import Bench
+from advbench.evaluator.memory import room_for
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.share import Told
 
@@ -60,8 +61,8 @@ class Job:
 
 
 def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int, asked: int | None = None) -> int:
-    """The processes, this one included: `asked`, or as many as are worth their start, one for each of PyTorch's threads
-    and for each time that the images fill the slots. One where the images cannot be shared."""
+    """The processes, this one included: `asked`, or as many as are worth their start and have room in memory, one for
+    each of PyTorch's threads and each time that the images fill the slots. One where they cannot be shared."""
     most = min(torch.get_num_threads(), round(len(data) / slots), MOST) if asked is None else min(asked, len(data))
     if most < 2 or data.device.type != "cpu" or ranks.world() > 1 or run.reference or norm == CORRUPTIONS:
         return 1
@@ -82,8 +83,10 @@ def how_many(net: nn.Module, data: Dataset, run: Plan, *, norm: str, slots: int,
         raise
     if not torch.equal(once, again):  # random, and then all numbers come from one stream
         return 1
+    if asked is not None:
+        return most
     updates = sum(attack.updates(once.shape[1]) for attack in run.attacks)
-    return most if asked is not None or a_row * len(data) * updates > WORTH else 1
+    return min(most, room_for(net, x)) if a_row * len(data) * updates > WORTH else 1
 
 
 def job(

@@ -278,6 +278,8 @@ def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeyp
     assert count(Slow(net), run) == 1  # PyTorch has one thread
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert count(Slow(net), run) == 4
+    monkeypatch.setattr(workers, "room_for", lambda net, x: 3)
+    assert count(Slow(net), run) == 3
     assert count(Slow(net), run, slots=32) == 2  # the images fill the slots twice
     assert count(Slow(net), run, slots=64) == 1
     assert count(net, run) == 1  # over sooner than they have begun
