@@ -145,6 +145,13 @@ class APGD(Attack):
             checked_value=torch.where(checked, best_value, checked_value),
         )
 
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        return 2 if self.larger_eps else 1
+
+    def done(self, s: State) -> Tensor:
+        return s.i >= apgd_l1.answers(self.steps, self.larger_eps)
+
     def result(self, s: Any) -> Tensor:
         return s.best  # type: ignore[no-any-return]
 

@@ -4,7 +4,7 @@ Steps go along the signs of the largest gradient elements, as many as the best p
 steps it becomes ||x_best - x||_0 / 1.5; where that number fell by more than 5 % the step is set to eps and
 the search goes on from the best point, elsewhere the step is divided by 1.5, down to eps / 10. With larger eps,
 0.3 N steps are made in the ball of 3 eps, 0.3 N in that of 2 eps, from the best point of the one before, and the
-rest in the ball of eps.
+rest in the ball of eps; each ball begins with a look at its first point.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def step(p: Problem, s: L1State, a: Answer, steps: int, larger_eps: bool) -> L1S
     """One step along the largest elements of the gradient, or into the next ball."""
     x, size = p.region.x, p.region.x[0].numel()
     factors, begins, checks = _plan(steps, larger_eps, p.y.device)
-    at = s.i.clamp_max(steps)
+    at = s.i.clamp_max(answers(steps, larger_eps) - 1)
     begin, check = begins[at], checks[at]
     factor, after = factors[at], factors[at + 1]
 
@@ -104,25 +104,34 @@ def _largest(g: Tensor, share: Tensor) -> Tensor:
     return signs / signs.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 
 
+def answers(steps: int, larger_eps: bool) -> int:
+    """How many there are: one a step, and one for the first point of each ball."""
+    lengths = _lengths(steps, larger_eps)
+    return sum(lengths) + len(lengths)
+
+
+def _lengths(steps: int, larger_eps: bool) -> list[int]:
+    """The steps in each ball, the largest ball first."""
+    lengths = [ceil(0.3 * steps), ceil(0.3 * steps)] if larger_eps else []
+    return [*lengths, max(steps - sum(lengths), 1)]
+
+
 @cache
 def _plan(steps: int, larger_eps: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """By number of answers so far (steps + 2,): eps factor of the query, whether it is a ball's first, whether
-    its answer is a checkpoint."""
-    lengths = [ceil(0.3 * steps), ceil(0.3 * steps)] if larger_eps else []
-    lengths = [*lengths, max(steps - sum(lengths), 1)]
+    """By number of answers so far: eps factor of the query, whether it is a ball's first, whether its answer is a
+    checkpoint. The query after the last answer, which nobody asks for, is one more of the last ball's."""
+    lengths = _lengths(steps, larger_eps)
     factors: list[float] = []
     begins: list[bool] = []
     checks: list[bool] = []
     for factor, length in zip(range(len(lengths), 0, -1), lengths, strict=True):
         window = max(int(0.04 * length), 1)
-        for i in range(length + (not factors)):
+        for i in range(length + 1):
             factors.append(float(factor))
             begins.append(i == 0)
             checks.append(i > 0 and i % window == 0)
-    rest = steps + 2 - len(factors)
-    factors, begins, checks = factors + [1.0] * rest, begins + [False] * rest, checks + [False] * rest
     return (
-        torch.tensor(factors, device=device),
-        torch.tensor(begins, device=device),
-        torch.tensor(checks, device=device),
+        torch.tensor([*factors, 1.0], device=device),
+        torch.tensor([*begins, False], device=device),
+        torch.tensor([*checks, False], device=device),
     )

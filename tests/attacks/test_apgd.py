@@ -1,0 +1,44 @@
+"""Auto-PGD's schedules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advbench import rng
+from advbench.attacks.apgd import APGD
+from advbench.attacks.engine import Answer, Attack, Problem, State
+from advbench.threat import around
+
+
+def queries(attack: Attack, norm: str) -> list[State]:
+    """The states that ask a linear model, until the attack is done, in balls that no border of [0, 1] cuts."""
+    index = torch.arange(3)
+    x = torch.full((3, 1, 8, 8), 0.5)
+    w = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    p = Problem(around(norm, x, torch.full((3,), 0.25)), index, torch.full((3,), -1), rng.keys(0, "apgd", index))
+    state, asked = attack.start(p), []
+    while not attack.done(state).all():
+        asked.append(state)
+        value = (w * state.query).flatten(1).sum(1)
+        state = attack.step(p, state, Answer(value[:, None], torch.zeros(3, dtype=torch.bool), value, w))
+    return asked
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_every_step_is_followed_by_a_look(norm: str) -> None:
+    assert len(queries(APGD(name="apgd", steps=10).for_model(norm, 10), norm)) == 11
+
+
+# AutoAttack's run of 100 is made of three: 30, 30 and 40 steps, each from a look at its first point.
+@pytest.mark.parametrize(("steps", "lengths"), [(100, (30, 30, 40)), (7, (3, 3, 1))])
+def test_larger_balls_first(steps: int, lengths: tuple[int, int, int]) -> None:
+    asked = queries(APGD(name="apgd", steps=steps, larger_eps=True).for_model("l1", 10), "l1")
+    wanted = [factor for factor, length in zip((3, 2, 1), lengths, strict=True) for _ in range(length + 1)]
+    sizes = torch.stack([(state.query - 0.5).abs().flatten(1).sum(1) / 0.25 for state in asked])
+    assert torch.allclose(sizes, torch.tensor(wanted).float()[:, None].expand_as(sizes), atol=1e-4)
+
+
+def test_the_version_tells_them_apart() -> None:
+    assert APGD(name="apgd", steps=10, larger_eps=True).version == 2
+    assert APGD(name="apgd", steps=10).version == 1
