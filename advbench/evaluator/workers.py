@@ -30,7 +30,7 @@ from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted
 from advbench.evaluator.bench import Bench
-from advbench.evaluator.memory import room_for
+from advbench.evaluator.room import room_for
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.share import Told
 

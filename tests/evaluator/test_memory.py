@@ -1,51 +1,237 @@
-"""How many processes a machine's memory has room for."""
+"""Out of memory halves the slots; slots are found once; nothing but per-sample numbers grows with n."""
 
 from __future__ import annotations
 
-import os
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.evaluator import memory
+from advbench.attacks.oracle import out_of_memory
+from advbench.attacks.search import Search
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator import Evaluation, Journal, evaluate
+from advbench.evaluator import slots as slots_module
+from advbench.evaluator.slots import FIRST, MOST, choose_slots, fastest, kept, rate_of
 
-GIB = 2**30
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 16 * GIB // 4096, "SC_PAGE_SIZE": 4096}.__getitem__)
-
-
-def wide(channels: int) -> nn.Module:
-    """A pass keeps the image and `channels` maps of it, twice: what goes into the second convolution, and for ReLU."""
-    return nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 1, 1), nn.Flatten())
+N = 50
+ATTACKS = {"attack": ["pgd", "fab", "square"], "settings": {"steps": 4, "n_queries": 20}, "eps": ["0", "0.05", "0.1"]}
 
 
-@pytest.mark.usefixtures("machine")
-class TestRoom:
-    def test_small_nets_leave_it_to_the_runtime(self) -> None:
-        assert memory.room_for(wide(1), torch.rand(8, 1, 8, 8)) == 15  # and not 16: there are weights as well
+class Small(nn.Module):
+    """A linear model on 8x8 images that takes at most `most` rows, fewer once `later` passes were made."""
 
-    def test_what_a_pass_keeps_counts_by_the_row(self) -> None:
-        x = torch.rand(64, 1, 32, 32)
-        a_row = 4 * 1024 * (1 + 512)  # ReLU's result is what the next convolution keeps, and counts twice
-        held = memory.RUNTIME + 64 * (a_row + 4 * 1024 * 512)
-        assert memory.room_for(wide(512), x) == 8 * GIB // held
-        assert memory.room_for(wide(512), x[:32]) > memory.room_for(wide(512), x)
+    def __init__(self, most: int = 10**9, *, later: int = 10**9, then: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)) / 4)
+            self.linear.bias.zero_()
+        self.most, self.later, self.then = most, later, then
 
-    def test_weights_count_with_their_copies(self) -> None:
-        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2**19, bias=False))  # an eighth of a GiB
-        assert memory.RUNTIME == GIB // 2
-        assert memory.room_for(net, torch.rand(8, 1, 8, 8)) == 6  # of 0.5 + 6 / 8 GiB each
+    def __deepcopy__(self, memo: dict[int, Any]) -> Small:
+        return self  # the search copy is short of memory with it
 
-    def test_one_is_always_left(self) -> None:
-        assert memory.room_for(wide(512), torch.rand(1, 1, 64, 64).expand(4096, -1, -1, -1)) == 1
+    def forward(self, x: Tensor) -> Tensor:
+        self.later -= 1
+        if len(x) > (self.most if self.later > 0 else self.then):
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(x)} rows")
+        seen.append(len(x))
+        return self.linear(x.flatten(1))
 
-    def test_a_model_without_gradients(self) -> None:
-        class Outside(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
-                return torch.from_numpy(x.numpy().reshape(len(x), -1))
 
-        assert memory.room_for(Outside(), torch.rand(4, 1, 8, 8)) == 16
+seen: list[int] = []
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(N))
+
+
+def measure(net: nn.Module, data: Dataset, slots: int | None, **more: Any) -> Evaluation:
+    return evaluate(net.eval(), data, slots=slots, **{**ATTACKS, **more})
+
+
+def flag(result: Evaluation, name: str) -> list[str]:
+    return [one.detail for one in result.record.flags if one.name == name]
+
+
+@pytest.mark.parametrize("attack", [["pgd", "fab", "square"], ["fab"]])
+def test_out_of_memory_halves_the_slots_and_goes_on(digits: Dataset, attack: list[str]) -> None:
+    settings = ATTACKS["settings"] if len(attack) > 1 else {"steps": 4}
+    expected = measure(Small(), digits, 16, attack=attack, settings=settings)
+    assert not flag(expected, "slots")
+    result = measure(Small(30), digits, 64, attack=attack, settings=settings)
+    assert result.record.engine.slots == 16
+    assert result.record.id == expected.record.id  # nothing had fallen in larger passes
+    assert [detail.partition(":")[0] for detail in flag(result, "slots")] == [
+        "out of memory with 64 slots",
+        "out of memory with 32 slots",
+    ]
+    again = measure(Small(30), digits, result.record.engine.slots, attack=attack, settings=settings)
+    assert again.record.id == result.record.id and not flag(again, "slots")
+
+
+@pytest.mark.parametrize("passes", [12, 25, 45])
+def test_what_was_decided_before_is_kept(digits: Dataset, tmp_path: Path, passes: int) -> None:
+    expected = measure(Small(), digits, 8)
+    net = Small(16, later=passes, then=8)
+    result = measure(net, digits, 16)
+    assert net.later < 0 and result.record.engine.slots == 8
+    assert result.fates.fell.tolist() == expected.fates.fell.tolist()  # linear in fp32: by no slot count
+    (detail,) = flag(result, "slots")
+    assert "went on with 8" in detail and "samples had fallen, verified in passes of 16 rows or more" in detail
+
+
+def test_halved_slots_are_reused_on_resuming(digits: Dataset, tmp_path: Path) -> None:
+    def run(stop: Callable[[], bool], *, resume: bool) -> Evaluation:
+        journal = Journal(tmp_path / "journal", stop=stop)
+        return measure(Small(16), digits, None, journal=journal, resume=resume)
+
+    rounds = iter(range(12))
+    with pytest.raises(Interrupted):
+        run(lambda: next(rounds, None) is None, resume=False)
+    seen.clear()
+    result = run(lambda: False, resume=True)
+    assert max(seen) <= 16 and result.record.engine.slots == 16
+    assert len(flag(result, "slots")) == 1  # from 32: the rule for 50 images
+    assert result.record.id == measure(Small(), digits, 16).record.id
+
+
+def test_no_pass_is_larger_than_the_slots(digits: Dataset) -> None:
+    seen.clear()
+    measure(Small(), digits, 8, attack="autoattack", norm="l2", eps=["0", "0.5"])
+    assert max(seen) == 8
+
+
+def test_one_image_too_many_is_told(digits: Dataset) -> None:
+    with pytest.raises(UserError, match="one image at a time"):
+        measure(Small(2, later=3, then=0), digits, 2)
+
+
+def test_what_counts_as_a_lack_of_memory() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("x"))
+    assert out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_the_rule_for_a_cpu_depends_on_the_images_alone(digits: Dataset) -> None:
+    def slots(n: int) -> int:
+        data = digits.subset([row % N for row in range(n)])
+        return choose_slots(Small(), data, norm="linf", precision="fp32", weights_sha256="")
+
+    assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 8, 32, 128, 256]
+
+
+@pytest.mark.parametrize(("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MOST), (512, 300, 256)])
+def test_slots_double_while_they_pay_and_fit(best: int, memory: int, expected: int) -> None:
+    def rate(slots: int) -> float:
+        if slots > memory:
+            raise torch.OutOfMemoryError
+        return float(min(slots, best) * (1 + 0.01 * (slots > best)))
+
+    assert fastest(rate) == expected
+
+
+def test_the_first_count_may_not_fit_and_other_errors_pass() -> None:
+    def none(slots: int) -> float:
+        raise torch.OutOfMemoryError
+
+    assert fastest(none) == FIRST // 2
+
+    def broken(slots: int) -> float:
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fastest(broken)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1", "corruptions"])
+def test_the_rate_is_that_of_the_steps_after_the_warm_up(digits: Dataset, norm: str) -> None:
+    times = iter([5.0, 7.0, 0.0, 0.5])
+    rate = rate_of(Small(), digits, norm=norm, precision="fp32", clock=lambda: next(times))
+    seen.clear()
+    assert rate(16) == 4 * 16 / 2.0 and set(seen) == {16}
+    assert rate(64) == 4 * 64 / 0.5  # more than there are images
+
+
+def test_a_measured_count_is_kept_and_asked_for_once(tmp_path: Path) -> None:
+    asked = []
+
+    def measured() -> int:
+        asked.append(1)
+        return 256
+
+    path = tmp_path / "deeper" / "slots.json"
+    assert [kept(path, "a card|a model", measured) for _ in range(3)] == [256] * 3 and len(asked) == 1
+    assert kept(path, "another", lambda: 64) == 64
+    assert json.loads(path.read_text()) == {"a card|a model": 256, "another": 64}
+    path.write_text("{half a fi")
+    assert kept(path, "a card|a model", measured) == 256 and len(asked) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_a_repetition(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert kept(tmp_path / "file" / "slots.json", "key", lambda: 128) == 128
+
+
+def test_a_device_is_measured_and_no_more_slots_than_images(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnDevice:
+        device, shape = torch.device("cuda"), (1, 8, 8)
+
+        def __len__(self) -> int:
+            return 100
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(slots_module, "slots_file", lambda: tmp_path / "slots.json")
+    monkeypatch.setattr(slots_module, "rate_of", lambda *given, **more: lambda slots: float(min(slots, 512)))
+    data: Any = OnDevice()
+    assert choose_slots(Small(), data, norm="linf", precision="bf16", weights_sha256="ab") == 128
+    (key,) = json.loads((tmp_path / "slots.json").read_text())
+    assert key.startswith("a card|torch ") and key.endswith("|ab|1x8x8|linf|bf16")
+    assert json.loads((tmp_path / "slots.json").read_text())[key] == 512
+
+
+def test_what_a_search_holds_does_not_grow_with_the_images(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of all tensors of a search under way: beside the slots, a few numbers a sample."""
+    held: dict[int, int] = {}
+    run = Search.run
+
+    def watched(search: Search, watch: Any = None) -> Any:
+        def look(running: Search) -> None:
+            size = sum(value.nbytes for value in _tensors(vars(running), set()))
+            n = len(running.samples.y)
+            held[n] = max(held.get(n, 0), size)
+            watch(running)
+
+        return run(search, look)
+
+    monkeypatch.setattr(Search, "run", watched)
+    for times in (1, 4):
+        data = digits.subset([row % N for row in range(times * N)])
+        measure(Small(), data, 16, attack=["apgd-t"], eps=["0.3"], settings={"steps": 3})
+    few, many = sorted(held)[-2:]
+    assert many > 3 * few
+    per_sample = (held[many] - held[few]) / (many - few)
+    assert per_sample < 200 < 64 * 4  # an image in float32 has 256
+
+
+def _tensors(value: Any, known: set[int]) -> list[Tensor]:
+    if id(value) in known or (callable(value) and not isinstance(value, nn.Module)):
+        return []
+    known.add(id(value))
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [one for inner in value.values() for one in _tensors(inner, known)]
+    if isinstance(value, list | tuple):
+        return [one for inner in value for one in _tensors(inner, known)]
+    return _tensors(vars(value), known) if hasattr(value, "__dict__") and not isinstance(value, nn.Module) else []
