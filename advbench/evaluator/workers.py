@@ -30,8 +30,8 @@ from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted
 from advbench.evaluator.bench import Bench
-from advbench.evaluator.room import room_for
 from advbench.evaluator.plan import Plan
+from advbench.evaluator.room import room_for
 from advbench.evaluator.share import Told
 
 WORTH = 20.0  # seconds of forward passes, below which nobody is started
