@@ -245,15 +245,17 @@ class Search:
     def _ask(self, live: Live, asks: Asks) -> Live:
         p, attack, query = live.problem, self.attack, live.state.query
         answer = self.oracle.answer(attack, p, query, asks)
-        if surely_none(answer.wrong):  # mostly so, and what follows takes its time
-            return replace(live, state=attack.step(p, live.state, answer))
         hit, limit = answer.wrong & ~attack.done(live.state), live.limit
+        if not self.closest:
+            hit = hit & ~live.found
+        if surely_none(hit):  # mostly so, and what follows takes its time
+            return replace(live, state=attack.step(p, live.state, answer))
         if self.closest:
             size = p.region.size(query - p.region.x)
             hit = hit & (size < limit)
             limit = torch.where(hit, size, limit)
         else:
-            hit = hit & ~live.found & p.region.contains(query)
+            hit = hit & p.region.contains(query)
         candidate = rows(hit, query, live.candidate)
         return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit)
 
