@@ -121,10 +121,13 @@ class Attack:
         """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
+    def items(self, classes: int) -> int:
+        """How many items a sample has: one for each target and restart."""
+        return self.restarts * self.targets(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]
+
     def updates(self, classes: int) -> int:
-        """How many updates an image that stands takes: `steps` for each target and restart."""
-        one = torch.zeros(1, classes)
-        return self.steps * self.restarts * self.targets(one, torch.zeros(1, dtype=torch.int64)).shape[1]
+        """How many updates an image that stands takes."""
+        return self.steps * self.items(classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         """The value (S,) of what the attack `reads` whose gradient is asked for, and which is to rise."""

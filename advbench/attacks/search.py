@@ -100,9 +100,12 @@ class Search:
             torch.empty_like(problem.region.x),
             torch.zeros(slots, dtype=torch.bool, device=device),
             torch.zeros(slots, device=device),
+            torch.zeros(slots, device=device),
         )
         self.unchecked: list[Hits] = []
-        self.refused: list[tuple[int, State]] = []
+        self.refused: list[tuple[int, State, Tensor]] = []
+        # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
+        self.enough = slots if len(self.queue) == n else max(1, slots // 8)
         self.eager = ""
         self._capture = capture
         self._replay: Callable[[], None] | None = None
@@ -131,7 +134,7 @@ class Search:
                 self._verify()
             else:
                 return self.verdicts
-            if self._waiting >= self.oracle.slots:
+            if self._waiting >= self.enough:
                 self._verify()
             if watch is not None:
                 watch(self)
@@ -148,7 +151,8 @@ class Search:
             "candidate": copied(self.live.candidate),
             "limit": copied(self.live.limit),
             "found": copied(self.live.found),
-            "refused": [(item, kept(state)) for item, state in self.refused],
+            "bar": copied(self.live.bar),
+            "refused": [(item, kept(state), copied(bar)) for item, state, bar in self.refused],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
@@ -167,9 +171,9 @@ class Search:
         self.live = Live(
             self._problem([max(item, 0) for item in self.item]),
             state(saved["state"]),
-            *(copied(saved[name], device) for name in ("candidate", "found", "limit")),
+            *(copied(saved[name], device) for name in ("candidate", "found", "limit", "bar")),
         )
-        self.refused = [(item, state(fields)) for item, fields in saved["refused"]]
+        self.refused = [(item, state(fields), copied(bar, device)) for item, fields, bar in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
             saved["nonfinite"],
@@ -195,8 +199,8 @@ class Search:
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
         again = [self.refused.pop() for _ in idle[: len(self.refused)]]
         if again:
-            items = [item for item, _ in again]
-            self._place(idle[: len(again)], items, self._problem(items), join([state for _, state in again]))
+            items, states, bars = zip(*again, strict=True)
+            self._place(idle[: len(again)], list(items), self._problem(list(items)), join(states), torch.cat(bars))
         fresh: list[int] = []
         while len(again) + len(fresh) < len(idle) and self.next < len(self.queue):
             if self.closest or not self.verdicts.fell[self.queue[self.next][0]]:
@@ -204,14 +208,16 @@ class Search:
             self.next += 1
         if fresh:
             problem = self._problem(fresh)
-            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem))
+            bar = torch.full((len(fresh),), -torch.inf, device=self.live.bar.device)
+            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), bar)
 
-    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State) -> None:
+    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, bar: Tensor) -> None:
         at = torch.tensor(slots, device=self.live.found.device)
         put(self.live.problem, at, problem)
         put(self.live.state, at, state)
         self.live.found[at] = False
         self.live.limit[at] = torch.inf
+        self.live.bar[at] = bar
         for slot, item in zip(slots, items, strict=True):
             self.item[slot] = item
 
@@ -233,7 +239,7 @@ class Search:
         if hits:
             at = torch.tensor(hits, device=ended.device)
             items = torch.tensor([self.item[slot] for slot in hits])
-            self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at)))
+            self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
         self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
 
     def _step(self, live: Live) -> Live:
@@ -245,7 +251,7 @@ class Search:
     def _ask(self, live: Live, asks: Asks) -> Live:
         p, attack, query = live.problem, self.attack, live.state.query
         answer = self.oracle.answer(attack, p, query, asks)
-        hit, limit = answer.wrong & ~attack.done(live.state), live.limit
+        hit, limit, bar = answer.wrong & ~attack.done(live.state), live.limit, live.bar
         if not self.closest:
             hit = hit & ~live.found
         if surely_none(hit):  # mostly so, and what follows takes its time
@@ -256,8 +262,12 @@ class Search:
             limit = torch.where(hit, size, limit)
         else:
             hit = hit & p.region.contains(query)
+            if not self.oracle.random:  # whose margin says little of what the mean of its passes will be
+                beyond = margin(answer.logits, p.y)
+                hit = hit & ~(beyond <= bar)  # NaN is beyond all
+                bar = torch.where(hit, beyond, bar)
         candidate = rows(hit, query, live.candidate)
-        return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit)
+        return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit, bar)
 
     def _record(self, capture: Capture) -> None:
         """Make a step as a graph, and from now on replay it; or say why not."""
@@ -306,6 +316,7 @@ class Search:
             else:
                 self.verdicts.unverified += 1
                 if not self.closest and again[place]:
-                    self.refused.append((item, take(batch.states, torch.tensor([place]))))
+                    one = torch.tensor([place])
+                    self.refused.append((item, take(batch.states, one), batch.bar[one]))
         if not self.closest:
             self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]

@@ -60,6 +60,7 @@ class Bench:
         self._plain = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
+        self._sizes: dict[int, float] = {}  # of the perturbations to these points
         self.eager: dict[str, None] = {}
         self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
         self.logits = self.fitting(self._clean)
@@ -147,7 +148,10 @@ class Bench:
         verdicts = self.fitting(work)
         self.unverified += verdicts.unverified
         self.nonfinite += verdicts.nonfinite
-        self.points.update({int(rows[row]): point for row, point in verdicts.points.items()})
+        for row, point in verdicts.points.items():
+            place, size = int(rows[row]), float(verdicts.distance[row])
+            if size <= self._sizes.get(place, np.inf):
+                self.points[place], self._sizes[place] = point, size
         return verdicts
 
     def _centres(self) -> Tensor:
@@ -172,16 +176,25 @@ class Bench:
         """
         way = walk.Walk(eps, self.correct & self.mine)
         sizes, every = np.asarray(eps), (*attacks, *second)
+        items = [one.items(self.logits.shape[1]) for one in every]
 
         def strike(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             verdicts = self.strike(every[attack], rows, sizes[points], plain=attack >= len(attacks))
-            return verdicts.fell.numpy(), verdicts.distance.numpy()
+            # Of several items the one that is verified first decides the size: it is no property of the sample.
+            alone = items[attack] == 1
+            return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else sizes[points]
 
-        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
-        for number in range(len(second)):
-            walk.descend(way, strike, len(attacks) + number)
+        def room(attack: int) -> int:
+            return self.oracle.slots // items[attack]
+
+        if how == "fast":
+            walk.fast(way, strike, len(attacks), room)
+        else:
+            walk.exact(way, strike, len(attacks))
+        for number in range(len(attacks), len(every)):
+            walk.descend(way, strike, number, room(number))
         return way.fates()
 
     def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
@@ -197,7 +210,9 @@ class Bench:
             nearer = found < distance[rows]
             distance[rows[nearer]] = found[nearer]
             way.by[rows[nearer]] = number
-        fell = np.searchsorted(way.eps * (1 + 1e-6), distance)
+        # Bounds of Linf balls are computed in float32; other norms have contract.md's tolerance.
+        bounds = way.eps.astype(np.float32).astype(float) if self.norm == "linf" else way.eps * (1 + 1e-6)
+        fell = np.searchsorted(bounds, distance)
         way.fell = np.where(struck, np.maximum(fell, way.first), 0)
         way.by[way.fell == way.end] = -1
         fates = way.fates()

@@ -17,7 +17,7 @@ from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import covered, second_look
 from advbench.record import AttackRef, Engine
 
-ENGINE_VERSION = "2"  # raised when a change of the engine, beyond rounding, may change verdicts
+ENGINE_VERSION = "3"  # raised when a change of the engine, beyond rounding, may change verdicts
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")

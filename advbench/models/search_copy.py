@@ -63,7 +63,7 @@ class SearchCopy(nn.Module):
 def search_copy(
     net: nn.Module,
     dtype: torch.dtype | None = None,
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     *,
     example: Tensor | None = None,
 ) -> tuple[SearchCopy, list[str]]:
@@ -75,10 +75,14 @@ def search_copy(
     note says why. On a CPU first layers get the gradient of `narrow`, and wide ones the convolution of
     `winograd`, to the same tolerance; where a ReLU is max pooled, the pooling comes first. `example` (B, C, H, W)
     gives shape and device of the random images; a Model of the zoo knows its own. `dtype` (such as
-    torch.bfloat16) is what the copy computes in. `net` stays as it is. Raises UserError when `net` cannot be copied.
+    torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, by default everywhere but on CUDA in
+    fp32, whose fast convolutions without TF32 want the other one. `net` stays as it is. Raises UserError when `net`
+    cannot be copied.
     """
     plain = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
+    if channels_last is None:
+        channels_last = dtype is not None or not devices
     with torch.random.fork_rng(devices=list(devices)):  # a random network must not move others' numbers
         plain, notes = _folded(plain, example)
     if dtype is not None:

@@ -35,7 +35,7 @@ from advbench.models.search_copy import search_copy
 
 TITLE = """# AutoAttack on a GPU
 
-Written by `make bench-cuda`: seconds are of attack alone, without start-up and data loading, all in one run on one card.
+Written by `make bench-cuda`: seconds are of attack alone, without start-up and data loading; one run, one card.
 """
 
 
@@ -129,18 +129,20 @@ def main() -> None:
     ]
     alone = [int(np.sum((a.fates.fell >= 0) & (b.fates.fell < 0))) for a, b in ((mine, theirs), (theirs, mine))]
     here = environment(str(device))
+    graphs = f"Steps were not CUDA graphs: {rate.eager}." if rate.eager else "Steps were CUDA graphs."
     lines = [
-        f"{model.arch} on {data.name} ({given.model}), Linf eps {given.eps}, {engine.slots} slots; {here['device_name']}, "
-        f"Python {here['python']}, torch {here['torch']}, advbench {here['advbench']}; {date.today()}",
+        f"{model.arch} on {data.name} ({given.model}), Linf eps {given.eps}, {engine.slots} slots; "
+        f"{here['device_name']}, Python {here['python']}, torch {here['torch']}, advbench {here['advbench']}; "
+        f"{date.today()}",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)),
         "",
         f"Felled by ours alone: {alone[0]}, by the reference alone: {alone[1]} of {len(some)}.",
         f"APGD-CE: {rate.reached / 1e12:.3g} of {rate.matrix / 1e12:.3g} TFLOP/s in bf16 matrix products: "
         f"{rate.reached / rate.matrix:.0%}.",
-        f"Steps were not CUDA graphs: {rate.eager}." if rate.eager else "Steps were CUDA graphs." * (device.type == "cuda"),
-    ]  # fmt: skip
-    text = "\n".join(line for line in lines).rstrip() + "\n"
+        *([graphs] if device.type == "cuda" else []),
+    ]
+    text = "\n".join(lines) + "\n"
     print(text)
     if given.out:
         given.out.write_text(f"{TITLE}\n{text}", encoding="utf-8")
