@@ -2,7 +2,7 @@
 
 min E[ CE(f(x), y) + weight x mean_t L_t(x) ],  t the auxiliary tasks, one encoder, a head each
 
-The tasks are made from the data (`methods/tasks.py`). No defence but a subject of study: the paper shows that
+The tasks are made from the data (`models/tasks.py`). No defence but a subject of study: the paper shows that
 auxiliary tasks bring no reliable robustness, and that an attack on the sum of the tasks is weak on each. The heads
 are the run's parts: `advbench analyze vulnerability` attacks the tasks alone and together. Only f is deployed.
 `attacked` names the losses that the examples of adversarial training raise.
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.methods.base import Method, Nets, Objective, Setup
-from advbench.methods.tasks import MAIN, Task, answers, make_heads, make_tasks, task_key
 from advbench.methods.terms import ce
+from advbench.models.tasks import MAIN, Task, answers, make_heads, make_tasks, task_key
 from advbench.recipe import Recipe
 
 ENTRIES: dict[str, dict[str, Any]] = {

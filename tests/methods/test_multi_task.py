@@ -14,7 +14,7 @@ from advbench.data import load
 from advbench.errors import UserError
 from advbench.methods.base import make
 from advbench.methods.multi_task import MultiTask
-from advbench.methods.tasks import NAMES, Autoencoder, Jigsaw, Macro, Rotation, make_tasks
+from advbench.models.tasks import NAMES, Autoencoder, Jigsaw, Macro, Rotation, make_tasks
 from advbench.recipe import Recipe
 from advbench.rng import keys
 from advbench.trainer.session import Session
