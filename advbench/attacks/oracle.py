@@ -117,21 +117,21 @@ class Oracle:
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with through:
             answer = joined(self.crew.each(lambda part: self._derived(attack, *part, asks), parts))
-        self.backwards += passes * (answer.logits.shape[1] if asks == "jacobian" else 1)
+        self.backwards += passes * (answer.gradient.shape[1] if asks == "jacobian" else 1)
         return answer
 
     def _looked(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
         with torch.no_grad():
-            logits, read = self._outputs(query, attack)
+            logits, read = self._outputs(attack, p, query)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
 
     def _derived(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
         query = query.detach().requires_grad_()
         with torch.enable_grad():
-            logits, read = self._outputs(query, attack)
+            logits, read = self._outputs(attack, p, query)
             if asks == "jacobian":
-                grads = [gradient(logits[:, k], query, again=True) for k in range(logits.shape[1])]
-                grad, value = torch.stack(grads, 1), logits[:, 0]
+                grads = [gradient(read[:, k], query, again=True) for k in range(read.shape[1])]
+                grad, value = torch.stack(grads, 1), read
             else:
                 value = attack.objective(p, read)
                 grad = gradient(value, query)
@@ -155,13 +155,17 @@ class Oracle:
                 out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
         return torch.cat(out)
 
-    def _outputs(self, query: Tensor, attack: Attack) -> tuple[Tensor, Tensor]:
-        """Logits (S, K), and what the objective reads: these, or features (S, D). Means over `eot` passes."""
+    def _outputs(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (S, K), and what the objective reads: these, or what `_read` gives. Means over `eot` passes."""
         if attack.reads == "logits":
             total = self.search(query).float()
             for _ in range(attack.eot - 1):
                 total = total + self.search(query).float()
             return total / attack.eot, total / attack.eot
-        passes = [self.search.features_and_logits(query) for _ in range(attack.eot)]  # type: ignore[operator]
-        features, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
-        return logits, features
+        passes = [self._read(attack, p, query) for _ in range(attack.eot)]
+        read, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
+        return logits, read
+
+    def _read(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (S, D) and logits (S, K), in one pass."""
+        return self.search.features_and_logits(query)  # type: ignore[operator, no-any-return]

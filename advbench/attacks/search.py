@@ -22,6 +22,7 @@ from advbench.attacks.graphed import Capture, graphed
 from advbench.attacks.live import Hits, Live, copied, kept
 from advbench.attacks.losses import margin, wrong
 from advbench.attacks.oracle import Oracle
+from advbench.models.tasks import sample_key
 from advbench.threat import around
 
 
@@ -31,7 +32,7 @@ class Samples:
 
     labels y (n,), place in the dataset `index` (n,), `eps` (n,) float64 (infinite: look for the nearest
     adversarial point instead), clean `logits` (n, K). `centres` (K, D): the features that stand for each class,
-    for an attack that reads features.
+    for an attack that reads features; `losses` (n, T): those of the clean images, for one that reads tasks.
     """
 
     x: Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class Samples:
     eps: Tensor
     logits: Tensor
     centres: Tensor | None = None
+    losses: Tensor | None = None
 
 
 @dataclass
@@ -188,11 +190,14 @@ class Search:
         index = self.samples.index[row]
         key = rng.keys(self.seed, self.attack.name, index, target, restart)
         region = around(self.norm, self.samples.x(row), self.samples.eps[row])
-        reference = self.samples.logits[row]
+        reference, drawn = self.samples.logits[row], None
         if self.attack.reads == "features":
             assert self.samples.centres is not None
             reference = self.samples.centres[target.clamp_min(0)]
-        return Problem(region, self.samples.y[row], target, key, restart, reference)
+        elif self.attack.reads == "tasks":
+            assert self.samples.losses is not None
+            reference, drawn = self.samples.losses[row], sample_key(self.seed, index)
+        return Problem(region, self.samples.y[row], target, key, restart, reference, drawn)
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""

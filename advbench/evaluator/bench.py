@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from advbench.attacks.crew import Crew
 from advbench.attacks.engine import Attack
 from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
+from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.oracle import Oracle, out_of_memory
 from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.attacks.transfer import oracle_for
@@ -24,6 +25,7 @@ from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
 from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
+from advbench.models.tasks import Head, sample_key
 from advbench.record import Fates, Flag
 from advbench.threat import FourierLinf
 
@@ -35,8 +37,8 @@ class Bench:
     """`net` in eval mode on the device of `data`. `logits` (n, K) and `correct` (n,) are of the clean images.
 
     `precision` "bf16": search in bf16 and verify in fp32, else all in fp32. `points` collects, by row, the
-    nearest verified adversarial points when `keep_points`. Out of memory, the slots are halved; `eager` holds the
-    reasons why steps were not made as CUDA graphs.
+    nearest verified adversarial points when `keep_points`. `heads` are those of the tasks that attacks read. Out of
+    memory, the slots are halved; `eager` holds the reasons why steps were not made as CUDA graphs.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Bench:
         journal: Journal,
         is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
+        self.heads = {name: head.to(data.device) for name, head in (heads or {}).items()}
         self._plain = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
@@ -120,16 +124,21 @@ class Bench:
             logits=self.logits[at],
             centres=self._centres() if attack.reads == "features" else None,
         )
+        if attack.reads == "tasks":
+            drawn = sample_key(self.seed, samples.index)
+            samples.losses = self.fitting(
+                lambda: TaskOracle(self.oracle, self.heads).clean(attack, samples.x, samples.y, drawn)
+            )
         so_far: Verdicts | None = None
 
         def work() -> Verdicts:
             nonlocal so_far
-            oracle = self._plain_oracle() if plain else self.oracle
+            oracle = self._oracle_for(attack, plain=plain)
             graphs = self.data.device.type == "cuda" and not oracle.random
             search = Search(
                 attack,
                 samples,
-                oracle_for(attack, oracle, self.data),
+                oracle,
                 norm=self.norm,
                 seed=self.seed,
                 stride=STRIDE[self.data.device.type],
@@ -163,6 +172,10 @@ class Bench:
             features = torch.cat([self.net.features(self.data.batch(part)[0]) for part in parts]).double()
         member = nn.functional.one_hot(self.data.labels, self.logits.shape[1]).double()
         return (member.T @ features / member.sum(0).clamp_min(1)[:, None]).float()
+
+    def _oracle_for(self, attack: Attack, *, plain: bool) -> Oracle:
+        oracle = self._plain_oracle() if plain else self.oracle
+        return TaskOracle(oracle, self.heads) if attack.reads == "tasks" else oracle_for(attack, oracle, self.data)
 
     def _plain_oracle(self) -> Oracle:
         if self._plain is None:

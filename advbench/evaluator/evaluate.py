@@ -92,7 +92,7 @@ def evaluate(
     with untouched(net):
         check_shapes(net, here)
         run = plan(
-            attack, settings or {}, data, norm=norm, engine=engine, precision=precision, curve=curve,
+            attack, settings or {}, loaded, data, norm=norm, engine=engine, precision=precision, curve=curve,
             bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, here, *attacks)),
         )  # fmt: skip
         if precision == "bf16" == run.precision and (reason := why_not(net, here)):
@@ -134,6 +134,7 @@ def evaluate(
             journal=journal,
             is_random=flags.is_random,
             keep_points=keep_points,
+            heads=run.heads,
         )
         fates, errors = by_all(bench, run, sizes, asked, processes=processes, resume=resume)
 

@@ -55,6 +55,14 @@ class SearchCopy(nn.Module):
         z, logits = self.net.features_and_logits(self._inner(x))  # type: ignore[operator]
         return z.to(x.dtype), logits.to(x.dtype)
 
+    def features(self, x: Tensor) -> Tensor:
+        """The penultimate layer (B, D); of a Model of the zoo only."""
+        return self.net.features(self._inner(x)).to(x.dtype)  # type: ignore[operator, no-any-return]
+
+    def head(self, z: Tensor) -> Tensor:
+        """The logits (B, K) that follow from `features`."""
+        return self.net.head(self._inner(z)).to(z.dtype)  # type: ignore[operator, no-any-return]
+
     def _inner(self, x: Tensor) -> Tensor:
         inner = x.to(dtype=self.dtype or x.dtype)
         return inner.contiguous(memory_format=self.layout) if inner.dim() == 4 else inner

@@ -15,11 +15,13 @@ from torch import nn
 from advbench import rng
 from advbench.attacks.engine import Answer, Problem, members, take
 from advbench.attacks.losses import margin
+from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.oracle import Oracle, untouched
 from advbench.attacks.search import Samples, Search
 from advbench.attacks.transfer import SourceOracle
 from advbench.errors import UserError
 from advbench.models.quantize import Quantizer
+from advbench.models.tasks import Jigsaw, Rotation, make_heads, sample_key
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -34,6 +36,7 @@ FEW = {
     "apgd-dlr": {"steps": 8},
     "apgd-t": {"steps": 8},
     "pgd": {"steps": 4},
+    "multi-task": {"steps": 4},
     "mi-fgsm": {"steps": 4},
     "deepfool": {"steps": 5},
     "transfer": {"steps": 8, "source": "-"},
@@ -48,6 +51,10 @@ def attacks():
         made = find("attacks", name).create(**FEW.get(name, {}))
         if isinstance(made, tuple):
             continue
+        if name == "multi-task":
+            for attacked in ("relative", "wgd", "cyclic", "main", "jigsaw"):
+                one = dataclasses.replace(made, attacked=attacked).for_model("linf", 4)
+                pairs.append(pytest.param(one, "linf", id=f"{name}-{attacked}"))
         for norm in EPS:
             try:
                 pairs.append(pytest.param(made.for_model(norm, 4), norm, id=f"{name}-{norm}"))
@@ -66,6 +73,12 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.out(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
+
+    def features(self, x):
+        return self.drop(self.norm(self.conv(x)).relu()).flatten(1)
+
+    def head(self, z):
+        return self.out(z)
 
     def features_and_logits(self, x):
         return self(x), self(x)
@@ -101,6 +114,10 @@ def make(net, x, attack, norm, rows=None, eps=None):
         logits[rows],
         10 * torch.eye(4),
     )
+    if attack.reads == "tasks":
+        heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
+        oracle = TaskOracle(oracle, heads)
+        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(3, rows))
     return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
 
 
@@ -182,10 +199,11 @@ def test_no_row_depends_on_another(x, attack, norm):
     y = torch.arange(6) % 4
     target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
     eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
+    first = torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
 
     def problem(rows):
         key = rng.keys(0, attack.name, rows, target[rows])
-        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2)
+        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2, first[rows])
 
     everyone, some = torch.arange(6), torch.tensor([4, 1])
     whole, part = problem(everyone), problem(some)
@@ -197,7 +215,7 @@ def test_no_row_depends_on_another(x, attack, norm):
         shape = (6, 4, 1, 6, 6) if attack.asks == "jacobian" else (6, 1, 6, 6)
         grad = torch.randn(shape, generator=draw)
         wrong = torch.rand(6, generator=draw) < 0.4
-        value = margin(logits, y)
+        value = logits if attack.asks == "jacobian" else margin(logits, y)
         a = attack.step(whole, a, Answer(logits, wrong, value, grad))
         b = attack.step(part, b, Answer(logits[some], wrong[some], value[some], grad[some]))
     same(take(a, some), b)
