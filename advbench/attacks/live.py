@@ -13,8 +13,9 @@ from advbench.attacks.engine import Problem, State, mapped
 @dataclass
 class Live:
     """What a step changes, a row a slot: `candidate`, the point (S, C, H, W) that counts once verified; `found` (S,),
-    whether there is one; `limit` (S,), the size that a nearer one must be under; `bar` (S,), the margin of the last
-    candidate on the search copy, which one after a refused one must exceed."""
+    whether there is one; `limit` (S,), the size that a nearer one must be under; `bar` (S,), the candidate's margin on
+    the search copy. Once one was refused: by how much the copy overstated its margin, which the next one must exceed.
+    """
 
     problem: Problem
     state: State

@@ -307,6 +307,7 @@ class Search:
         z = p.region.project(batch.points)
         logits = self.oracle.logits(z)
         good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
+        overstated = batch.bar - margin(logits, p.y)
         again = (~self.attack.done(batch.states)).tolist()
         self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
         size = p.region.size(z.double() - p.region.x.double()).tolist()
@@ -322,6 +323,6 @@ class Search:
                 self.verdicts.unverified += 1
                 if not self.closest and again[place]:
                     one = torch.tensor([place])
-                    self.refused.append((item, take(batch.states, one), batch.bar[one]))
+                    self.refused.append((item, take(batch.states, one), overstated[one]))
         if not self.closest:
             self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]

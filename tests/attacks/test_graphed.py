@@ -15,7 +15,7 @@ from advbench import rng
 from advbench.attacks.engine import Answer, Attack, Problem
 from advbench.attacks.graphed import WARM_UP
 from advbench.attacks.multi_task import TaskOracle
-from advbench.attacks.oracle import Oracle
+from advbench.attacks.oracle import Oracle, _switches, exact_kernels
 from advbench.attacks.search import Samples, Search
 from advbench.errors import UserError
 from advbench.models import build
@@ -250,3 +250,24 @@ def test_a_killed_replaying_search_goes_on(net: nn.Module) -> None:
     resumed.restore(saved)
     assert torch.equal(resumed.run().fell, whole.fell)
     assert all(torch.equal(before[name], value) for name, value in saved["state"].items())
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
+@pytest.mark.parametrize("where", ["", "cuda.matmul", "cudnn.conv"])
+def test_fp32_is_exact_inside_and_as_it_was_after(where: str) -> None:
+    """However it was lowered: the older functions raise once somebody has used the newer switches."""
+    switches = [*_switches(), (torch.backends, "fp32_precision", "ieee")]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        owner = torch.backends
+        for part in where.split(".") if where else []:
+            owner = getattr(owner, part)
+        owner.fp32_precision = "tf32"
+        lowered = [getattr(owner, name) for owner, name, _ in switches]
+        assert "tf32" in lowered
+        with exact_kernels(torch.device("cpu")):
+            assert all(getattr(owner, name) == value for owner, name, value in _switches())
+        assert [getattr(owner, name) for owner, name, _ in switches] == lowered
+    finally:
+        for (owner, name, _), value in zip(reversed(switches), reversed(before), strict=True):
+            setattr(owner, name, value)

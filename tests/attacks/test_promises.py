@@ -267,6 +267,46 @@ def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
         assert verdicts.unverified > 0
 
 
+class Biased(nn.Module):
+    """`net`, but that it takes every image for one of class 1 by so much more."""
+
+    def __init__(self, net, by):
+        super().__init__()
+        self.net, self.by = net, by
+
+    def forward(self, z):
+        return self.net(z) + self.by * torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+
+def test_a_refused_hit_is_followed_by_one_that_the_copy_overstates_no_more(cases):
+    """A copy that overstates margins comes to its boundary early: it is refused once there, not at each step on the way
+    from its boundary to the model's, and what the model gets wrong falls all the same."""
+    case = cases["two-sided"](False)
+    exact = case.distance("linf")
+    own = (case.y == 0).nonzero()[:, 0]
+    attack = find("attacks", "pgd").create(steps=60, rel_step=0.02, random_start=False)
+    for factor, falls in ((1.1, True), (0.9, False)):
+        search = case.search(attack, "linf", exact * factor, rows=own)
+        search.oracle.search = Biased(case.net, 2.0)
+        verdicts = search.run()
+        assert verdicts.fell.tolist() == [falls] * len(own)
+        assert verdicts.unverified == len(own)
+
+
+def test_hits_are_verified_before_their_samples_other_items_are_worked_off(cases):
+    case = cases["several"](False)
+    weak = np.arange(COUNT + 4) < 3
+    attack = find("attacks", "apgd-t").create(steps=20, n_targets=3)
+    found = {}
+    for enough in (1, 8):
+        search = case.search(attack, "linf", np.where(weak, 1.5, 0.1) * case.distance("linf"), slots=8)
+        assert search.enough == 1
+        search.enough = enough
+        found[enough] = search.run().fell, search.oracle.forwards
+    assert found[1][0].tolist() == found[8][0].tolist() == weak.tolist()
+    assert found[1][1] < found[8][1]
+
+
 def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
     case = cases["several"](True)
     exact = case.distance("linf")
