@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.optimize import brentq, minimize
 
 from advbench import rng
 from advbench.errors import UserError
-from advbench.threat import REGIONS, FourierLinf, around, banded, check_band
+from advbench.threat import REGIONS, FourierLinf, around, banded, check_band, leak
 
 NORMS = sorted(REGIONS)
 # Sizes at which the ball is smaller than the box, about as large, and larger.
@@ -88,6 +89,20 @@ def test_samples_lie_inside_and_differ_by_key_alone(seed):
         assert torch.allclose(drawn[1:2], alone, atol=1e-6), region.norm
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_samples_fill_the_ball_evenly(norm):
+    """Where no border of [0, 1] is in the way: Linf elements are uniform, and r^n in L2, r in L1 and Fourier."""
+    x, eps = torch.full((800, 1, 2, 2), 0.5), torch.full((800,), 0.2, dtype=torch.float64)
+    region = around(norm, x, eps)
+    d = (region.sample(rng.keys(0, "sample", torch.arange(800))) - x).double() / 0.2
+    size = region.size(d).numpy()
+    evenly = {"linf": (d.flatten().numpy() + 1) / 2, "l2": size**4}.get(norm, size)
+    assert stats.kstest(evenly, "uniform").pvalue > 0.001
+    for element in d.flatten(1).T.numpy():
+        moved = element[element != 0]
+        assert stats.binomtest(int((moved > 0).sum()), len(moved)).pvalue > 0.001
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("size", [0.3, 1.0, 2.5])
 def test_l1_projection_is_the_nearest_point(seed, size):
@@ -150,6 +165,26 @@ def test_l2_projection_has_climbed_high_enough(seed, far, size):
         assert np.linalg.norm(clipped(s) - ours[row].numpy()) <= 1e-3 * size
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fourier_projection_is_nearly_the_nearest_point(seed):
+    """The nearest one by Dykstra's algorithm: ball and box in turn, each taking back first what it did before."""
+    draw = torch.Generator().manual_seed(seed)
+    x = (0.5 + 0.8 * torch.randn(8, 1, 8, 8, generator=draw)).clamp(0, 1)
+    goal = x + torch.randn(8, 1, 8, 8, generator=draw)
+    region = around("fourier-linf", x, torch.full((8,), 0.5, dtype=torch.float64))
+    z, to_ball, to_box = goal, torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(300):
+        f = torch.fft.fft2(z + to_ball - x, norm="ortho")
+        in_ball = x + torch.fft.ifft2(f * (0.5 / f.abs().clamp_min(1e-12)).clamp_max(1), norm="ortho").real
+        to_ball = z + to_ball - in_ball
+        z = (in_ball + to_box).clamp(0, 1)
+        to_box = in_ball + to_box - z
+    assert (spectrum(z - x) < 0.5 * 1.01).all()
+    ours, best = ((point - goal).flatten(1).norm(dim=1) for point in (region.project(goal), z))
+    assert (ours > 0.999 * best).all()
+    assert (ours < 1.08 * best).all()
+
+
 def test_linf_and_l2_projections_without_the_box_are_the_nearest_points():
     x = torch.full((1, 1, 1, 2), 0.5)
     z = torch.tensor([0.9, 0.2]).view(1, 1, 1, 2)
@@ -177,20 +212,36 @@ def test_infinite_eps_leaves_only_the_box():
         assert torch.allclose(region.project(z), z, atol=1e-6)
 
 
-def test_a_band_holds_directions_to_its_frequencies():
+@pytest.mark.parametrize("band", [(0.0, 0.2), (0.2, 0.45)])
+def test_a_band_holds_directions_to_its_frequencies(band):
     x = torch.full((2, 1, 8, 8), 0.5)
-    region = banded(around("fourier-linf", x, torch.full((2,), 0.1, dtype=torch.float64)), (0.0, 0.2))
+    region = banded(around("fourier-linf", x, torch.full((2,), 0.1, dtype=torch.float64)), band)
     assert isinstance(region, FourierLinf)
-    g = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    z = region.project(x + region.e * region.steepest(g))
-    f = torch.fft.fft2(z - x, norm="ortho").abs()
     line = torch.fft.fftfreq(8)
-    low = (line[:, None] ** 2 + line[None] ** 2).sqrt() <= 0.2
-    assert torch.allclose(f[:, :, low], torch.tensor(0.1), atol=1e-5)
-    assert f[:, :, ~low].max() < 1e-6
+    radius = (line[:, None] ** 2 + line[None] ** 2).sqrt()
+    inside = (radius >= band[0]) & (radius <= band[1])
+    draw = torch.Generator().manual_seed(0)
+    g = torch.randn(2, 1, 8, 8, generator=draw)
+    farther = x + 0.2 * torch.randn(2, 1, 8, 8, generator=draw)
+    z = region.project(x + region.e * region.steepest(g))
+    assert torch.allclose(spectrum(z - x)[:, :, inside], torch.tensor(0.1), atol=1e-5)
+    for d in (z - x, region.steepest(g), region.project(farther) - x):
+        assert spectrum(d)[:, :, ~inside].max() < 1e-6 < 0.05 < spectrum(d)[:, :, inside].max()
     gained = (g * (z - x)).flatten(1).sum(1)
     assert torch.allclose(gained, 0.1 * region.dual(g), rtol=1e-4)
     assert (region.dual(g) < around("fourier-linf", x, region.eps).dual(g)).all()
+
+
+def spectrum(d: torch.Tensor) -> torch.Tensor:
+    return torch.fft.fft2(d, norm="ortho").abs()
+
+
+def test_what_leaks_from_a_band_is_the_energy_outside_of_it():
+    row = torch.arange(16.0).view(16, 1).expand(16, 16)
+    slow, fast = torch.cos(2 * torch.pi * row / 16), torch.cos(2 * torch.pi * row * 6 / 16)
+    d = torch.stack([slow, fast, slow + fast, 2 * slow + fast, torch.zeros(16, 16)])[:, None]
+    assert torch.allclose(leak(d, (0.0, 0.25)), torch.tensor([0, 1, 0.5, 0.2, 0]), atol=1e-6)
+    assert torch.allclose(leak(d, (0.3, 0.5)), torch.tensor([1, 0, 0.5, 0.8, 0]), atol=1e-6)
 
 
 @pytest.mark.parametrize(("band", "norm", "reason"), [((0, 0.2), "l2", "norm"), ((0.3, 0.1), "fourier-linf", "low")])

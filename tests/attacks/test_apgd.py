@@ -7,7 +7,7 @@ import torch
 
 from advbench import rng
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Answer, Attack, Problem, State
+from advbench.attacks.engine import Answer, Attack, Problem, State, solve
 from advbench.threat import around
 
 
@@ -42,3 +42,22 @@ def test_larger_balls_first(steps: int, lengths: tuple[int, int, int]) -> None:
 def test_the_version_tells_them_apart() -> None:
     assert APGD(name="apgd", steps=10, larger_eps=True).version == 2
     assert APGD(name="apgd", steps=10).version == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_training_gets_the_best_point_not_the_last(norm: str) -> None:
+    """Of an objective that is largest between the image and where the first steps lead."""
+    index = torch.arange(4)
+    x = torch.full((4, 1, 8, 8), 0.5)
+    target = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    p = Problem(around(norm, x, torch.full((4,), 1.0)), index, torch.full((4,), -1), rng.keys(0, "apgd", index))
+    asked: list[torch.Tensor] = []
+
+    def objective(query: torch.Tensor) -> torch.Tensor:
+        value = -(query - target).square().flatten(1).sum(1)
+        asked.append(value.detach())
+        return value
+
+    z = solve(APGD(name="apgd", steps=12).for_model(norm, 10), objective, p)
+    values = torch.stack(asked)
+    assert torch.equal(objective(z).detach(), values.amax(0))

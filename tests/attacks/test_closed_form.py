@@ -169,6 +169,24 @@ def test_solve_reaches_the_attainable_gain(cases, exact_gain, name, norm, share)
     assert (reached <= best * (1 + 1e-4)).all()
 
 
+@pytest.mark.parametrize("band", [(0.0, 0.3), (0.3, 0.6)])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd-ce"])
+def test_solve_reaches_what_a_band_allows_and_no_more(cases, name, band):
+    """The gain is eps times the sum of the moduli of the score's Fourier coefficients in the band."""
+    case = cases["two-sided"](FREE)
+    w = case.weight[0].reshape(case.x[0, 0].shape)
+    line = np.fft.fftfreq(len(w))
+    radius = np.hypot(line[:, None], line[None])
+    best = 0.05 * np.abs(np.fft.fft2(w, norm="ortho"))[(radius >= band[0]) & (radius <= band[1])].sum()
+    region = around("fourier-linf", case.x, torch.full((len(case.y),), 0.05, dtype=torch.float64))
+    p = Problem(region, case.y, torch.full_like(case.y, -1), torch.arange(len(case.y)))
+    attack = dataclasses.replace(made(name), band=band).for_model("fourier-linf", 4)
+    z = solve(attack, lambda query: (query * torch.from_numpy(w).float()).sum((1, 2, 3)), p)
+    assert region.contains(z).all()
+    reached = ((z - case.x).double().numpy() * w).sum((1, 2, 3))
+    assert (reached >= 0.97 * best).all() and (reached <= best * (1 + 1e-4)).all(), reached / best
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "deepfool"])
 def test_models_of_two_and_three_classes(cases, name, classes):
