@@ -21,7 +21,7 @@ from advbench.errors import Interrupted, UserError
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _EVERY = 20.0  # seconds between two saves; a kill loses at most this and one step
-_SHARE = 0.05  # of the time that saving may take: where it is slow, it is done less often
+_LONG = 1.0  # seconds of a save; one that takes longer is made as much less often: a twentieth of the time goes into it
 
 
 class Journal:
@@ -118,7 +118,7 @@ class Journal:
             self._progress(stage, running)
             self.check()
             stopping = self._stop()
-            if stopping or time.monotonic() - self._saved_at > max(_EVERY, self._took / _SHARE):
+            if stopping or time.monotonic() - self._saved_at > _EVERY * max(1.0, self._took / _LONG):
                 began = time.monotonic()
                 snapshot = running.snapshot()
                 cost.read()
