@@ -62,7 +62,7 @@ bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
 	$(ATTACKS) autoattack --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --rounds $(ROUNDS)
 	$(ATTACKS) pgd,apgd-ce --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 256 --rounds $(ROUNDS)
 	$(ATTACKS) autoattack --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 128
-	$(ATTACKS) pgd -n 64 --rounds $(ROUNDS)
+	$(ATTACKS) pgd -n 128
 	$(ATTACKS) apgd-ce -n 32 --rounds $(ROUNDS)
 	$(ATTACKS) autoattack -n 8
 
