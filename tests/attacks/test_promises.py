@@ -281,6 +281,26 @@ def test_transfer_takes_gradients_of_the_source_and_verdicts_of_the_model(net, x
     assert felled["same"].sum() > felled["blind"].sum()
 
 
+def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
+    """The source is the model with its answers turned over: wrong where the model is right."""
+
+    class Turned(nn.Module):
+        def forward(self, z):
+            return -net(z)
+
+    oracle = SourceOracle(net, Turned(), slots=SLOTS)
+    some = x[:SLOTS]
+    y = net(some).argmax(1)
+    attack = find("attacks", "transfer").create(source="-", loss="cw").for_model("linf", 4)
+    p = Problem(around("linf", some, torch.ones(SLOTS).double()), y, torch.full_like(y, -1), torch.arange(SLOTS))
+    answer = oracle.answer(attack, p, some)
+    assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
+    assert not answer.wrong.any() and torch.allclose(answer.logits, -net(some), atol=1e-6)
+    assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
+    twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
+    assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())
+
+
 def test_straight_through_finds_what_a_step_function_hides(x):
     class Steps(nn.Module):
         def __init__(self) -> None:
