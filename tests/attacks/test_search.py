@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Path(Attack):
     norms = ("linf",)
     steps: int = field(init=False, default=1)
     ways: tuple[tuple[float, ...], ...] = ((0.0,),)
+    beyond: float = 0.0  # how far what is asked after the last look lies
     n_targets: int = 1
 
     def __post_init__(self) -> None:
@@ -48,8 +50,8 @@ class Path(Attack):
         return PathState(p.region.x + steps[:, 0].view(-1, 1, 1, 1), torch.zeros_like(p.y), p.region.x, steps)
 
     def step(self, p: Problem, s: PathState, a: Answer) -> PathState:
-        i = (s.i + 1).clamp_max(self.steps)
-        far = s.steps.gather(1, i[:, None]).view(-1, 1, 1, 1)
+        far = s.steps.gather(1, (s.i + 1).clamp_max(self.steps)[:, None])[:, 0]
+        far = torch.where(s.i < self.steps, far, self.beyond).view(-1, 1, 1, 1)
         return PathState(s.x + far, s.i + 1, s.x, s.steps)
 
 
@@ -73,7 +75,7 @@ def search(attack: Attack, net: nn.Module, copy: nn.Module | None = None, **more
     sizes = torch.full((count,), eps, dtype=torch.float64)
     samples = Samples(lambda rows: x[rows], torch.zeros(count).long(), torch.arange(count), sizes, oracle.logits(x))
     oracle.forwards = 0
-    return Search(attack, samples, oracle, norm="linf", seed=7, keep_points=True)
+    return Search(attack, samples, oracle, norm="linf", seed=7, stride=more.get("stride", 1), keep_points=True)
 
 
 def test_a_point_outside_of_the_ball_is_no_candidate() -> None:
@@ -91,6 +93,8 @@ def test_the_last_update_is_looked_at_and_nothing_after_it() -> None:
         for way in ((0.0, 0.0, 0.15), (0.0, 0.15, 0.0), (0.15, 0.0, 0.0), (0.0, 0.0, 0.05))
     ]
     assert fell == [True, True, True, False]
+    attack = Path(name="path", ways=((0.0, 0.0),), beyond=0.15)
+    assert not search(attack, Above(GREY + 0.1), stride=8).run().fell.any()
 
 
 def test_who_is_refused_goes_on_and_may_still_fall() -> None:
@@ -101,6 +105,34 @@ def test_who_is_refused_goes_on_and_may_still_fall() -> None:
     assert verdicts.distance[0] == pytest.approx(0.15)
     never = search(attack, Above(GREY + 0.19), Above(GREY + 0.05)).run()
     assert not never.fell.any() and never.unverified == 4
+
+
+def test_who_is_refused_goes_on_after_a_kill() -> None:
+    """Stopped after each round in turn."""
+    nets = Above(GREY + 0.12), Above(GREY + 0.05)
+    attack = Path(name="path", ways=((0.06, 0.08, 0.15, 0.06),))
+    whole = search(attack, *nets, count=3).run()
+    assert whole.fell.all() and whole.unverified == 6
+    rounds = 0
+    while True:
+        rounds += 1
+        left = iter(range(rounds))
+
+        def stop(_: Search, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise InterruptedError
+
+        killed = search(attack, *nets, count=3)
+        try:
+            killed.run(stop)
+        except InterruptedError:
+            resumed = search(attack, *nets, count=3)
+            resumed.restore(killed.snapshot())
+            again = resumed.run()
+            assert torch.equal(again.distance, whole.distance) and again.unverified == whole.unverified
+        else:
+            break
+    assert rounds > 5
 
 
 @pytest.mark.parametrize(("slots", "rounds"), [(1, 2), (2, 4)])
