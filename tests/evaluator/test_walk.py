@@ -67,3 +67,16 @@ def test_a_grid_of_zero_alone_needs_no_attack(how: object) -> None:
     strikes = Strikes(np.zeros((1, 2)))
     how(way, strikes, 1)  # type: ignore[operator]
     assert (way.fell.tolist(), strikes.made) == ([1, 0], 0)
+
+
+@pytest.mark.parametrize("how", [walk.exact, walk.fast])
+def test_a_near_point_found_in_a_large_ball_counts_for_the_smaller_ones(how: object) -> None:
+    """The second of two attacks finds nothing below 0.4, and there a point 0.15 away: who falls at 0.2, falls by it."""
+    way = walk.Walk(GRID, np.array([True]))
+
+    def strike(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fell = (np.asarray(GRID)[points] >= 0.4) & (attack == 1)
+        return fell, np.where(fell, 0.15, np.inf)
+
+    how(way, strike, 2)  # type: ignore[operator]
+    assert (way.fell.tolist(), way.by.tolist()) == ([2], [1])
