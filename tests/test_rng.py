@@ -19,6 +19,15 @@ def test_bits_are_those_of_splitmix64():
     assert [value % 2**64 for value in drawn.tolist()] == known
 
 
+def test_an_iteration_draws_on_where_the_one_before_ended():
+    """No number comes twice, whatever iteration the items are in."""
+    key = rng.keys(0, "square", torch.arange(3))
+    stream = rng.bits(key, (60,))
+    at = torch.tensor([0, 4, 11])
+    for row, drawn in enumerate(rng.draws(key, at, 5)):
+        assert torch.equal(drawn, stream[row, 5 * at[row] : 5 * at[row] + 5])
+
+
 @given(st.integers(-(2**62), 2**62), st.integers(0, 2**40))
 def test_a_row_does_not_know_its_batch(seed, index):
     alone = rng.keys(seed, "pgd", torch.tensor([index]), torch.tensor([3]), 1)

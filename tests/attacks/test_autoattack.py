@@ -22,12 +22,32 @@ def test_standard_is_the_papers_set(norm):
     assert (square.n_queries, square.p_init, square.rescale_schedule, square.loss) == (5000, 0.8, False, "cw")
 
 
-def test_plus_and_rand_are_the_papers_sets():
-    plus = members(find("attacks", "autoattack-plus").create())
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_plus_and_rand_are_the_papers_sets(norm):
+    plus = members(find("attacks", "autoattack-plus").create(norm=norm))
     assert [m.name for m in plus] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     assert [m.restarts for m in plus] == [5, 5, 5, 1, 1, 1]
-    rand = members(find("attacks", "autoattack-rand").create())
-    assert [(m.name, m.eot) for m in rand] == [("apgd-ce", 20), ("apgd-dlr", 20)]
+    assert [m.loss for m in plus] == ["ce", "dlr", "cw", "cw", "dlr", "cw"]
+    assert [m.steps for m in plus] == [100, 100, 100, 5000, 100, 100]
+    assert [getattr(m, "n_targets", None) for m in plus] == [0, 0, None, None, 9, 9]
+    rand = members(find("attacks", "autoattack-rand").create(norm=norm))
+    assert [(m.name, m.loss, m.steps, m.eot) for m in rand] == [
+        ("apgd-ce", "ce", 100, 20),
+        ("apgd-dlr", "dlr", 100, 20),
+    ]
+    assert {m.larger_eps for m in (plus[0], plus[1], plus[4], *rand)} == {norm == "l1"}
+
+
+def test_the_registered_attacks_have_the_papers_budgets():
+    """Those that are no member of a set."""
+    made = {name: find("attacks", name).create() for name in ("cw-l2", "ddn", "fmn", "deepfool", "transfer")}
+    assert (made["cw-l2"].searches, made["cw-l2"].iterations, made["cw-l2"].c_init) == (9, 1000, 1e-3)
+    assert (made["ddn"].steps, made["ddn"].gamma, made["ddn"].init_norm) == (1000, 0.05, 1.0)
+    assert (made["fmn"].steps, made["fmn"].alpha_init, made["fmn"].gamma_init, made["fmn"].gamma_final) == (
+        1000, 1.0, 0.05, 0.001,
+    )  # fmt: skip
+    assert (made["deepfool"].steps, made["deepfool"].overshoot) == (50, 0.02)
+    assert (made["transfer"].steps, made["transfer"].loss, made["transfer"].n_targets) == (100, "dlr", 0)
 
 
 def test_members_are_the_registered_attacks_of_their_names():

@@ -84,10 +84,9 @@ def test_each_step_has_a_gradient_and_a_look() -> None:
     assert answers == 14
 
 
-SIZES = [(EPS, dict.fromkeys(ORDER, EPS)), (np.inf, {"linf": 0.3, "l2": 1, "l1": 5})]
-
-
-@pytest.mark.parametrize(("eps", "sizes"), SIZES)
+@pytest.mark.parametrize(
+    ("eps", "sizes"), [(EPS, dict.fromkeys(ORDER, EPS)), (np.inf, {"linf": 0.3, "l2": 1, "l1": 5})]
+)
 @pytest.mark.parametrize("norm", sorted(ORDER))
 def test_the_first_start_is_the_image_and_the_others_lie_half_of_eps_away(
     norm: str, eps: float, sizes: dict[str, float]

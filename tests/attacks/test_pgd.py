@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.engine import Answer, Problem
+from advbench.attacks.losses import likeliest
 from advbench.attacks.pgd import PGD
 from advbench.registry import find
 from advbench.threat import around
@@ -113,3 +114,16 @@ def test_l1_steps_share_their_length_among_the_largest_elements_that_can_move(gr
         wanted = np.zeros(72)
         wanted[largest] = np.sign(g[row][largest]) / 7
         assert stuck.any() and np.allclose(d[row], wanted, atol=1e-6)
+
+
+def test_features_are_pulled_to_the_centres_of_the_3_likeliest_wrong_classes(x: Tensor) -> None:
+    logits = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(2))
+    y = torch.arange(COUNT)
+    attack = find("attacks", "feature-pgd").create()
+    assert (attack.steps, attack.rel_step) == (40, 0.1)
+    assert torch.equal(attack.targets(logits, y), likeliest(logits, y, 3))
+    aimed = find("attacks", "feature-pgd").create(target=2).targets(logits, y)
+    assert torch.equal(aimed, torch.where(y[:, None] == 2, likeliest(logits, y, 1), 2))
+    p = problem(x)
+    p.reference, features = torch.arange(15.0).view(COUNT, 3), torch.ones(COUNT, 3)
+    assert np.allclose(attack.objective(p, features), -((p.reference.numpy() - 1) ** 2).sum(1))

@@ -339,6 +339,26 @@ def test_transfer_takes_gradients_of_the_source_and_verdicts_of_the_model(net, x
     assert felled["same"].sum() > felled["blind"].sum()
 
 
+def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
+    """The source is the model with its answers turned over: wrong where the model is right."""
+
+    class Turned(nn.Module):
+        def forward(self, z):
+            return -net(z)
+
+    oracle = SourceOracle(net, Turned(), slots=SLOTS)
+    some = x[:SLOTS]
+    y = net(some).argmax(1)
+    attack = find("attacks", "transfer").create(source="-", loss="cw").for_model("linf", 4)
+    p = Problem(around("linf", some, torch.ones(SLOTS).double()), y, torch.full_like(y, -1), torch.arange(SLOTS))
+    answer = oracle.answer(attack, p, some)
+    assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
+    assert not answer.wrong.any() and torch.allclose(answer.logits, -net(some), atol=1e-6)
+    assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
+    twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
+    assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())
+
+
 def test_straight_through_finds_what_a_step_function_hides(x):
     class Steps(nn.Module):
         def __init__(self) -> None:
@@ -363,22 +383,71 @@ def test_straight_through_finds_what_a_step_function_hides(x):
     assert hidden.quantise.straight_through is False
 
 
-def test_expectation_over_transformation_averages_passes(x):
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls = 0
+class Counting(nn.Module):
+    """Its outputs grow by 1 with every pass."""
 
-        def forward(self, z):
-            self.calls += 1
-            return z.flatten(1)[:, :4] + float(self.calls)
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
-    noisy = Noisy()
-    oracle = Oracle(noisy, slots=2)
-    attack = find("attacks", "pgd").create(eot=5).for_model("linf", 4)
-    p = Problem(
+    def forward(self, z):
+        self.calls += 1
+        return z.flatten(1)[:, :4] + float(self.calls)
+
+    def features_and_logits(self, z):
+        logits = self(z)
+        return 2 * logits, logits
+
+
+def two(x):
+    return Problem(
         around("linf", x[:2], torch.ones(2).double()), torch.zeros(2).long(), -torch.ones(2).long(), torch.arange(2)
     )
-    answer = oracle.answer(attack, p, x[:2])
+
+
+def test_expectation_over_transformation_averages_passes(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2)
+    attack = find("attacks", "pgd").create(eot=5).for_model("linf", 4)
+    answer = oracle.answer(attack, two(x), x[:2])
     assert noisy.calls == 5 and oracle.forwards == 10
     assert torch.allclose(answer.logits, x[:2].flatten(1)[:, :4] + 3.0)  # the mean of 1 to 5
+
+
+def test_expectation_over_transformation_averages_features(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2)
+    attack = find("attacks", "feature-pgd").create(eot=5).for_model("linf", 4)
+    p = dataclasses.replace(two(x), reference=torch.zeros(2, 4))
+    answer = oracle.answer(attack, p, x[:2])
+    assert noisy.calls == 5 and oracle.forwards == 10
+    logits = x[:2].flatten(1)[:, :4] + 3.0
+    assert torch.allclose(answer.logits, logits)
+    assert torch.allclose(answer.value, -(2 * logits).square().sum(1))
+
+
+def test_a_gradient_of_every_logit_is_a_pass_each(x):
+    oracle = Oracle(Counting(), slots=2)
+    answer = oracle.answer(find("attacks", "fab").create().for_model("linf", 4), two(x), x[:2])
+    assert (oracle.forwards, oracle.backwards) == (2, 8)
+    assert torch.equal(answer.gradient.flatten(2)[:, :, :4], torch.eye(4).expand(2, 4, 4))
+
+
+def test_a_random_model_is_judged_by_the_mean_of_20_passes(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2, random=True)
+    assert torch.allclose(oracle.logits(x[:2]), x[:2].flatten(1)[:, :4] + 10.5)  # the mean of 1 to 20
+    assert noisy.calls == 20 and oracle.forwards == 40
+
+
+def test_gradients_that_are_not_finite_are_no_direction(x):
+    class Rooted(nn.Module):
+        """The root of 0 has no finite gradient."""
+
+        def forward(self, z):
+            return (z * torch.tensor([0.0, 1.0])[: len(z), None, None, None]).flatten(1)[:, :4].sqrt()
+
+    attack = find("attacks", "pgd").create(loss="cw").for_model("linf", 4)
+    gradient = Oracle(Rooted(), slots=2).answer(attack, two(x), x[:2]).gradient
+    assert torch.equal(gradient[0], torch.zeros_like(gradient[0])) and gradient[1].isfinite().all()
+    assert gradient[1].any()

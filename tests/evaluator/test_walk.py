@@ -81,7 +81,7 @@ def test_idle_slots_change_no_place(seed: int, room: int, carried: float) -> Non
 
     ways, made = [], []
     for rooms in (1, room):
-        way, calls = walk.Walk(GRID, draw.random(9) < 2), 0
+        way, calls = walk.Walk(GRID, np.ones(9, dtype=bool)), 0
 
         def counted(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             nonlocal calls
@@ -104,3 +104,16 @@ def test_few_samples_are_struck_at_all_points_at_once() -> None:
     way = walk.Walk(GRID, np.ones(3, dtype=bool))
     walk.fast(way, counted, 2, lambda attack: 64)
     assert way.fell.tolist() == [2] * 3 and calls.count(1) == 1
+
+
+@pytest.mark.parametrize("how", [walk.exact, walk.fast])
+def test_a_near_point_found_in_a_large_ball_counts_for_the_smaller_ones(how: object) -> None:
+    """The second of two attacks finds nothing below 0.4, and there a point 0.15 away: who falls at 0.2, falls by it."""
+    way = walk.Walk(GRID, np.array([True]))
+
+    def strike(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fell = (np.asarray(GRID)[points] >= 0.4) & (attack == 1)
+        return fell, np.where(fell, 0.15, np.inf)
+
+    how(way, strike, 2)  # type: ignore[operator]
+    assert (way.fell.tolist(), way.by.tolist()) == ([2], [1])
