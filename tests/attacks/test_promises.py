@@ -353,7 +353,7 @@ def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
     p = Problem(around("linf", some, torch.ones(SLOTS).double()), y, torch.full_like(y, -1), torch.arange(SLOTS))
     answer = oracle.answer(attack, p, some)
     assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
-    assert not answer.wrong.any() and torch.allclose(answer.logits, -net(some), atol=1e-6)
+    assert not answer.wrong.any() and torch.allclose(answer.logits, net(some), atol=1e-6)
     assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
     twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
     assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())
