@@ -118,7 +118,8 @@ class Journal:
             self._progress(stage, running)
             self.check()
             stopping = self._stop()
-            if stopping or time.monotonic() - self._saved_at > _EVERY * max(1.0, self._took / _LONG):
+            waited = time.monotonic() - self._saved_at
+            if stopping or (self.path is not None and waited > _EVERY * max(1.0, self._took / _LONG)):
                 began = time.monotonic()
                 snapshot = running.snapshot()
                 cost.read()
