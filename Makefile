@@ -13,7 +13,7 @@ CIFAR10_NET := $(DEMO)/pgd-at-cifar10
 TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench parity bench-training bench-ways bench-cuda leaderboards effects clean $(BOARDS)
+.PHONY: setup demo gate test check format bench parity bench-training bench-ways bench-cuda mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -105,6 +105,10 @@ bench-cuda: setup
 	$(BIN)/python tests/bench/training.py --cuda --method trades
 	for engine in own reference; do $(BIN)/advbench evaluate --device cuda --engine $$engine --out $(DEMO)/bench \
 	  --model robustbench:Engstrom2019Robustness --dataset cifar10 --eps 8/255 -n 1000 || exit $$?; done
+
+# Attacks and engine with one fault at a time, which the tests must notice: some minutes on one core. ONLY=apgd for some.
+mutations: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/mutations.py $(addprefix --only ,$(ONLY))
 
 # Tables and figures again from leaderboards/records; a test holds them against what is committed.
 leaderboards: setup
