@@ -109,11 +109,11 @@ class L2(Region):
         """
         x, e = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
         u = z.flatten(1) - x
-        a, room = u.abs(), _room(x, u)
-        squares, full = a**2, room**2
+        a, reach = u.abs(), room(x, u)
+        squares, full = a**2, reach**2
         s = (e / squares.sum(1, keepdim=True).sqrt().clamp_min(_TINY)).clamp_max(1)
         for _ in range(_CLIMBS):
-            inside = (room - s * a).sign_().clamp_min_(0)  # 1 or 0: masks of booleans are slow on CPUs
+            inside = torch.gt(reach, s * a, out=torch.empty_like(a))  # 1 or 0: masks of booleans are slow on CPUs
             left = (e**2 - (full * (1 - inside)).sum(1, keepdim=True)).clamp_min(0)
             free = (squares * inside).sum(1, keepdim=True)
             higher = torch.maximum(s, (left / free.clamp_min(_TINY**2)).sqrt().clamp_max(1))
@@ -153,23 +153,23 @@ class L1(Region):
         """
         u = (z - self.x).flatten(1)
         x = self.x.flatten(1)
-        a, room = u.abs(), _room(x, u)
+        a, reach = u.abs(), room(x, u)
         eps = self.eps.to(a.dtype)[:, None]
 
         def total(shift: Tensor) -> Tensor:
-            return torch.minimum((a - shift).clamp_min(0), room).sum(1, keepdim=True)
+            return torch.minimum((a - shift).clamp_min(0), reach).sum(1, keepdim=True)
 
         low, high = torch.zeros_like(eps), a.amax(1, keepdim=True)
         for _ in range(24):
             middle = (low + high) / 2
             above = total(middle) > eps
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        sloped = (a > high) & (a - high < room)
+        sloped = (a > high) & (a - high < reach)
         count = sloped.sum(1, keepdim=True)
         exact = high + (total(high) - eps) / count.clamp_min(1)
         shift = torch.where((count > 0) & (exact >= low) & (exact <= high), exact, high)
         shift = torch.where(total(torch.zeros_like(eps)) <= eps, torch.zeros_like(eps), shift)
-        d = u.sign() * torch.minimum((a - shift).clamp_min(0), room)
+        d = u.sign() * torch.minimum((a - shift).clamp_min(0), reach)
         return (x + d).clamp(0, 1).view_as(z)
 
     def steepest(self, g: Tensor) -> Tensor:
@@ -272,9 +272,9 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
         raise UserError(f"band is {band[0]:g},{band[1]:g}, but must be low,high with 0 <= low < high")
 
 
-def _room(x: Tensor, u: Tensor) -> Tensor:
+def room(x: Tensor, u: Tensor) -> Tensor:
     """How far each element of x can go towards the side of u within [0, 1]."""
-    return torch.lerp(x, 1 - x, u.sign().clamp_min_(0))
+    return (u.sign().clamp_min_(0) - x).abs_()
 
 
 def _between(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

@@ -85,9 +85,13 @@ def one_eps(text: str | float | None, subject: Subject) -> Eps:
 
 def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack, ...]:
     """The registered attack, or members of the set, `steps` long where that is given and theirs to set. Raises
-    UserError."""
+    UserError, also for attacks that read more than logits."""
     settings = {} if steps is None else {"steps": steps}
-    return tuple(with_settings(one, settings) for one in named(name, norm))
+    found = tuple(with_settings(one, settings) for one in named(name, norm))
+    for one in found:
+        if one.reads != "logits":
+            raise UserError(f"{one.name} reads {one.reads}, which analyses do not show it: choose an attack on logits")
+    return found
 
 
 def withstands(

@@ -23,13 +23,15 @@ from advbench.errors import UserError, unknown
 from advbench.threat import Region
 
 Asks = Literal["logits", "gradient", "jacobian"]
+Reads = Literal["logits", "features", "tasks"]
 
 
 @dataclass
 class Problem:
     """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,), which of
-    the attack's restarts they are (S,), the first where it is not given; and what the objective may compare with
-    (S, R): the clean logits, or for an attack that reads features the centre of the target class."""
+    the attack's restarts they are (S,), the first where it is not given; what the objective may compare with (S, R):
+    the clean logits, or for an attack that reads features the centre of the target class, for one that reads tasks
+    the losses of the clean image; and for the latter the key (S,) of what the tasks draw for the sample."""
 
     region: Region
     y: Tensor
@@ -37,10 +39,13 @@ class Problem:
     key: Tensor
     restart: Tensor | None = None
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
+    drawn: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.restart is None:
             self.restart = torch.zeros_like(self.y)
+        if self.drawn is None:
+            self.drawn = torch.zeros_like(self.y)
         if self.reference.dim() == 1:
             self.reference = torch.zeros(len(self.y), 0, device=self.y.device)
 
@@ -63,7 +68,8 @@ class State:
 class Answer:
     """The model at the queries: logits (S, K), `wrong` (S,), the objective's value (S,) and gradient.
 
-    The gradient has the query's shape; for "jacobian" it is (S, K, C, H, W), one gradient a logit.
+    The gradient has the query's shape. For "jacobian" the value is all that the attack reads, (S, R), and the gradient
+    (S, R, C, H, W), one of each.
     """
 
     logits: Tensor
@@ -93,7 +99,7 @@ class Attack:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     version: ClassVar[int] = 1
     minimum_norm: ClassVar[bool] = False  # seeks the nearest adversarial point, not one within eps
-    reads: ClassVar[Literal["logits", "features"]] = "logits"  # what of the model the objective is a function of
+    reads: ClassVar[Reads] = "logits"  # what of the model the objective is a function of
     looks: ClassVar[bool] = False  # after each answer with a gradient, the next query asks for logits alone
 
     name: str
@@ -121,10 +127,13 @@ class Attack:
         """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
+    def items(self, classes: int) -> int:
+        """How many items a sample has: one for each target and restart."""
+        return self.restarts * self.targets(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]
+
     def updates(self, classes: int) -> int:
-        """How many updates an image that stands takes: `steps` for each target and restart."""
-        one = torch.zeros(1, classes)
-        return self.steps * self.restarts * self.targets(one, torch.zeros(1, dtype=torch.int64)).shape[1]
+        """How many updates an image that stands takes."""
+        return self.steps * self.items(classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         """The value (S,) of what the attack `reads` whose gradient is asked for, and which is to rise."""

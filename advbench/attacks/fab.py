@@ -66,12 +66,13 @@ class FAB(Attack):
             return State(rows(a.wrong, x + self.beta * (s.query - x), s.query), s.i + 1)
         f, w = self.boundary(p, a)
         near = to_hyperplane(s.query, w, -f, region.norm)
-        rise = (w * (s.query - x)).flatten(1).sum(1) - f
+        rise = torch.linalg.vecdot(w.flatten(1), (s.query - x).flatten(1)) - f
         far = to_hyperplane(x, w, rise, region.norm)
         one, other = region.size(near).clamp_min(1e-8), region.size(far).clamp_min(1e-8)
         alpha = (one / (one + other)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
-        stepped = (1 - alpha) * (s.query + self.eta * near) + alpha * (x + self.eta * far)
-        return State(stepped.clamp(0, 1), s.i + 1)
+        # (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0)
+        stepped = torch.lerp(s.query.add(near, alpha=self.eta), x.add(far, alpha=self.eta), alpha)
+        return State(stepped.clamp_(0, 1), s.i + 1)
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
         """How far z_k - z_y is above the boundary (S,), and its gradient (S, C, H, W)."""

@@ -9,12 +9,12 @@ centres are those of the images that are evaluated, so that a verdict is one of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from advbench.attacks.engine import Problem
+from advbench.attacks.engine import Problem, Reads
 from advbench.attacks.losses import likeliest
 from advbench.attacks.pgd import PGD
 
@@ -33,7 +33,7 @@ class FeaturePGD(PGD):
     """As PGD, but that `loss` says nothing: towards the centres of the `n_targets` likeliest wrong classes, or of
     `target`, whose own images are drawn to their likeliest wrong class."""
 
-    reads: ClassVar[Literal["logits", "features"]] = "features"
+    reads: ClassVar[Reads] = "features"
 
     steps: int = 40
     rel_step: float = 0.1

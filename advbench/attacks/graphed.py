@@ -6,7 +6,9 @@ cannot be recorded, or a replay does not give what the step gives, it is made ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -56,15 +58,15 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
         ]
         _write(static, apart)
 
+    eager = step(live)  # before the graph holds memory of its own
     try:
         replay = capture(body)
     except Exception as error:  # whatever the model's own code meets in a capture
         if out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
-        return Recorded(step(live), None, why)
+        return Recorded(eager, None, why)
     _write(static, tensors(live))
-    eager = step(live)
     ran = runs + 1
     replay()
     if not _alike(static, eager):
@@ -73,17 +75,37 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """The `Capture` of the current CUDA device."""
+    """The `Capture` of the current CUDA device. What waits for the device is found before the recording, by its own
+    error: one that fails half way leaves PyTorch's memory in the middle of it."""
+    before = torch.cuda.current_stream()
     side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
+    side.wait_stream(before)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP - 1):
+                body()
+            with no_waiting():
+                body()
+        before.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             body()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        body()
+    finally:
+        torch.cuda.set_stream(before)  # a failed recording stays on its own
     return graph.replay  # type: ignore[no-any-return]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Inside, an operation that waits for the CUDA device raises RuntimeError."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is called a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
 
 
 def _write(into: L, new: list[Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -36,4 +37,6 @@ def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise UserError(f"{attack.name}: {field.name}={settings[field.name]!r}: {problem}") from error
+        if isinstance(changes[field.name], float) and not math.isfinite(changes[field.name]):
+            raise UserError(f"{attack.name}: {field.name} is {changes[field.name]}, but must be a finite number")
     return dataclasses.replace(attack, **changes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from advbench.attacks.engine import Answer, Asks, Attack, Problem, take
 from advbench.attacks.losses import wrong
 from advbench.models.base import straight_through
 
-_SHORT = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
+_SHORT = (
+    "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
+    "unable to find an engine to execute this computation",  # of cuDNN, when no workspace fits
+)  # fmt: skip
 RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
 
 
@@ -38,14 +42,24 @@ def untouched(net: nn.Module) -> Iterator[None]:
 def exact_kernels(device: torch.device) -> Iterator[None]:
     """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves; and
     `device` is the current one, which streams and graphs belong to."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    try:
-        with current, torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with ExitStack() as stack:
+        for owner, name, value in _switches():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        yield
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """What decides how exact and how repeatable fp32 is: owner, attribute, and the value for that. From PyTorch 2.9 on
+    each kind of operation has a switch of its own, and the older ones raise once somebody has used these."""
+    b = torch.backends
+    kernels: list[tuple[Any, str, Any]] = [(b.cudnn, "benchmark", False), (b.cudnn, "deterministic", True)]
+    if not hasattr(b.cuda.matmul, "fp32_precision"):
+        return [*kernels, (b.cuda.matmul, "allow_tf32", False), (b.cudnn, "allow_tf32", False)]
+    owners = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn)  # type: ignore[attr-defined]
+    return [*kernels, *((owner, "fp32_precision", "ieee") for owner in owners)]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -103,21 +117,21 @@ class Oracle:
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with through:
             answer = joined(self.crew.each(lambda part: self._derived(attack, *part, asks), parts))
-        self.backwards += passes * (answer.logits.shape[1] if asks == "jacobian" else 1)
+        self.backwards += passes * (answer.gradient.shape[1] if asks == "jacobian" else 1)
         return answer
 
     def _looked(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
         with torch.no_grad():
-            logits, read = self._outputs(query, attack)
+            logits, read = self._outputs(attack, p, query)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
 
     def _derived(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
         query = query.detach().requires_grad_()
         with torch.enable_grad():
-            logits, read = self._outputs(query, attack)
+            logits, read = self._outputs(attack, p, query)
             if asks == "jacobian":
-                grads = [gradient(logits[:, k], query, again=True) for k in range(logits.shape[1])]
-                grad, value = torch.stack(grads, 1), logits[:, 0]
+                grads = [gradient(read[:, k], query, again=True) for k in range(read.shape[1])]
+                grad, value = torch.stack(grads, 1), read
             else:
                 value = attack.objective(p, read)
                 grad = gradient(value, query)
@@ -141,13 +155,17 @@ class Oracle:
                 out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
         return torch.cat(out)
 
-    def _outputs(self, query: Tensor, attack: Attack) -> tuple[Tensor, Tensor]:
-        """Logits (S, K), and what the objective reads: these, or features (S, D). Means over `eot` passes."""
+    def _outputs(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (S, K), and what the objective reads: these, or what `_read` gives. Means over `eot` passes."""
         if attack.reads == "logits":
             total = self.search(query).float()
             for _ in range(attack.eot - 1):
                 total = total + self.search(query).float()
             return total / attack.eot, total / attack.eot
-        passes = [self.search.features_and_logits(query) for _ in range(attack.eot)]  # type: ignore[operator]
-        features, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
-        return logits, features
+        passes = [self._read(attack, p, query) for _ in range(attack.eot)]
+        read, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
+        return logits, read
+
+    def _read(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (S, D) and logits (S, K), in one pass."""
+        return self.search.features_and_logits(query)  # type: ignore[operator, no-any-return]

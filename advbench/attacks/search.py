@@ -22,6 +22,7 @@ from advbench.attacks.graphed import Capture, graphed
 from advbench.attacks.live import Hits, Live, copied, kept
 from advbench.attacks.losses import margin, wrong
 from advbench.attacks.oracle import Oracle
+from advbench.models.tasks import sample_key
 from advbench.threat import around
 
 
@@ -31,7 +32,7 @@ class Samples:
 
     labels y (n,), place in the dataset `index` (n,), `eps` (n,) float64 (infinite: look for the nearest
     adversarial point instead), clean `logits` (n, K). `centres` (K, D): the features that stand for each class,
-    for an attack that reads features.
+    for an attack that reads features; `losses` (n, T): those of the clean images, for one that reads tasks.
     """
 
     x: Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class Samples:
     eps: Tensor
     logits: Tensor
     centres: Tensor | None = None
+    losses: Tensor | None = None
 
 
 @dataclass
@@ -100,9 +102,12 @@ class Search:
             torch.empty_like(problem.region.x),
             torch.zeros(slots, dtype=torch.bool, device=device),
             torch.zeros(slots, device=device),
+            torch.zeros(slots, device=device),
         )
         self.unchecked: list[Hits] = []
-        self.refused: list[tuple[int, State]] = []
+        self.refused: list[tuple[int, State, Tensor]] = []
+        # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
+        self.enough = slots if len(self.queue) == n else max(1, slots // 8)
         self.eager = ""
         self._capture = capture
         self._replay: Callable[[], None] | None = None
@@ -131,7 +136,7 @@ class Search:
                 self._verify()
             else:
                 return self.verdicts
-            if self._waiting >= self.oracle.slots:
+            if self._waiting >= self.enough:
                 self._verify()
             if watch is not None:
                 watch(self)
@@ -148,7 +153,8 @@ class Search:
             "candidate": copied(self.live.candidate),
             "limit": copied(self.live.limit),
             "found": copied(self.live.found),
-            "refused": [(item, kept(state)) for item, state in self.refused],
+            "bar": copied(self.live.bar),
+            "refused": [(item, kept(state), copied(bar)) for item, state, bar in self.refused],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
@@ -167,9 +173,9 @@ class Search:
         self.live = Live(
             self._problem([max(item, 0) for item in self.item]),
             state(saved["state"]),
-            *(copied(saved[name], device) for name in ("candidate", "found", "limit")),
+            *(copied(saved[name], device) for name in ("candidate", "found", "limit", "bar")),
         )
-        self.refused = [(item, state(fields)) for item, fields in saved["refused"]]
+        self.refused = [(item, state(fields), copied(bar, device)) for item, fields, bar in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
             saved["nonfinite"],
@@ -184,19 +190,22 @@ class Search:
         index = self.samples.index[row]
         key = rng.keys(self.seed, self.attack.name, index, target, restart)
         region = around(self.norm, self.samples.x(row), self.samples.eps[row])
-        reference = self.samples.logits[row]
+        reference, drawn = self.samples.logits[row], None
         if self.attack.reads == "features":
             assert self.samples.centres is not None
             reference = self.samples.centres[target.clamp_min(0)]
-        return Problem(region, self.samples.y[row], target, key, restart, reference)
+        elif self.attack.reads == "tasks":
+            assert self.samples.losses is not None
+            reference, drawn = self.samples.losses[row], sample_key(self.seed, index)
+        return Problem(region, self.samples.y[row], target, key, restart, reference, drawn)
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
         again = [self.refused.pop() for _ in idle[: len(self.refused)]]
         if again:
-            items = [item for item, _ in again]
-            self._place(idle[: len(again)], items, self._problem(items), join([state for _, state in again]))
+            items, states, bars = zip(*again, strict=True)
+            self._place(idle[: len(again)], list(items), self._problem(list(items)), join(states), torch.cat(bars))
         fresh: list[int] = []
         while len(again) + len(fresh) < len(idle) and self.next < len(self.queue):
             if self.closest or not self.verdicts.fell[self.queue[self.next][0]]:
@@ -204,14 +213,16 @@ class Search:
             self.next += 1
         if fresh:
             problem = self._problem(fresh)
-            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem))
+            bar = torch.full((len(fresh),), -torch.inf, device=self.live.bar.device)
+            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), bar)
 
-    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State) -> None:
+    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, bar: Tensor) -> None:
         at = torch.tensor(slots, device=self.live.found.device)
         put(self.live.problem, at, problem)
         put(self.live.state, at, state)
         self.live.found[at] = False
         self.live.limit[at] = torch.inf
+        self.live.bar[at] = bar
         for slot, item in zip(slots, items, strict=True):
             self.item[slot] = item
 
@@ -233,7 +244,7 @@ class Search:
         if hits:
             at = torch.tensor(hits, device=ended.device)
             items = torch.tensor([self.item[slot] for slot in hits])
-            self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at)))
+            self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
         self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
 
     def _step(self, live: Live) -> Live:
@@ -245,17 +256,23 @@ class Search:
     def _ask(self, live: Live, asks: Asks) -> Live:
         p, attack, query = live.problem, self.attack, live.state.query
         answer = self.oracle.answer(attack, p, query, asks)
-        if surely_none(answer.wrong):  # mostly so, and what follows takes its time
+        hit, limit, bar = answer.wrong & ~attack.done(live.state), live.limit, live.bar
+        if not self.closest:
+            hit = hit & ~live.found
+        if surely_none(hit):  # mostly so, and what follows takes its time
             return replace(live, state=attack.step(p, live.state, answer))
-        hit, limit = answer.wrong & ~attack.done(live.state), live.limit
         if self.closest:
             size = p.region.size(query - p.region.x)
             hit = hit & (size < limit)
             limit = torch.where(hit, size, limit)
         else:
-            hit = hit & ~live.found & p.region.contains(query)
+            hit = hit & p.region.contains(query)
+            if not self.oracle.random:  # whose margin says little of what the mean of its passes will be
+                beyond = margin(answer.logits, p.y)
+                hit = hit & ~(beyond <= bar)  # NaN is beyond all
+                bar = torch.where(hit, beyond, bar)
         candidate = rows(hit, query, live.candidate)
-        return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit)
+        return Live(p, attack.step(p, live.state, answer), candidate, live.found | hit, limit, bar)
 
     def _record(self, capture: Capture) -> None:
         """Make a step as a graph, and from now on replay it; or say why not."""
@@ -290,6 +307,7 @@ class Search:
         z = p.region.project(batch.points)
         logits = self.oracle.logits(z)
         good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
+        overstated = batch.bar - margin(logits, p.y)
         again = (~self.attack.done(batch.states)).tolist()
         self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
         size = p.region.size(z.double() - p.region.x.double()).tolist()
@@ -304,6 +322,7 @@ class Search:
             else:
                 self.verdicts.unverified += 1
                 if not self.closest and again[place]:
-                    self.refused.append((item, take(batch.states, torch.tensor([place]))))
+                    one = torch.tensor([place])
+                    self.refused.append((item, take(batch.states, one), overstated[one]))
         if not self.closest:
             self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]

@@ -47,7 +47,7 @@ class Transfer(APGD):
 
 
 class SourceOracle(Oracle):
-    """Logits, objective and gradients of `source`, hits and verification of `net`."""
+    """Objective and gradients of `source`; logits, hits and verification of `net`."""
 
     def __init__(self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False) -> None:
         super().__init__(net, source, slots=slots, random=random)
@@ -56,7 +56,8 @@ class SourceOracle(Oracle):
         answer = super().answer(attack, p, query, asks)
         with torch.no_grad():
             self.forwards += len(query)
-            answer.wrong = wrong(self.net(query).float(), p.y)
+            answer.logits = self.net(query).float()
+            answer.wrong = wrong(answer.logits, p.y)
         return answer
 
 

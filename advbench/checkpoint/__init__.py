@@ -15,6 +15,7 @@ from advbench.checkpoint.card import (
     read_card,
     write_card,
 )
+from advbench.checkpoint.heads import load_heads
 from advbench.checkpoint.loading import Loaded, load_model
 from advbench.checkpoint.train_state import load_train_state, save_train_state
 from advbench.checkpoint.weights import save_weights, weights_sha256
@@ -27,6 +28,7 @@ __all__ = [
     "ModelCard",
     "RunCard",
     "WrapperCard",
+    "load_heads",
     "load_model",
     "load_train_state",
     "newest_run",

@@ -22,7 +22,8 @@ from advbench.registry import entries
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in eval mode on its device, and what is known of it. `notes` are for the user to read."""
+    """A network in eval mode on its device, and what is known of it. `notes` are for the user to read. Of a run:
+    `folder`, and the `file` in it that holds the network."""
 
     net: nn.Module = field(repr=False)
     spec: str
@@ -33,6 +34,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     dataset: str | None = None
     folder: Path | None = None
+    file: str | None = None
 
 
 def load_model(
@@ -116,7 +118,7 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool)
         net, name, classes = part.net, part.arch, part.num_classes or model.num_classes
     notes = () if card.finished else (f"{folder} is not trained to its end",)
     digest = weights_sha256(net)
-    return Loaded(net.eval(), spec, name, digest, card.trained, classes, notes, card.dataset, folder)
+    return Loaded(net.eval(), spec, name, digest, card.trained, classes, notes, card.dataset, folder, file)
 
 
 def _shape(dataset: Dataset | str | None) -> external.Shape | None:

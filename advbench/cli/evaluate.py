@@ -192,6 +192,7 @@ def evaluate(
     place = subjects.pick_device(device)
     if str(place) == "cuda" and ranks.world() > 1:
         place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
+    from advbench.attacks.multi_task import heads_for, tasked
     from advbench.evaluator.choose import choose
     from advbench.evaluator.plan import check_choices
 
@@ -211,7 +212,10 @@ def evaluate(
             if corrupt:
                 subject = replace(subject, norm=CORRUPTIONS, train_eps=None)
             choice = choose_points(subject, eps=eps, n=n, subset=subset)
-            choose(list(attacks), settings or {}, norm=subject.norm, classes=subject.data.num_classes)
+            made, _ = choose(list(attacks), settings or {}, norm=subject.norm, classes=subject.data.num_classes)
+            heads = heads_for(made, subject.loaded)
+            for one in made:
+                tasked(one, heads)
             folder = leaderboard or out or subject.loaded.folder or Path()
             check_writable(folder / "records")
             prepared.append((subject, choice, folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from advbench.attacks.crew import Crew
 from advbench.attacks.engine import Attack
 from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
+from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.oracle import Oracle, out_of_memory
 from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.attacks.transfer import oracle_for
@@ -24,6 +25,7 @@ from advbench.evaluator import walk
 from advbench.evaluator.journal import Journal
 from advbench.models.base import Model
 from advbench.models.search_copy import search_copy
+from advbench.models.tasks import Head, sample_key
 from advbench.record import Fates, Flag
 from advbench.threat import FourierLinf
 
@@ -35,8 +37,8 @@ class Bench:
     """`net` in eval mode on the device of `data`. `logits` (n, K) and `correct` (n,) are of the clean images.
 
     `precision` "bf16": search in bf16 and verify in fp32, else all in fp32. `points` collects, by row, the
-    nearest verified adversarial points when `keep_points`. Out of memory, the slots are halved; `eager` holds the
-    reasons why steps were not made as CUDA graphs.
+    nearest verified adversarial points when `keep_points`. `heads` are those of the tasks that attacks read. Out of
+    memory, the slots are halved; `eager` holds the reasons why steps were not made as CUDA graphs.
     """
 
     def __init__(
@@ -51,15 +53,18 @@ class Bench:
         journal: Journal,
         is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
+        self.heads = {name: head.to(data.device) for name, head in (heads or {}).items()}
         self._plain = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = 0
         self.points: dict[int, Tensor] = {}
+        self._sizes: dict[int, float] = {}  # of the perturbations to these points
         self.eager: dict[str, None] = {}
         self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
         self.logits = self.fitting(self._clean)
@@ -119,16 +124,21 @@ class Bench:
             logits=self.logits[at],
             centres=self._centres() if attack.reads == "features" else None,
         )
+        if attack.reads == "tasks":
+            drawn = sample_key(self.seed, samples.index)
+            samples.losses = self.fitting(
+                lambda: TaskOracle(self.oracle, self.heads).clean(attack, samples.x, samples.y, drawn)
+            )
         so_far: Verdicts | None = None
 
         def work() -> Verdicts:
             nonlocal so_far
-            oracle = self._plain_oracle() if plain else self.oracle
+            oracle = self._oracle_for(attack, plain=plain)
             graphs = self.data.device.type == "cuda" and not oracle.random
             search = Search(
                 attack,
                 samples,
-                oracle_for(attack, oracle, self.data),
+                oracle,
                 norm=self.norm,
                 seed=self.seed,
                 stride=STRIDE[self.data.device.type],
@@ -147,7 +157,10 @@ class Bench:
         verdicts = self.fitting(work)
         self.unverified += verdicts.unverified
         self.nonfinite += verdicts.nonfinite
-        self.points.update({int(rows[row]): point for row, point in verdicts.points.items()})
+        for row, point in verdicts.points.items():
+            place, size = int(rows[row]), float(verdicts.distance[row])
+            if size <= self._sizes.get(place, np.inf):
+                self.points[place], self._sizes[place] = point, size
         return verdicts
 
     def _centres(self) -> Tensor:
@@ -159,6 +172,10 @@ class Bench:
             features = torch.cat([self.net.features(self.data.batch(part)[0]) for part in parts]).double()
         member = nn.functional.one_hot(self.data.labels, self.logits.shape[1]).double()
         return (member.T @ features / member.sum(0).clamp_min(1)[:, None]).float()
+
+    def _oracle_for(self, attack: Attack, *, plain: bool) -> Oracle:
+        oracle = self._plain_oracle() if plain else self.oracle
+        return TaskOracle(oracle, self.heads) if attack.reads == "tasks" else oracle_for(attack, oracle, self.data)
 
     def _plain_oracle(self) -> Oracle:
         if self._plain is None:
@@ -172,16 +189,25 @@ class Bench:
         """
         way = walk.Walk(eps, self.correct & self.mine)
         sizes, every = np.asarray(eps), (*attacks, *second)
+        items = [one.items(self.logits.shape[1]) for one in every]
 
         def strike(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             verdicts = self.strike(every[attack], rows, sizes[points], plain=attack >= len(attacks))
-            return verdicts.fell.numpy(), verdicts.distance.numpy()
+            # Of several items the one that is verified first decides the size: it is no property of the sample.
+            alone = items[attack] == 1
+            return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else sizes[points]
 
-        {"fast": walk.fast, "exact": walk.exact}[how](way, strike, len(attacks))
-        for number in range(len(second)):
-            walk.descend(way, strike, len(attacks) + number)
+        def room(attack: int) -> int:
+            return self.oracle.slots // items[attack]
+
+        if how == "fast":
+            walk.fast(way, strike, len(attacks), room)
+        else:
+            walk.exact(way, strike, len(attacks))
+        for number in range(len(attacks), len(every)):
+            walk.descend(way, strike, number, room(number))
         return way.fates()
 
     def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:
@@ -197,7 +223,9 @@ class Bench:
             nearer = found < distance[rows]
             distance[rows[nearer]] = found[nearer]
             way.by[rows[nearer]] = number
-        fell = np.searchsorted(way.eps * (1 + 1e-6), distance)
+        # Bounds of Linf balls are computed in float32; other norms have contract.md's tolerance.
+        bounds = way.eps.astype(np.float32).astype(float) if self.norm == "linf" else way.eps * (1 + 1e-6)
+        fell = np.searchsorted(bounds, distance)
         way.fell = np.where(struck, np.maximum(fell, way.first), 0)
         way.by[way.fell == way.end] = -1
         fates = way.fates()

@@ -27,7 +27,7 @@ from advbench.evaluator import corruptions, flags, reference, workers
 from advbench.evaluator.bench import Bench
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import Plan, plan
-from advbench.evaluator.precision import bf16_pays
+from advbench.evaluator.precision import bf16_pays, why_not
 from advbench.evaluator.share import agreed, share, together, told
 from advbench.evaluator.slots import choose_slots
 from advbench.record import Corruptions, DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
@@ -92,9 +92,11 @@ def evaluate(
     with untouched(net):
         check_shapes(net, here)
         run = plan(
-            attack, settings or {}, data, norm=norm, engine=engine, precision=precision, curve=curve,
+            attack, settings or {}, loaded, data, norm=norm, engine=engine, precision=precision, curve=curve,
             bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, here, *attacks)),
         )  # fmt: skip
+        if precision == "bf16" == run.precision and (reason := why_not(net, here)):
+            raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     data = here
     slots = slots or next((one["engine"]["slots"] for one in saved), None)
     sizes = [size.value for size in grid]
@@ -132,6 +134,7 @@ def evaluate(
             journal=journal,
             is_random=flags.is_random,
             keep_points=keep_points,
+            heads=run.heads,
         )
         fates, errors = by_all(bench, run, sizes, asked, processes=processes, resume=resume)
 

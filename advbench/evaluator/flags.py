@@ -6,11 +6,12 @@ they did. Sources: the checks of AutoAttack, Carlini et al. 2019 (1902.06705), P
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.attacks.engine import Attack
 from advbench.attacks.transfer import Transfer
@@ -127,22 +128,24 @@ def spectrum(bench: Bench, fates: Fates, attacks: Sequence[Attack], eps: Sequenc
     felled = {row: point for row, point in bench.points.items() if fates.by[row] >= 0}
     if bench.norm != FourierLinf.norm or not felled:
         return []
-    rows = torch.tensor(list(felled), device=bench.data.device)
-    x, _ = bench.data.batch(rows)
-    size = torch.tensor([eps[fates.fell[row]] for row in felled], dtype=torch.float64)
-    d = torch.stack(list(felled.values())).to(x).double() - x.double()
-    most = float((around(bench.norm, x, size.to(x.device)).size(d).cpu() / size).max())
+    most, shares = 0.0, defaultdict[int, list[Tensor]](list)
+    for rows in torch.tensor(list(felled)).split(bench.oracle.slots):
+        x, _ = bench.data.batch(rows.to(bench.data.device))
+        size = torch.tensor([eps[fates.fell[row]] for row in rows], dtype=torch.float64, device=x.device)
+        d = torch.stack([felled[row] for row in rows.tolist()]).to(x).double() - x.double()
+        most = max(most, float((around(bench.norm, x, size).size(d) / size).max()))
+        by = torch.from_numpy(fates.by[rows.numpy()])
+        for number in by.unique().tolist():
+            if (band := getattr(attacks[number], "band", None)) is not None:
+                shares[number].append(leak(d[(by == number).to(d.device)], band).cpu())
     found = [note("spectrum", f"max |F d| is at most {most:.3f} eps on the {len(felled)} points found, within [0, 1]")]
-    for number, attack in enumerate(attacks):
-        band = getattr(attack, "band", None)
-        own = torch.tensor([fates.by[row] == number for row in felled], device=x.device)
-        if band is not None and bool(own.any()):
-            shares = leak(d[own], band)
-            detail = (
-                f"{attack.name}: with [0, 1] {float(shares.median()):.1%} of the energy (median; at most "
-                f"{float(shares.max()):.1%}) lies outside of the band {band[0]:g},{band[1]:g}"
-            )
-            found.append(note("band-leak", detail))
+    for number, parts in sorted(shares.items()):
+        share, band = torch.cat(parts), attacks[number].band  # type: ignore[attr-defined]
+        detail = (
+            f"{attacks[number].name}: with [0, 1] {float(share.median()):.1%} of the energy (median; at most "
+            f"{float(share.max()):.1%}) lies outside of the band {band[0]:g},{band[1]:g}"
+        )
+        found.append(note("band-leak", detail))
     return found
 
 

@@ -21,6 +21,7 @@ from advbench.errors import Interrupted, UserError
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _EVERY = 20.0  # seconds between two saves; a kill loses at most this and one step
+_LONG = 1.0  # seconds of a save; one that takes longer is made as much less often: a twentieth of the time goes into it
 
 
 class Journal:
@@ -46,7 +47,7 @@ class Journal:
         self._under_way: dict[str, Any] | None = None
         self._next = 0
         self._running: Search | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at, self._took = time.monotonic(), 0.0
         self.halvings: list[tuple[int, int]] = []
         self.check: Callable[[], None] = lambda: None
         self.own = True
@@ -117,10 +118,12 @@ class Journal:
             self._progress(stage, running)
             self.check()
             stopping = self._stop()
-            if stopping or time.monotonic() - self._saved_at > _EVERY:
+            if stopping or time.monotonic() - self._saved_at > _EVERY * max(1.0, self._took / _LONG):
+                began = time.monotonic()
                 snapshot = running.snapshot()
                 cost.read()
                 self._save(snapshot)
+                self._took = time.monotonic() - began
             if stopping:
                 self._interrupt()
 

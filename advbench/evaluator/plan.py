@@ -8,16 +8,19 @@ from typing import Any, Literal
 
 from advbench import ranks
 from advbench.attacks.engine import Attack
+from advbench.attacks.multi_task import heads_for, tasked
 from advbench.attacks.transfer import sourced
+from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.eps import CORRUPTIONS
 from advbench.errors import UserError, unknown
 from advbench.evaluator import corruptions, reference
 from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import covered, second_look
+from advbench.models.tasks import Head
 from advbench.record import AttackRef, Engine
 
-ENGINE_VERSION = "2"  # raised when a change of the engine, beyond rounding, may change verdicts
+ENGINE_VERSION = "3"  # raised when a change of the engine, beyond rounding, may change verdicts
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -26,7 +29,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 @dataclass(frozen=True)
 class Plan:
     """`attacks`, then in fp32 on who survives a search in bf16 `second`; `refs` describe them all in the record.
-    `name` is the entry that was asked for, the first where there are several."""
+    `name` is the entry that was asked for, the first where there are several. `heads` are those of the tasks that are
+    attacked."""
 
     name: str
     attacks: tuple[Attack, ...]
@@ -35,6 +39,7 @@ class Plan:
     reference: bool
     precision: Literal["fp32", "bf16"]
     curve: Literal["fast", "exact"]
+    heads: dict[str, Head]
 
     def engine(self, slots: int) -> Engine:
         """As the record names it."""
@@ -61,6 +66,7 @@ def check_choices(*, engine: str, curve: str, precision: str) -> None:
 def plan(
     attack: str | Attack | Sequence[str | Attack],
     settings: dict[str, Any],
+    loaded: Loaded,
     data: Dataset,
     *,
     norm: str,
@@ -83,7 +89,8 @@ def plan(
         attacks, refs = choose(reference.members(names[0]), {}, norm=norm, classes=data.num_classes)
         told = {"version": reference.version(), "settings": {"set": names[0]}}
         refs = [ref.model_copy(update=told) for ref in refs]
-    attacks = corruptions.resolved([sourced(one, data) for one in attacks], data)
+    heads = heads_for(attacks, loaded)
+    attacks = corruptions.resolved([tasked(sourced(one, data), heads) for one in attacks], data)
     if engine == "own":
         refs = [
             ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
@@ -107,4 +114,5 @@ def plan(
         reference=engine == "reference",
         precision="bf16" if second else "fp32",
         curve="exact" if exact_alone or curve == "exact" else "fast",
+        heads=heads,
     )

@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from advbench.attacks.engine import Attack
+from advbench.attacks.oracle import gradient, out_of_memory
 from advbench.data.dataset import Dataset
+from advbench.models.search_copy import search_copy
 
 HEAVY = 1e8  # multiply-adds an image: ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds
 LONGER = 4  # times the updates in bf16 for those in fp32 that follow, each of twice the time
@@ -22,9 +24,24 @@ def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], second: 
     """Decided by the device and by arithmetic, not by a clock: the same on the same machine. `second` is what follows
     `attacks` in fp32: it may cost more than these gain."""
     if data.device.type == "cuda":
-        return True
+        return why_not(net, data) == ""
     first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, second))
-    return first >= LONGER * then and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
+    pays = first >= LONGER * then and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
+    return pays and why_not(net, data) == ""
+
+
+def why_not(net: nn.Module, data: Dataset) -> str:
+    """What stops `net` in bf16: a forward pass that mixes its weights with numbers in fp32, say. Empty if nothing."""
+    x, _ = data.batch(slice(0, 2))
+    try:
+        copy, _ = search_copy(net, torch.bfloat16, example=x[:1])
+        z = x.clone().requires_grad_()
+        gradient(copy(z).float(), z)
+    except (RuntimeError, TypeError) as error:
+        if out_of_memory(error):
+            raise
+        return str(error).strip().partition("\n")[0][:160]
+    return ""
 
 
 def native() -> bool:

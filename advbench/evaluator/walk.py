@@ -4,7 +4,9 @@ A strike is one attack on some samples, each at a grid point of its own; it says
 distance. `exact` makes every attack strike at every grid point those who still stand. `fast` supposes
 that what an attack cannot do at one eps it cannot do at a smaller one: the first attack bisects the
 grid, and each later one descends: it strikes just below the point where the sample is known to fall, going down
-for as long as it succeeds. So a sample meets about one full set of attacks, not one a grid point.
+for as long as it succeeds. So a sample meets about one full set of attacks, not one a grid point. Few strikes take as
+long as many, up to the number of slots: where few samples are left, the points further down are struck along with the
+next one, and count only where it fell.
 """
 
 from __future__ import annotations
@@ -41,13 +43,17 @@ class Walk:
 
     def strike(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> NDArray[np.bool_]:
         """Let `attack` strike and take down what fell: at its point, or lower when the size found allows."""
-        fell, size = strike(attack, samples, points)
-        hit, point = samples[fell], points[fell]
-        # A size within a part in a million of a grid point counts for it only by the ball's own test.
-        reached = np.maximum(np.searchsorted(self.eps * (1 - 1e-6), size[fell]), self.first)
-        self.fell[hit] = np.minimum(point, reached)
-        self.by[hit] = attack
+        fell, reached = self.outcome(strike, attack, samples, points)
+        self.fell[samples[fell]] = reached[fell]
+        self.by[samples[fell]] = attack
         return fell
+
+    def outcome(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """Who fell (m,), and the lowest point that is reached by it."""
+        fell, size = strike(attack, samples, points)
+        # A size within a part in a million of a grid point counts for it only by the ball's own test.
+        reached = np.maximum(np.searchsorted(self.eps * (1 - 1e-6), size), self.first)
+        return fell, np.minimum(points, reached)
 
 
 def exact(walk: Walk, strike: Strike, attacks: int) -> None:
@@ -59,20 +65,34 @@ def exact(walk: Walk, strike: Strike, attacks: int) -> None:
                 walk.strike(strike, attack, samples, np.full(len(samples), point))
 
 
-def fast(walk: Walk, strike: Strike, attacks: int) -> None:
-    """Bisect with the first attack, then strike with each later one just below what is known to fell."""
+def fast(walk: Walk, strike: Strike, attacks: int, room: Callable[[int], int] = lambda attack: 1) -> None:
+    """Bisect with the first attack, then strike with each later one just below what is known to fell.
+
+    `room(attack)` strikes of one take no longer than a single one.
+    """
     stands = np.full(len(walk.fell), walk.first - 1)  # the highest point the first attack could not take
     while len(samples := np.flatnonzero(stands < walk.fell - 1)):
         middle = (stands[samples] + walk.fell[samples]) // 2
         fell = walk.strike(strike, 0, samples, middle)
         stands[samples[~fell]] = middle[~fell]
     for attack in range(1, attacks):
-        descend(walk, strike, attack)
+        descend(walk, strike, attack, room(attack))
 
 
-def descend(walk: Walk, strike: Strike, attack: int) -> None:
-    """Strike just below where each sample is known to fall, going down for as long as it succeeds."""
+def descend(walk: Walk, strike: Strike, attack: int, room: int = 1) -> None:
+    """Strike just below where each sample is known to fall, going down for as long as it succeeds; at several points
+    at once where there is `room` for so many strikes."""
     samples = walk.open()
     while len(samples):
-        fell = walk.strike(strike, attack, samples, walk.fell[samples] - 1)
-        samples = samples[fell & (walk.fell[samples] > walk.first)]
+        points = walk.fell[samples, None] - np.arange(1, max(1, room // len(samples)) + 1)
+        struck = points >= walk.first
+        fell, reached = np.zeros_like(struck), np.zeros_like(points)
+        fell[struck], reached[struck] = walk.outcome(strike, attack, samples[np.nonzero(struck)[0]], points[struck])
+        going = np.ones(len(samples), dtype=bool)
+        for point, down, to in zip(points.T, fell.T, reached.T, strict=True):
+            due = going & (point == walk.fell[samples] - 1)  # others were passed by the size found further up
+            took = due & down
+            walk.fell[samples[took]] = to[took]
+            walk.by[samples[took]] = attack
+            going &= took | ~due
+        samples = samples[going & (walk.fell[samples] > walk.first)]

@@ -77,6 +77,7 @@ def work(job: Job, stop: Callable[[], bool]) -> Told:
             journal=journal,
             is_random=lambda net, data: job.random,
             keep_points=job.keep_points,
+            heads=job.run.heads,
         )
         if not np.array_equal(bench.correct, job.right):  # as of classes that were patched
             raise UserError("the model answers otherwise in another process: OMP_NUM_THREADS=1 keeps it to one")

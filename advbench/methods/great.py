@@ -33,8 +33,8 @@ from torch.nn import functional
 from advbench.checkpoint import load_model
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
-from advbench.methods.tasks import Rotation
 from advbench.methods.terms import ce
+from advbench.models.tasks import Rotation
 from advbench.recipe import Recipe
 
 SMOOTH = ("softplus", "silu")

@@ -2,10 +2,10 @@
 
 min E[ CE(f(x), y) + weight x mean_t L_t(x) ],  t the auxiliary tasks, one encoder, a head each
 
-The tasks are made from the data (`methods/tasks.py`). No defence but a subject of study: the paper shows that
+The tasks are made from the data (`models/tasks.py`). No defence but a subject of study: the paper shows that
 auxiliary tasks bring no reliable robustness, and that an attack on the sum of the tasks is weak on each. The heads
-are the run's parts: `advbench analyze vulnerability` attacks the tasks alone and together. Only f is deployed.
-`attacked` names the losses that the examples of adversarial training raise.
+are the run's parts: `advbench evaluate --attack multi-task` and `advbench analyze vulnerability` attack the tasks alone
+and together. Only f is deployed. `attacked` names the losses that the examples of adversarial training raise.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench.methods.base import Method, Nets, Objective, Setup
-from advbench.methods.tasks import MAIN, Task, answers, make_heads, make_tasks, task_key
 from advbench.methods.terms import ce
+from advbench.models.tasks import MAIN, Head, Task, answers, losses, make_heads, make_tasks
 from advbench.recipe import Recipe
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -77,8 +77,7 @@ class MultiTask(Method):
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         tasks = self.made(setup.recipe.dataset, setup.num_classes)
         shape = (setup.in_channels, setup.image_size, setup.image_size)
-        heads = make_heads(tasks, setup.feature_dim, shape, setup.seed)
-        return {name: Head(head, tasks[name]) for name, head in heads.items()}
+        return {**make_heads(tasks, setup.feature_dim, shape, setup.seed)}
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
         if not self.attacks:
@@ -94,25 +93,6 @@ class MultiTask(Method):
 
     def losses(self, nets: Nets, x: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
         """(B,) of the main task and of each auxiliary one at z, a perturbation of the clean x."""
-        tasks = {name: part.task for name, part in nets.parts.items() if isinstance(part, Head)}
-        out = answers(nets.f, nets.parts, tasks, z, nets.key)
-        found = {MAIN: _smoothed(nets, out[MAIN], y)}
-        for name, task in tasks.items():
-            found[name] = task.loss(out[name], task.target(x, y, task_key(name, nets.key)))
-        return found
-
-
-class Head(nn.Module):
-    """A task and the head that answers it."""
-
-    def __init__(self, head: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.head = head
-        self.task = task
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.head(z)  # type: ignore[no-any-return]
-
-
-def _smoothed(nets: Nets, logits: Tensor, y: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits.float(), y, reduction="none", label_smoothing=nets.label_smoothing)
+        heads = {name: part for name, part in nets.parts.items() if isinstance(part, Head)}
+        out = answers(nets.f, heads, z, nets.key)
+        return losses(out, heads, x, y, nets.key, smoothing=nets.label_smoothing)

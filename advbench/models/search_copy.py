@@ -55,6 +55,14 @@ class SearchCopy(nn.Module):
         z, logits = self.net.features_and_logits(self._inner(x))  # type: ignore[operator]
         return z.to(x.dtype), logits.to(x.dtype)
 
+    def features(self, x: Tensor) -> Tensor:
+        """The penultimate layer (B, D); of a Model of the zoo only."""
+        return self.net.features(self._inner(x)).to(x.dtype)  # type: ignore[operator, no-any-return]
+
+    def head(self, z: Tensor) -> Tensor:
+        """The logits (B, K) that follow from `features`."""
+        return self.net.head(self._inner(z)).to(z.dtype)  # type: ignore[operator, no-any-return]
+
     def _inner(self, x: Tensor) -> Tensor:
         inner = x.to(dtype=self.dtype or x.dtype)
         return inner.contiguous(memory_format=self.layout) if inner.dim() == 4 else inner
@@ -63,7 +71,7 @@ class SearchCopy(nn.Module):
 def search_copy(
     net: nn.Module,
     dtype: torch.dtype | None = None,
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     *,
     example: Tensor | None = None,
 ) -> tuple[SearchCopy, list[str]]:
@@ -75,10 +83,14 @@ def search_copy(
     note says why. On a CPU first layers get the gradient of `narrow`, and wide ones the convolution of
     `winograd`, to the same tolerance; where a ReLU is max pooled, the pooling comes first. `example` (B, C, H, W)
     gives shape and device of the random images; a Model of the zoo knows its own. `dtype` (such as
-    torch.bfloat16) is what the copy computes in. `net` stays as it is. Raises UserError when `net` cannot be copied.
+    torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, by default everywhere but on CUDA in
+    fp32, whose fast convolutions without TF32 want the other one. `net` stays as it is. Raises UserError when `net`
+    cannot be copied.
     """
     plain = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
+    if channels_last is None:
+        channels_last = dtype is not None or not devices
     with torch.random.fork_rng(devices=list(devices)):  # a random network must not move others' numbers
         plain, notes = _folded(plain, example)
     if dtype is not None:

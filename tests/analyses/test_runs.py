@@ -125,3 +125,9 @@ def test_a_number_of_steps_is_for_attacks_that_have_one() -> None:
     found = {one.name: one for one in named_attack("autoattack", "linf", 7)}
     assert [found[name].steps for name in ("apgd-ce", "apgd-t", "fab-t")] == [7, 7, 7]
     assert found["square"].steps == 5000
+
+
+@pytest.mark.parametrize("name", ["feature-pgd", "multi-task"])
+def test_attacks_on_more_than_logits_are_for_evaluate(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} reads .* choose an attack on logits"):
+        named_attack(name, "linf")

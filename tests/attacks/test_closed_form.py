@@ -51,6 +51,7 @@ NEEDS: dict[tuple[str, str, bool], float] = {
     ("fgsm-rs", "fourier-linf", FREE): 1.5,
     ("mi-fgsm", "l2", BOUND): 1.3,
     ("mi-fgsm", "l1", BOUND): 1.3,
+    ("multi-task", "l1", BOUND): 1.5,
     ("n-fgsm", "linf", FREE): 10,
     ("n-fgsm", "linf", BOUND): 5,
     ("pgd", "l2", FREE): 1.03,

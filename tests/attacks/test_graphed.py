@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advbench import rng
 from advbench.attacks.engine import Answer, Attack, Problem
 from advbench.attacks.graphed import WARM_UP
-from advbench.attacks.oracle import Oracle
+from advbench.attacks.multi_task import TaskOracle
+from advbench.attacks.oracle import Oracle, _switches, exact_kernels
 from advbench.attacks.search import Samples, Search
 from advbench.errors import UserError
+from advbench.models import build
+from advbench.models.base import Model
+from advbench.models.tasks import NAMES, Head, make_heads, make_tasks, sample_key
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -65,11 +70,12 @@ def test_no_step_waits_for_the_host(attack: Attack, norm: str) -> None:
         for asks in attack.turn:
             shape = (SLOTS, CLASSES, 1, 6, 6) if asks == "jacobian" else (SLOTS, 1, 6, 6)
             grad = None if asks == "logits" else meta(*shape)
+            value = meta(SLOTS, CLASSES) if asks == "jacobian" else meta(SLOTS)
             wrong = meta(SLOTS, dtype=torch.bool)
             p.region.contains(state.query)
             p.region.size(state.query - x)
             attack.done(state)
-            state = attack.step(p, state, Answer(meta(SLOTS, CLASSES), wrong, meta(SLOTS), grad))
+            state = attack.step(p, state, Answer(meta(SLOTS, CLASSES), wrong, value, grad))
         return state
 
     state = turn(attack.start(p))  # tables are made once, in the warm-up
@@ -126,6 +132,51 @@ def test_replayed_steps_give_the_verdicts_of_eager_ones(net: nn.Module, name: st
     assert one.fell.tolist() == two.fell.tolist() and one.fell.any()
     if attack.minimum_norm:
         assert one.distance.tolist() == two.distance.tolist()
+
+
+ATTACKED = ("sum", "relative", "wgd", "cyclic", "jigsaw")
+
+
+@pytest.fixture(scope="module")
+def several() -> tuple[Model, dict[str, Head]]:
+    net = build("mlp", num_classes=CLASSES, in_channels=1, image_size=6, seed=0).eval()
+    tasks = make_tasks(NAMES, "", CLASSES, (0, 0, 1, 1, 2))
+    return net, make_heads(tasks, net.feature_dim, (1, 6, 6), seed=0)
+
+
+@pytest.mark.parametrize("attacked", ATTACKED)
+def test_what_tasks_show_and_ask_for_is_not_made_on_the_host(
+    attacked: str, several: tuple[Model, dict[str, Head]]
+) -> None:
+    attack = find("attacks", "multi-task").create(attacked=attacked).for_model("linf", CLASSES)
+    net = copy.deepcopy(several[0]).to("meta")
+    heads = {name: copy.deepcopy(head).to("meta") for name, head in several[1].items()}
+    oracle = TaskOracle(Oracle(net, slots=SLOTS), heads)
+    x, row = torch.zeros(SLOTS, 1, 6, 6, device="meta"), torch.zeros(SLOTS, dtype=torch.int64, device="meta")
+    p = Problem(around("linf", x, row.double()), row, row, row, row, drawn=row)
+    with OnlyMeta():
+        answer = oracle.answer(attack, p, x)
+    losses = 1 if attacked == "jigsaw" else 1 + len(NAMES)
+    assert answer.value.shape == (SLOTS, losses) and answer.gradient.shape == (SLOTS, losses, 1, 6, 6)
+
+
+@pytest.mark.parametrize("attacked", ATTACKED)
+def test_replayed_steps_on_tasks_give_the_points_of_eager_ones(
+    attacked: str, several: tuple[Model, dict[str, Head]]
+) -> None:
+    (net, heads), index = several, torch.arange(COUNT)
+    attack = find("attacks", "multi-task").create(attacked=attacked, steps=6).for_model("linf", CLASSES)
+    x, found = torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1)), []
+    for how in ({}, {"capture": fake, "stride": 3}):
+        oracle = TaskOracle(Oracle(net, slots=SLOTS), heads)
+        logits = oracle.logits(x)
+        samples = Samples(lambda rows: x[rows], logits.argmax(1), index, torch.full((COUNT,), 0.6).double(), logits)
+        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(0, index))
+        run = Search(attack, samples, oracle, norm="linf", seed=0, keep_points=True, **how)  # type: ignore[arg-type]
+        found.append(run.run().points)
+        assert run.eager == ""
+    assert found[0].keys() == found[1].keys() and found[0]
+    assert all(torch.equal(point, found[1][row]) for row, point in found[0].items())
 
 
 def test_passes_are_counted_though_a_replay_runs_no_python(net: nn.Module) -> None:
@@ -199,3 +250,24 @@ def test_a_killed_replaying_search_goes_on(net: nn.Module) -> None:
     resumed.restore(saved)
     assert torch.equal(resumed.run().fell, whole.fell)
     assert all(torch.equal(before[name], value) for name, value in saved["state"].items())
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
+@pytest.mark.parametrize("where", ["", "cuda.matmul", "cudnn.conv"])
+def test_fp32_is_exact_inside_and_as_it_was_after(where: str) -> None:
+    """However it was lowered: the older functions raise once somebody has used the newer switches."""
+    switches = [*_switches(), (torch.backends, "fp32_precision", "ieee")]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        owner = torch.backends
+        for part in where.split(".") if where else []:
+            owner = getattr(owner, part)
+        owner.fp32_precision = "tf32"
+        lowered = [getattr(owner, name) for owner, name, _ in switches]
+        assert "tf32" in lowered
+        with exact_kernels(torch.device("cpu")):
+            assert all(getattr(owner, name) == value for owner, name, value in _switches())
+        assert [getattr(owner, name) for owner, name, _ in switches] == lowered
+    finally:
+        for (owner, name, _), value in zip(reversed(switches), reversed(before), strict=True):
+            setattr(owner, name, value)

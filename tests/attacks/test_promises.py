@@ -15,11 +15,13 @@ from torch import nn
 from advbench import rng
 from advbench.attacks.engine import Answer, Problem, members, take
 from advbench.attacks.losses import margin
+from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.oracle import Oracle, untouched
 from advbench.attacks.search import Samples, Search
 from advbench.attacks.transfer import SourceOracle
 from advbench.errors import UserError
 from advbench.models.quantize import Quantizer
+from advbench.models.tasks import Jigsaw, Rotation, make_heads, sample_key
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -34,6 +36,7 @@ FEW = {
     "apgd-dlr": {"steps": 8},
     "apgd-t": {"steps": 8},
     "pgd": {"steps": 4},
+    "multi-task": {"steps": 4},
     "mi-fgsm": {"steps": 4},
     "deepfool": {"steps": 5},
     "transfer": {"steps": 8, "source": "-"},
@@ -48,6 +51,10 @@ def attacks():
         made = find("attacks", name).create(**FEW.get(name, {}))
         if isinstance(made, tuple):
             continue
+        if name == "multi-task":
+            for attacked in ("relative", "wgd", "cyclic", "main", "jigsaw"):
+                one = dataclasses.replace(made, attacked=attacked).for_model("linf", 4)
+                pairs.append(pytest.param(one, "linf", id=f"{name}-{attacked}"))
         for norm in EPS:
             try:
                 pairs.append(pytest.param(made.for_model(norm, 4), norm, id=f"{name}-{norm}"))
@@ -66,6 +73,12 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.out(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
+
+    def features(self, x):
+        return self.drop(self.norm(self.conv(x)).relu()).flatten(1)
+
+    def head(self, z):
+        return self.out(z)
 
     def features_and_logits(self, x):
         return self(x), self(x)
@@ -101,6 +114,10 @@ def make(net, x, attack, norm, rows=None, eps=None):
         logits[rows],
         10 * torch.eye(4),
     )
+    if attack.reads == "tasks":
+        heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
+        oracle = TaskOracle(oracle, heads)
+        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(3, rows))
     return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
 
 
@@ -182,10 +199,11 @@ def test_no_row_depends_on_another(x, attack, norm):
     y = torch.arange(6) % 4
     target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
     eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
+    first = torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
 
     def problem(rows):
         key = rng.keys(0, attack.name, rows, target[rows])
-        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2)
+        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2, first[rows])
 
     everyone, some = torch.arange(6), torch.tensor([4, 1])
     whole, part = problem(everyone), problem(some)
@@ -197,7 +215,7 @@ def test_no_row_depends_on_another(x, attack, norm):
         shape = (6, 4, 1, 6, 6) if attack.asks == "jacobian" else (6, 1, 6, 6)
         grad = torch.randn(shape, generator=draw)
         wrong = torch.rand(6, generator=draw) < 0.4
-        value = margin(logits, y)
+        value = logits if attack.asks == "jacobian" else margin(logits, y)
         a = attack.step(whole, a, Answer(logits, wrong, value, grad))
         b = attack.step(part, b, Answer(logits[some], wrong[some], value[some], grad[some]))
     same(take(a, some), b)
@@ -249,6 +267,46 @@ def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
         assert verdicts.unverified > 0
 
 
+class Biased(nn.Module):
+    """`net`, but that it takes every image for one of class 1 by so much more."""
+
+    def __init__(self, net, by):
+        super().__init__()
+        self.net, self.by = net, by
+
+    def forward(self, z):
+        return self.net(z) + self.by * torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+
+def test_a_refused_hit_is_followed_by_one_that_the_copy_overstates_no_more(cases):
+    """A copy that overstates margins comes to its boundary early: it is refused once there, not at each step on the way
+    from its boundary to the model's, and what the model gets wrong falls all the same."""
+    case = cases["two-sided"](False)
+    exact = case.distance("linf")
+    own = (case.y == 0).nonzero()[:, 0]
+    attack = find("attacks", "pgd").create(steps=60, rel_step=0.02, random_start=False)
+    for factor, falls in ((1.1, True), (0.9, False)):
+        search = case.search(attack, "linf", exact * factor, rows=own)
+        search.oracle.search = Biased(case.net, 2.0)
+        verdicts = search.run()
+        assert verdicts.fell.tolist() == [falls] * len(own)
+        assert verdicts.unverified == len(own)
+
+
+def test_hits_are_verified_before_their_samples_other_items_are_worked_off(cases):
+    case = cases["several"](False)
+    weak = np.arange(COUNT + 4) < 3
+    attack = find("attacks", "apgd-t").create(steps=20, n_targets=3)
+    found = {}
+    for enough in (1, 8):
+        search = case.search(attack, "linf", np.where(weak, 1.5, 0.1) * case.distance("linf"), slots=8)
+        assert search.enough == 1
+        search.enough = enough
+        found[enough] = search.run().fell, search.oracle.forwards
+    assert found[1][0].tolist() == found[8][0].tolist() == weak.tolist()
+    assert found[1][1] < found[8][1]
+
+
 def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
     case = cases["several"](True)
     exact = case.distance("linf")
@@ -295,7 +353,7 @@ def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
     p = Problem(around("linf", some, torch.ones(SLOTS).double()), y, torch.full_like(y, -1), torch.arange(SLOTS))
     answer = oracle.answer(attack, p, some)
     assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
-    assert not answer.wrong.any() and torch.allclose(answer.logits, -net(some), atol=1e-6)
+    assert not answer.wrong.any() and torch.allclose(answer.logits, net(some), atol=1e-6)
     assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
     twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
     assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())

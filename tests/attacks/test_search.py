@@ -98,13 +98,14 @@ def test_the_last_update_is_looked_at_and_nothing_after_it() -> None:
 
 
 def test_who_is_refused_goes_on_and_may_still_fall() -> None:
-    """The copy is wrong from 0.05 on, the model itself from 0.12 on."""
+    """The copy is wrong from 0.05 on, the model itself from 0.12 on. Refused once, it is known by how much the copy
+    overstates, and 0.08 is no hit any more."""
     attack = Path(name="path", ways=((0.06, 0.08, 0.15, 0.06),))
     verdicts = search(attack, Above(GREY + 0.12), Above(GREY + 0.05)).run()
-    assert verdicts.fell.all() and verdicts.unverified == 2
+    assert verdicts.fell.all() and verdicts.unverified == 1
     assert verdicts.distance[0] == pytest.approx(0.15)
     never = search(attack, Above(GREY + 0.19), Above(GREY + 0.05)).run()
-    assert not never.fell.any() and never.unverified == 4
+    assert not never.fell.any() and never.unverified == 1
 
 
 def test_who_is_refused_goes_on_after_a_kill() -> None:
@@ -112,7 +113,7 @@ def test_who_is_refused_goes_on_after_a_kill() -> None:
     nets = Above(GREY + 0.12), Above(GREY + 0.05)
     attack = Path(name="path", ways=((0.06, 0.08, 0.15, 0.06),))
     whole = search(attack, *nets, count=3).run()
-    assert whole.fell.all() and whole.unverified == 6
+    assert whole.fell.all() and whole.unverified == 3
     rounds = 0
     while True:
         rounds += 1
@@ -135,14 +136,14 @@ def test_who_is_refused_goes_on_after_a_kill() -> None:
     assert rounds > 5
 
 
-@pytest.mark.parametrize(("slots", "rounds"), [(1, 2), (2, 4)])
-def test_a_hit_spares_the_sample_all_its_other_items(slots: int, rounds: int) -> None:
-    """Hits at the second query of two of four targets; the others would ask 40 times. Hits are verified when there are
-    as many as slots: at once, or after the second one, when another target is at work."""
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_hit_spares_the_sample_all_its_other_items(slots: int) -> None:
+    """Hits at the second query of two of four targets; the others would ask 40 times. With so few slots hits are
+    verified at once."""
     hit, none = (0.0, 0.15, *[0.0] * 38), (0.0,) * 40
     run = search(Path(name="path", ways=(hit, none, hit, none), n_targets=4), Above(GREY + 0.1), slots=slots)
     assert run.run().fell.all()
-    assert run.oracle.forwards == (rounds + 1) * slots
+    assert run.oracle.forwards == (2 + 1) * slots
     whole = search(Path(name="path", ways=(none,), n_targets=4), Above(GREY + 0.1), slots=slots)
     assert not whole.run().fell.any()
     assert whole.oracle.forwards == 4 * 40

@@ -32,7 +32,7 @@ from advbench.environment import environment
 from advbench.eps import parse_eps
 from advbench.evaluator import workers
 from advbench.evaluator.bench import Bench
-from advbench.evaluator.evaluate import by_all
+from advbench.evaluator.evaluate import bare, by_all
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import plan
 from advbench.evaluator.precision import bf16_pays
@@ -55,8 +55,8 @@ def ours(net: nn.Module, data: Dataset, attack: str, eps: float, precision: str)
     verifying every hit are part of the time."""
     began, journal = time.perf_counter(), Journal()
     run = plan(
-        attack, SETTINGS.get(attack, {}), data, norm="linf", engine="own", precision=precision, curve="exact",
-        bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks),
+        attack, SETTINGS.get(attack, {}), bare(net, data), data, norm="linf", engine="own", precision=precision,
+        curve="exact", bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks),
     )  # fmt: skip
     slots = choose_slots(net, data, norm="linf", precision=run.precision, weights_sha256="")  # a rule of the images
     processes = workers.how_many(net, data, run, norm="linf", slots=slots)

@@ -4,9 +4,9 @@
         [--attacks LIST] [--threads T]
 
 Bare is a pass of the model itself, without any attack, in the faster of the two memory layouts: forward without a
-graph where only logits were asked for, forward and backward to the input where a gradient was. They are timed right
-before and right after each attack, and the mean counts, since other work on the machine slows both alike; and all
-times are the processor's, of all threads together, not the clock's.
+graph where only logits were asked for, forward and backward to the input where a gradient was. A few of them are timed
+every half second between the steps of each attack, since other work on the machine slows both alike; and all times are
+the processor's, of all threads together, not the clock's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.allocator import keep_freed
 from advbench.attacks.oracle import untouched
@@ -31,6 +31,8 @@ from advbench.evaluator.choose import choose
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.slots import choose_slots
 from advbench.models.search_copy import search_copy
+
+EVERY, WARM_UP, TIMES = 0.5, 3, 4
 
 
 @dataclass(frozen=True)
@@ -49,34 +51,63 @@ class Row:
         return self.bare / self.seconds
 
 
-def bare_pass(net: nn.Module, data: Dataset, slots: int, seconds: float = 0.7) -> tuple[float, float]:
-    """Seconds of a forward pass and of one with its backward, a row of a batch of `slots`: medians, best layout."""
-    x = data.batch(slice(0, 1))[0].expand(slots, -1, -1, -1).contiguous()
-    times: list[list[float]] = []
-    for channels_last in (False, True):
-        copy, _ = search_copy(net, channels_last=channels_last, example=x[:1])
-
-        def forward(copy: nn.Module = copy) -> None:
-            with torch.no_grad():
-                copy(x)
-
-        def both(copy: nn.Module = copy) -> None:
-            z = x.detach().requires_grad_()
-            torch.autograd.grad(copy(z).sum(), z)
-
-        times.append([_median(work, seconds / 4) / slots for work in (forward, both)])
-    return min(t[0] for t in times), min(t[1] for t in times)
+Work = Callable[[], object]
 
 
-def _median(work: Callable[[], None], seconds: float) -> float:
-    work()
-    taken: list[float] = []
-    end = time.process_time() + seconds
-    while not taken or time.process_time() < end:
+class Bare:
+    """Bare passes of batches of `slots` rows, timed now and then; `spent` is the processor's time that this took."""
+
+    def __init__(self, net: nn.Module, data: Dataset, slots: int) -> None:
+        x = data.batch(slice(0, 1))[0].expand(slots, -1, -1, -1).contiguous()
+        copies = [search_copy(net, channels_last=last, example=x[:1])[0] for last in (False, True)]
+        self._works = [
+            min(kind, key=lambda work: median(_times(work, WARM_UP + TIMES)[WARM_UP:]))
+            for kind in ([_forward(copy, x) for copy in copies], [_both(copy, x) for copy in copies])
+        ]
+        self._found: tuple[list[float], list[float]] = ([], [])
+        self._slots = slots
+        self.spent, self._last = 0.0, -EVERY
+
+    def __call__(self) -> bool:
+        """Time some where it is long enough since the last ones; False: nothing is to be stopped."""
+        began = time.process_time()
+        if began - self._last >= EVERY:
+            for work, found in zip(self._works, self._found, strict=True):
+                found += _times(work, 1 + TIMES)[1:]
+            self._last = time.process_time()
+            self.spent += self._last - began
+        return False
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """A row, forward and with its gradient: medians."""
+        forward, both = (median(found) / self._slots for found in self._found)
+        return forward, both
+
+
+def _forward(copy: nn.Module, x: Tensor) -> Work:
+    def work() -> None:
+        with torch.no_grad():
+            copy(x)
+
+    return work
+
+
+def _both(copy: nn.Module, x: Tensor) -> Work:
+    def work() -> None:
+        z = x.detach().requires_grad_()
+        torch.autograd.grad(copy(z).sum(), z)
+
+    return work
+
+
+def _times(work: Work, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
         began = time.process_time()
         work()
-        taken.append(time.process_time() - began)
-    return median(taken)
+        found.append(time.process_time() - began)
+    return found
 
 
 def efficiency(
@@ -87,18 +118,17 @@ def efficiency(
     found = []
     with untouched(net):
         for attack in choose(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:
-            journal = Journal()
+            bare = Bare(net, data, slots)
+            journal = Journal(stop=bare)
             bench = Bench(net, data, norm=norm, seed=0, slots=slots, precision="fp32", journal=journal)
             rows = np.flatnonzero(bench.correct)
-            before = bare_pass(net, data, slots)
             began = time.process_time()
             verdicts = bench.strike(attack, rows, np.full(len(rows), eps))
-            seconds = time.process_time() - began
-            after = bare_pass(net, data, slots)
-            forward, both = (sum(pair) / 2 for pair in zip(before, after, strict=True))
-            bare = (journal.forwards - journal.backwards) * forward + journal.backwards * both
+            seconds = time.process_time() - began - bare.spent
+            forward, both = bare.seconds
+            passes = (journal.forwards - journal.backwards) * forward + journal.backwards * both
             robust = (len(rows) - int(verdicts.fell.sum())) / len(data)
-            found.append(Row(attack.name, robust, seconds, journal.forwards, journal.backwards, bare))
+            found.append(Row(attack.name, robust, seconds, journal.forwards, journal.backwards, passes))
     return found
 
 

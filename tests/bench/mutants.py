@@ -48,7 +48,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{BALLS}l1_projection_is_the_nearest_point": [
             ("l1-half-ball", "eps = self.eps.to(a.dtype)", "eps = 0.5 * self.eps.to(a.dtype)"),
-            ("l1-ball-then-box", "room).sum(1", "room + 9).sum(1"),
+            ("l1-ball-then-box", "reach).sum(1", "reach + 9).sum(1"),
         ],
         f"{BALLS}fourier_projection_is_nearly_the_nearest_point": [("fourier-once", "range(4)", "range(1)")],
         f"{BALLS}steepest_attains_the_dual_norm": [
@@ -165,7 +165,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{FAB}a_step_mixes_the_ways_from_here_and_from_the_image": [
             ("fab-alpha", "(one / (one", "(other / (one"),
-            ("fab-no-eta", "s.query + self.eta * near", "s.query + near"),
+            ("fab-no-eta", "add(near, alpha=self.eta)", "add(near, alpha=1)"),
         ],
         f"{FAB}each_step_has_a_gradient_and_a_look": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
         f"{STANDARD}[linf]": [("fab-beta", "beta: float = 0.9", "beta: float = 0.5")],
@@ -175,7 +175,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SEVERAL}[linf-fab]": [("boundary-not-by-distance", "f.abs() / (dual + 1e-12)", "f.abs()")],
         f"{HALFSPACE}is_the_shortest_step_onto_the_hyperplane": [
             ("halfspace-sign", "rise < 0, -1.0, 1.0", "rise < 0, 1.0, 1.0"),
-            ("halfspace-l2-as-linf", "slope * slope, reach", "slope, reach"),
+            ("halfspace-l2-as-linf", "slope * slope,", "slope,"),
             ("halfspace-l1-order", "descending=True", "descending=False"),
         ],
     },
@@ -250,9 +250,19 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("feature-pgd-targets", "n_targets: int = 3", "n_targets: int = 1"),
         ],
     },
+    "advbench/attacks/multi_task.py": {
+        f"{_in('attacks/test_multi_task')}the_weights_are_the_papers": [
+            ("multi-task-relative", "1 / first.clamp_min", "first.clamp_min"),
+            ("multi-task-rate", "rate = now / first", "rate = now * first"),
+            ("multi-task-turns", "(i % len(tasks))", "(0 * i)"),
+        ],
+        f"{_in('attacks/test_multi_task')}a_step_goes_along_the_gradient_of_the_weighted_losses": [
+            ("multi-task-main-alone", "a.gradient).sum(1)", "a.gradient)[:, 0]"),
+        ],
+    },
     "advbench/attacks/transfer.py": {
         f"{PROMISES}transfer_is_judged_by_the_model_and_counts_the_passes_of_both": [
-            ("transfer-judged-by-source", "wrong(self.net(query)", "wrong(self.search(query)"),
+            ("transfer-judged-by-source", "self.net(query)", "self.search(query)"),
             ("transfer-gradients-of-net", "__init__(net, source,", "__init__(net, net,"),
         ],
     },
@@ -275,14 +285,17 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("hit-not-verified", "(wrong(logits, p.y) & ", "("),
         ],
         f"{SEARCH}a_point_outside_of_the_ball_is_no_candidate": [
-            ("ball-not-checked", "~live.found & p.region.contains(query)", "~live.found"),
+            ("ball-not-checked", "& p.region.contains(query)", ""),
         ],
         f"{SEARCH}the_last_update_is_looked_at_and_nothing_after_it": [
             ("hit-after-the-end", "answer.wrong & ~attack.done(live.state)", "answer.wrong"),
         ],
-        f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [("refused-given-up", "and again[place]", "and False")],
+        f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [
+            ("refused-given-up", "and again[place]", "and False"),
+            ("refused-again", "& ~(beyond <= bar)", ""),
+        ],
         f"{SEARCH}who_is_refused_goes_on_after_a_kill": [
-            ("refused-not-kept", 'fields in saved["refused"]]', 'fields in saved["refused"][:0]]'),
+            ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
             ("sibling-goes-on", "[-1 if item >= 0 and self", "[-1 if item < 0 and self"),
@@ -351,11 +364,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/evaluator/walk.py": {
         f"{WALK}both_walks_find_the_smallest_radius": [
             ("walk-point-skipped", "(walk.fell > point)", "(walk.fell > point + 1)"),
-            ("walk-one-descent", "samples = samples[fell & (", "samples = samples[fell & False & ("),
+            ("walk-one-descent", "samples[going & (", "samples[going & False & ("),
             ("walk-wrong-answers-stand", "np.where(correct, self.end, 0)", "np.where(correct, self.end, self.end)"),
         ],
         f"{WALK}a_near_point_found_in_a_large_ball_counts_for_the_smaller_ones": [
-            ("walk-size-ignored", "np.minimum(point, reached)", "point"),
+            ("walk-size-ignored", "np.minimum(points, reached)", "points"),
         ],
     },
     "advbench/record/fates.py": {

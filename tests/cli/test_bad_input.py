@@ -97,6 +97,7 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], told: str)
         (["attack", "-n", "501"], "choose at most 500"),
         (["evaluate", "--set", "stpes=3", "--attack", "pgd"], "did you mean steps"),
         (["evaluate", "--set", "steps=many", "--attack", "pgd"], "steps"),
+        (["evaluate", "--set", "rel_step=nan", "--attack", "pgd"], "finite"),
         (["evaluate", "--engine", "theirs"], "own, reference"),
         (["evaluate", "--curve", "slow"], "exact, fast"),
         (["evaluate", "--precision", "fp16"], "auto, bf16, fp32"),

@@ -257,3 +257,24 @@ def test_a_set_with_its_settings_is_made_again(cli: Any, run_folder: Path) -> No
     assert cli("evaluate", "-n", "4", "--attack", "autoattack", *SHORT, "--eps", "0.1").code == 0
     (path,) = records(cli.folder)
     assert "the same: record" in cli("evaluate", "--again", path).out
+
+
+def test_the_tasks_of_a_run_are_attacked(cli: Any, run_folder: Path) -> None:
+    short = ("--set", "train_n=256", "--epochs", "1", "--set", "method.tasks=rotation,macro", "--out", "runs/tasks")
+    assert cli("train", "--method", "multi-task", "--arch", "mlp", *short).code == 0
+    asked = ("evaluate", "--attack", "multi-task", "--eps", "0.1", "-n", "20", "--set", "steps=3")
+    for attacked in ("sum", "rotation"):
+        done = cli(*asked, "--model", "runs/tasks", "--set", f"attacked={attacked}")
+        assert done.code == 0 and f"{20} images of digits" in done.out, done.err
+    first, second = (load_record(path)[0].attack[0].settings for path in records(Path("runs/tasks")))
+    assert {first["attacked"], second["attacked"]} == {"sum", "rotation"}
+    assert first["heads_sha256"] == second["heads_sha256"] != ""
+    again = cli("evaluate", "--again", records(Path("runs/tasks"))[0])
+    assert again.code == 0 and "the same: record" in again.out
+    examples = cli("attack", "--model", "runs/tasks", "--attack", "multi-task", "-n", "8", "--set", "attacked=wgd")
+    assert examples.code == 0 and "felled" in examples.out
+
+    none = cli(*asked, "--model", "runs/tasks", "--model", run_folder)  # before the first one is measured
+    assert none.is_one_clear_line and f"which {run_folder} is not" in none.err and "--method multi-task" in none.err
+    unknown = cli(*asked, "--model", "runs/tasks", "--set", "attacked=jigsaw")
+    assert unknown.is_one_clear_line and "macro, main, relative, rotation, sum, wgd" in unknown.err

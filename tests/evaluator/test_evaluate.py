@@ -75,6 +75,48 @@ def test_verdicts_do_not_depend_on_order_or_sharding(linear: nn.Module, digits: 
     assert fates(list(range(0, N, 3))) | fates(list(range(1, N, 3))) | fates(list(range(2, N, 3))) == whole
 
 
+@pytest.mark.parametrize("curve", ["exact", "fast"])
+def test_of_several_items_no_neighbour_decides_which_counts(digits: Dataset, linear: nn.Module, curve: str) -> None:
+    """Which of a sample's targets is verified first depends on who else hits: the curve must not tell."""
+    eps = [f"{size:.3f}" for size in np.linspace(0.02, 0.4, 20)]
+    settings = {"steps": 10, "rel_step": 0.3, "n_targets": 5, "random_start": False}
+
+    def fell(rows: list[int]) -> list[int]:
+        part = digits.subset(rows)
+        made = evaluate(linear, part, attack="pgd", norm="l2", eps=eps, settings=settings, slots=16, curve=curve)
+        return made.fates.fell.tolist()
+
+    assert [fell([row])[0] for row in range(0, N, 8)] == fell(list(range(N)))[::8]
+
+
+def test_nearest_points_are_the_nearest_of_all_attacks_and_in_the_balls_they_count_for(
+    digits: Dataset, linear: nn.Module
+) -> None:
+    some = digits.subset(range(40))
+    x, _ = some.batch(slice(None))
+    for order in (["fab", "deepfool"], ["deepfool", "fab"]):
+        found = evaluate(linear, some, attack=order, eps=EPS, settings={"steps": 5}, keep_points=True)
+        norm = found.fates.norm
+        assert norm is not None and len(found.points) > 30
+        for row, point in found.points.items():
+            assert float((point.double() - x[row].double()).abs().max()) == norm[row]
+        # As they are for other attacks: between bounds computed in float32.
+        for row, place in enumerate(found.fates.fell.tolist()):
+            if row in found.points and place >= 0:
+                e = torch.tensor(float(EPS[place]))
+                assert bool(((x[row] - e) <= found.points[row]).all() and (found.points[row] <= (x[row] + e)).all())
+
+
+def test_a_nearest_point_past_a_linf_ball_by_a_rounding_is_not_in_it(digits: Dataset, linear: nn.Module) -> None:
+    some = digits.subset(range(40))
+    found = evaluate(linear, some, attack="fab", eps=["0.5"], settings={"steps": 5}).fates.norm
+    assert found is not None
+    size = float(np.sort(found[found > 0])[3])
+    for eps, inside in ((size, True), (float(np.nextafter(np.float32(size), np.float32(0))), False)):
+        place = evaluate(linear, some, attack="fab", eps=[repr(eps)], settings={"steps": 5}).fates.fell
+        assert ((place == 0) & (found == size)).any() == inside
+
+
 def test_an_interrupted_evaluation_resumes_to_the_same_verdicts(
     linear: nn.Module, digits: Dataset, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advbench.attacks.oracle import Oracle
+from advbench.attacks.pgd import PGD
+from advbench.attacks.search import Samples, Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, journal
 from advbench.files import write_sealed
@@ -94,3 +97,25 @@ def test_another_question_is_refused_with_the_difference(path: Path, change: dic
 
 def test_a_kill_loses_no_more_than_the_contract_grants() -> None:
     assert journal._EVERY <= 45
+
+
+def test_slow_saves_are_made_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round takes 1 s here, and a save 30: every 20 s they would take over half of the time."""
+    now = [0.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    saved: list[float] = []
+
+    def slow(content: object) -> None:
+        now[0] += 30
+        saved.append(now[0])
+        kept._saved_at = now[0]
+
+    kept = Journal(tmp_path / "journal", progress=lambda stage, search: now.__setitem__(0, now[0] + 1))
+    monkeypatch.setattr(kept, "_save", slow)
+    kept.begin(ASKED, resume=False)
+    x = torch.rand(4, 1, 2, 2)
+    oracle = Oracle(torch.nn.Flatten(), slots=4)
+    logits = oracle.logits(x)
+    samples = Samples(lambda rows: x[rows], logits.argmax(1), torch.arange(4), torch.zeros(4).double(), logits)
+    kept.run("pgd", Search(PGD(name="pgd", steps=1300), samples, oracle, norm="linf", seed=0))
+    assert len(saved) >= 3 and all(later - sooner > 600 for sooner, later in itertools.pairwise(saved[:-1]))

@@ -11,7 +11,7 @@ import torch
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.errors import Interrupted
+from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, evaluate, precision
 from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import second_look
@@ -101,3 +101,23 @@ def test_what_cannot_be_counted_is_not_large(digits: Dataset) -> None:
             raise IndexError("not so few images")
 
     assert precision.multiply_adds(Refuses(), digits) == 0
+
+
+def test_a_model_that_does_not_work_in_bf16(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 10, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv((x - torch.tensor([0.5]).view(1, 1, 1, 1)) / 0.25).flatten(1)
+
+    net = Normalised()
+    assert "BFloat16" in precision.why_not(net, digits) or "bias type" in precision.why_not(net, digits)
+    with pytest.raises(UserError, match=r"does not work in bf16 .*: choose --precision fp32"):
+        evaluate(net, digits, attack="apgd-t", settings={"steps": 2}, eps=["0.1"], precision="bf16")
+    has(monkeypatch, avx512_bf16=True)
+    monkeypatch.setattr(precision, "HEAVY", 10.0)
+    monkeypatch.setattr(precision, "LONGER", 0.01)
+    record = evaluate(net, digits, attack="apgd-t", settings={"steps": 2}, eps=["0.1"]).record
+    assert record.engine.precision == "fp32"

@@ -69,6 +69,43 @@ def test_a_grid_of_zero_alone_needs_no_attack(how: object) -> None:
     assert (way.fell.tolist(), strikes.made) == ([1, 0], 0)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.sampled_from([0.0, 0.7]))
+def test_idle_slots_change_no_place(seed: int, room: int, carried: float) -> None:
+    """Strikes at several points at once end as those one after the other, however an attack's luck may vary."""
+    draw = np.random.default_rng(seed)
+    luck, reach = draw.random((2, 9, len(GRID))) < 0.6, draw.random((2, 9, len(GRID)))
+
+    def strike(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        eps = np.asarray(GRID)[points]
+        return luck[attack, samples, points], eps * (1 - carried * reach[attack, samples, points])
+
+    ways, made = [], []
+    for rooms in (1, room):
+        way, calls = walk.Walk(GRID, np.ones(9, dtype=bool)), 0
+
+        def counted(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal calls
+            calls += 1
+            return strike(attack, samples, points)
+
+        walk.fast(way, counted, 2, lambda attack, rooms=rooms: rooms)  # type: ignore[misc]
+        ways.append((way.fell.tolist(), way.by.tolist()))
+        made.append(calls)
+    assert ways[0] == ways[1] and made[1] <= made[0]
+
+
+def test_few_samples_are_struck_at_all_points_at_once() -> None:
+    strikes, calls = Strikes(np.full((2, 3), 0.15) + np.array([[0.5], [0.0]])), []
+
+    def counted(attack: int, samples: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(attack)
+        return strikes(attack, samples, points)
+
+    way = walk.Walk(GRID, np.ones(3, dtype=bool))
+    walk.fast(way, counted, 2, lambda attack: 64)
+    assert way.fell.tolist() == [2] * 3 and calls.count(1) == 1
+
+
 @pytest.mark.parametrize("how", [walk.exact, walk.fast])
 def test_a_near_point_found_in_a_large_ball_counts_for_the_smaller_ones(how: object) -> None:
     """The second of two attacks finds nothing below 0.4, and there a point 0.15 away: who falls at 0.2, falls by it."""

@@ -20,6 +20,7 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, evaluate, workers
+from advbench.evaluator.evaluate import bare
 from advbench.evaluator.plan import Plan, plan
 from advbench.models import build
 
@@ -255,7 +256,14 @@ def wait_for(look: Callable[[], list[object]] | Callable[[], list[int]]) -> list
 
 def planned(data: Dataset, attack: str | APGD = "autoattack", engine: str = "own") -> Plan:
     how = {"norm": "linf", "engine": engine, "precision": "fp32", "curve": "fast"}
-    return plan(attack, {}, data, bf16_pays=lambda *attacks: False, **how)
+    return plan(
+        attack,
+        {},
+        bare(build("mlp", num_classes=10, in_channels=1, image_size=8), data),
+        data,
+        bf16_pays=lambda *attacks: False,
+        **how,
+    )
 
 
 class Slow(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from advbench.errors import UserError
 from advbench.methods.base import Nets
 from advbench.methods.great import GREAT, Alignment
-from advbench.methods.tasks import Rotation
+from advbench.models.tasks import Rotation
 from advbench.recipe import Recipe
 from advbench.trainer import train
 from advbench.trainer.session import Session

@@ -1,79 +1,22 @@
-"""The tasks by hand on real digits, who learns from what, and the limits."""
+"""Who learns from what, and the limits; the tasks themselves are in tests/models/test_tasks.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from advbench.data import load
 from advbench.errors import UserError
 from advbench.methods.base import make
 from advbench.methods.multi_task import MultiTask
-from advbench.methods.tasks import NAMES, Autoencoder, Jigsaw, Macro, Rotation, make_tasks
 from advbench.recipe import Recipe
-from advbench.rng import keys
 from advbench.trainer.session import Session
 
 Recipes = Callable[..., Recipe]
 Runs = Callable[..., Session]
-
-
-def digits(n: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    data = load("digits", "train").subset(range(n))
-    return (*data.batch(slice(None)), keys(0, "test", data.indices))
-
-
-def test_rotation_turns_each_image_by_its_target() -> None:
-    x, y, key = digits()
-    task = Rotation()
-    turns, seen = task.target(x, y, key), task.view(x, key)
-    assert set(turns.tolist()) == {0, 1, 2, 3}
-    assert all(torch.equal(seen[i], torch.rot90(x[i], int(turns[i]), (1, 2))) for i in range(len(x)))
-
-
-def test_jigsaw_puts_the_quarters_in_the_order_of_its_target() -> None:
-    x, y, key = digits()
-    task, orders = Jigsaw(), list(permutations(range(4)))
-    quarters = [(slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)) for row in (0, 1) for column in (0, 1)]
-    seen, targets = task.view(x, key), task.target(x, y, key).tolist()
-    assert len(set(targets)) > 10
-    for i, target in enumerate(targets):
-        for place, tile in zip(quarters, orders[target], strict=True):
-            assert torch.equal(seen[i, 0][place], x[i, 0][quarters[tile]])
-
-
-def test_macro_labels_and_reconstruction() -> None:
-    x, y, key = digits()
-    round_digits = torch.tensor([label in (0, 6, 8, 9) for label in y.tolist()])
-    tasks = make_tasks(("macro", "autoencoder"), "digits", 10)
-    assert isinstance(tasks["macro"], Macro) and isinstance(tasks["autoencoder"], Autoencoder)
-    assert torch.equal(tasks["macro"].target(x, y, key).bool(), round_digits)
-    target = tasks["autoencoder"].target(x, y, key)
-    assert tasks["autoencoder"].error(target, target).max() == 0
-    assert tasks["autoencoder"].error(target + 0.5, target).tolist() == pytest.approx([0.25] * len(x))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_task_of_one_sample_does_not_depend_on_the_others(name: str) -> None:
-    x, y, key = digits()
-    task = make_tasks((name,), "digits", 10)[name]
-    assert torch.equal(task.view(x, key)[3:5], task.view(x[3:5], key[3:5]))
-    assert torch.equal(task.target(x, y, key)[3:5], task.target(x[3:5], y[3:5], key[3:5]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_task_has_a_gradient_by_the_image(name: str) -> None:
-    x, y, key = digits()
-    task = make_tasks((name,), "digits", 10)[name]
-    z = x.clone().requires_grad_()
-    head = task.head(64, (1, 8, 8))
-    task.loss(head(task.view(z, key).flatten(1)), task.target(x, y, key)).sum().backward()
-    assert z.grad is not None and (z.grad.flatten(1).abs().sum(1) > 0).all()
 
 
 def test_weight_zero_trains_the_net_as_the_base_does(
@@ -129,7 +72,3 @@ def test_bad_settings_are_refused_before_training(recipe: Recipes, setting: str,
     sets: list[Any] = [setting] if "tasks" in setting else [setting, "method.tasks=macro"]
     with pytest.raises(UserError, match=says):
         Session(recipe("multi-task", *sets), torch.device("cpu"))
-    with pytest.raises(UserError, match="superclasses"):
-        make_tasks(("macro",), "svhn", 10)
-    with pytest.raises(UserError, match="even"):
-        Jigsaw().check((1, 7, 7))

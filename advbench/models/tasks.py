@@ -1,7 +1,8 @@
 """Auxiliary tasks made from the data: rotation, jigsaw, macro labels, autoencoder (Ghamizi et al. 2021, 2110.15053).
 
 Each task is a function of the image itself, so that an attack can ask for its gradient: what is drawn (a turn, an
-order of tiles) follows from the sample's key, and what is to be found is fixed by the clean image.
+order of tiles) follows from the sample's key, and what is to be found is fixed by the clean image. Training, the attack
+on several tasks and its analysis all take them from here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advbench.errors import UserError, unknown
-from advbench.models.base import Model
-from advbench.rng import fold, integers
+from advbench.rng import fold, integers, keys
 
 MAIN = "main"
 
@@ -29,6 +29,16 @@ MACRO: dict[str, tuple[int, ...]] = {
     "digits": (1, 0, 0, 0, 0, 0, 1, 0, 1, 1),
 }
 """By dataset, the superclass of each class."""
+
+
+class Encoder(Protocol):
+    """What the heads of all tasks share: a Model, or its search copy."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, D) of images x (B, C, H, W)."""
+
+    def head(self, z: Tensor) -> Tensor:
+        """Logits (B, K) of the main task, from features z (B, D)."""
 
 
 class Task(Protocol):
@@ -78,15 +88,19 @@ class Labels:
         return (out.argmax(1) != target).float()
 
 
-class Macro(Labels):
-    """Superclasses: `groups` holds that of each class."""
+class Macro(Labels, nn.Module):
+    """Superclasses: `groups` (K,) holds that of each class; a buffer, so that the hash of a head tells two of them
+    apart."""
+
+    groups: Tensor
 
     def __init__(self, groups: Sequence[int]) -> None:
-        super().__init__(max(groups) + 1)
-        self.groups = tuple(groups)
+        nn.Module.__init__(self)
+        Labels.__init__(self, max(groups) + 1)
+        self.register_buffer("groups", torch.tensor(groups), persistent=False)
 
     def target(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        return torch.tensor(self.groups, device=y.device)[y]
+        return self.groups[y]
 
 
 class Drawn(Labels):
@@ -188,27 +202,50 @@ def make_tasks(names: Sequence[str], dataset: str, classes: int, macro: Sequence
     return tasks
 
 
-def make_heads(
-    tasks: Mapping[str, Task], features: int, shape: tuple[int, int, int], seed: int
-) -> dict[str, nn.Module]:
+class Head(nn.Module):
+    """A task and the head that answers it, from features (B, D)."""
+
+    def __init__(self, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.head = head
+        self.task = task
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(z)  # type: ignore[no-any-return]
+
+
+def make_heads(tasks: Mapping[str, Task], features: int, shape: tuple[int, int, int], seed: int) -> dict[str, Head]:
     """New heads of `tasks` on networks with that many features, for images (C, H, W). Raises UserError."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for task in tasks.values():
             task.check(shape)
-        return {name: task.head(features, shape) for name, task in tasks.items()}
+        return {name: Head(task.head(features, shape), task) for name, task in tasks.items()}
 
 
-def answers(
-    f: Model, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task], x: Tensor, key: Tensor
-) -> dict[str, Tensor]:
+def answers(f: Encoder, heads: Mapping[str, Head], x: Tensor, key: Tensor) -> dict[str, Tensor]:
     """The outputs of the main head and of each task's for x (B, C, H, W); what tasks share is computed once."""
     z = f.features(x)
     found = {MAIN: f.head(z)}
-    for name, task in tasks.items():
-        seen = task.view(x, task_key(name, key))
-        found[name] = heads[name](z if seen is x else f.features(seen))
+    for name, head in heads.items():
+        seen = head.task.view(x, task_key(name, key))
+        found[name] = head(z if seen is x else f.features(seen))
     return found
+
+
+def losses(
+    out: Mapping[str, Tensor], heads: Mapping[str, Head], x: Tensor, y: Tensor, key: Tensor, *, smoothing: float = 0.0
+) -> dict[str, Tensor]:
+    """(B,) of each task, the main one (cross-entropy) first, of the `answers` to perturbations of the clean x."""
+    found = {MAIN: functional.cross_entropy(out[MAIN].float(), y, reduction="none", label_smoothing=smoothing)}
+    for name, head in heads.items():
+        found[name] = head.task.loss(out[name], head.task.target(x, y, task_key(name, key)))
+    return found
+
+
+def sample_key(seed: int, index: Tensor) -> Tensor:
+    """What the tasks draw by, for samples at the places `index` (S,) of a dataset: the same whatever the attack."""
+    return keys(seed, "tasks", index)
 
 
 def task_key(name: str, key: Tensor) -> Tensor:

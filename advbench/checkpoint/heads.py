@@ -1,0 +1,40 @@
+"""The heads of the auxiliary tasks that a run was trained on, beside the network that is deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from advbench.checkpoint.card import CARD, read_card
+from advbench.errors import UserError
+from advbench.files import sha256_file
+from advbench.models.base import Model
+from advbench.models.state_files import fit_state, read_state
+from advbench.models.tasks import Head, make_heads, make_tasks
+
+
+def load_heads(folder: Path, net: Model) -> dict[str, Head]:
+    """The heads of the run in `folder`, by task in its order, for features of `net`, its network; none where it was not
+    trained on several tasks. They come in eval mode, on the CPU, without gradients of their weights.
+
+    Raises UserError when a file is missing, altered, or does not fit.
+    """
+    card = read_card(folder)
+    method: Any = card.method_settings
+    names = method.get("tasks", ())
+    if not names:
+        return {}
+    tasks = make_tasks(names, card.dataset, net.num_classes, method.get("macro", ()))
+    heads = make_heads(tasks, net.feature_dim, (net.in_channels, net.image_size, net.image_size), seed=0)
+    for name, head in heads.items():
+        part = f"parts/{name}.safetensors"
+        file = folder / part
+        if part not in card.files or not file.is_file():
+            raise UserError(f"{folder} is no complete multi-task run: {part} is missing")
+        if sha256_file(file) != card.files[part]:
+            raise UserError(f"{file} is truncated or altered: its sha256 is not the one in {CARD}")
+        state, _ = read_state(file)
+        assert isinstance(state, dict)
+        fit_state(head, state, str(file), name)
+        head.eval().requires_grad_(False)
+    return heads

@@ -1,0 +1,279 @@
+"""The attack on several tasks: its weights by hand, and what it must do on encoders whose answer is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.engine import Attack, Problem
+from advbench.attacks.multi_task import COMBINED, MultiTask, TaskOracle, heads_for, tasked, weights
+from advbench.attacks.oracle import Oracle
+from advbench.attacks.pgd import PGD
+from advbench.attacks.search import Samples, Search, Verdicts
+from advbench.checkpoint import Loaded
+from advbench.data import load
+from advbench.errors import UserError
+from advbench.models.base import Model
+from advbench.models.search_copy import search_copy
+from advbench.models.tasks import NAMES, Autoencoder, Head, Macro, make_heads, make_tasks, sample_key
+from advbench.threat import around
+
+COUNT, SLOTS, SIDE = 24, 16, 8
+ALL = ("main", *COMBINED, *NAMES)
+NOW, FIRST = np.array([[16.0, 12, 5], [1, 2, 3]]), np.array([[4.0, 6, 3], [2, 0, 1]])
+
+
+def attack(attacked: str, **settings: object) -> MultiTask:
+    return MultiTask(name="multi-task", attacked=attacked, **settings)  # type: ignore[arg-type]
+
+
+def strike(
+    net: nn.Module,
+    heads: Mapping[str, Head],
+    one: Attack,
+    norm: str,
+    eps: float | np.ndarray,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor | None = None,
+    search: nn.Module | None = None,
+) -> Verdicts:
+    """`one` on those rows of the images, with points."""
+    at = torch.arange(len(y)) if rows is None else rows
+    oracle = Oracle(net, search, slots=SLOTS)
+    sizes = torch.as_tensor(np.broadcast_to(eps, len(y)).copy(), dtype=torch.float64)[at]
+    samples = Samples(lambda some: x[at[some]], y[at], at, sizes, oracle.logits(x[at]))
+    if one.reads == "tasks":
+        oracle = TaskOracle(oracle, heads)
+        samples.losses = oracle.clean(one, samples.x, samples.y, sample_key(0, at))
+    return Search(one.for_model(norm, 10), samples, oracle, norm=norm, seed=0, keep_points=True).run()
+
+
+def test_the_weights_are_the_papers() -> None:
+    now, first, i = torch.tensor(NOW), torch.tensor(FIRST), torch.tensor([3, 4])
+    floor = np.maximum(FIRST, 1e-8)
+    rate = NOW / floor
+    expected = {
+        "sum": np.ones((2, 3)),
+        "relative": 1 / floor,
+        "wgd": rate / rate.mean(1, keepdims=True),
+        "cyclic": np.array([[1, 0, 0], [0, 1, 0]]),  # the main task first, and after as many steps as there are tasks
+    }
+    for name in COMBINED:
+        assert np.allclose(weights(name, now, first, i).numpy(), expected[name]), name
+    assert weights("main", now[:, :1], first[:, :1], i).tolist() == [[1], [1]]
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    return load("digits", "test").batch(slice(0, COUNT))
+
+
+class Normed(Model):
+    """With a BatchNorm, which the search copy folds."""
+
+    feature_dim = 8 * 16
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=10, in_channels=1, image_size=SIDE)
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.linear = nn.Linear(self.feature_dim, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x))).flatten(1)  # type: ignore[no-any-return]
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.linear(z)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def net() -> Model:
+    """A few steps of training, so that there are statistics, and answers to bring down."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = Normed()
+    data, optimiser = load("digits", "train"), torch.optim.Adam(made.parameters(), 0.01)
+    for step in range(60):
+        x, y = data.batch(torch.arange(step * 20, step * 20 + 20) % len(data))
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(made(x), y).backward()
+        optimiser.step()
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def heads(net: Model) -> dict[str, Head]:
+    made = make_heads(make_tasks(NAMES, "digits", 10), net.feature_dim, (1, SIDE, SIDE), seed=1)
+    return {name: head.eval().requires_grad_(False) for name, head in made.items()}
+
+
+@pytest.mark.parametrize("attacked", ALL)
+def test_a_step_goes_along_the_gradient_of_the_weighted_losses(
+    attacked: str, net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
+) -> None:
+    """By autograd through all at once; the weights carry no gradient."""
+    (x, y), index = images, torch.arange(COUNT)
+    one = attack(attacked, random_start=False).for_model("l2", 10)
+    assert isinstance(one, MultiTask)
+    oracle, drawn = TaskOracle(Oracle(net, slots=COUNT), heads), sample_key(0, index)
+    first = oracle.clean(one, lambda rows: x[rows], y, drawn)
+    region = around("l2", x, torch.full((COUNT,), 0.5, dtype=torch.float64))
+    p = Problem(region, y, torch.full_like(y, -1), index, reference=first, drawn=drawn)
+    state = replace(one.start(p), query=(x + 0.01).clamp(0, 1), i=torch.arange(COUNT) % 7)
+    z = state.query.clone().requires_grad_()
+    now, _ = oracle._losses(net, one, x, z, y, drawn)
+    w = weights(attacked, now.detach(), first, state.i)
+    (g,) = torch.autograd.grad((w * now).sum(), z)
+    by_hand = region.project(state.query + one.rel_step * region.e * region.steepest(g))
+    stepped = one.step(p, state, oracle.answer(one, p, state.query)).query
+    assert torch.allclose(stepped, by_hand, atol=1e-5) and not torch.equal(stepped, state.query)
+    assert now.shape[1] == (1 if attacked in ("main", *NAMES) else 1 + len(NAMES))
+
+
+def test_on_the_main_task_alone_it_is_pgd_point_by_point(
+    net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
+) -> None:
+    copy, notes = search_copy(net)
+    assert any("folded" in note for note in notes)
+    plain = PGD(name="multi-task", steps=25)  # of the same name, and so from the same starts
+    ours, theirs = (strike(net, heads, one, "linf", 0.08, *images, search=copy) for one in (attack("main"), plain))
+    assert torch.equal(ours.fell, theirs.fell) and 0 < ours.fell.sum() < COUNT
+    assert ours.points.keys() == theirs.points.keys()
+    assert all(torch.equal(point, theirs.points[row]) for row, point in ours.points.items())
+
+
+class Halves(nn.Module):
+    """Features are the pixels; the upper half alone tells the two classes apart."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        self.w = torch.cat([torch.randn(SIDE * SIDE // 2, generator=draw), torch.zeros(SIDE * SIDE // 2)])
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - 0.5
+
+    def head(self, z: Tensor) -> Tensor:
+        score = (z * self.w).sum(1)
+        return torch.stack([score, -score, *[torch.full_like(score, -20.0)] * 8], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def distance(self, x: Tensor, norm: str) -> np.ndarray:
+        """|w.x| / ||w||_dual; no border of [0, 1] is near."""
+        score = (self.features(x) * self.w).sum(1).abs().double().numpy()
+        w = self.w.double().numpy()
+        return np.asarray(score / (np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)))
+
+
+@pytest.fixture(scope="module")
+def halves() -> tuple[Halves, dict[str, Head], Tensor, Tensor]:
+    """An auxiliary task in the lower half: its loss has the size of the main one's, its gradient is at right angles."""
+    net, x = Halves(), 0.5 + 0.05 * (torch.rand(COUNT, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) - 0.5)
+    head = nn.Linear(SIDE * SIDE, 2)
+    head.weight.data = torch.stack([net.w, -net.w]).flip(1)
+    head.bias.data.zero_()
+    return net, {"macro": Head(head, Macro([0, 1] * 5))}, x, net(x).argmax(1)
+
+
+def test_closed_forms_of_a_linear_encoder(halves: tuple[Halves, dict[str, Head], Tensor, Tensor]) -> None:
+    net, heads, x, y = halves
+    exact = {norm: net.distance(x, norm) for norm in ("linf", "l2")}
+
+    def fell(attacked: str, norm: str, factor: float) -> int:
+        one = attack(attacked, steps=40, random_start=False)
+        return int(strike(net, heads, one, norm, exact[norm] * factor, x, y).fell.sum())
+
+    # An element of the sign of the gradient is one task's alone, whatever its weight.
+    for attacked in ("main", "sum", "relative", "wgd"):
+        assert fell(attacked, "linf", 1.001) == COUNT and fell(attacked, "linf", 0.999) == 0
+    # In L2 what is spent on one task is lost to the other.
+    assert fell("main", "l2", 1.001) == COUNT
+    for attacked in ("sum", "relative", "wgd", "cyclic"):
+        assert fell(attacked, "l2", 1.001) < COUNT / 4 and fell(attacked, "l2", 0.999) == 0
+        assert fell(attacked, "l2", 3) == COUNT
+    for norm in ("linf", "l2"):
+        assert fell("macro", norm, 5) == 0  # the main task's logits do not move
+
+
+def test_cyclic_takes_turns(halves: tuple[Halves, dict[str, Head], Tensor, Tensor]) -> None:
+    net, heads, x, y = halves
+    oracle, index = TaskOracle(Oracle(net, slots=COUNT), heads), torch.arange(COUNT)
+    one, drawn = attack("cyclic", random_start=False), sample_key(0, index)
+    region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
+    p = Problem(region, y, torch.full_like(y, -1), index, reference=torch.ones(COUNT, 2), drawn=drawn)
+    state, moved = one.start(p), []
+    for _ in range(4):
+        after = one.step(p, state, oracle.answer(one, p, state.query))
+        d = (after.query - state.query).flatten(1).abs().sum(0)
+        moved.append(["upper"] * bool(d[:32].sum() > 1e-3) + ["lower"] * bool(d[32:].sum() > 1e-3))
+        state = after
+    assert moved == [["upper"], ["lower"], ["upper"], ["lower"]]
+
+
+@pytest.mark.parametrize("attacked", ALL)
+def test_verdicts_and_points_are_those_of_any_order_and_split(
+    attacked: str, net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
+) -> None:
+    one = attack(attacked, steps=6)
+    whole = strike(net, heads, one, "linf", 0.1, *images)
+    mixed = torch.randperm(COUNT, generator=torch.Generator().manual_seed(2))
+    for rows in (mixed, mixed[:9], mixed[9:]):
+        some = strike(net, heads, one, "linf", 0.1, *images, rows=rows)
+        assert torch.equal(some.fell, whole.fell[rows])
+        assert all(torch.equal(point, whole.points[int(rows[row])]) for row, point in some.points.items())
+
+
+def test_passes_through_the_encoder_are_counted(
+    net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
+) -> None:
+    """A pass for the image, one for each task with a view of its own; a gradient for each task that is raised."""
+    (x, y), index = images, torch.arange(COUNT)
+    region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
+    for attacked, forwards, backwards in (("main", 1, 1), ("sum", 3, 5), ("jigsaw", 2, 1), ("macro", 1, 1)):
+        oracle = TaskOracle(Oracle(net, slots=COUNT), heads)
+        p = Problem(region, y, torch.full_like(y, -1), index, drawn=sample_key(0, index))
+        oracle.answer(attack(attacked), p, x)
+        assert (oracle.forwards, oracle.backwards) == (forwards * COUNT, backwards * COUNT)
+
+
+def test_losses_without_an_end_move_nothing_astray(images: tuple[Tensor, Tensor]) -> None:
+    """NaN or infinite losses of a task give no NaN images."""
+    net, (x, _) = Halves(), images
+    broken = nn.Linear(SIDE * SIDE, SIDE * SIDE)
+    broken.weight.data.fill_(torch.inf)
+    heads = {"autoencoder": Head(broken, Autoencoder())}
+    for attacked in COMBINED:
+        found = strike(net, heads, attack(attacked, steps=5), "linf", 0.5, x, net(x).argmax(1))
+        assert found.nonfinite == 0 and all(point.isfinite().all() for point in found.points.values())
+
+
+@pytest.mark.parametrize("setting", [{"loss": "cw"}, {"n_targets": 3}, {"target": 1}])
+def test_losses_and_targets_of_its_own_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="leave out loss, target and n_targets"):
+        attack("sum", **setting)
+
+
+def test_who_is_attacked_is_pinned_down(heads: dict[str, Head], net: Model) -> None:
+    found = tasked(attack("rotation"), heads)
+    assert isinstance(found, MultiTask) and len(found.heads_sha256) == 64
+    assert tasked(found, heads) == found and tasked(PGD(name="pgd", steps=1), heads) == PGD(name="pgd", steps=1)
+    few = {name: heads[name] for name in ("macro", "autoencoder")}
+    with pytest.raises(UserError, match=r"did you mean rotation.*choose from autoencoder, cyclic, jigsaw, macro, main"):
+        tasked(attack("rotaton"), heads)
+    with pytest.raises(UserError, match="unknown attacked 'rotation'"):
+        tasked(attack("rotation"), few)
+    with pytest.raises(UserError, match="name the run that was meant with --model"):
+        tasked(replace(found, attacked="sum"), few)
+    bare = Loaded(net, "python:Net", "net", "0" * 64, None, 10)
+    assert heads_for([PGD(name="pgd", steps=1)], bare) == {}
+    with pytest.raises(UserError, match=r"multi-task attacks the tasks of a run .* which python:Net is not.*--model"):
+        heads_for([PGD(name="pgd", steps=1), attack("sum")], bare)
