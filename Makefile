@@ -15,7 +15,7 @@ TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
 .PHONY: setup demo gate test check format bench parity published bench-training bench-ways bench-cuda \
-  leaderboards effects clean $(BOARDS)
+  mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -120,6 +120,10 @@ bench-cuda: $(CIFAR10_CUDA_NET)/training.svg
 $(CIFAR10_CUDA_NET)/training.svg: | .venv/.installed
 	$(BIN)/advbench train --device cuda --method pgd-at --dataset cifar10 --arch resnet18 --eps 8/255 --epochs 15 \
 	  --out $(CIFAR10_CUDA_NET) --resume
+
+# Attacks and engine with one fault at a time, which the tests must notice: some minutes on one core. ONLY=apgd for some.
+mutations: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/mutations.py $(addprefix --only ,$(ONLY))
 
 # Tables and figures again from leaderboards/records; a test holds them against what is committed.
 leaderboards: setup

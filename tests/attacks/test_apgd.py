@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from advbench import rng
 from advbench.attacks.apgd import APGD
@@ -61,3 +63,42 @@ def test_training_gets_the_best_point_not_the_last(norm: str) -> None:
     z = solve(APGD(name="apgd", steps=12).for_model(norm, 10), objective, p)
     values = torch.stack(asked)
     assert torch.equal(objective(z).detach(), values.amax(0))
+
+
+def test_steps_are_halved_by_the_papers_two_rules() -> None:
+    """Values that are given: random walks, and long climbs from far below that never reach the best value so far."""
+    count, steps = 20, 100
+    values = np.random.default_rng(0).normal(size=(count, steps + 1)).cumsum(1)
+    values[5:, 23:] = -1000 + np.arange(steps - 22)
+    values[5:, 60:] += np.linspace(0, 2000, count - 5)[:, None]
+    index = torch.arange(count)
+    p = Problem(
+        around("linf", torch.full((count, 1, 2, 2), 0.5), torch.full((count,), 0.25)), index, index - count, index
+    )
+    attack = APGD(name="apgd", steps=steps)
+    state, right = attack.start(p), torch.zeros(count, dtype=torch.bool)
+    lengths = []
+    for value in torch.from_numpy(values).float().T:
+        state = attack.step(p, state, Answer(torch.zeros(count, 2), right, value, torch.ones(count, 1, 2, 2)))
+        lengths.append(state.step / 0.5)  # as a share of 2 eps
+    wanted, stuck = zip(*(halvings(row) for row in values), strict=True)
+    assert any(stuck) and not all(stuck)
+    assert np.array_equal(torch.stack(lengths, 1).numpy(), np.array(wanted))
+
+
+def halvings(values: NDArray[np.float64]) -> tuple[list[float], bool]:
+    """The step after each of the 101 values, and whether the second rule alone halved it somewhere."""
+    length, lengths, alone = 1.0, [1.0], False
+    window, checkpoint, rises = 22, 22, 0
+    halved, best = True, values[0]
+    for i in range(1, len(values)):
+        rises += values[i] > values[i - 1]
+        if i == checkpoint:
+            few, stuck = rises <= 0.75 * window, not halved and values[: i + 1].max() == best
+            alone |= stuck and not few
+            halved, best, rises = few or stuck, values[: i + 1].max(), 0
+            length /= 2 if halved else 1
+            window = max(window - 3, 6)
+            checkpoint += window
+        lengths.append(length)
+    return lengths, alone

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from advbench import rng
-from advbench.attacks.square import _forms, _sides, _tiles, _window
+from advbench.attacks.engine import Answer, Problem
+from advbench.attacks.square import Square, _forms, _sides, _tiles, _window
+from advbench.threat import around
 
 CPU = torch.device("cpu")
 
@@ -48,3 +52,27 @@ def test_the_start_covers_the_image(side):
     border = (side - side // max(side // 5, 1) * max(side // 5, 1)) // 2
     inner = tiles[:, :, border : side - border or side, border : side - border or side]
     assert (inner != 0).float().mean() > 0.9
+
+
+def test_what_is_left_of_the_norm_is_shared_among_the_channels():
+    """Algorithm 3: a channel's window gets the mass of both windows and its share of eps^2 - ||delta||^2; then all is
+    scaled to eps."""
+    x, eps = torch.full((4, 2, 10, 10), 0.5), 0.5
+    index = torch.arange(4)
+    p = Problem(
+        around("l2", x, torch.full((4,), eps, dtype=torch.float64)), 0 * index, index - 9, rng.keys(0, "", index)
+    )
+    delta = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    delta *= 0.6 * eps / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    attack = Square(name="square")
+    state = replace(attack.start(p), i=torch.full((4,), 300), best=x + delta, best_value=torch.ones(4))
+    query = attack.step(p, state, Answer(torch.zeros(4, 2), index < 0, torch.zeros(4))).query
+
+    drawn, side = rng.draws(state.key, state.i, 7), torch.full((4,), 3)
+    here, there = (_window(drawn[:, at : at + 2], side, 10, 10)[0] for at in (0, 2))
+    both = torch.maximum(here, there)
+    scale = ((query - x) * (1 - both)).flatten(1).norm(dim=1) / (delta * (1 - both)).flatten(1).norm(dim=1)
+    reached = ((query - x) * here).flatten(2).norm(dim=2) / scale[:, None]
+    wanted = (eps**2 * (1 - 0.6**2) / 2 + (delta * both).flatten(2).norm(dim=2) ** 2).sqrt()
+    assert torch.allclose(reached, wanted, rtol=1e-3)
+    assert torch.allclose((query - x).flatten(1).norm(dim=1), torch.tensor(eps), rtol=1e-4)

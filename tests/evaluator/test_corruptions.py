@@ -123,6 +123,14 @@ def test_an_image_is_corrupted_alike_in_any_order_and_company(package: None) -> 
     assert measured(net, data).record.id == one.record.id != measured(net, data, seed=1).record.id
 
 
+def test_the_corruptions_are_those_of_the_evaluations_seed(package: None) -> None:
+    """At a threshold in the middle of the stand-in's noise for the first corruption at severity 1."""
+    data, net = grey([106] * N), Threshold(127 / 255)
+    tables = [measured(net, data, seed=seed).record.corruptions for seed in (0, 1, 1)]
+    first, second, again = (table.errors["gaussian_noise"][0] for table in tables if table is not None)
+    assert 0 < first < 1 and first != second == again
+
+
 def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_path: Path) -> None:
     result = measured(Threshold(0.5), grey(LEVELS))
     path = result.record.save(tmp_path, result.fates)

@@ -15,6 +15,9 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, evaluate
+from advbench.evaluator.bench import Bench
+from advbench.models import build
+from advbench.record import Fates
 
 EPS = ["0", "0.02", "0.05", "0.1", "0.2", "0.3"]
 N = 120
@@ -215,3 +218,36 @@ def test_a_model_of_other_classes_or_channels_is_refused(digits: Dataset) -> Non
         evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), digits, attack="pgd", eps=["0.1"])
     with pytest.raises(UserError, match="1x8x8"):
         evaluate(nn.Conv2d(3, 10, 3), digits, attack="pgd", eps=["0.1"])
+
+
+@pytest.mark.parametrize("order", [("deepfool", "fab"), ("fab", "deepfool")])
+def test_the_nearest_point_over_all_attacks_counts(linear: nn.Module, digits: Dataset, order: tuple[str, ...]) -> None:
+    few = digits.subset(range(40))
+
+    def measured(*attacks: str) -> Fates:
+        grid = ["0", "0.5", "1", "2"]
+        return evaluate(linear, few, attack=list(attacks), eps=grid, norm="l2", settings={"steps": 4}).fates
+
+    def far(fates: Fates) -> np.ndarray:
+        assert fates.norm is not None
+        return np.nan_to_num(fates.norm, nan=np.inf)
+
+    one, other, both = far(measured(order[0])), far(measured(order[1])), measured(*order)
+    assert (one < other).any() and (other < one).any()
+    assert far(both).tolist() == np.minimum(one, other).tolist()
+    fell = both.by >= 0
+    assert fell.sum() > 20 and (both.by[fell] == (other < one)[fell]).all()
+
+
+def test_a_class_is_centred_at_the_mean_features_of_its_clean_images(digits: Dataset) -> None:
+    net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0).eval()
+    bench = Bench(net, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
+    x, y = digits.batch(slice(None))
+    with torch.no_grad():
+        features = net.features(x)
+    wanted = torch.stack([features[y == k].mean(0) for k in range(10)])
+    assert torch.allclose(bench._centres(), wanted, atol=1e-5) and bool(wanted.any())
+    part = digits.subset(torch.nonzero(y != 3)[:, 0].tolist())
+    without = Bench(net, part, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())._centres()
+    wanted[3] = 0
+    assert torch.allclose(without, wanted, atol=1e-5)

@@ -80,9 +80,10 @@ def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "fourier-linf"])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_every_norm_and_number_of_classes_has_one(norm: str, classes: int) -> None:
-    asked = [find("attacks", "pgd").create(eot=3)]
+    asked = [find("attacks", "pgd").create(), find("attacks", "pgd").create(eot=3, straight_through=True)]
     made, refs = second_look(asked, norm=norm, classes=classes)
-    assert [one.eot for one in made] == [3, 3]
+    assert [(one.eot, one.straight_through) for one in made] == [(3, True)] * 2
+    assert not any(one.straight_through for one in second_look(asked[:1], norm=norm, classes=classes)[0])
     targets = made[1].targets(torch.randn(5, classes), torch.zeros(5, dtype=torch.int64))
     assert targets.shape == (5, min(3, classes - 1))
     assert made[1].loss == ("dlr" if classes > 3 else "cw")

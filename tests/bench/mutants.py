@@ -1,0 +1,416 @@
+"""The table of mutations.py: for each file, and each test that must notice, names with what is changed to what.
+
+The text to be changed is there once in its file, and short, so that work beside it does not make it stale.
+"""
+
+from __future__ import annotations
+
+Change = tuple[str, str, str]  # name, old text, new text
+
+
+def _in(file: str) -> str:
+    return f"tests/{file}.py::test_"
+
+
+BALLS, LOSSES, PGD = _in("test_threat"), _in("attacks/test_losses"), _in("attacks/test_pgd")
+FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("attacks/test_halfspace"), _in("attacks/test_nearest")
+SEARCH, PROMISES, SETS = _in("attacks/test_search"), _in("attacks/test_promises"), _in("attacks/test_autoattack")
+CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_second_look")
+EVALUATE, WINOGRAD = _in("evaluator/test_evaluate"), _in("models/test_winograd")
+NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_walk"), _in("test_record")
+CLOSED, COPY = _in("attacks/test_closed_form"), _in("models/test_search_copy")
+FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
+NEAREST = f"{CLOSED}nearest_point_is_at_the_exact_distance"
+SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
+VALUES = f"{LOSSES}values_and_gradients_are_those_of_the_definition"
+APGD, SQUARE = (f"{_in(f'attacks/test_{name}_reference')}every_query_is_the_packages" for name in ("apgd", "square"))
+STANDARD = f"{SETS}standard_is_the_papers_set"
+
+MUTANTS: dict[str, dict[str, list[Change]]] = {
+    "advbench/threat.py": {
+        f"{FELLS}[pgd-linf-False]": [
+            ("linf-half-ball", "e = eps.to(x.dtype)", "e = 0.5 * eps.to(x.dtype)"),
+            ("linf-large-ball", "(x + e).clamp_max(1)", "(x + 1.1 * e).clamp_max(1)"),
+        ],
+        f"{FELLS}[pgd-fourier-linf-False]": [("fourier-half-ball", "(self.e / f.abs()", "(self.e / 2 / f.abs()")],
+        f"{FELLS}[fgsm-l2-False]": [
+            ("l2-direction-of-signs", "return g / _rows(self.size(g))", "return g.sign() / _rows(self.size(g.sign()))"),
+        ],
+        f"{FELLS}[fgsm-fourier-linf-False]": [("fourier-direction", "passes / f.abs().clamp_min(_TINY)", "passes")],
+        f"{BALLS}projection_lands_inside_and_leaves_what_is_inside": [
+            ("linf-no-projection", "torch.clamp(z, self.low, self.high)", "torch.clamp(z, 0, 1)"),
+            ("l2-no-projection", "s = (e / squares", "s = 1 + 0 * (e / squares"),
+            ("fourier-no-projection", "d * shrink).clamp", "d).clamp"),
+        ],
+        f"{BALLS}l2_projection_is_the_nearest_point": [
+            ("l2-half-ball", "x, e = self.x.flatten(1), self", "x, e = self.x.flatten(1), 0.5 * self"),
+            ("l2-ball-then-box", "range(_CLIMBS)", "range(0)"),
+        ],
+        f"{BALLS}l1_projection_is_the_nearest_point": [
+            ("l1-half-ball", "eps = self.eps.to(a.dtype)", "eps = 0.5 * self.eps.to(a.dtype)"),
+            ("l1-ball-then-box", "reach).sum(1", "reach + 9).sum(1"),
+        ],
+        f"{BALLS}fourier_projection_is_nearly_the_nearest_point": [("fourier-once", "range(4)", "range(1)")],
+        f"{BALLS}steepest_attains_the_dual_norm": [
+            ("l1-least-element", "flat.abs().argmax(1", "flat.abs().argmin(1"),
+            ("linf-dual", "g.abs().flatten(1).sum(1)", "g.abs().flatten(1).amax(1)"),
+        ],
+        f"{BALLS}no_direction_gains_more_than_the_dual_norm": [
+            ("l1-size", "d.abs().flatten(1).sum(1)", "d.abs().flatten(1).amax(1)"),
+        ],
+        f"{BALLS}samples_fill_the_ball_evenly": [
+            ("linf-start-one-sided", "tuple(self.x.shape[1:])) * 2 - 1", "tuple(self.x.shape[1:]))"),
+            ("l2-start-inner", "** (1 / self.x[0].numel())", "** 1"),
+        ],
+        f"{BALLS}a_band_holds_directions_to_its_frequencies": [
+            ("band-from-0", "(radius >= band[0])", "(radius >= 0)"),
+            ("band-projection", "f = f * self.passes", "f = f"),
+        ],
+        f"{BALLS}what_leaks_from_a_band_is_the_energy_outside_of_it": [
+            ("leak-inside", "energy * ~_in_band", "energy * _in_band"),
+        ],
+        f"{BALLS}membership_is_exact_for_linf_and_has_the_stated_tolerance_for_l2": [
+            ("ball-too-tolerant", "(1 + 1e-5)", "(1 + 1e-3)"),
+        ],
+    },
+    "advbench/attacks/losses.py": {
+        f"{LOSSES}what_is_not_finite_is_wrong": [("nan-is-right", "other | ~logits.isfinite().all(1)", "other")],
+        f"{VALUES}[ce-False]": [("ce-flipped", "torch.where(towards, -loss, loss)", "-loss")],
+        f"{VALUES}[ce-True]": [
+            ("ce-targeted-sign", "torch.where(towards, -loss, loss)", "loss"),
+            ("ce-target-ignored", "torch.where(towards, target, y), red", "y, red"),
+        ],
+        f"{VALUES}[cw-False]": [
+            ("cw-flipped", "return reached - own", "return own - reached"),
+            ("rival-is-own", "-torch.inf).argmax(1)", "torch.inf).argmax(1)"),
+        ],
+        f"{VALUES}[dlr-False]": [
+            ("dlr-flipped", "(reached - own) /", "(own - reached) /"),
+            ("dlr-not-scaled", "(first - lower + 1e-12)", "1"),
+        ],
+        f"{VALUES}[dlr-True]": [("dlr-targeted-scale", "(third + fourth[0]) / 2", "third")],
+        f"{LOSSES}kl_is_not_symmetric_and_of_the_clean_answer_first": [
+            ("kl-not-weighted", "was.exp() * (was -", "1 * (was -"),
+        ],
+        f"{LOSSES}targets_are_the_likeliest_wrong_classes_in_their_order": [
+            ("targets-least-likely", "shape[1] - 1), dim=1)", "shape[1] - 1), dim=1, largest=False)"),
+        ],
+    },
+    "advbench/attacks/pgd.py": {
+        f"{FELLS}[pgd-linf-False]": [
+            ("pgd-flipped", "s.query + alpha", "s.query - alpha"),
+            ("pgd-no-projection", "query = region.project(s.query", "query = torch.clone(s.query"),
+        ],
+        f"{PGD}steps_go_along_the_signs_as_far_as_the_paper_says": [
+            ("pgd-short-steps", "self.rel_step * region.e", "0.1 * region.e"),
+            ("fgsm-half-step", '"rel_step": 1.0, "random_start"', '"rel_step": 0.5, "random_start"'),
+            ("n-fgsm-half-step", '"rel_step": 1.0, "init"', '"rel_step": 0.5, "init"'),
+            ("fgsm-rs-step", '"rel_step": 1.25', '"rel_step": 1.0'),
+        ],
+        f"{PGD}starts_are_the_papers": [
+            ("rfgsm-start", "0.5 * region.e * signs", "region.e * signs"),
+            ("n-fgsm-start", "4 * uniform(p.key, shape) - 2", "2 * uniform(p.key, shape) - 1"),
+        ],
+        f"{PGD}momentum_adds_gradients_of_l1_norm_1": [("momentum-forgotten", "self.momentum * velocity + g", "g")],
+        f"{PGD}the_registered_momentum_is_1": [("mi-fgsm-momentum", '"momentum": 1.0', '"momentum": 0.0')],
+        f"{FELLS}[pgd-l1-False]": [("slide-all-elements", "count = max(", "count = size + 0 * max(")],
+        f"{CLOSED}solve_reaches_what_a_band_allows_and_no_more": [
+            ("pgd-band-ignored", "region = banded(p.region, self.band)\n", "region = p.region\n"),
+        ],
+    },
+    "advbench/attacks/apgd.py": {
+        f"{FELLS}[apgd-ce-linf-False]": [("apgd-flipped", "region.project(x + step", "region.project(x - step")],
+        f"{APGD}[linf-40-False]": [
+            ("apgd-no-projection", "region.project(x + alpha", "torch.clone(x + alpha"),
+            ("apgd-no-momentum", "(1 - alpha) * (x - s.previous)", "0 * (x - s.previous)"),
+            ("apgd-start", "noise = noise / noise.abs()", "noise = noise / 2 / noise.abs()"),
+            ("apgd-no-halving", "s.step / 2", "s.step"),
+            ("apgd-not-from-best", "rows(halve, best, s.query)", "s.query"),
+            ("apgd-rises", "rises <= self.rho", "rises > self.rho"),
+        ],
+        f"{APGD}[linf-100-False]": [("apgd-checkpoints", "int(0.03 * steps)", "int(0.06 * steps)")],
+        f"{_in('attacks/test_apgd')}steps_are_halved_by_the_papers_two_rules": [
+            ("apgd-stuck", "window) | stuck", "window)"),
+            ("apgd-stuck-twice", "halved=torch.where(checked, halve, s.halved)", "halved=s.halved"),
+        ],
+        f"{APGD}[l2-100-False]": [("apgd-first-step", "step=2 * region.eps", "step=region.eps")],
+        f"{_in('attacks/test_apgd')}training_gets_the_best_point_not_the_last": [
+            ("apgd-last-point", "return s.best  #", "return s.query  #"),
+        ],
+        f"{STANDARD}[linf]": [
+            ("apgd-steps", "steps: int = 100", "steps: int = 10"),
+            ("apgd-rho", "rho: float = 0.75", "rho: float = 0.5"),
+        ],
+    },
+    "advbench/attacks/apgd_l1.py": {
+        f"{FELLS}[apgd-ce-l1-False]": [
+            ("apgd-l1-flipped", "signs = g.sign()", "signs = -g.sign()"),
+            ("apgd-l1-no-projection", "moved = ball.project(", "moved = torch.clone("),
+            ("apgd-l1-half-ball", "ball = _scaled(p.region, factor)", "ball = _scaled(p.region, factor / 2)"),
+            ("apgd-l1-all-elements", "g.abs() >= least", "g.abs() >= 0"),
+        ],
+        f"{APGD}[l1-40-False]": [
+            ("apgd-l1-length", "s.step / 1.5", "s.step / 1.1"),
+            ("apgd-l1-sparser", "count < 0.95", "count > 0.95"),
+        ],
+        f"{APGD}[l1-40-True]": [
+            ("apgd-l1-next-ball", "after).project(best)", "after).project(s.query)"),
+            ("apgd-l1-larger-balls", "s.best_value) | begin", "s.best_value)"),
+        ],
+    },
+    "advbench/attacks/fab.py": {
+        f"{NEAREST}[fab-linf-False]": [
+            ("fab-flipped", "w, -f, region", "w, f, region"),
+            ("fab-no-way-back", "x + self.beta * (s.query - x)", "s.query"),
+        ],
+        f"{FAB}a_step_mixes_the_ways_from_here_and_from_the_image": [
+            ("fab-alpha", "(one / (one", "(other / (one"),
+            ("fab-no-eta", "add(near, alpha=self.eta)", "add(near, alpha=1)"),
+        ],
+        f"{FAB}each_step_has_a_gradient_and_a_look": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
+        f"{STANDARD}[linf]": [("fab-beta", "beta: float = 0.9", "beta: float = 0.5")],
+        f"{SEVERAL}[linf-fab-t]": [("fab-one-target", "y, self.n_targets)", "y, 1)")],
+    },
+    "advbench/attacks/halfspace.py": {
+        f"{SEVERAL}[linf-fab]": [("boundary-not-by-distance", "f.abs() / (dual + 1e-12)", "f.abs()")],
+        f"{HALFSPACE}is_the_shortest_step_onto_the_hyperplane": [
+            ("halfspace-sign", "rise < 0, -1.0, 1.0", "rise < 0, 1.0, 1.0"),
+            ("halfspace-l2-as-linf", "slope * slope,", "slope,"),
+            ("halfspace-l1-order", "descending=True", "descending=False"),
+        ],
+    },
+    "advbench/attacks/square.py": {
+        f"{FELLS}[square-linf-False]": [
+            ("square-flipped", "better = a.value > s.best_value", "better = a.value < s.best_value"),
+            ("square-half-ball", "torch.lerp(best, border,", "torch.lerp(best, (border + p.region.x) / 2,"),
+        ],
+        f"{SQUARE}[linf]": [
+            ("square-stripes", "(channels, 1, width)", "(channels, 1, 1)"),
+            ("square-never-smaller", "p_init / 2 **", "p_init / 1 **"),
+        ],
+        f"{SQUARE}[l2]": [
+            ("square-l2-half-ball", "delta = region.e * _unit", "delta = 0.5 * region.e * _unit"),
+        ],
+        f"{_in('attacks/test_square')}what_is_left_of_the_norm_is_shared_among_the_channels": [
+            ("square-l2-mass", "(region.e**2 - whole**2)", "(region.e - whole)"),
+        ],
+        f"{SQUARE}[l1]": [("square-l1-mass", "both * channels", "both")],
+        f"{STANDARD}[linf]": [
+            ("square-p-init", "p_init: float = 0.8", "p_init: float = 0.3"),
+            ("square-queries", "n_queries: int = 5000", "n_queries: int = 1000"),
+        ],
+    },
+    "advbench/attacks/ddn.py": {
+        f"{NEAREST}[ddn-l2-False]": [
+            ("ddn-flipped", "s.delta + alpha", "s.delta - alpha"),
+            ("ddn-direction-of-signs", "p.region.steepest(_anywhere", "torch.sign(_anywhere"),
+            ("ddn-shrinks-and-grows", "1 - self.gamma, 1 + self.gamma", "1 + self.gamma, 1 - self.gamma"),
+        ],
+        f"{STEPS}ddn_leaves_a_point_without_gradient_in_a_new_direction_each_time": [
+            ("ddn-same-noise", "rng.fold(p.key, s.i)", "p.key"),
+        ],
+    },
+    "advbench/attacks/schedules.py": {
+        f"{STEPS}ddn_turns_along_the_gradient_and_scales_to_its_norm": [
+            ("cosine-is-flat", "torch.cos(torch.pi * i", "torch.cos(0 * i"),
+        ],
+    },
+    "advbench/attacks/fmn.py": {
+        f"{NEAREST}[fmn-linf-False]": [
+            ("fmn-flipped", "s.query + (alpha", "s.query - (alpha"),
+            ("fmn-no-projection", ".project(moved)", ".project(moved) * 0 + moved"),
+            ("fmn-half-ball", "around(region.norm, x, size)", "around(region.norm, x, size / 2)"),
+            ("fmn-never-shrinks", "s.size * (1 - gamma)", "s.size * (1 + gamma)"),
+        ],
+        f"{STEPS}fmn_shrinks_grows_and_estimates_its_ball": [("fmn-estimate", "region.dual(a", "region.size(a")],
+    },
+    "advbench/attacks/cw.py": {
+        f"{NEAREST}[cw-l2-l2-False]": [
+            ("cw-l2-flipped", "- active.view", "+ active.view"),
+            ("cw-l2-no-distance", "g = 2 * (s.query", "g = 0 * (s.query"),
+        ],
+        f"{STEPS}cw_is_adam_on_distance_and_margin": [("cw-l2-kappa", "a.value < self.kappa", "a.value < 0")],
+        f"{STEPS}cw_searches_c_between_what_was_enough_and_what_was_not": [
+            ("cw-l2-c", "10 * s.c", "s.c"),
+            ("cw-l2-goes-on", "w = rows(over, self._first(p), w)", "w = w + 0"),
+        ],
+    },
+    "advbench/attacks/deepfool.py": {
+        f"{NEAREST}[deepfool-linf-False]": [
+            ("deepfool-flipped", "s.r + length", "s.r - length"),
+            ("deepfool-length", "p.region.dual(w)", "p.region.size(w)"),
+        ],
+        f"{STEPS}deepfool_adds_up_the_steps_and_overshoots_their_sum": [
+            ("deepfool-overshoot", "(1 + self.overshoot) * r", "r"),
+        ],
+    },
+    "advbench/attacks/feature_pgd.py": {
+        f"{FELLS}[feature-pgd-linf-False]": [("feature-pgd-flipped", "return -(read", "return (read")],
+        f"{PGD}features_are_pulled_to_the_centres_of_the_3_likeliest_wrong_classes": [
+            ("feature-pgd-targets", "n_targets: int = 3", "n_targets: int = 1"),
+        ],
+    },
+    "advbench/attacks/multi_task.py": {
+        f"{_in('attacks/test_multi_task')}the_weights_are_the_papers": [
+            ("multi-task-relative", "1 / first.clamp_min", "first.clamp_min"),
+            ("multi-task-rate", "rate = now / first", "rate = now * first"),
+            ("multi-task-turns", "(i % len(tasks))", "(0 * i)"),
+        ],
+        f"{_in('attacks/test_multi_task')}a_step_goes_along_the_gradient_of_the_weighted_losses": [
+            ("multi-task-main-alone", "a.gradient).sum(1)", "a.gradient)[:, 0]"),
+        ],
+    },
+    "advbench/attacks/transfer.py": {
+        f"{PROMISES}transfer_is_judged_by_the_model_and_counts_the_passes_of_both": [
+            ("transfer-judged-by-source", "self.net(query)", "self.search(query)"),
+            ("transfer-gradients-of-net", "__init__(net, source,", "__init__(net, net,"),
+        ],
+    },
+    "advbench/attacks/autoattack.py": {
+        f"{STANDARD}[linf]": [("autoattack-targets", "n_targets=5 if l1 else 9", "n_targets=5 if l1 else 3")],
+        f"{STANDARD}[l1]": [("autoattack-l1-restarts", "restarts=5 if l1 else 1", "restarts=1")],
+        f"{SETS}plus_and_rand_are_the_papers_sets[linf]": [
+            ("autoattack-plus-targets", "n_targets=9, larger", "n_targets=3, larger"),
+            ("autoattack-rand-passes", 'loss="dlr", eot=20', 'loss="dlr", eot=2'),
+        ],
+    },
+    "advbench/attacks/engine.py": {
+        f"{FELLS}[fgsm-linf-False]": [("last-look-forgotten", "return s.i > self.steps", "return s.i >= self.steps")],
+        f"{CLOSED}solve_reaches_the_attainable_gain[fgsm-linf-0.9999]": [
+            ("solve-flipped", "grad(value.sum(), query)", "grad(-value.sum(), query)"),
+        ],
+    },
+    "advbench/attacks/search.py": {
+        f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
+            ("hit-not-verified", "(wrong(logits, p.y) & ", "("),
+        ],
+        f"{SEARCH}a_point_outside_of_the_ball_is_no_candidate": [
+            ("ball-not-checked", "& p.region.contains(query)", ""),
+        ],
+        f"{SEARCH}the_last_update_is_looked_at_and_nothing_after_it": [
+            ("hit-after-the-end", "answer.wrong & ~attack.done(live.state)", "answer.wrong"),
+        ],
+        f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [
+            ("refused-given-up", "and again[place]", "and False"),
+            ("refused-again", "& ~(beyond <= bar)", ""),
+        ],
+        f"{SEARCH}who_is_refused_goes_on_after_a_kill": [
+            ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
+        ],
+        f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
+            ("sibling-goes-on", "[-1 if item >= 0 and self", "[-1 if item < 0 and self"),
+            ("sibling-begins", "if self.closest or not", "if True or not"),
+        ],
+        f"{SEARCH}a_slot_starts_without_what_its_last_item_found": [
+            ("limit-stays-in-slot", "self.live.limit[at] = torch.inf", "self.live.limit[at] += 0"),
+        ],
+        f"{SEARCH}the_nearest_point_of_all_items_and_queries_is_kept": [
+            ("limit-not-lowered", "torch.where(hit, size, limit)", "limit"),
+            ("last-point-kept", "if size[place] < self.verdicts.distance[row]", "if True"),
+        ],
+        f"{SEARCH}each_item_has_numbers_of_its_own": [
+            ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
+            ("search-restarts-alike", "index, target, restart)", "index, target)"),
+        ],
+        f"{CLOSED}kl_is_that_of_the_clean_answer": [("one-restart", "range(attack.restarts)", "range(1)")],
+        f"{SEVERAL}[linf-apgd-t]": [("one-target", "range(self.targets.shape[1])", "range(1)")],
+    },
+    "advbench/attacks/oracle.py": {
+        f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
+            ("verified-by-the-copy", "self.net(filled)", "self.search(filled)"),
+        ],
+        f"{PROMISES}expectation_over_transformation_averages_passes": [
+            ("eot-one-pass", "range(attack.eot - 1)", "range(0)"),
+        ],
+        f"{PROMISES}expectation_over_transformation_averages_features": [
+            ("eot-one-pass-of-features", "range(attack.eot)]", "range(1)]"),
+        ],
+        f"{PROMISES}a_random_model_is_judged_by_the_mean_of_20_passes": [
+            ("random-judged-once", "RANDOM_PASSES if self.random else 1", "1"),
+        ],
+        f"{PROMISES}straight_through_finds_what_a_step_function_hides": [
+            ("straight-through-off", "if attack.straight_through else", "if False else"),
+        ],
+        f"{PROMISES}gradients_that_are_not_finite_are_no_direction": [
+            ("nan-gradient", "grad.nan_to_num(0.0, 0.0, 0.0)", "grad"),
+        ],
+        f"{PROMISES}model_and_global_randomness_are_left_as_they_were[apgd-ce-linf]": [
+            ("train-mode", "net.eval()", "net.train()"),
+        ],
+    },
+    "advbench/rng.py": {
+        f"{NUMBERS}every_part_of_a_key_counts": [
+            ("key-without-index", "in (index, *more):", "in (0 * index, *more):"),
+            ("key-without-target", "in (index, *more):", "in (index, *more[1:]):"),
+            ("key-without-seed", "torch.full_like(index, seed)", "torch.full_like(index, 0)"),
+            ("key-without-attack", "crc32(name.encode())", "0"),
+        ],
+        f"{NUMBERS}an_iteration_draws_on_where_the_one_before_ended": [
+            ("iterations-alike", "at[:, None] * count +", "0 * at[:, None] +"),
+        ],
+    },
+    "advbench/attacks/corruptions.py": {
+        f"{SETS}members_are_the_registered_attacks_of_their_names": [
+            ("corruptions-14", "for name in COMMON)", "for name in COMMON[:14])"),
+        ],
+    },
+    "advbench/evaluator/corruptions.py": {
+        f"{CORRUPTIONS}the_curve_is_the_worst_case_and_the_table_each_ones_error": [
+            ("corruptions-last-severity", "sooner = fell & (severity < first)", "sooner = fell"),
+            ("corruptions-one-severity", "attack.name, severity,", "attack.name, 1,"),
+            ("corruptions-right-images-alone", "float(fell.mean())", "float((fell & bench.correct).mean())"),
+        ],
+    },
+    "advbench/evaluator/walk.py": {
+        f"{WALK}both_walks_find_the_smallest_radius": [
+            ("walk-point-skipped", "(walk.fell > point)", "(walk.fell > point + 1)"),
+            ("walk-one-descent", "samples[going & (", "samples[going & False & ("),
+            ("walk-wrong-answers-stand", "np.where(correct, self.end, 0)", "np.where(correct, self.end, self.end)"),
+        ],
+        f"{WALK}a_near_point_found_in_a_large_ball_counts_for_the_smaller_ones": [
+            ("walk-size-ignored", "np.minimum(points, reached)", "points"),
+        ],
+    },
+    "advbench/record/fates.py": {
+        f"{RECORD}numbers_are_counted_from_the_fates": [
+            ("curve-rises", "| (self.fell > point)", "| (self.fell != point)"),
+        ],
+    },
+    "advbench/evaluator/second_look.py": {
+        f"{SECOND}every_norm_and_number_of_classes_has_one": [
+            ("second-look-targets", "TARGETS = 3", "TARGETS = 1"),
+            ("second-look-no-gradients", "through = any(attack.straight_through", "through = any(False"),
+        ],
+    },
+    "advbench/evaluator/bench.py": {
+        f"{SECOND}what_bf16_hides_falls_in_fp32": [
+            ("second-look-in-bf16", "plain=attack >= len(attacks)", "plain=False"),
+        ],
+        f"{EVALUATE}the_nearest_point_over_all_attacks_counts": [
+            ("nearest-is-last", "nearer = found < distance[rows]", "nearer = found < np.inf"),
+        ],
+        f"{EVALUATE}a_class_is_centred_at_the_mean_features_of_its_clean_images": [
+            ("centres-are-sums", "member.sum(0).clamp_min(1)", "member.sum(0).clamp(1, 1)"),
+        ],
+    },
+    "advbench/models/search_copy.py": {
+        f"{COPY}a_fold_that_changes_logits_is_undone": [
+            (
+                "fold-unchecked",
+                "not difference <= TOLERANCE:\n        return plain, [*",
+                "False:\n        return plain, [*",
+            ),
+        ],
+        f"{COPY}a_convolution_seen_by_others_is_not_folded": [
+            ("fold-seen-by-others", "len(source.users) == 1", "len(source.users) >= 1"),
+        ],
+        f"{COPY}logits_and_input_gradients_agree_and_the_original_is_untouched": [
+            ("copy-in-train-mode", "twin.eval().requires_grad_(False)", "twin.train().requires_grad_(False)"),
+        ],
+    },
+    "advbench/models/winograd.py": {
+        f"{WINOGRAD}the_plain_convolution": [
+            ("winograd-gradient", "x[some, 1:, :2, 1:, :2] +=", "x[some, 1:, :2, 1:, :2] -="),
+        ],
+    },
+}
