@@ -104,6 +104,7 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
         self.crew = Crew()
+        self._alone: dict[tuple[int, int], bool] = {}
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
         """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
@@ -138,6 +139,39 @@ class Oracle:
         logits, value = logits.detach(), value.detach()
         # In the layout of the images, not of the search copy: what mixes two of them is slow.
         return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0).contiguous())
+
+    def shrinks(self, attack: Attack, device: torch.device) -> bool:
+        """Whether passes for `attack` may have fewer rows than `slots`, if `alone` holds."""
+        plain = attack.reads == "logits" and not attack.straight_through
+        return plain and device.type == "cpu" and not self.random
+
+    def alone(self, rows: int, shape: torch.Size) -> bool:
+        """Whether `rows` images of `shape` (C, H, W) have the numbers, to the bit, that they have among all `slots`.
+
+        Kernels are chosen by shapes, and may add up in another order. Random images tell, once for each number of rows.
+        """
+        case = self.slots, rows
+        if case not in self._alone:
+            x = torch.rand(self.slots, *shape, generator=torch.Generator().manual_seed(0))
+            told = zip(self._probed(x), self._probed(x[:rows]), strict=True)
+            self._alone[case] = all(torch.equal(among[:rows], own) for among, own in told)
+        return self._alone[case]
+
+    def _probed(self, x: Tensor) -> list[Tensor]:
+        """Logits at x by both ways, and a gradient."""
+
+        def work(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.no_grad():
+                looked = self.search(part)
+            z = part.clone().requires_grad_()
+            with torch.enable_grad():
+                logits = self.search(z)
+                return looked, logits.detach(), gradient(logits.square().sum(1), z)
+
+        self.forwards += 2 * len(x)
+        self.backwards += len(x)
+        found = self.crew.each(work, [x[at] for at in self.crew.shares(len(x))])
+        return [torch.cat(column) for column in zip(*found, strict=True)]
 
     def verify(self, z: Tensor, y: Tensor) -> Tensor:
         """Whether `net` gets z (n, C, H, W), n <= slots, wrong, in a pass of its own of `slots` rows: (n,) bool."""

@@ -3,8 +3,9 @@
 An item is (sample, target, restart). It ends when its attack is done, or when it or a sibling felled the
 sample. Items are queued target by target, samples of large clean margin first: a sample's later targets
 start when the earlier ones are decided, and the short items come last, so that few slots idle at the
-end. Shapes never change. What an item meets does not depend on its neighbours, so verdicts are those of
-any order, sharding or interruption at the same slot count.
+end. Shapes do not change, but that on a CPU slots are given up once nothing is left to fill them, where the others'
+numbers stay the same to the bit. What an item meets does not depend on its neighbours, so verdicts are those of any
+order, sharding or interruption at the same slot count.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from advbench import rng
+from advbench.attacks.crew import FEWEST
 from advbench.attacks.engine import Asks, Attack, Problem, State, join, mapped, put, rows, surely_none, take
 from advbench.attacks.graphed import Capture, graphed
 from advbench.attacks.live import Hits, Live, copied, kept
@@ -105,10 +107,12 @@ class Search:
             torch.zeros(slots, device=device),
         )
         self.unchecked: list[Hits] = []
+        self._waiting = 0  # items in them
         self.refused: list[tuple[int, State, Tensor]] = []
         # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
         self.enough = slots if len(self.queue) == n else max(1, slots // 8)
         self.eager = ""
+        self._shrinks = capture is None and oracle.shrinks(attack, device)
         self._capture = capture
         self._replay: Callable[[], None] | None = None
 
@@ -121,10 +125,6 @@ class Search:
     def state(self) -> State:
         """Where the items in the slots stand."""
         return self.live.state
-
-    @property
-    def _waiting(self) -> int:
-        return sum(map(len, self.unchecked))
 
     def run(self, watch: Callable[[Search], None] | None = None) -> Verdicts:
         """Work the queue off. `watch` is called after every round; what it raises stops the search."""
@@ -201,6 +201,9 @@ class Search:
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""
+        if not self.refused and self.next == len(self.queue):
+            self._shrink()
+            return
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
         again = [self.refused.pop() for _ in idle[: len(self.refused)]]
         if again:
@@ -215,6 +218,22 @@ class Search:
             problem = self._problem(fresh)
             bar = torch.full((len(fresh),), -torch.inf, device=self.live.bar.device)
             self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), bar)
+
+    def _shrink(self) -> None:
+        """Give up idle slots, by sixteens and a quarter of all or more at a time, where that is worth its trial."""
+        if not self._shrinks or -1 not in self.item:
+            return
+        busy = [slot for slot, item in enumerate(self.item) if item >= 0]
+        count, rows = len(self.item), max(-(-len(busy) // FEWEST), 1) * FEWEST
+        if not busy or 4 * rows > 3 * count or (count - rows) * self.attack.steps < 8 * (self.oracle.slots + rows):
+            return
+        if not self.oracle.alone(rows, self.live.candidate.shape[1:]):
+            self._shrinks = False
+            return
+        idle = [slot for slot, item in enumerate(self.item) if item < 0]
+        stay = busy + idle[: rows - len(busy)]
+        self.live = take(self.live, torch.tensor(stay))
+        self.item = [self.item[slot] for slot in stay]
 
     def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, bar: Tensor) -> None:
         at = torch.tensor(slots, device=self.live.found.device)
@@ -245,6 +264,7 @@ class Search:
             at = torch.tensor(hits, device=ended.device)
             items = torch.tensor([self.item[slot] for slot in hits])
             self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
+            self._waiting += len(hits)
         self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
 
     def _step(self, live: Live) -> Live:
@@ -302,6 +322,7 @@ class Search:
         batch = take(waiting, first)
         rest = torch.arange(len(first), len(waiting))
         self.unchecked = [take(waiting, rest)] if len(rest) else []
+        self._waiting = len(rest)
         items = batch.items.tolist()
         p = self._problem(items)
         z = p.region.project(batch.points)

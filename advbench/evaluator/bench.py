@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advbench.attacks.crew import Crew
+from advbench.attacks.crew import FEWEST, Crew
 from advbench.attacks.engine import Attack
 from advbench.attacks.graphed import cuda_graph
 from advbench.attacks.losses import wrong
@@ -200,7 +200,8 @@ class Bench:
             return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else sizes[points]
 
         def room(attack: int) -> int:
-            return self.oracle.slots // items[attack]
+            fewest = FEWEST if self.oracle.shrinks(every[attack], self.data.device) else self.oracle.slots
+            return fewest // items[attack]
 
         if how == "fast":
             walk.fast(way, strike, len(attacks), room)

@@ -22,10 +22,10 @@ def pool_first(net: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
     modules = dict(net.named_modules())
     moved = False
     for pool in list(graph.nodes):
-        if not _is(pool, modules, _POOLS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)):
+        if not calls(pool, modules, _POOLS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)):
             continue
         relu = pool.args[0] if pool.args else None
-        if not isinstance(relu, fx.Node) or not _is(relu, modules, _RELUS, (nn.ReLU,)) or len(relu.users) > 1:
+        if not isinstance(relu, fx.Node) or not calls(relu, modules, _RELUS, (nn.ReLU,)) or len(relu.users) > 1:
             continue
         if not relu.args:  # given by its name
             continue
@@ -40,7 +40,7 @@ def pool_first(net: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
     return fx.GraphModule(net, graph)
 
 
-def _is(
+def calls(
     node: fx.Node, modules: dict[str, nn.Module], functions: tuple[object, ...], kinds: tuple[type[nn.Module], ...]
 ) -> bool:
     """Whether `node` calls one of `functions`, or a module of exactly one of `kinds` that no hook watches."""

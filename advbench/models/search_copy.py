@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.errors import UserError
 from advbench.models.base import straight_through
+from advbench.models.flat_last import flat_last
 from advbench.models.narrow import NarrowConv2d
 from advbench.models.pool_first import pool_first
 from advbench.models.winograd import WinogradConv2d
@@ -31,12 +32,12 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class SearchCopy(nn.Module):
     """`net` behind a border: any float input in, logits in the input's dtype out."""
 
-    def __init__(self, net: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
+    def __init__(self, net: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
         self.quick = net  # gives the logits of `net`
         self.straight = False  # whatever the input, `net` does the same
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.layout = torch.contiguous_format
         self._packed: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,6 +64,11 @@ class SearchCopy(nn.Module):
         """The logits (B, K) that follow from `features`."""
         return self.net.head(self._inner(z)).to(z.dtype)  # type: ignore[operator, no-any-return]
 
+    def in_layout(self, layout: torch.memory_format) -> None:
+        """Keep weights and images in `layout`."""
+        self.layout = layout
+        self.to(memory_format=layout)  # type: ignore[call-overload]
+
     def _inner(self, x: Tensor) -> Tensor:
         inner = x.to(dtype=self.dtype or x.dtype)
         return inner.contiguous(memory_format=self.layout) if inner.dim() == 4 else inner
@@ -80,12 +86,12 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `narrow`, and wide ones the convolution of
-    `winograd`, to the same tolerance; where a ReLU is max pooled, the pooling comes first. `example` (B, C, H, W)
-    gives shape and device of the random images; a Model of the zoo knows its own. `dtype` (such as
-    torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, by default everywhere but on CUDA in
-    fp32, whose fast convolutions without TF32 want the other one. `net` stays as it is. Raises UserError when `net`
-    cannot be copied.
+    note says why. On a CPU first layers get the gradient of `narrow`, wide ones the convolution of
+    `winograd`, and what reads flattened maps the form of `flat_last`, to the same tolerance; where a ReLU is max
+    pooled, the pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of the
+    zoo knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, if
+    `net` runs in it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other
+    one. `net` stays as it is. Raises UserError when `net` cannot be copied.
     """
     plain = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
@@ -95,18 +101,21 @@ def search_copy(
         plain, notes = _folded(plain, example)
     if dtype is not None:
         plain = plain.to(dtype)
-    if channels_last:
-        plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, module in _convs(plain):
         if NarrowConv2d.fits(module):
             _replace(plain, name, NarrowConv2d(module))
     plain, more = _filtered(plain, example)
     notes += more
-    twin = SearchCopy(plain, dtype, channels_last)
+    twin, x = SearchCopy(plain, dtype), _images(plain, example)
     with torch.random.fork_rng(devices=list(devices)):
-        graph = _trace(plain)  # here, and not while threads are at work: it changes what modules do for all of them
-        if graph is not None:
-            twin.straight, twin.quick = True, _pooled_first(plain, graph, example)
+        # Here, and not while threads are at work: a trace changes what modules do for all of them.
+        twin.straight = _trace(plain) is not None
+        if twin.straight:
+            twin.quick = _rewritten(plain, lambda net, graph, _: pool_first(net, graph), 0.0, x)
+            if channels_last and not devices and dtype is None:
+                twin.quick = _rewritten(twin.quick, flat_last, TOLERANCE, x)
+        if channels_last:
+            notes += _lay_out(twin, x)
     return twin.eval(), notes
 
 
@@ -175,24 +184,40 @@ def _trace(net: nn.Module) -> fx.Graph | None:
         return None
 
 
-def _pooled_first(plain: nn.Module, graph: fx.Graph, example: Tensor | None) -> nn.Module:
-    """`plain`, or what gives its very logits and gradients by `pool_first`.
+_Rewrite = Callable[[nn.Module, fx.Graph, Tensor], fx.GraphModule | None]
+
+
+def _rewritten(net: nn.Module, rewrite: _Rewrite, tolerance: float, x: Tensor | None) -> nn.Module:
+    """`net`, or what `rewrite` makes of it and a trace of it, if logits and gradients at images x differ by `tolerance`
+    of the largest or less.
 
     A trace takes what is random for constant, and loses where gradients are to stop, or to be others.
     """
     try:
-        quick = pool_first(plain, graph)
-        x = _images(plain, example)
+        graph = _trace(net)
+        quick = None if graph is None or x is None else rewrite(net, graph, x)
         if quick is None or x is None:
-            return plain
+            return net
         for through in (False, True):
-            with straight_through(plain) if through else nullcontext():
-                told = zip(_derived(plain, x), _derived(quick, x), strict=True)
-                if not all(torch.equal(one, other) for one, other in told):
-                    return plain
+            with straight_through(net) if through else nullcontext():
+                for one, other in zip(_derived(net, x), _derived(quick, x), strict=True):
+                    if not float((one - other).abs().max()) <= tolerance * float(one.abs().max()):
+                        return net
     except Exception:  # a model may do anything; it is the one that counts
-        return plain
+        return net
     return quick
+
+
+def _lay_out(twin: SearchCopy, x: Tensor | None) -> list[str]:
+    """Put the copy into the channels-last layout, unless images x do not pass it then; a note says so."""
+    twin.in_layout(torch.channels_last)
+    try:
+        if x is not None:
+            _derived(twin, x)
+    except Exception as error:  # `view` raises for maps in this layout; where something else is amiss, both forms do
+        twin.in_layout(torch.contiguous_format)
+        return [f"not in the channels-last layout: the model does not run in it ({_line(error)})"]
+    return []
 
 
 def _derived(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,11 @@
     python tests/bench/efficiency.py [--model SPEC] [--arch NAME] [--dataset NAME] [--eps EPS] [-n N] [--slots S]
         [--attacks LIST] [--threads T]
 
-Bare is a pass of the model itself, without any attack, in the faster of the two memory layouts: forward without a
-graph where only logits were asked for, forward and backward to the input where a gradient was. A few of them are timed
-every half second between the steps of each attack, since other work on the machine slows both alike; and all times are
-the processor's, of all threads together, not the clock's.
+Bare is a pass without any attack, over images of the data set: forward without a graph where only logits were asked
+for, forward and backward to the input where a gradient was. Two shares are given: `net`, of the passes of the model
+itself, frozen, in the faster of the two memory layouts; `copy`, of those of the search copy that is really asked, and
+takes less time. A few of each are timed every half second between the steps of an attack, since other work on the
+machine slows all alike; and all times are the processor's, of all threads together, not the clock's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
 
@@ -37,18 +39,15 @@ EVERY, WARM_UP, TIMES = 0.5, 3, 4
 
 @dataclass(frozen=True)
 class Row:
-    """One attack: processor's seconds it took, and its passes take bare."""
+    """One attack: processor's seconds it took, and its passes take bare, by the model itself and by the copy."""
 
     attack: str
     robust: float
     seconds: float
     forwards: int
     backwards: int
-    bare: float
-
-    @property
-    def efficiency(self) -> float:
-        return self.bare / self.seconds
+    of_net: float
+    of_copy: float
 
 
 Work = Callable[[], object]
@@ -58,13 +57,20 @@ class Bare:
     """Bare passes of batches of `slots` rows, timed now and then; `spent` is the processor's time that this took."""
 
     def __init__(self, net: nn.Module, data: Dataset, slots: int) -> None:
-        x = data.batch(slice(0, 1))[0].expand(slots, -1, -1, -1).contiguous()
+        x = data.batch(torch.arange(slots) % len(data))[0]
+        frozen = [deepcopy(net).eval().requires_grad_(False) for _ in range(2)]
+        layouts = torch.contiguous_format, torch.channels_last
+        nets = [
+            _laid_out(one.to(memory_format=layout), layout)  # type: ignore[call-overload]
+            for one, layout in zip(frozen, layouts, strict=True)
+        ]
         copies = [search_copy(net, channels_last=last, example=x[:1])[0] for last in (False, True)]
         self._works = [
-            min(kind, key=lambda work: median(_times(work, WARM_UP + TIMES)[WARM_UP:]))
-            for kind in ([_forward(copy, x) for copy in copies], [_both(copy, x) for copy in copies])
+            min((kind(one, x) for one in ones), key=lambda work: median(_times(work, WARM_UP + TIMES)[WARM_UP:]))
+            for ones in (nets, copies)
+            for kind in (_forward, _both)
         ]
-        self._found: tuple[list[float], list[float]] = ([], [])
+        self._found: tuple[list[float], ...] = ([], [], [], [])
         self._slots = slots
         self.spent, self._last = 0.0, -EVERY
 
@@ -78,25 +84,31 @@ class Bare:
             self.spent += self._last - began
         return False
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """A row, forward and with its gradient: medians."""
-        forward, both = (median(found) / self._slots for found in self._found)
-        return forward, both
+    def of(self, looks: int, gradients: int) -> tuple[float, float]:
+        """Seconds of so many rows forward and so many with their gradient: by the model itself, and by the copy."""
+        look, both, copys_look, copys_both = (median(found) / self._slots for found in self._found)
+        return looks * look + gradients * both, looks * copys_look + gradients * copys_both
 
 
-def _forward(copy: nn.Module, x: Tensor) -> Work:
+Passes = Callable[[Tensor], Tensor]
+
+
+def _laid_out(net: nn.Module, layout: torch.memory_format) -> Passes:
+    return lambda x: net(x.contiguous(memory_format=layout))  # type: ignore[no-any-return]
+
+
+def _forward(passes: Passes, x: Tensor) -> Work:
     def work() -> None:
         with torch.no_grad():
-            copy(x)
+            passes(x)
 
     return work
 
 
-def _both(copy: nn.Module, x: Tensor) -> Work:
+def _both(passes: Passes, x: Tensor) -> Work:
     def work() -> None:
         z = x.detach().requires_grad_()
-        torch.autograd.grad(copy(z).sum(), z)
+        torch.autograd.grad(passes(z).sum(), z)
 
     return work
 
@@ -125,10 +137,9 @@ def efficiency(
             began = time.process_time()
             verdicts = bench.strike(attack, rows, np.full(len(rows), eps))
             seconds = time.process_time() - began - bare.spent
-            forward, both = bare.seconds
-            passes = (journal.forwards - journal.backwards) * forward + journal.backwards * both
+            passes = bare.of(journal.forwards - journal.backwards, journal.backwards)
             robust = (len(rows) - int(verdicts.fell.sum())) / len(data)
-            found.append(Row(attack.name, robust, seconds, journal.forwards, journal.backwards, passes))
+            found.append(Row(attack.name, robust, seconds, journal.forwards, journal.backwards, *passes))
     return found
 
 
@@ -149,11 +160,11 @@ def main() -> None:
     data = load(given.dataset, "test").subset(range(given.n))
     net = load_model(given.model, arch=given.arch, dataset=data).net
     print(f"{given.model}, {given.dataset}, eps {given.eps:g}, n {given.n}, {given.threads} threads")
-    print(f"{'attack':<10}{'CPU s':>9}{'forwards':>10}{'backwards':>11}{'bare s':>8}{'share':>7}{'robust %':>10}")
+    print(f"{'attack':<10}{'CPU s':>9}{'forwards':>10}{'backwards':>11}{'net':>7}{'copy':>7}{'robust %':>10}")
     for row in efficiency(net, data, given.attacks.split(","), given.eps, slots=given.slots):
         print(
-            f"{row.attack:<10}{row.seconds:>9.1f}{row.forwards:>10}{row.backwards:>11}{row.bare:>8.1f}"
-            f"{row.efficiency:>7.2f}{100 * row.robust:>10.1f}"
+            f"{row.attack:<10}{row.seconds:>9.1f}{row.forwards:>10}{row.backwards:>11}"
+            f"{row.of_net / row.seconds:>7.2f}{row.of_copy / row.seconds:>7.2f}{100 * row.robust:>10.1f}"
         )
 
 
