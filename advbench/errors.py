@@ -23,4 +23,5 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     valid = sorted(choices)
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(valid)}")
+    choice = f"choose from {', '.join(valid)}" if valid else "there are none"
+    return UserError(f"unknown {kind} {name!r}: {hint}{choice}")

@@ -65,6 +65,8 @@ def ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def cw(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The margin (Carlini and Wagner 2017, 1608.04644): z_t - z_y, t the target or the best wrong class."""
+    if not logits.requires_grad and target.device.type == "cpu" and not bool((target >= 0).any()):
+        return margin(logits, y)  # the same numbers in half as many operations, where no gradient is asked for
     reached, own = logits.gather(1, torch.stack([_rival(logits, y, target), y], 1)).unbind(1)
     return reached - own
 

@@ -195,7 +195,8 @@ class Oracle:
             total = self.search(query).float()
             for _ in range(attack.eot - 1):
                 total = total + self.search(query).float()
-            return total / attack.eot, total / attack.eot
+            mean = total / attack.eot if attack.eot > 1 else total
+            return mean, mean
         passes = [self._read(attack, p, query) for _ in range(attack.eot)]
         read, logits = (torch.stack(each).float().mean(0) for each in zip(*passes, strict=True))
         return logits, read

@@ -97,6 +97,8 @@ class Search:
         ]
         self.next = 0
         self.item = [-1] * slots  # the place in the queue of each slot's item; -1: idle
+        self._busy = torch.zeros(slots, dtype=torch.bool, device=device)  # whether a slot has one
+        self._idle = True  # whether slots may have become idle since they were last filled
         problem = self._problem([0] * slots)
         self.live = Live(
             problem,
@@ -170,6 +172,7 @@ class Search:
             return kind(**{name: copied(value, device) for name, value in fields.items()})
 
         self.next, self.item = saved["next"], list(saved["item"])
+        self._leave([False] * len(self.item))
         self.live = Live(
             self._problem([max(item, 0) for item in self.item]),
             state(saved["state"]),
@@ -201,6 +204,9 @@ class Search:
 
     def _fill(self) -> None:
         """Give idle slots the refused items, then the next of the queue whose samples still stand."""
+        if not self._idle:
+            return
+        self._idle = False
         if not self.refused and self.next == len(self.queue):
             self._shrink()
             return
@@ -233,7 +239,7 @@ class Search:
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
         stay = busy + idle[: rows - len(busy)]
         self.live = take(self.live, torch.tensor(stay))
-        self.item = [self.item[slot] for slot in stay]
+        self.item, self._busy = [self.item[slot] for slot in stay], self._busy[stay]
 
     def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, bar: Tensor) -> None:
         at = torch.tensor(slots, device=self.live.found.device)
@@ -242,6 +248,7 @@ class Search:
         self.live.found[at] = False
         self.live.limit[at] = torch.inf
         self.live.bar[at] = bar
+        self._busy[at] = True
         for slot, item in zip(slots, items, strict=True):
             self.item[slot] = item
 
@@ -255,17 +262,23 @@ class Search:
             else:
                 self._replay()
         done = self.attack.done(self.state)
-        ended = done if self.closest else done | self.live.found
+        ended = self._busy & (done if self.closest else done | self.live.found)
         if surely_none(ended):
             return
         over, hit = torch.stack([ended, self.live.found]).tolist()
-        hits = [slot for slot, item in enumerate(self.item) if over[slot] and hit[slot] and item >= 0]
+        hits = [slot for slot in range(len(over)) if over[slot] and hit[slot]]
         if hits:
             at = torch.tensor(hits, device=ended.device)
             items = torch.tensor([self.item[slot] for slot in hits])
             self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
             self._waiting += len(hits)
-        self.item = [-1 if over[slot] else item for slot, item in enumerate(self.item)]
+        self._leave(over)
+
+    def _leave(self, slots: list[bool]) -> None:
+        """Make these idle."""
+        self.item = [-1 if left else item for left, item in zip(slots, self.item, strict=True)]
+        self._busy = torch.tensor([item >= 0 for item in self.item], device=self._busy.device)
+        self._idle = True
 
     def _step(self, live: Live) -> Live:
         """One turn of answers and steps for all slots."""
@@ -345,5 +358,6 @@ class Search:
                 if not self.closest and again[place]:
                     one = torch.tensor([place])
                     self.refused.append((item, take(batch.states, one), overstated[one]))
+                    self._idle = True
         if not self.closest:
-            self.item = [-1 if item >= 0 and self.verdicts.fell[self.queue[item][0]] else item for item in self.item]
+            self._leave([item >= 0 and bool(self.verdicts.fell[self.queue[item][0]]) for item in self.item])

@@ -58,7 +58,7 @@ class Bench:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
-        copy, self.notes = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
+        copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
         self.heads = {name: head.to(data.device) for name, head in (heads or {}).items()}
         self._plain = None if precision == "bf16" else copy

@@ -1,4 +1,4 @@
-"""Linear layers that read maps in the order of the channels-last layout: the same numbers, however maps are flattened."""
+"""Linear layers that read maps in the channels-last layout: the same numbers, however the maps are flattened."""
 
 from __future__ import annotations
 

@@ -203,3 +203,33 @@ def test_what_cannot_be_recorded_is_not_prepacked():
         copy(x)
         assert torch.allclose(copy(bright), net(bright), atol=1e-6)
     assert not copy.straight
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "small_cnn", "small_cnn_16_32_100", "mlp", "linear"])
+def test_a_rows_place_does_not_tell(arch: str) -> None:
+    """By each of the three ways: forward alone, forward with a graph, and the gradient, to the bit."""
+    net = build(arch, num_classes=10, in_channels=1, image_size=28, seed=0).eval()
+    copy, _ = search_copy(net)
+    x = torch.rand(48, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+
+    def told(x):
+        with torch.no_grad():
+            looked = copy(x)
+        z = x.clone().requires_grad_()
+        logits = copy(z)
+        return looked, logits.detach(), torch.autograd.grad(logits.square().sum(), z)[0]
+
+    ours = told(x)
+    for order in (torch.arange(48).roll(1), torch.randperm(48, generator=torch.Generator().manual_seed(1))):
+        assert all(torch.equal(here[order], there) for here, there in zip(ours, told(x[order]), strict=True))
+
+
+def test_a_recording_that_rounds_by_a_rows_place_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's own recording of linear layers does on some CPUs."""
+    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0).eval()
+    x = torch.rand(4, 1, 28, 28)
+    assert prepacked(net, x) is not None
+    monkeypatch.setattr(
+        torch.jit, "optimize_for_inference", lambda made: lambda x: made(x) * (1 + 1e-6 * torch.arange(len(x))[:, None])
+    )
+    assert prepacked(net, x) is None

@@ -1,0 +1,66 @@
+"""Networks that users bring, written as most are: maps flattened by `view`, which only one memory layout allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+OWN = '''
+import torch
+from torch import nn
+from advbench.models.base import Model
+
+class Viewing(Model):
+    def __init__(self, **common):
+        super().__init__(**common)
+        self.conv = nn.Conv2d(self.in_channels, 16, 3, padding=1)
+        self.feature_dim = 16 * self.image_size**2
+        self.linear = nn.Linear(self.feature_dim, self.num_classes)
+
+    def features(self, x):
+        z = torch.relu(self.conv(x))
+        return z.view(z.size(0), -1)
+
+    def head(self, z):
+        return self.linear(z)
+
+class Plain(nn.Module):
+    """Two heads read the maps, so that no rewriting helps."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 16, 3, padding=1)
+        self.one, self.other = nn.Linear(16 * 64, 10), nn.Linear(16 * 64, 10)
+
+    def forward(self, x):
+        z = torch.relu(self.conv(x)).view(x.size(0), -1)
+        return self.one(z) + self.other(z)
+'''
+
+
+@pytest.fixture
+def own(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (cli.folder / "nets_that_view.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(cli.folder))
+    return cli
+
+
+def test_it_is_trained_and_attacked(own: Any) -> None:
+    arch = ["--arch", "nets_that_view:Viewing"]
+    ran = own("train", "--method", "pgd-at", "--dataset", "digits", *arch, "--epochs", "1", "--out", "runs/own")
+    assert ran.code == 0 and "Traceback" not in ran.err, ran.err
+    ran = own("evaluate", "--model", "runs/own", *arch, "--attack", "apgd-t", "--eps", "0,0.1", "-n", "20")
+    assert ran.code == 0 and "Traceback" not in ran.err, ran.err
+
+
+def test_where_no_other_layout_will_do(own: Any) -> None:
+    ran = own("evaluate", "--model", "nets_that_view:Plain", "--dataset", "digits", "--attack", "pgd", "--eps", "0,0.1",
+              "-n", "20")  # fmt: skip
+    assert ran.code == 0 and "95 % interval" in ran.out, ran.err
+
+
+def test_a_maker_that_takes_nothing_is_told_what_it_is_given(own: Any) -> None:
+    ran = own("train", "--method", "pgd-at", "--dataset", "digits", "--arch", "nets_that_view:Plain", "--epochs", "1")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1] == "error: unknown setting of nets_that_view:Plain 'num_classes': there are none"
