@@ -104,7 +104,7 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
         self.crew = Crew()
-        self._alone: dict[tuple[int, int], bool] = {}
+        self._alone: dict[tuple[int, int, int], bool] = {}
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
         """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
@@ -150,7 +150,7 @@ class Oracle:
 
         Kernels are chosen by shapes, and may add up in another order. Random images tell, once for each number of rows.
         """
-        case = self.slots, rows
+        case = self.slots, rows, self.crew.threads
         if case not in self._alone:
             x = torch.rand(self.slots, *shape, generator=torch.Generator().manual_seed(0))
             told = zip(self._probed(x), self._probed(x[:rows]), strict=True)

@@ -358,6 +358,5 @@ class Search:
                 if not self.closest and again[place]:
                     one = torch.tensor([place])
                     self.refused.append((item, take(batch.states, one), overstated[one]))
-                    self._idle = True
         if not self.closest:
             self._leave([item >= 0 and bool(self.verdicts.fell[self.queue[item][0]]) for item in self.item])

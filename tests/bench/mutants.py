@@ -14,6 +14,7 @@ def _in(file: str) -> str:
 
 BALLS, LOSSES, PGD = _in("test_threat"), _in("attacks/test_losses"), _in("attacks/test_pgd")
 FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("attacks/test_halfspace"), _in("attacks/test_nearest")
+SHRINK = _in("attacks/test_shrink")
 SEARCH, PROMISES, SETS = _in("attacks/test_search"), _in("attacks/test_promises"), _in("attacks/test_autoattack")
 CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_second_look")
 EVALUATE, WINOGRAD = _in("evaluator/test_evaluate"), _in("models/test_winograd")
@@ -298,7 +299,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
-            ("sibling-goes-on", "[-1 if item >= 0 and self", "[-1 if item < 0 and self"),
+            ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
             ("sibling-begins", "if self.closest or not", "if True or not"),
         ],
         f"{SEARCH}a_slot_starts_without_what_its_last_item_found": [
@@ -312,8 +313,19 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
             ("search-restarts-alike", "index, target, restart)", "index, target)"),
         ],
+        f"{SHRINK}the_verdicts_are_those_of_all_slots[square]": [
+            ("slots-of-others-kept", "take(self.live, torch.tensor(stay))", "take(self.live, torch.arange(rows))"),
+        ],
+        f"{SHRINK}slots_stay_where_numbers_would_change": [
+            ("shrinks-untried", "if not self.oracle.alone(rows,", "if not rows and (rows,"),
+        ],
         f"{CLOSED}kl_is_that_of_the_clean_answer": [("one-restart", "range(attack.restarts)", "range(1)")],
         f"{SEVERAL}[linf-apgd-t]": [("one-target", "range(self.targets.shape[1])", "range(1)")],
+    },
+    "advbench/models/flat_last.py": {
+        f"{_in('models/test_flat_last')}logits_and_gradients_are_the_models[view]": [
+            ("columns-not-moved", ".permute(0, 2, 3, 1).flatten(1).contiguous()", ".flatten(1).contiguous()"),
+        ],
     },
     "advbench/attacks/oracle.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
@@ -394,6 +406,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/models/search_copy.py": {
+        f"{COPY}a_recording_that_rounds_by_a_rows_place_is_not_used": [
+            ("place-tells", "ours.roll(1, 0)):", "ours.roll(1, 0)) and False:"),
+        ],
         f"{COPY}a_fold_that_changes_logits_is_undone": [
             (
                 "fold-unchecked",
