@@ -151,6 +151,10 @@ class Attack:
         """(S,) bool: items with nothing left to ask. Every update is followed by one last look."""
         return s.i > self.steps  # type: ignore[no-any-return]
 
+    def reached(self, s: Any) -> Tensor | None:
+        """The largest margin (S,) that any query of each item had, where the state tells: below 0 if none was wrong."""
+        return None
+
     def result(self, s: Any) -> Tensor:
         """The strongest point (S, C, H, W) that `solve` hands to training."""
         return s.query  # type: ignore[no-any-return]

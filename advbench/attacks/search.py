@@ -50,13 +50,15 @@ class Samples:
 class Verdicts:
     """`fell` (n,) bool; `distance` (n,) float64 of the nearest verified adversarial point, inf where there is
     none; `points`, by row, are those points where they were asked for; `unverified` counts refused hits, and
-    `nonfinite` those that are wrong by NaN or infinite logits."""
+    `nonfinite` those that are wrong by NaN or infinite logits. `near` (n,), on the CPU, is the largest margin on the
+    search copy by `Attack.reached`, -inf where no item told."""
 
     fell: Tensor
     distance: Tensor
     points: dict[int, Tensor] = field(default_factory=dict)
     unverified: int = 0
     nonfinite: int = 0
+    near: Tensor | None = None
 
 
 class Search:
@@ -85,8 +87,9 @@ class Search:
         n, slots, device = len(samples.y), oracle.slots, samples.y.device
         self.closest = bool(samples.eps.isinf().any())
         self.verdicts = before or Verdicts(
-            torch.zeros(n, dtype=torch.bool), torch.full((n,), torch.inf, dtype=torch.float64)
-        )
+            torch.zeros(n, dtype=torch.bool), torch.full((n,), torch.inf, dtype=torch.float64),
+            near=torch.full((n,), -torch.inf),
+        )  # fmt: skip
         self.targets = attack.targets(samples.logits, samples.y)
         easy_last = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
@@ -162,6 +165,7 @@ class Search:
             "points": dict(v.points),
             "unverified": v.unverified,
             "nonfinite": v.nonfinite,
+            "near": None if v.near is None else copied(v.near),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -181,7 +185,7 @@ class Search:
         self.refused = [(item, state(fields), copied(bar, device)) for item, fields, bar in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
-            saved["nonfinite"],
+            saved["nonfinite"], None if saved.get("near") is None else copied(saved["near"]),
         )  # fmt: skip
 
     def _problem(self, items: list[int]) -> Problem:
@@ -272,6 +276,11 @@ class Search:
             items = torch.tensor([self.item[slot] for slot in hits])
             self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
             self._waiting += len(hits)
+        reached = self.attack.reached(self.state)
+        if reached is not None and self.verdicts.near is not None:
+            ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
+            of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
+            self.verdicts.near.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")
         self._leave(over)
 
     def _leave(self, slots: list[bool]) -> None:

@@ -89,6 +89,9 @@ class Square(Attack):
         query = propose(p, s.i, s.key, best)
         return SquareState(query, s.i + 1, s.key, best, torch.where(better, a.value, s.best_value))
 
+    def reached(self, s: SquareState) -> Tensor | None:
+        return s.best_value if self.loss == "cw" and self.target is None else None
+
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
         """(S,): the side of the square that is tried after i + 1 answers."""
         table = _sides(self.n_queries, self.p_init, self.rescale_schedule, height, width, odd, i.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from advbench.threat import FourierLinf
 
 T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps between two looks of the host
+BLUR = 2.0**-5  # of the largest logit: four steps of bf16 there, and three times what was seen to keep an image
 
 
 class Bench:
@@ -185,16 +187,21 @@ class Bench:
     def curve(self, attacks: tuple[Attack, ...], eps: list[float], how: str, second: tuple[Attack, ...] = ()) -> Fates:
         """Each sample's place on the grid `eps`, by the walk `how` ("fast" or "exact").
 
-        The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`.
+        The attacks of `second` descend in fp32 from there; in `by` they count on after `attacks`. Then so does each of
+        `attacks` for those who came so near in bf16 that its rounding may have kept them.
         """
         way = walk.Walk(eps, self.correct & self.mine)
         sizes, every = np.asarray(eps), (*attacks, *second)
         items = [one.items(self.logits.shape[1]) for one in every]
+        blur = (BLUR * self.logits.abs().amax(1)).cpu().numpy()
+        close = np.zeros((len(attacks), len(blur), len(sizes)), dtype=bool)  # who came near, by attack and point
 
         def strike(
-            attack: int, rows: NDArray[np.int64], points: NDArray[np.int64]
+            attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-            verdicts = self.strike(every[attack], rows, sizes[points], plain=attack >= len(attacks))
+            verdicts = self.strike(every[attack], rows, sizes[points], plain=again or attack >= len(attacks))
+            if second and attack < len(attacks) and not again and verdicts.near is not None:
+                close[attack, rows, points] = verdicts.near.numpy() > -blur[rows]
             # Of several items the one that is verified first decides the size: it is no property of the sample.
             alone = items[attack] == 1
             return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else sizes[points]
@@ -209,6 +216,10 @@ class Bench:
             walk.exact(way, strike, len(attacks))
         for number in range(len(attacks), len(every)):
             walk.descend(way, strike, number, room(number))
+        for number in range(len(attacks)):
+            opened = way.open()
+            near = opened[close[number, opened, way.fell[opened] - 1]]
+            walk.descend(way, partial(strike, again=True), number, room(number), near)
         return way.fates()
 
     def nearest(self, attacks: tuple[Attack, ...], eps: list[float]) -> Fates:

@@ -2,6 +2,8 @@
 
 A search copy in bf16 may hide directions that the model itself has: its gradients are those of a coarser function. The
 two attacks keep their names, and with them their random starts, so that they do what an evaluation all in fp32 does.
+Square, which follows no gradient, loses progress that is finer than bf16's steps: whom it brought near, `Bench.curve`
+lets it attack once more in fp32.
 """
 
 from __future__ import annotations

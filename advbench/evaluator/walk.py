@@ -79,10 +79,10 @@ def fast(walk: Walk, strike: Strike, attacks: int, room: Callable[[int], int] = 
         descend(walk, strike, attack, room(attack))
 
 
-def descend(walk: Walk, strike: Strike, attack: int, room: int = 1) -> None:
-    """Strike just below where each sample is known to fall, going down for as long as it succeeds; at several points
-    at once where there is `room` for so many strikes."""
-    samples = walk.open()
+def descend(walk: Walk, strike: Strike, attack: int, room: int = 1, samples: Ints | None = None) -> None:
+    """Strike just below where each of `samples`, by default all that are open, is known to fall, going down for as long
+    as it succeeds; at several points at once where there is `room` for so many strikes."""
+    samples = walk.open() if samples is None else samples
     while len(samples):
         points = walk.fell[samples, None] - np.arange(1, max(1, room // len(samples)) + 1)
         struck = points >= walk.first

@@ -395,8 +395,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/evaluator/bench.py": {
+        f"{SECOND}who_came_near_in_bf16_meets_the_same_attack_in_fp32[fast]": [
+            ("near-let-go", "number, room(number), near)", "number, room(number), near[:0])"),
+            ("all-are-near", "> -blur[rows]", "> -1e9"),
+        ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
-            ("second-look-in-bf16", "plain=attack >= len(attacks)", "plain=False"),
+            ("second-look-in-bf16", "plain=again or attack >= len(attacks)", "plain=again"),
         ],
         f"{EVALUATE}the_nearest_point_over_all_attacks_counts": [
             ("nearest-is-last", "nearer = found < distance[rows]", "nearer = found < np.inf"),

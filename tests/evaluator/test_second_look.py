@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advbench.attacks.losses import margin
 from advbench.cli.again import asked
 from advbench.cli.keep import answers
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Journal, evaluate
+from advbench.evaluator import bench as bench_module
 from advbench.evaluator import second_look as second_look_module
+from advbench.evaluator.bench import Bench
+from advbench.evaluator.choose import choose
 from advbench.evaluator.second_look import SET, covered, second_look
 from advbench.registry import find
 
@@ -134,3 +138,48 @@ def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Datase
 def test_fp32_has_no_second_look(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(second_look_module, "APGD", None)
     assert len(measure(masked, digits, precision="fp32").record.attack) == 1
+
+
+class Coarse(Masked):
+    """Its gradients are always zero, and in bf16 its logits come in large steps: changes within one are no progress."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.linear(x.flatten(1)).detach()
+        return (logits / 4).round() * 4 if x.dtype is torch.bfloat16 else logits
+
+
+@pytest.mark.parametrize("curve", ["fast", "exact"])
+def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
+    masked: nn.Module, digits: Dataset, curve: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
+    given: dict[str, Any] = {"attack": ["square"], "settings": {"n_queries": 150}, "curve": curve}
+    fp32 = measure(coarse, digits, precision="fp32", **given)
+    monkeypatch.setattr(bench_module, "BLUR", -torch.inf)
+    blind = measure(coarse, digits, **given)
+    monkeypatch.undo()
+    near = measure(coarse, digits, **given)
+    stands, left, found = (sum(point.robust for point in one.record.curve) for one in (fp32, blind, near))
+    assert stands <= found < left - 3
+    assert [ref.name for ref in near.record.attack] == ["square", "apgd-ce", "apgd-t"]
+    assert not np.isin(near.fates.by, (1, 2)).any()  # who fell did so to Square
+    # Those who are far from falling are not asked again: all of Square in fp32 would be as many passes as in bf16.
+    assert blind.record.forwards < near.record.forwards < 1.8 * blind.record.forwards
+    monkeypatch.setattr(bench_module, "BLUR", 1e9)
+    assert measure(coarse, digits, **given).record.forwards > near.record.forwards
+
+
+def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits: Dataset) -> None:
+    coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
+    settings = {"n_queries": 60}
+    (square,) = choose("square", settings, norm="linf", classes=10)[0]
+    (other,) = choose("square", {**settings, "loss": "ce"}, norm="linf", classes=10)[0]
+    bench = Bench(coarse, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
+    rows = np.flatnonzero(bench.correct)
+    verdicts = bench.strike(square, rows, np.full(len(rows), 0.1))
+    stands = ~verdicts.fell
+    clean = margin(bench.logits, digits.labels)[torch.from_numpy(rows)]
+    assert verdicts.near is not None and bool((verdicts.near[stands] < 0).all()) and 0 < stands.sum() < len(rows)
+    assert bool((verdicts.near[stands] > clean[stands]).all())
+    told = bench.strike(other, rows, np.full(len(rows), 0.1)).near
+    assert told is not None and bool(told.isneginf().all())  # its values are no margins
