@@ -49,6 +49,8 @@ def flat_last(net: nn.Module, graph: fx.Graph, x: Tensor) -> fx.GraphModule | No
         if not isinstance(flat, fx.Node) or not _flattens(flat, modules) or len(flat.users) > 1:
             continue
         maps = flat.args[0] if flat.args else None
+        if not isinstance(maps, fx.Node) or maps.op == "placeholder":  # images are not laid out by a layer before
+            continue
         before, after = (shapes.of.get(value, ()) for value in (maps, flat))
         if len(before) != 4 or tuple(after) != (before[0], prod(before[1:])) or prod(before[2:]) == 1:
             continue

@@ -144,3 +144,9 @@ def test_a_model_that_only_works_in_its_own_layout_keeps_it() -> None:
     half, notes = search_copy(net, torch.bfloat16, example=x[:1])
     assert notes[0].startswith("not in the channels-last layout")
     assert torch.allclose(half(x), net(x), atol=0.02)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "linear"])
+def test_a_layer_that_reads_the_images_stays(arch: str) -> None:
+    twin, _ = search_copy(build(arch, num_classes=10, in_channels=3, image_size=8, seed=0))
+    assert twin.quick is twin.net
