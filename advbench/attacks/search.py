@@ -55,10 +55,10 @@ class Verdicts:
 
     fell: Tensor
     distance: Tensor
+    near: Tensor
     points: dict[int, Tensor] = field(default_factory=dict)
     unverified: int = 0
     nonfinite: int = 0
-    near: Tensor | None = None
 
 
 class Search:
@@ -87,9 +87,10 @@ class Search:
         n, slots, device = len(samples.y), oracle.slots, samples.y.device
         self.closest = bool(samples.eps.isinf().any())
         self.verdicts = before or Verdicts(
-            torch.zeros(n, dtype=torch.bool), torch.full((n,), torch.inf, dtype=torch.float64),
-            near=torch.full((n,), -torch.inf),
-        )  # fmt: skip
+            torch.zeros(n, dtype=torch.bool),
+            torch.full((n,), torch.inf, dtype=torch.float64),
+            torch.full((n,), -torch.inf),
+        )
         self.targets = attack.targets(samples.logits, samples.y)
         easy_last = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
@@ -165,7 +166,7 @@ class Search:
             "points": dict(v.points),
             "unverified": v.unverified,
             "nonfinite": v.nonfinite,
-            "near": None if v.near is None else copied(v.near),
+            "near": copied(v.near),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -184,8 +185,8 @@ class Search:
         )
         self.refused = [(item, state(fields), copied(bar, device)) for item, fields, bar in saved["refused"]]
         self.verdicts = Verdicts(
-            copied(saved["fell"]), copied(saved["distance"]), dict(saved["points"]), saved["unverified"],
-            saved["nonfinite"], None if saved.get("near") is None else copied(saved["near"]),
+            copied(saved["fell"]), copied(saved["distance"]), copied(saved["near"]), dict(saved["points"]),
+            saved["unverified"], saved["nonfinite"],
         )  # fmt: skip
 
     def _problem(self, items: list[int]) -> Problem:
@@ -277,7 +278,7 @@ class Search:
             self.unchecked.append(Hits(items, self.live.candidate[at], take(self.state, at), self.live.bar[at]))
             self._waiting += len(hits)
         reached = self.attack.reached(self.state)
-        if reached is not None and self.verdicts.near is not None:
+        if reached is not None:
             ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
             of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
             self.verdicts.near.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")

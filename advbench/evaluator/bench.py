@@ -200,7 +200,7 @@ class Bench:
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             verdicts = self.strike(every[attack], rows, sizes[points], plain=again or attack >= len(attacks))
-            if second and attack < len(attacks) and not again and verdicts.near is not None:
+            if second and attack < len(attacks) and not again:
                 close[attack, rows, points] = verdicts.near.numpy() > -blur[rows]
             # Of several items the one that is verified first decides the size: it is no property of the sample.
             alone = items[attack] == 1

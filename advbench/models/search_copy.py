@@ -109,11 +109,11 @@ def search_copy(
     twin, x = SearchCopy(plain, dtype), _images(plain, example)
     with torch.random.fork_rng(devices=list(devices)):
         # Here, and not while threads are at work: a trace changes what modules do for all of them.
-        twin.straight = _trace(plain) is not None
-        if twin.straight:
-            twin.quick = _rewritten(plain, lambda net, graph, _: pool_first(net, graph), 0.0, x)
-            if channels_last and not devices and dtype is None:
-                twin.quick = _rewritten(twin.quick, flat_last, TOLERANCE, x)
+        graph = _trace(plain)
+        twin.straight = graph is not None
+        twin.quick = _rewritten(plain, graph, lambda net, graph, _: pool_first(net, graph), 0.0, x)
+        if twin.straight and channels_last and not devices and dtype is None:
+            twin.quick = _rewritten(twin.quick, _trace(twin.quick), flat_last, TOLERANCE, x)
         if channels_last:
             notes += _lay_out(twin, x)
     return twin.eval(), notes
@@ -187,14 +187,15 @@ def _trace(net: nn.Module) -> fx.Graph | None:
 _Rewrite = Callable[[nn.Module, fx.Graph, Tensor], fx.GraphModule | None]
 
 
-def _rewritten(net: nn.Module, rewrite: _Rewrite, tolerance: float, x: Tensor | None) -> nn.Module:
-    """`net`, or what `rewrite` makes of it and a trace of it, if logits and gradients at images x differ by `tolerance`
-    of the largest or less.
+def _rewritten(
+    net: nn.Module, graph: fx.Graph | None, rewrite: _Rewrite, tolerance: float, x: Tensor | None
+) -> nn.Module:
+    """`net`, or what `rewrite` makes of it and `graph`, a trace of it, if logits and gradients at images x differ by
+    `tolerance` of the largest or less.
 
     A trace takes what is random for constant, and loses where gradients are to stop, or to be others.
     """
     try:
-        graph = _trace(net)
         quick = None if graph is None or x is None else rewrite(net, graph, x)
         if quick is None or x is None:
             return net

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,9 +16,27 @@ from advbench.attacks.engine import Attack
 from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.oracle import Oracle
 from advbench.attacks.search import Samples, Search, Verdicts
+from advbench.data import load
 
 Floats = NDArray[np.float64]
+Net = TypeVar("Net", bound=nn.Module)
 SIDE, COUNT = 6, 16
+
+
+@pytest.fixture(scope="session")
+def taught() -> Callable[[Net], Net]:
+    """Gives a network for digits a few steps of training, so that attacks have something to do."""
+
+    def teach(made: Net) -> Net:
+        data, optimizer = load("digits", "train"), torch.optim.Adam(made.parameters(), 0.01)
+        for step in range(60):
+            x, y = data.batch(torch.arange(step * 20, step * 20 + 20) % len(data))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(made(x), y).backward()
+            optimizer.step()
+        return made.eval()
+
+    return teach
 
 
 class Affine(nn.Module):
