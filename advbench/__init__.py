@@ -21,9 +21,9 @@ from advbench.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
-    from advbench.attacks.engine import Attack
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
+    from advbench.engine.attack import Attack
     from advbench.eps import Eps
     from advbench.evaluator import Evaluation
 
@@ -68,8 +68,8 @@ def train(
     `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. What is not given is
     chosen as `advbench train` does. Raises UserError.
     """
-    from advbench.cli.runs import choose_data, place_runs
-    from advbench.cli.subject import pick_device
+    from advbench.defaults.run_folders import choose_data, place_runs
+    from advbench.defaults.target import pick_device
     from advbench.recipe import Recipe
     from advbench.trainer import train as run
 
@@ -106,45 +106,45 @@ def evaluate(
     `model` is a specification, or takes images in [0, 1], (B, C, H, W) float32, and gives logits. `dataset` is a
     name, a Dataset, or a pair (x, y) of tensors or arrays; None: the model's own. `n` images are the first, by default
     1,000 of a named dataset, and all of one that is handed over. `eps` None: 0 to 2 x the training eps, or the
-    dataset's usual one. `how` goes to `advbench.evaluator.evaluate`: precision, curve, engine, keep_points, ...
-    Raises UserError.
+    dataset's usual one. `how` are further fields of `advbench.evaluator.Settings` (precision, curve, engine,
+    keep_points, ...), and `journal` and `resume`. Raises UserError.
     """
     from advbench.checkpoint import Loaded
-    from advbench.cli.choice import choose_eps, choose_rows
-    from advbench.cli.subject import Subject, load_subject, pick_device
     from advbench.data.dataset import Dataset
     from advbench.data.tensors import from_tensors
+    from advbench.defaults.choice import choose_eps, choose_rows
+    from advbench.defaults.target import Target, load_target, pick_device
+    from advbench.evaluator import Settings, bare
     from advbench.evaluator import evaluate as measure
-    from advbench.evaluator.evaluate import bare
 
     place = pick_device(device)
     handed = from_tensors(*dataset) if isinstance(dataset, tuple) else dataset
     if isinstance(model, str):
         name = handed.name if isinstance(handed, Dataset) else handed
         cache = {handed.name: handed} if isinstance(handed, Dataset) else {}
-        subject = load_subject(model, dataset=name, arch=None, norm=norm, device=place, trust_pickle=False, cache=cache)
+        target = load_target(model, dataset=name, arch=None, norm=norm, device=place, trust_pickle=False, cache=cache)
     elif handed is None:
         raise UserError("which images? name a dataset, or hand over a pair (x, y)")
     else:
         data = handed if isinstance(handed, Dataset) else load_data(handed)
         loaded = model if isinstance(model, Loaded) else bare(model, data)
-        subject = Subject.of(loaded, data, norm=norm)
+        target = Target.of(loaded, data, norm=norm)
     if eps is None or isinstance(eps, str):
-        eps, _ = choose_eps(eps, subject.norm, subject.train_eps, subject.data.name)
-    count = len(subject.data) if n is None and isinstance(handed, Dataset) else n
-    rows, indices, _ = choose_rows(subject.data, count, "first")
-    return measure(
-        subject.loaded,
-        subject.data.subset(rows),
+        eps, _ = choose_eps(eps, target.norm, target.train_eps, target.data.name)
+    count = len(target.data) if n is None and isinstance(handed, Dataset) else n
+    rows, indices, _ = choose_rows(target.data, count, "first")
+    journal, resume = how.pop("journal", None), how.pop("resume", False)
+    asked = Settings(
         attack=attack,
+        attack_settings=settings or {},
         eps=eps,
-        norm=subject.norm,
-        settings=dict(settings or {}),
+        norm=target.norm,
         seed=seed,
         device=place,
         indices=None if isinstance(handed, Dataset) else indices,
         **how,
     )
+    return measure(target.loaded, target.data.subset(rows), asked, journal=journal, resume=resume)
 
 
 def attack(

@@ -114,6 +114,28 @@ def clear_leftovers(folder: Path) -> None:
                 os.close(handle)
 
 
+def check_writable(folder: Path) -> None:
+    """UserError, before hours are spent, where `folder` is no folder or could not be written; makes nothing."""
+    place = _nearest(folder)
+    if not place.is_dir():
+        raise UserError(f"cannot write {folder}: {place} is a file: choose another folder")
+    if not writable(folder):
+        raise UserError(f"cannot write {folder}: no permission to write in {place}: choose another folder")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or it itself."""
+    return os.access(_nearest(folder), os.W_OK | os.X_OK)
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or the first above it that exists."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[tuple[int, Path]]:
     """A new file beside `path`, open and locked, and its name; at the end it is gone, unless it was renamed."""

@@ -2,8 +2,9 @@
 
 A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` is an entry when it has a
 top-level literal `ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`.
-The literal is read from the source, so names are listed without importing torch. Plug-ins from
-outside come by `package.module:name`.
+The literal is read from the source, so names are listed without importing torch. Code from outside
+comes by `package.module:name`, and is the same: an entry of its module's ENTRIES, or a class or
+function that needs none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import operator
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +23,8 @@ from importlib import resources
 from typing import Any
 
 from advbench.errors import CodeRuns, UserError, unknown
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,24 @@ class Entry:
 
     def load(self) -> Callable[..., Any]:
         """Import the entry's module and return its class or function."""
-        return getattr(importlib.import_module(self.module), self.make)  # type: ignore[no-any-return]
+        return operator.attrgetter(self.make)(importlib.import_module(self.module))  # type: ignore[no-any-return]
 
     def create(self, **settings: Any) -> Any:
-        """Make the object with `settings` over the entry's own. Raises UserError for an unknown setting."""
+        """Make the object with `settings` over the entry's own. Raises UserError for a setting that is unknown, or one
+        that is needed and not there."""
         maker = self.load()
+        if not callable(maker):
+            raise UserError(f"{self.name} is a {type(maker).__name__}: a class or a function is needed")
         known = inspect.signature(maker).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         for key in settings:
             if key not in known and not takes_any:
                 raise unknown(f"setting of {self.name}", key, known)
-        return maker(**{**self.set, **settings})
+        given = {**self.set, **settings}
+        missing = [name for name, p in known.items() if p.default is p.empty and p.kind in _NAMED and name not in given]
+        if missing:
+            raise UserError(f"{self.name} needs {', '.join(missing)}: give defaults where it is defined, or in ENTRIES")
+        return maker(**given)
 
 
 @cache
@@ -69,21 +82,38 @@ def entries(folder: str) -> dict[str, Entry]:
 def find(folder: str, name: str) -> Entry:
     """The entry called `name`; UserError naming the near ones when there is none.
 
-    `package.module:attribute` imports, and so runs, code from outside, which a CodeRuns warning says.
+    `module:name` is the entry `name` of that module's ENTRIES, else its class or function of that name: see `outside`.
     """
     known = entries(folder)
     if name in known:
         return known[name]
     kind = {"analyses": "analysis", "data": "dataset"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        warnings.warn(f"{name} is code outside advbench, which runs now", CodeRuns, stacklevel=1)
-        try:
-            getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # no module of that name, or whatever its code raises
-            raise UserError(f"cannot load {kind} {name!r}: {' '.join(str(error).split())}") from error
-        return Entry(name, module, attribute, about={"summary": "plug-in"})
+        return outside(kind, name)
     raise unknown(kind, name, known)
+
+
+def outside(kind: str, spec: str) -> Entry:
+    """What `module:name` names. Modules are looked for in the current folder too.
+
+    Imports, and so runs, code from outside, which a CodeRuns warning says. Raises UserError where there is no such
+    module or name, or its code raises.
+    """
+    module, _, name = spec.partition(":")
+    if module.partition(".")[0] != "advbench":
+        warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=2)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        table = getattr(importlib.import_module(module), "ENTRIES", {})
+        about: dict[str, Any] = dict(table.get(name, {"make": name, "summary": "plug-in"}))
+        entry = Entry(spec, module, about.pop("make"), about.pop("set", {}), about)
+        entry.load()
+    except Exception as error:  # no module or name like that, or whatever its code raises
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"cannot load {kind} {spec!r}: {reason}; it is meant as package.module:name") from error
+    return entry
 
 
 def _literal(source: str) -> dict[str, dict[str, Any]]:

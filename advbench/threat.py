@@ -109,7 +109,7 @@ class L2(Region):
         """
         x, e = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
         u = z.flatten(1) - x
-        a, reach = u.abs(), room(x, u)
+        a, reach = u.abs(), margin_to_box(x, u)
         squares, full = a**2, reach**2
         s = (e / squares.sum(1, keepdim=True).sqrt().clamp_min(_TINY)).clamp_max(1)
         for _ in range(_CLIMBS):
@@ -153,7 +153,7 @@ class L1(Region):
         """
         u = (z - self.x).flatten(1)
         x = self.x.flatten(1)
-        a, reach = u.abs(), room(x, u)
+        a, reach = u.abs(), margin_to_box(x, u)
         eps = self.eps.to(a.dtype)[:, None]
 
         def total(shift: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
         raise UserError(f"band is {band[0]:g},{band[1]:g}, but must be low,high with 0 <= low < high")
 
 
-def room(x: Tensor, u: Tensor) -> Tensor:
+def margin_to_box(x: Tensor, u: Tensor) -> Tensor:
     """How far each element of x can go towards the side of u within [0, 1]."""
     return (u.sign().clamp_min_(0) - x).abs_()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.subject import BATCH, against, batches, images, load_subjects, one_eps, perturbed, right
+from advbench.analyses.trained_run import BATCH, against, batches, images, load_runs, one_eps, perturbed, right
 from advbench.data.dataset import Dataset
 from advbench.models.base import Model
 
@@ -50,7 +50,7 @@ def run(
     progress: Progress | None = None,
 ) -> Analysis:
     """Table `features`, a row a run. Raises UserError."""
-    subjects = load_subjects(runs, device)
+    subjects = load_runs(runs, device)
     data, train = images(subjects, "test", n, device), images(subjects, "train", 2 * n, device)
     rows = {}
     for done, subject in enumerate(subjects):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.analyses.base import Analysis
-from advbench.analyses.subject import load_subjects
+from advbench.analyses.trained_run import load_runs
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "filters": {
@@ -42,7 +42,7 @@ def run(
     Raises UserError.
     """
     rows: list[dict[str, Any]] = []
-    for subject in load_subjects(runs, device):
+    for subject in load_runs(runs, device):
         for name, layer in subject.net.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 found = {"run": subject.name, "eps": subject.trained_eps.text, "layer": name}

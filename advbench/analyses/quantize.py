@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.subject import (
+from advbench.analyses.trained_run import (
     against,
     images,
-    load_subjects,
+    load_runs,
     named_attack,
     one_eps,
     perturbed,
@@ -58,7 +58,7 @@ def run(
     progress: Progress | None = None,
 ) -> Analysis:
     """Table `accuracy`, a row a run. `layer`: by default the first with weights. Raises UserError."""
-    subjects = load_subjects(runs, device)
+    subjects = load_runs(runs, device)
     data = images(subjects, "test", n, device)
     x, y = data.batch(slice(None))
     rows: dict[str, dict[str, Any]] = {}

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.subject import Subject, images, load_subjects, named_attack, withstands
+from advbench.analyses.trained_run import TrainedRun, images, load_runs, named_attack, withstands
 from advbench.eps import Eps, parse_eps_list
 from advbench.errors import UserError
 from advbench.figure import Line, draw_curves, panels
@@ -54,7 +54,7 @@ def run(
 
     `eps`: the sizes attacked at, by default those trained at. `steps` changes those of the attack. Raises UserError.
     """
-    subjects = load_subjects(runs, device, at_least=2)
+    subjects = load_runs(runs, device, at_least=2)
     check_same(subjects)
     norm = subjects[0].recipe.threat.norm
     trained = {subject.trained_eps.value: subject.trained_eps for subject in subjects}
@@ -114,7 +114,7 @@ def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def check_same(subjects: list[Subject]) -> None:
+def check_same(subjects: list[TrainedRun]) -> None:
     """UserError unless the recipes differ in eps and seed only, apart from runs of standard training, as eps 0."""
     attacked = [subject for subject in subjects if subject.trained_eps.value > 0]
     for subject in attacked[1:]:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.subject import against, images, load_subjects, one_eps, perturbed, right
+from advbench.analyses.trained_run import against, images, load_runs, one_eps, perturbed, right
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
@@ -48,7 +48,7 @@ def run(
 
     Raises UserError.
     """
-    subjects = load_subjects(runs, device, at_least=2)
+    subjects = load_runs(runs, device, at_least=2)
     names = [subject.name for subject in subjects]
     data = images(subjects, "test", n, device)
     size, norm = one_eps(eps, subjects[0]), subjects[0].recipe.threat.norm

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks import apgd_l1
-from advbench.attacks.engine import Answer, Attack, Problem, State, rows
-from advbench.attacks.losses import aims, check_target
+from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.engine.losses import aims, check_target
+from advbench.engine.tensors import rows
 from advbench.errors import UserError
 from advbench.threat import Linf, banded, check_band
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Problem, State, rows
+from advbench.engine.attack import Answer, Problem, State
+from advbench.engine.tensors import rows
 from advbench.threat import Region
 
 _FIRST_SHARE = 0.2

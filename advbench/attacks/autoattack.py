@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Attack
 from advbench.attacks.fab import FAB, FABT
 from advbench.attacks.square import Square
+from advbench.engine.attack import Attack
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "autoattack": {

@@ -6,11 +6,11 @@ The images are those of `data/corruptions.py`, and are judged as they are: nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from advbench.attacks.engine import Asks, Attack
-from advbench.data.corruptions import COMMON
+from advbench.data.corruptions import COMMON, source_of
+from advbench.engine.attack import Asks, Attack, Context
 from advbench.eps import CORRUPTIONS
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -30,6 +30,10 @@ class Corruption(Attack):
 
     steps: int = 1
     source: str = "auto"
+
+    def prepare(self, context: Context) -> Attack:
+        """With the source of the images. Raises UserError where there is none."""
+        return replace(self, source=source_of(context.data, self.source))
 
     def settings(self) -> dict[str, Any]:
         return {"source": self.source}

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from advbench.attacks.engine import Answer, Attack, Problem, State, rows
+from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.engine.tensors import rows
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "cw-l2": {

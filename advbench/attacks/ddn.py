@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Attack, Problem, State, rows, surely_none
 from advbench.attacks.schedules import cosine
+from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.engine.tensors import rows, surely_none
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "ddn": {

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from advbench.attacks.engine import Answer, Asks, Attack, Problem, State
-from advbench.attacks.halfspace import nearest_boundary
+from advbench.engine.attack import Answer, Asks, Attack, Problem, State
+from advbench.engine.hyperplane import nearest_boundary
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "deepfool": {

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
-from advbench.attacks.halfspace import nearest_boundary, to_hyperplane
-from advbench.attacks.losses import likeliest
+from advbench.engine.attack import Answer, Asks, Attack, Problem, State
+from advbench.engine.hyperplane import nearest_boundary, to_hyperplane
+from advbench.engine.losses import likeliest
+from advbench.engine.tensors import rows
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "fab": {

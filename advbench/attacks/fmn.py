@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from advbench.attacks.engine import Answer, Attack, Problem, State
 from advbench.attacks.schedules import cosine
+from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.threat import around
 
 ENTRIES: dict[str, dict[str, Any]] = {

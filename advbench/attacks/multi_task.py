@@ -14,20 +14,20 @@ how much, and the errors of the other tasks). What is drawn for a task, such as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Answer, Asks, Attack, Problem, Reads
-from advbench.attacks.oracle import Oracle
 from advbench.attacks.pgd import PGD, PGDState
 from advbench.checkpoint import BEST, Loaded, load_heads, weights_sha256
+from advbench.engine.attack import Answer, Asks, Attack, Context, Problem, Samples, prepared
+from advbench.engine.oracle import Oracle
 from advbench.errors import UserError, unknown
 from advbench.models.base import Model
-from advbench.models.tasks import MAIN, Drawn, Head, answers, losses
+from advbench.models.tasks import MAIN, Drawn, Head, answers, losses, sample_key
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "multi-task": {
@@ -44,24 +44,48 @@ LEAST = 1e-8  # a clean loss, where losses are divided by it
 
 @dataclass(frozen=True, kw_only=True)
 class MultiTask(PGD):
-    """As PGD, but for the losses, and that there is no target. `heads_sha256` is the hash of the weights of the run's
-    heads, which `tasked` finds."""
+    """As PGD, but for the losses, and that there is no target. `heads_sha256`, the hash of the weights of the run's
+    heads, tells two runs apart in a record."""
 
     asks: ClassVar[Asks] = "jacobian"
-    reads: ClassVar[Reads] = "tasks"
 
     steps: int = 25
     attacked: str = "sum"
     heads_sha256: str = ""
+    heads: Mapping[str, Head] | None = prepared()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss != "ce" or self.n_targets or self.target is not None:
             raise UserError(f"{self.name}: tasks have losses of their own: leave out loss, target and n_targets")
 
-    def raised(self, heads: Mapping[str, Head]) -> tuple[str, ...]:
+    def prepare(self, context: Context) -> Attack:
+        """With the heads of the run that is attacked. Raises UserError when the model is no run that was trained on
+        several tasks, for a task that it does not have, and for other heads than the attack names."""
+        heads = heads_of(context.loaded)
+        if not heads:
+            raise UserError(
+                f"{self.name} attacks the tasks of a run that was trained on several, which {context.loaded.spec} is "
+                "not: name the folder of one with --model (advbench train --method multi-task)"
+            )
+        choices = (MAIN, *COMBINED, *heads)
+        if self.attacked not in choices:
+            raise unknown("attacked", self.attacked, choices)
+        found = weights_sha256(nn.ModuleDict(heads))
+        if self.heads_sha256 not in ("", found):
+            raise UserError(
+                f"{self.name}: the run's heads have the weights {found[:12]}..., not {self.heads_sha256[:12]}...: name "
+                "the run that was meant with --model"
+            )
+        placed = {name: head.to(context.data.device) for name, head in heads.items()}
+        return replace(self, heads_sha256=found, heads=placed)
+
+    def oracle(self, oracle: Oracle, seed: int) -> Oracle:
+        return TaskOracle(oracle, self, seed)
+
+    def raised(self) -> tuple[str, ...]:
         """The tasks whose losses this attack reads, of those that there are: all, or the one named."""
-        every = (MAIN, *heads)
+        every = (MAIN, *(self.heads or {}))
         return (self.attacked,) if self.attacked in every else every
 
     def step(self, p: Problem, s: PGDState, a: Answer) -> PGDState:
@@ -86,79 +110,53 @@ def weights(attacked: str, now: Tensor, first: Tensor, i: Tensor) -> Tensor:
 
 
 class TaskOracle(Oracle):
-    """As `oracle`, but that it reads the losses (S, T) of the tasks which the attack raises; `heads` are on the device
-    of its nets, which show their features."""
+    """As `oracle`, but that it reads the losses (S, T) of the tasks which `attack` raises, and an item compares with
+    those of its clean image. The heads are on the device of the oracle's nets, which show their features; tasks draw
+    by `seed` and the sample."""
 
-    def __init__(self, oracle: Oracle, heads: Mapping[str, Head]) -> None:
+    def __init__(self, oracle: Oracle, attack: MultiTask, seed: int) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
-        self.heads, self.crew = heads, oracle.crew
+        self.row_threads, self.attack, self.seed = oracle.row_threads, attack, seed
+        every = attack.heads or {}
+        self.heads = {name: every[name] for name in attack.raised() if name != MAIN}
+        self._clean: tuple[Samples, Tensor] | None = None
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
-        views = sum(isinstance(head.task, Drawn) for head in self._heads(attack).values())
+        views = sum(isinstance(head.task, Drawn) for head in self.heads.values())
         self.forwards += views * len(query) * attack.eot
         return super().answer(attack, p, query, asks)
 
-    def clean(self, attack: Attack, x: Callable[[Tensor], Tensor], y: Tensor, drawn: Tensor) -> Tensor:
-        """The losses (n, T) of the clean images x(rows) of classes y (n,), by `net` in passes of `slots` rows; tasks
-        draw by the keys `drawn` (n,)."""
+    def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:
+        if self._clean is None or self._clean[0] is not samples:
+            self._clean = samples, self.clean(samples.x, samples.y, samples.index)
+        return self._clean[1][row]
+
+    def clean(self, x: Callable[[Tensor], Tensor], y: Tensor, index: Tensor) -> Tensor:
+        """The losses (n, T) of the clean images x(rows) of classes y (n,) and places `index` (n,) in the dataset, by
+        `net` in passes of `slots` rows."""
         found = []
         for some in torch.arange(len(y), device=y.device).split(self.slots):
             rows = some[torch.arange(self.slots, device=y.device) % len(some)]  # what is short is filled with its own
             images = x(rows)
             with torch.no_grad():
-                values, _ = self._losses(self.net, attack, images, images, y[rows], drawn[rows])
+                _, values = self._losses(self.net, images, images, y[rows], index[rows])
             found.append(values[: len(some)])
         return torch.cat(found)
 
-    def _read(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
-        assert p.drawn is not None
-        return self._losses(self.search, attack, p.region.x, query, p.y, p.drawn)
+    def read(self, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        assert p.index is not None
+        return self._losses(self.search, p.region.x, query, p.y, p.index)
 
-    def _losses(
-        self, f: nn.Module, attack: Attack, x: Tensor, z: Tensor, y: Tensor, drawn: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Losses (B, T) and logits (B, K) of f at z, perturbations of the clean x."""
-        assert isinstance(attack, MultiTask)
-        heads = self._heads(attack)
-        out = answers(f, heads, z, drawn)  # type: ignore[arg-type]
-        found = losses(out, heads, x, y, drawn)
-        return torch.stack([found[name] for name in attack.raised(self.heads)], 1), out[MAIN]
-
-    def _heads(self, attack: Attack) -> dict[str, Head]:
-        """Those whose answers the attack needs."""
-        assert isinstance(attack, MultiTask)
-        return {name: self.heads[name] for name in attack.raised(self.heads) if name != MAIN}
+    def _losses(self, f: nn.Module, x: Tensor, z: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and losses (B, T) of f at z, perturbations of the clean x."""
+        drawn = sample_key(self.seed, index)
+        out = answers(f, self.heads, z, drawn)  # type: ignore[arg-type]
+        found = losses(out, self.heads, x, y, drawn)
+        return out[MAIN].float(), torch.stack([found[name] for name in self.attack.raised()], 1).float()
 
 
-def heads_for(attacks: Sequence[Attack], loaded: Loaded) -> dict[str, Head]:
-    """The heads of the run that is attacked, by task, where one of `attacks` is on tasks, else none. Raises UserError
-    when the model is no run that was trained on several."""
-    asked = [attack.name for attack in attacks if attack.reads == "tasks"]
-    if not asked:
+def heads_of(loaded: Loaded) -> dict[str, Head]:
+    """The heads, by task, of a run that was trained on several; none of another model."""
+    if loaded.folder is None or loaded.file != BEST or not isinstance(loaded.net, Model):
         return {}
-    found: dict[str, Head] = {}
-    if loaded.folder is not None and loaded.file == BEST and isinstance(loaded.net, Model):
-        found = load_heads(loaded.folder, loaded.net)
-    if not found:
-        raise UserError(
-            f"{asked[0]} attacks the tasks of a run that was trained on several, which {loaded.spec} is not: name the "
-            "folder of one with --model (advbench train --method multi-task)"
-        )
-    return found
-
-
-def tasked(attack: Attack, heads: Mapping[str, Head]) -> Attack:
-    """`attack`, or for one on tasks one that knows the heads' weights by their hash, so that a record tells two runs
-    apart. Raises UserError for a task that the run does not have, and for other heads than the attack names."""
-    if not isinstance(attack, MultiTask):
-        return attack
-    choices = (MAIN, *COMBINED, *heads)
-    if attack.attacked not in choices:
-        raise unknown("attacked", attack.attacked, choices)
-    found = weights_sha256(nn.ModuleDict(heads))
-    if attack.heads_sha256 not in ("", found):
-        raise UserError(
-            f"{attack.name}: the run's heads have the weights {found[:12]}..., not {attack.heads_sha256[:12]}...: name "
-            "the run that was meant with --model"
-        )
-    return replace(attack, heads_sha256=found)
+    return load_heads(loaded.folder, loaded.net)

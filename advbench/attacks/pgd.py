@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advbench.attacks.engine import Answer, Attack, Problem, State
-from advbench.attacks.losses import KL, aims, check_target
+from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.engine.losses import KL, aims, check_target
 from advbench.errors import UserError, unknown
 from advbench.rng import normal, signs, uniform
 from advbench.threat import L1, Region, banded, check_band
@@ -73,6 +73,7 @@ class PGD(Attack):
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
+    steps: int = 10
     rel_step: float = 0.25
     step_size: float | None = None
     random_start: bool = True

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Asks, Attack, Problem, State, rows
-from advbench.attacks.losses import aims, check_target
+from advbench.engine.attack import Answer, Asks, Attack, Problem, State
+from advbench.engine.losses import aims, check_target
+from advbench.engine.tensors import rows
 from advbench.errors import UserError
 from advbench.threat import Linf
 
@@ -89,7 +90,7 @@ class Square(Attack):
         query = propose(p, s.i, s.key, best)
         return SquareState(query, s.i + 1, s.key, best, torch.where(better, a.value, s.best_value))
 
-    def reached(self, s: SquareState) -> Tensor | None:
+    def best_margin(self, s: SquareState) -> Tensor | None:
         return s.best_value if self.loss == "cw" and self.target is None else None
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:

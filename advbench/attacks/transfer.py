@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Answer, Asks, Attack, Problem
-from advbench.attacks.losses import wrong
-from advbench.attacks.oracle import Oracle
 from advbench.checkpoint import load_model
-from advbench.data.dataset import Dataset
+from advbench.engine.attack import Answer, Asks, Attack, Context, Problem, prepared
+from advbench.engine.losses import wrong
+from advbench.engine.oracle import Oracle
 from advbench.errors import UserError
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -32,18 +31,38 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(APGD):
-    """`source` is the spec of the model the gradients come from: whoever runs the attack loads it and answers with a
-    `SourceOracle`. `source_sha256` is the hash of its weights, which `sourced` finds."""
+    """`source` is the spec of the model the gradients come from; `source_sha256`, the hash of its weights, tells two
+    sources apart in a record."""
 
     version: ClassVar[int] = 2
 
     source: str = ""
     source_sha256: str = ""
+    source_net: nn.Module | None = prepared()
 
     def for_model(self, norm: str, classes: int) -> Attack:
         if not self.source:
             raise UserError(f"{self.name} needs the model that its points are made on: --set source=MODEL")
         return super().for_model(norm, classes)
+
+    def prepare(self, context: Context) -> Attack:
+        """With the source. Raises UserError when it cannot be loaded, or has other weights than the attack names."""
+        data = context.data
+        loaded = load_model(self.source, dataset=data, device=data.device)
+        if self.source_sha256 not in ("", loaded.weights_sha256):
+            raise UserError(
+                f"{self.name}: the source {self.source} has the weights {loaded.weights_sha256[:12]}..., not "
+                f"{self.source_sha256[:12]}...: name the one that was meant by --set source=MODEL"
+            )
+        net = loaded.net.eval().requires_grad_(False)
+        return replace(self, source_sha256=loaded.weights_sha256, source_net=net)
+
+    def follows_gradient(self) -> bool:
+        return False
+
+    def oracle(self, oracle: Oracle, seed: int) -> Oracle:
+        assert self.source_net is not None
+        return SourceOracle(oracle.net, self.source_net, slots=oracle.slots, random=oracle.random)
 
 
 class SourceOracle(Oracle):
@@ -59,28 +78,3 @@ class SourceOracle(Oracle):
             answer.logits = self.net(query).float()
             answer.wrong = wrong(answer.logits, p.y)
         return answer
-
-
-def sourced(attack: Attack, data: Dataset) -> Attack:
-    """`attack`, or for a transfer attack one that knows its source's weights by their hash, so that a record tells two
-    sources apart. Raises UserError when the source cannot be loaded, or has other weights than the attack names."""
-    if not isinstance(attack, Transfer):
-        return attack
-    found = load_model(attack.source, dataset=data).weights_sha256
-    if attack.source_sha256 not in ("", found):
-        raise UserError(
-            f"{attack.name}: the source {attack.source} has the weights {found[:12]}..., not "
-            f"{attack.source_sha256[:12]}...: name the one that was meant by --set source=MODEL"
-        )
-    return replace(attack, source_sha256=found)
-
-
-def oracle_for(attack: Attack, oracle: Oracle, data: Dataset) -> Oracle:
-    """`oracle`, or for a transfer attack one that answers with its source, loaded for `data` and its device.
-
-    Raises UserError when the source cannot be loaded or does not fit the data.
-    """
-    if not isinstance(attack, Transfer):
-        return oracle
-    source = load_model(attack.source, dataset=data, device=data.device).net
-    return SourceOracle(oracle.net, source.eval().requires_grad_(False), slots=oracle.slots, random=oracle.random)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advbench.cli.console import Screen
-from advbench.cli.keep import check_writable, save, shown
+from advbench.cli.keep import save, shown
 from advbench.cli.stop import Stop
-from advbench.cli.subject import load_subject, pick_device
 from advbench.compare import whereabouts
+from advbench.defaults.target import load_target, pick_device
 from advbench.eps import Eps
 from advbench.errors import UserError
-from advbench.evaluator import Journal, evaluate
-from advbench.evaluator.choose import choose
-from advbench.evaluator.second_look import SET
+from advbench.evaluator import Journal, Settings, evaluate
+from advbench.evaluator.attack_set import resolve
+from advbench.evaluator.fp32_recheck import SET
+from advbench.files import check_writable
 from advbench.record import Record, load_record
 
 if TYPE_CHECKING:
@@ -47,28 +48,29 @@ def repeat(
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
             spec = model or whereabouts(path, was)
-            subject = load_subject(
+            target = load_target(
                 spec, dataset=was.dataset.name, arch=arch_of(spec, was),
                 norm=was.norm, device=place, trust_pickle=trust_pickle, fetching=fetching,
             )  # fmt: skip
-        data = images(subject.data, was)
-        if subject.loaded.weights_sha256 != was.model.weights_sha256:
+        data = images(target.data, was)
+        if target.loaded.weights_sha256 != was.model.weights_sha256:
             raise UserError(
-                f"{subject.loaded.spec} has other weights than record {was.id} tells of: name them by --model"
+                f"{target.loaded.spec} has other weights than record {was.id} tells of: name them by --model"
             )
         if data.images_sha256 != was.dataset.images_sha256:
             raise UserError(f"{was.dataset.name} has other images here than record {was.id} tells of")
-        names, settings = asked(was, data.num_classes)
-        screen.say(f"again {was.id}: {subject.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}")
+        names, changed = asked(was, data.num_classes)
+        screen.say(f"again {was.id}: {target.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}")
         with screen.bar(was.id) as bar:
-            result = evaluate(
-                subject.loaded, data, attack=names, settings=settings, norm=was.norm, seed=was.seed, device=place,
+            settings = Settings(
+                attack=names, attack_settings=changed, norm=was.norm, seed=was.seed, device=place,
                 eps=[Eps(point.eps_text, point.eps) for point in was.curve], precision=was.engine.precision,
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                processes=None, journal=Journal(stop=stop, progress=shown(bar)), command=("advbench", *argv),
+                processes=None, command=("advbench", *argv),
             )  # fmt: skip
+            result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=shown(bar)))
     now = result.record
     same = now.id == was.id
     moved = int(np.sum(result.fates.fell != fates.fell))
@@ -108,7 +110,7 @@ def verdict(was: Record, now: Record, moved: int) -> str:
 
 def images(data: Dataset, record: Record) -> Dataset:
     """The images of a split that a record was measured on. Raises UserError."""
-    from advbench.cli.choice import choose_rows
+    from advbench.defaults.choice import choose_rows
 
     indices = record.dataset.indices
     if isinstance(indices, str):
@@ -124,7 +126,7 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
     if record.engine.name != "advbench":
         return names, {}
-    _, usual = choose(names, {}, norm=record.norm, classes=classes)
+    _, usual = resolve(names, {}, norm=record.norm, classes=classes)
     if [ref.name for ref in usual] != [ref.name for ref in named]:
         raise UserError(f"record {record.id}: {'+'.join(names)} stands for other attacks now")
     settings: dict[str, Any] = {}

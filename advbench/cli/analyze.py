@@ -15,6 +15,7 @@ from advbench.cli.console import Screen
 from advbench.cli.settings import fit_settings
 from advbench.cli.stop import Stop
 from advbench.errors import UserError, unknown
+from advbench.files import check_writable
 from advbench.registry import entries, find
 
 if TYPE_CHECKING:
@@ -89,10 +90,9 @@ def analyze(
         raise UserError(f"{out} exists: replace what it holds with --force, or name another --out")
     out = out or _free(ANALYSES / name.replace(":", "-"))
 
-    from advbench.attacks.oracle import exact_kernels
     from advbench.checkpoint import read_card
-    from advbench.cli.keep import check_writable
-    from advbench.cli.subject import pick_device
+    from advbench.defaults.target import pick_device
+    from advbench.engine.kernels import exact_kernels
 
     for run in runs:
         read_card(Path(run))

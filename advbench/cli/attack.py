@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advbench.cli import options
-from advbench.cli.choice import check_asked, choose_rows, reference_eps
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings
 from advbench.cli.stop import Halted, Stop
-from advbench.eps import parse_eps
+from advbench.defaults.choice import check_asked, choose_rows, reference_eps
+from advbench.eps import Eps, parse_eps
 from advbench.errors import Interrupted, UserError
+from advbench.files import check_writable
 from advbench.registry import find
 
 if TYPE_CHECKING:
     from advbench.cli.examples import Examples
+    from advbench.defaults.target import Target
 
 FILES = ("examples.npz", "examples.csv", "examples.png", "attack.json")
 ATTACKS = Path("attacks")
@@ -56,8 +59,8 @@ def command(
     examples.npz holds x, x_adv, y, the predictions before and after, and the positions in the test split.
     """
     with Screen(as_json=as_json).ready() as screen:
-        attack(
-            model,
+        flags = Flags(
+            model=model,
             attack=attack_name,
             eps=eps,
             n=n,
@@ -72,86 +75,101 @@ def command(
             resume=resume,
             force=force,
             trust_pickle=trust_pickle,
-            screen=screen,
-            argv=context.obj or (),
         )
+        attack(flags, screen=screen, argv=context.obj or ())
 
 
-def attack(
-    model: str | None = None,
-    *,
-    attack: str = "pgd",
-    eps: str | None = None,
-    n: int | None = None,
-    dataset: str | None = None,
-    arch: str | None = None,
-    norm: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    settings: dict[str, Any] | None = None,
-    out: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    trust_pickle: bool = False,
-    screen: Screen | None = None,
-    argv: Sequence[str] = (),
-) -> Examples:
-    """Attack the first `n` (64) test images of `model` (None: the newest run) and write what came of it into `out`.
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of `advbench attack`; None where a default is chosen later. No model: the newest run."""
+
+    model: str | None = None
+    attack: str = "pgd"
+    eps: str | None = None
+    n: int | None = None
+    dataset: str | None = None
+    arch: str | None = None
+    norm: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+    trust_pickle: bool = False
+
+
+def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
+    """Attack the first `n` (64) test images of the model and write what came of it into `out`.
 
     Raises UserError, before anything is run, for whatever does not fit; Interrupted when a signal came.
     """
     screen = screen or Screen()
-    find("attacks", attack)
-    other_norms = Path(model or "runs").is_dir()  # a run may be trained in one
-    check_asked(eps=eps, norm=norm or (None if other_norms else "linf"), n=n, subset="first")
-    if eps is not None and "," in eps:
-        raise UserError(f"--eps {eps!r}: attack takes one size; advbench evaluate takes a list")
-    if out is not None and out.exists() and not (force or resume):
-        raise UserError(f"{out} exists: replace what it holds with --force, or name another --out")
-
+    check_flags(flags)
     from advbench.cli.examples import collect, write
-    from advbench.cli.keep import check_writable, shown
-    from advbench.cli.subject import load_subject, newest_run, pick_device
-    from advbench.evaluator import Journal, evaluate
+    from advbench.cli.keep import shown
+    from advbench.defaults.target import load_target, newest_run, pick_device
+    from advbench.evaluator import Journal, Settings, evaluate
 
-    spec = model or newest_run()
-    place = pick_device(device)
+    spec = flags.model or newest_run()
+    device = pick_device(flags.device)
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
-            subject = load_subject(
-                spec, dataset=dataset, arch=arch, norm=norm, device=place, trust_pickle=trust_pickle, fetching=fetching
-            )
-        images, ball = subject.data.name, subject.norm
-        size = parse_eps(eps, ball) if eps else subject.train_eps or reference_eps(images, ball)
-        if size is None:
-            raise UserError(f"there is no usual {ball} eps for {images}: write a size such as --eps 8/255")
-        rows, indices, about = choose_rows(subject.data, n or min(IMAGES, len(subject.data)), "first")
-        if out is None:
-            words = (attack, Path(spec).name, images, ball, size.text)
-            out = free(ATTACKS / "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words), resume=resume)
+            target = load_target(
+                spec, dataset=flags.dataset, arch=flags.arch, norm=flags.norm, device=device,
+                trust_pickle=flags.trust_pickle, fetching=fetching,
+            )  # fmt: skip
+        size = choose_size(flags, target)
+        rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")
+        out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), resume=flags.resume)
         check_writable(out)
-        why = "" if model else " (newest run)"
         screen.say(
-            f"{attack} on {spec}{why}: {about} of {images} ({subject.about_data}), {ball} eps {size}, on {place}, "
-            f"into {out}"
+            f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
+            f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
         )
-        data = subject.data.subset(rows)
-        with screen.bar(attack) as bar:
+        data = target.data.subset(rows)
+        settings = Settings(
+            attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
+            device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
+        )  # fmt: skip
+        with screen.bar(flags.attack) as bar:
             journal = Journal(out.parent / f".{out.name}.journal", stop=stop, progress=shown(bar))
             try:
-                result = evaluate(
-                    subject.loaded, data, attack=attack, eps=[size], norm=ball, settings=settings or {},
-                    seed=seed, device=place, precision=precision, indices=indices, journal=journal, resume=resume,
-                    keep_points=True, command=("advbench", *argv),
-                )  # fmt: skip
+                result = evaluate(target.loaded, data, settings, journal=journal, resume=flags.resume)
             except Interrupted as error:
                 raise Halted(str(error).partition(":")[0], {"--model": spec, "--out": str(out)}) from error
-        examples = collect(subject.loaded.net, data.to(place), result)
+        examples = collect(target.loaded.net, data.to(device), result)
         write(examples, result.record, out)
         journal.finish()
     show(examples, result.record.model_dump(mode="json", by_alias=True), out, screen)
     return examples
+
+
+def check_flags(flags: Flags) -> None:
+    """Raise UserError for what is wrong whatever the model."""
+    find("attacks", flags.attack)
+    other_norms = Path(flags.model or "runs").is_dir()  # a run may be trained in one
+    check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
+    if flags.eps is not None and "," in flags.eps:
+        raise UserError(f"--eps {flags.eps!r}: attack takes one size; advbench evaluate takes a list")
+    if flags.out is not None and flags.out.exists() and not (flags.force or flags.resume):
+        raise UserError(f"{flags.out} exists: replace what it holds with --force, or name another --out")
+
+
+def choose_size(flags: Flags, target: Target) -> Eps:
+    """The size given, else that of the training, else the usual one of the images. Raises UserError."""
+    images, norm = target.data.name, target.norm
+    size = parse_eps(flags.eps, norm) if flags.eps else target.train_eps or reference_eps(images, norm)
+    if size is None:
+        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps 8/255")
+    return size
+
+
+def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:
+    """Tells attacks apart that differ in more than their settings."""
+    words = (attack, Path(spec).name, target.data.name, target.norm, size.text)
+    return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
 def free(folder: Path, *, resume: bool) -> Path:

@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from advbench.cli.console import Bar, Screen
+from advbench.cli.console import Bar
 from advbench.cli.stop import Halted, Stop
 from advbench.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from advbench.record import Record
 
 RETRIES = 5  # of a task whose worker is lost
 
@@ -142,51 +139,7 @@ def connected(place: Place, device: str) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def train_task(here: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
-    """Train into the folder `out`, going on with what is there."""
-    from advbench.cli.watch import Shown
-    from advbench.recipe import Recipe
-    from advbench.trainer import train
-
-    _enter(here)
-    watch = Shown(Bar(), Stop(), log=log)
-    return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
-
-
-def evaluate_task(here: str, *, model: str, how: dict[str, Any]) -> list[str]:
-    """Evaluate one model, going on with what is there: its records as JSON."""
-    from advbench.cli.evaluate import evaluate
-
-    _enter(here)
-    records = evaluate([model], **how, resume=True, screen=Screen(silent=True))
-    return [record.model_dump_json(by_alias=True) for record in records]
-
-
-def evaluate_there(
-    place: Place, models: Sequence[str], how: dict[str, Any], *, device: str, screen: Screen
-) -> list[Record]:
-    """The records of all models, in their order, each shown as it comes."""
-    from advbench.cli.evaluate import show
-    from advbench.record import Record
-
-    found: dict[str, list[Record]] = {}
-    base = how["leaderboard"] or how["out"]
-
-    def done(job: Job, texts: list[str]) -> None:
-        found[job.name] = [Record.model_validate_json(text) for text in texts]
-        for record in found[job.name]:
-            folder = base or (Path(job.name) if Path(job.name).is_dir() else Path())
-            screen.say(f"{job.name}:")
-            show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
-
-    with Stop() as stop, connected(place, device) as cluster, screen.bar("") as bar:
-        screen.say(f"{len(models)} evaluations on {cluster.about}")
-        jobs = [Job(model, {"model": model, "how": {**how, "device": cluster.device}}) for model in models]
-        cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
-    return [record for model in models for record in found[model]]
-
-
-def _enter(here: str) -> None:
+def enter(here: str) -> None:
     """Work in the folder that the command was given in. Raises UserError where this machine does not have it."""
     try:
         os.chdir(here)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,17 +12,21 @@ import typer
 
 from advbench import ranks
 from advbench.cli import options
-from advbench.cli.choice import Choice, check_asked, choose_points
-from advbench.cli.cluster import evaluate_there, parse_place
+from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
+from advbench.defaults.choice import Choice, check_asked, choose_points
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted, UserError
+from advbench.files import check_writable, writable
 from advbench.registry import find
 
 if TYPE_CHECKING:
-    from advbench.cli.subject import Subject
+    import torch
+
+    from advbench.defaults.target import Target
+    from advbench.evaluator import Settings
     from advbench.record import Record
 
 
@@ -90,9 +94,9 @@ def command(
                 argv=context.obj or (),
             )
             return
-        evaluate(
-            model or [],
-            attacks=split_names(attack or ["autoattack"]),
+        flags = Flags(
+            models=tuple(model or ()),
+            attacks=tuple(split_names(attack or ["autoattack"])),
             eps=eps,
             n=n,
             subset=subset,
@@ -111,9 +115,8 @@ def command(
             force=force,
             trust_pickle=trust_pickle,
             on=on,
-            screen=screen,
-            argv=context.obj or (),
         )
+        evaluate(flags, screen=screen, argv=context.obj or ())
 
 
 def check_alone(context: typer.Context) -> None:
@@ -122,7 +125,7 @@ def check_alone(context: typer.Context) -> None:
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name and parameter.name not in fitting and told(context, parameter.name)
+        if parameter.name and parameter.name not in fitting and was_given(context, parameter.name)
     ]
     if given:
         raise UserError(
@@ -133,143 +136,143 @@ def check_alone(context: typer.Context) -> None:
         raise UserError("--again repeats one record, of one model: --model says where its weights lie now")
 
 
-def told(context: typer.Context, parameter: str) -> bool:
+def was_given(context: typer.Context, parameter: str) -> bool:
     """Whether the command line itself has that flag."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def evaluate(
-    models: Sequence[str] = (),
-    *,
-    attacks: Sequence[str] = ("autoattack",),
-    eps: str | None = None,
-    n: int | None = None,
-    subset: str = "first",
-    dataset: str | None = None,
-    arch: str | None = None,
-    norm: str | None = None,
-    engine: str = "own",
-    curve: str = "fast",
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    settings: dict[str, Any] | None = None,
-    leaderboard: Path | None = None,
-    out: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    trust_pickle: bool = False,
-    on: str = "local",
-    screen: Screen | None = None,
-    argv: Sequence[str] = (),
-) -> list[Record]:
-    """Evaluate each of `models` (none: the newest run), save a record of each, and show its curve.
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of `advbench evaluate`; None where a default is chosen later. No models: the newest run."""
+
+    models: Sequence[str] = ()
+    attacks: Sequence[str] = ("autoattack",)
+    eps: str | None = None
+    n: int | None = None
+    subset: str = "first"
+    dataset: str | None = None
+    arch: str | None = None
+    norm: str | None = None
+    engine: str = "own"
+    curve: str = "fast"
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    leaderboard: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+    trust_pickle: bool = False
+    on: str = "local"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The evaluation of one model: what it is asked, of which images, and where the record goes."""
+
+    target: Target
+    choice: Choice
+    settings: Settings
+    folder: Path
+
+
+def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
+    """Evaluate each model, save a record of each, and show its curve.
 
     Raises UserError, before anything is measured, for whatever does not fit; Interrupted when a signal came.
     """
     screen = screen or Screen()
-    for name in attacks:
-        find("attacks", name)
-    corrupt = CORRUPTIONS in attacks
-    if corrupt and (len(attacks) > 1 or norm not in (None, CORRUPTIONS)):
-        raise UserError("corruptions have severities, and neither a norm nor an eps: evaluate them by themselves")
-    norm = CORRUPTIONS if corrupt else norm
-    other_norms = any(Path(name).is_dir() for name in models or ["runs"])  # a run may be trained in one
-    check_asked(eps=eps, norm=norm or (None if other_norms else "linf"), n=n, subset=subset)
-    ray = parse_place(on)
-    from advbench.cli import subject as subjects
-    from advbench.cli.keep import check_writable
+    norm = check_flags(flags)
+    place = parse_place(flags.on)
+    from advbench.defaults import target as targets
 
-    names = list(models) or [subjects.newest_run()]
-    if ray is not None:
-        how = {
-            "attacks": list(attacks), "eps": eps, "n": n, "subset": subset, "dataset": dataset, "arch": arch,
-            "norm": norm, "engine": engine, "curve": curve, "seed": seed, "precision": precision,
-            "settings": settings, "leaderboard": leaderboard, "out": out, "force": force, "trust_pickle": trust_pickle,
-        }  # fmt: skip
-        return evaluate_there(ray, names, how, device=device, screen=screen)
-    place = subjects.pick_device(device)
-    if str(place) == "cuda" and ranks.world() > 1:
-        place = subjects.pick_device(f"cuda:{ranks.local_rank()}")
-    from advbench.attacks.multi_task import heads_for, tasked
-    from advbench.evaluator.choose import choose
-    from advbench.evaluator.plan import check_choices
-
-    check_choices(engine=engine, curve=curve, precision=precision)
-
+    names = list(flags.models) or [targets.newest_run()]
+    if place is not None:
+        return evaluate_there(place, names, flags, screen)
+    device = targets.pick_device(flags.device)
+    if str(device) == "cuda" and ranks.world() > 1:
+        device = targets.pick_device(f"cuda:{ranks.local_rank()}")
     with Stop() as stop:
-        prepared = []
-        cache: subjects.Cache = {}
+        cache: targets.Cache = {}
+        tasks = []
         for name in names:
             stop.check()
             with screen.fetching(stop.check) as fetching:
                 load = partial(
-                    subjects.load_subject, name, dataset=dataset, arch=arch, norm=None if corrupt else norm,
-                    device=place, trust_pickle=trust_pickle, fetching=fetching, cache=cache,
+                    targets.load_target, name, dataset=flags.dataset, arch=flags.arch,
+                    norm=None if norm == CORRUPTIONS else norm, device=device, trust_pickle=flags.trust_pickle,
+                    fetching=fetching, cache=cache,
                 )  # fmt: skip
-                subject = ranks.in_turn(load)
-            if corrupt:
-                subject = replace(subject, norm=CORRUPTIONS, train_eps=None)
-            choice = choose_points(subject, eps=eps, n=n, subset=subset)
-            made, _ = choose(list(attacks), settings or {}, norm=subject.norm, classes=subject.data.num_classes)
-            heads = heads_for(made, subject.loaded)
-            for one in made:
-                tasked(one, heads)
-            folder = leaderboard or out or subject.loaded.folder or Path()
-            check_writable(folder / "records")
-            prepared.append((subject, choice, folder))
-        return [
-            _one(
-                subject, choice, folder,
-                how={
-                    "attack": list(attacks), "settings": settings or {}, "seed": seed, "device": place,
-                    "precision": precision, "curve": curve, "engine": engine, "processes": None,
-                    "command": ("advbench", *argv),
-                },
-                why="" if models else " (newest run)",
-                publish=leaderboard is not None, resume=resume, force=force, stop=stop, screen=screen,
-            )
-            for subject, choice, folder in prepared
-        ]  # fmt: skip
+                target = ranks.in_turn(load)
+            if norm == CORRUPTIONS:
+                target = replace(target, norm=CORRUPTIONS, train_eps=None)
+            tasks.append(prepare(flags, target, device, argv))
+        return [measure(task, flags, stop=stop, screen=screen) for task in tasks]
 
 
-def _one(
-    subject: Subject,
-    choice: Choice,
-    folder: Path,
-    *,
-    how: dict[str, Any],
-    why: str,
-    publish: bool,
-    resume: bool,
-    force: bool,
-    stop: Stop,
-    screen: Screen,
-) -> Record:
-    """Evaluate one model, and put its record into `folder`."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, shard_path, shown, writable
-    from advbench.evaluator import evaluate as measure
+def check_flags(flags: Flags) -> str | None:
+    """Raise UserError for what is wrong whatever the model; the norm, where the flags decide it."""
+    for name in flags.attacks:
+        find("attacks", name)
+    corrupt = CORRUPTIONS in flags.attacks
+    if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
+        raise UserError("corruptions have severities, and neither a norm nor an eps: evaluate them by themselves")
+    norm = CORRUPTIONS if corrupt else flags.norm
+    other_norms = any(Path(name).is_dir() for name in flags.models or ["runs"])  # a run may be trained in one
+    check_asked(eps=flags.eps, norm=norm or (None if other_norms else "linf"), n=flags.n, subset=flags.subset)
+    return norm
+
+
+def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[str]) -> Task:
+    """What is asked of one model. Raises UserError for what does not fit, and for a folder that cannot be written."""
+    from advbench.evaluator import Settings, check
+
+    choice = choose_points(target, eps=flags.eps, n=flags.n, subset=flags.subset)
+    settings = Settings(
+        attack=tuple(flags.attacks),
+        attack_settings=flags.settings,
+        eps=choice.eps,
+        norm=target.norm,
+        seed=flags.seed,
+        device=device,
+        precision=flags.precision,
+        curve=flags.curve,
+        engine=flags.engine,
+        processes=None,
+        indices=choice.indices,
+        command=("advbench", *argv),
+    )
+    check(target.loaded, target.data.subset(choice.rows), settings)
+    folder = flags.leaderboard or flags.out or target.loaded.folder or Path()
+    check_writable(folder / "records")
+    return Task(target, choice, settings, folder)
+
+
+def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
+    """Evaluate one model, and put its record into the folder."""
+    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, shown
+    from advbench.evaluator import evaluate as measured
     from advbench.record import slug
 
-    loaded = subject.loaded
+    target, choice, settings, folder = task.target, task.choice, task.settings, task.folder
+    loaded, publish = target.loaded, flags.leaderboard is not None
     screen.say(
-        f"{loaded.spec}{why}: {'+'.join(how['attack'])}, {subject.norm} eps {choice.eps_text} ({choice.about_eps}), "
-        f"{choice.about_rows} of {subject.data.name} ({subject.about_data}), on {how['device']}"
+        f"{loaded.spec}{'' if flags.models else ' (newest run)'}: {'+'.join(flags.attacks)}, {target.norm} eps "
+        f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
+        f"on {settings.device}"
     )
-    path = shard_path(journal_path(folder, loaded.spec, subject.data.name, subject.norm, how["attack"]), resume)
-    if path.exists() and not resume and not force:
+    path = journal_path(folder, loaded.spec, target.data.name, target.norm, flags.attacks)
+    if path.exists() and not flags.resume and not flags.force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would go on with it)")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
             journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
             try:
-                result = measure(
-                    loaded, subject.data.subset(choice.rows), eps=choice.eps, norm=subject.norm, indices=choice.indices,
-                    journal=journal, resume=resume, **how,
-                )  # fmt: skip
-                record, fates = result.record, result.fates
-                fresh = True
+                data = target.data.subset(choice.rows)
+                result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
+                record, fates, fresh = result.record, result.fates, True
             except AlreadyDone as done:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
@@ -287,6 +290,34 @@ def _one(
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
     return record
+
+
+def evaluate_task(here: str, *, flags: Flags) -> list[str]:
+    """A task of a cluster: evaluate one model, going on with what is there; its records as JSON."""
+    enter(here)
+    return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
+
+
+def evaluate_there(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
+    """The records of all models, in their order, each shown as it comes."""
+    from advbench.record import Record
+
+    found: dict[str, list[Record]] = {}
+    base = flags.leaderboard or flags.out
+
+    def done(job: Job, texts: list[str]) -> None:
+        found[job.name] = [Record.model_validate_json(text) for text in texts]
+        for record in found[job.name]:
+            folder = base or (Path(job.name) if Path(job.name).is_dir() else Path())
+            screen.say(f"{job.name}:")
+            show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
+
+    with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
+        screen.say(f"{len(models)} evaluations on {cluster.about}")
+        there = replace(flags, device=cluster.device, resume=True, on="local")
+        jobs = [Job(model, {"flags": replace(there, models=(model,))}) for model in models]
+        cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
+    return [record for model in models for record in found[model]]
 
 
 def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.cli.picture import Panel, picture
 from advbench.data.dataset import Dataset
+from advbench.engine.kernels import exact_kernels, untouched
 from advbench.escape import csv_text
 from advbench.evaluator import Evaluation
 from advbench.files import write_atomic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +12,11 @@ import typer
 
 from advbench import ranks
 from advbench.cli import options
-from advbench.cli.cluster import Job, Place, connected, parse_place, train_task
-from advbench.cli.console import Screen
-from advbench.cli.runs import Task, choose_data, describe, place_runs
+from advbench.cli.cluster import Job, Place, connected, enter, parse_place
+from advbench.cli.console import Bar, Screen
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
+from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
 from advbench.errors import Interrupted, UserError, unknown
 from advbench.registry import entries, find
 
@@ -68,15 +68,15 @@ def command(
     run by torchrun --nproc-per-node N -m advbench train ...
     """
     with ranks.joined(), Screen(as_json=as_json).ready() as screen:
-        train(
-            methods=split_names([method]) if method is not None else [],
-            eps=split_names([eps]) if eps is not None else [],
-            seeds=read_seeds(seed) if seed is not None else [],
+        flags = Flags(
+            methods=split_names([method]) if method is not None else (),
+            eps=split_names([eps]) if eps is not None else (),
+            seeds=read_seeds(seed) if seed is not None else (),
             dataset=dataset,
             arch=arch,
             norm=norm,
-            flags={"epochs": epochs, "batch_size": batch_size, "optim.lr": lr},
-            sets=settings or [],
+            recipe={"epochs": epochs, "batch_size": batch_size, "optim.lr": lr},
+            sets=settings or (),
             config=config,
             device=device,
             precision=precision,
@@ -86,86 +86,96 @@ def command(
             dry_run=dry_run,
             log=log,
             on=on,
-            screen=screen,
-            argv=context.obj or (),
         )
+        train(flags, screen=screen)
 
 
-def train(
-    *,
-    methods: Sequence[str] = (),
-    eps: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    dataset: str | None = None,
-    arch: str | None = None,
-    norm: str | None = None,
-    flags: Mapping[str, Any] | None = None,
-    sets: Sequence[str] = (),
-    config: Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    out: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-    log: str | None = None,
-    on: str = "local",
-    screen: Screen | None = None,
-    argv: Sequence[str] = (),
-) -> list[Path]:
-    """Train the product of `methods`, `eps` and `seeds` (empty: the default); the run folders.
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of `advbench train`; None or nothing where a default is chosen later. `recipe` are fields of it."""
+
+    methods: Sequence[str] = ()
+    eps: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    dataset: str | None = None
+    arch: str | None = None
+    norm: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    sets: Sequence[str] = ()
+    config: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
+    log: str | None = None
+    on: str = "local"
+
+
+def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
+    """Train the product of the methods, eps and seeds; the run folders.
 
     Raises UserError, before any training, for whatever does not fit; Interrupted when a signal came.
     """
     screen = screen or Screen()
-    if log is not None and log not in LOGS:
-        raise unknown("log", log, LOGS)
-    if log is not None:
+    place = parse_place(flags.on)
+    recipes, device, why = resolve(flags, here=place is None)
+    if flags.dry_run:
+        return _dry_run(recipes, device, why, screen)
+    _check_methods(recipes)
+    tasks = ranks.first(lambda: place_runs(recipes, flags.out, resume=flags.resume, force=flags.force))
+    if place is not None:
+        _there(place, tasks, flags, screen)
+        return [task.out for task in tasks]
+    with Stop() as stop:
+        for number, task in enumerate(tasks, start=1):
+            count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
+            screen.say(f"{count}{describe(task.recipe, why)}, on {device}, into {task.out}")
+            ranks.first(lambda task=task: _fetch(task.recipe.dataset, stop, screen))  # type: ignore[misc]
+            try:
+                _one(task, flags, device, stop, screen)
+            except Interrupted as error:
+                missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
+                raise Halted(str(error).partition(":")[0], missing) from error
+    return [task.out for task in tasks]
+
+
+def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
+    """The recipes that the flags ask for, the device, and in words why this dataset and architecture.
+
+    `here`: they are trained on this machine. Raises UserError for what there is not.
+    """
+    if flags.log is not None:
+        if flags.log not in LOGS:
+            raise unknown("log", flags.log, LOGS)
         from advbench.cli.watch import check_log
 
         check_log()
-    ray = parse_place(on)
-    given = _given(config, sets)
-    dataset, arch = dataset or given.get("dataset"), arch or given.get("model.arch")
-    for kind, names in (("methods", methods), ("models", [arch] if arch else [])):
+    given = _given(flags.config, flags.sets)
+    dataset, arch = flags.dataset or given.get("dataset"), flags.arch or given.get("model.arch")
+    for kind, names in (("methods", flags.methods), ("models", [arch] if arch else [])):
         for name in names:
             find(kind, name)
     if dataset is not None:
         from advbench.data import parse
 
         parse(dataset)
-    from advbench.cli.subject import pick_device
+    from advbench.defaults.target import pick_device
 
-    place = pick_device(device if ray is None else "auto")  # its machines may have what this one has not
-    dataset, arch, why = choose_data(dataset, arch, cuda=place.type == "cuda")
+    device = pick_device(flags.device if here else "auto")  # other machines may have what this one has not
+    dataset, arch, why = choose_data(dataset, arch, cuda=device.type == "cuda")
     from advbench.recipe import Recipe
 
-    fixed = {**(flags or {}), "precision": None if precision == "auto" else precision}
+    fixed = {**flags.recipe, "precision": None if flags.precision == "auto" else flags.precision}
     recipes = [
         Recipe.resolve(
-            method=method, dataset=dataset, arch=arch, norm=norm, eps=size, config=config,
-            flags={**fixed, "seed": seed}, sets=sets,
+            method=method, dataset=dataset, arch=arch, norm=flags.norm, eps=size, config=flags.config,
+            flags={**fixed, "seed": seed}, sets=flags.sets,
         )
-        for method, size, seed in product(methods or (None,), eps or (None,), seeds or (None,))
+        for method, size, seed in product(flags.methods or (None,), flags.eps or (None,), flags.seeds or (None,))
     ]  # fmt: skip
-    if dry_run:
-        return _dry_run(recipes, str(place), why, screen)
-    _check_methods(recipes)
-    tasks = ranks.first(lambda: place_runs(recipes, out, resume=resume, force=force))
-    if ray is not None:
-        _there(ray, tasks, device=device, force=force, log=log, screen=screen)
-        return [task.out for task in tasks]
-    with Stop() as stop:
-        for number, task in enumerate(tasks, start=1):
-            count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
-            screen.say(f"{count}{describe(task.recipe, why)}, on {place}, into {task.out}")
-            ranks.first(lambda: _fetch(dataset, stop, screen))
-            try:
-                _one(task, device=str(place), resume=resume, force=force, log=log, stop=stop, screen=screen)
-            except Interrupted as error:
-                missing = {} if len(tasks) > 1 or out else {"--out": str(task.out)}
-                raise Halted(str(error).partition(":")[0], missing) from error
-    return [task.out for task in tasks]
+    return recipes, str(device), why
 
 
 def read_seeds(text: str) -> list[int]:
@@ -206,7 +216,7 @@ def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
             load(dataset, "train", progress=fetching)
 
 
-def _one(task: Task, *, device: str, resume: bool, force: bool, log: str | None, stop: Stop, screen: Screen) -> None:
+def _one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> None:
     from advbench.cli.watch import Shown
     from advbench.trainer import folder, train
 
@@ -214,12 +224,12 @@ def _one(task: Task, *, device: str, resume: bool, force: bool, log: str | None,
         screen.note(f"{task.out} is finished: nothing to do")
     else:
         with screen.bar("") as bar:
-            watch = Shown(bar, stop, log=log)
-            train(task.recipe, task.out, device=device, resume=resume, force=force, watch=watch)
+            watch = Shown(bar, stop, log=flags.log)
+            train(task.recipe, task.out, device=device, resume=flags.resume, force=flags.force, watch=watch)
     _tell(task.out, screen)
 
 
-def _there(place: Place, tasks: Sequence[Task], *, device: str, force: bool, log: str | None, screen: Screen) -> None:
+def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
     """Train the runs that are not finished as tasks of a Ray cluster."""
     from advbench.trainer import folder
 
@@ -228,18 +238,29 @@ def _there(place: Place, tasks: Sequence[Task], *, device: str, force: bool, log
         if task not in left:
             screen.note(f"{task.out} is finished: nothing to do")
             _tell(task.out, screen)
-        elif force:
+        elif flags.force:
             folder.begin(task.out, task.recipe)  # here: a task that is started anew goes on with what is there
-    with Stop() as stop, connected(place, device) as cluster, screen.bar("") as bar:
+    with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} runs on {cluster.about}")
         jobs = [
             Job(
                 str(task.out),
-                {"recipe": task.recipe.tree(), "out": str(task.out), "device": cluster.device, "log": log},
+                {"recipe": task.recipe.tree(), "out": str(task.out), "device": cluster.device, "log": flags.log},
             )
             for task in left
         ]
         cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _tell(Path(out), screen))
+
+
+def train_task(here: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
+    """A task of a cluster: train into the folder `out`, going on with what is there."""
+    from advbench.cli.watch import Shown
+    from advbench.recipe import Recipe
+    from advbench.trainer import train
+
+    enter(here)
+    watch = Shown(Bar(), Stop(), log=log)
+    return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 
 def _tell(out: Path, screen: Screen) -> None:

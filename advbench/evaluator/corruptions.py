@@ -9,54 +9,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from advbench.attacks.corruptions import Corruption
-from advbench.attacks.engine import Attack
-from advbench.attacks.losses import wrong
-from advbench.data.corruptions import PUBLISHED, SEVERITIES, corrupted, source_of
+from advbench.data.corruptions import PUBLISHED, SEVERITIES, corrupted
 from advbench.data.dataset import Dataset
-from advbench.evaluator.bench import Bench
+from advbench.engine.attack import Attack
+from advbench.engine.losses import wrong
+from advbench.evaluator.runner import Runner
 from advbench.record import Corruptions, Fates, Flag
 
 
-def resolved(attacks: Sequence[Attack], data: Dataset) -> list[Attack]:
-    """`attacks`, the corruptions among them knowing where their images come from. Raises UserError."""
-    asked = {one.source for one in attacks if isinstance(one, Corruption)}
-    sources = {source: source_of(data, source) for source in sorted(asked)}
-    return [replace(one, source=sources[one.source]) if isinstance(one, Corruption) else one for one in attacks]
-
-
-def curve(bench: Bench, attacks: Sequence[Attack], severities: Sequence[float]) -> tuple[Fates, Corruptions]:
+def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]) -> tuple[Fates, Corruptions]:
     """Each sample's fate on the grid `severities`, and the errors of each corruption at all 5.
 
     Raises UserError, and Interrupted when the journal's `stop` says so: nothing of it is kept for resuming.
     """
-    data, n = bench.data, len(bench.correct)
+    data, n = runner.data, len(runner.correct)
     first, by = np.full(n, np.inf), np.full(n, -1)
     errors: dict[str, tuple[float, float, float, float, float]] = {}
-    began, forwards = time.perf_counter(), bench.oracle.forwards
+    began, forwards = time.perf_counter(), runner.oracle.forwards
     for number, attack in enumerate(attacks):
         assert isinstance(attack, Corruption)
         found = []
         for severity in SEVERITIES:
-            bench.journal.poll()
-            images = corrupted(data, attack.name, severity, source=attack.source, seed=bench.seed)
-            logits = bench.fitting(lambda images=images: bench.oracle.logits(images))  # type: ignore[misc]
-            bench.nonfinite += int((~logits.isfinite()).any(1).sum())
+            runner.journal.poll()
+            images = corrupted(data, attack.name, severity, source=attack.source, seed=runner.seed)
+            logits = runner.fitting(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
+            runner.nonfinite += int((~logits.isfinite()).any(1).sum())
             fell = wrong(logits, data.labels).cpu().numpy()
             found.append(float(fell.mean()))
             sooner = fell & (severity < first)
             first[sooner], by[sooner] = severity, number
         one, two, three, four, five = found
         errors[attack.name] = one, two, three, four, five
-    bench.journal.seconds += time.perf_counter() - began
-    bench.journal.forwards += bench.oracle.forwards - forwards
+    runner.journal.seconds += time.perf_counter() - began
+    runner.journal.forwards += runner.oracle.forwards - forwards
     place = np.searchsorted(np.asarray(severities), first)
-    stands = bench.correct & (place == len(severities))
-    place[~bench.correct], by[~bench.correct] = 0, -1
+    stands = runner.correct & (place == len(severities))
+    place[~runner.correct], by[~runner.correct] = 0, -1
     place[stands], by[stands] = -1, -1
     every = [error for row in errors.values() for error in row]
     table = Corruptions(errors=errors, mce=sum(every) / len(every))

@@ -5,9 +5,7 @@ Nothing here knows how a model was trained: a number cannot depend on it.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,21 +14,21 @@ from torch import Tensor, nn
 
 from advbench import ranks
 from advbench.allocator import keep_freed
-from advbench.attacks.engine import Attack
-from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
+from advbench.engine.kernels import exact_kernels, untouched
 from advbench.environment import environment
-from advbench.eps import CORRUPTIONS, Eps, parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import corruptions, flags, reference, workers
-from advbench.evaluator.bench import Bench
+from advbench.evaluator import corruptions, flags, parallel
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.outcome import Outcome
+from advbench.evaluator.parallel import agreed
 from advbench.evaluator.plan import Plan, plan
 from advbench.evaluator.precision import bf16_pays, why_not
-from advbench.evaluator.share import agreed, share, together, told
+from advbench.evaluator.runner import Runner
+from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
-from advbench.record import Corruptions, DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
+from advbench.record import DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
 from advbench.version import __version__
 
 
@@ -46,178 +44,147 @@ class Evaluation:
 def evaluate(
     model: nn.Module | Loaded,
     data: Dataset,
+    settings: Settings,
     *,
-    attack: str | Attack | Sequence[str | Attack] = "autoattack",
-    eps: Sequence[Eps | str | float],
-    norm: str = "linf",
-    settings: dict[str, Any] | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    precision: str = "auto",
-    slots: int | None = None,
-    curve: str = "fast",
-    engine: str = "own",
-    processes: int | None = 1,
-    indices: str | None = None,
     journal: Journal | None = None,
     resume: bool = False,
-    keep_points: bool = False,
-    command: Sequence[str] = (),
-    supersedes: str | None = None,
 ) -> Evaluation:
-    """Robust accuracy of `model` on `data` at each of `eps`, against the worst of the attacks.
+    """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to `device`, and else
-    left as it was. `attack` names entries of the registry (sets such as autoattack count as their members) or is made
-    by hand; `settings` go to those that have them. `indices` says in short which images these are ("first:1000").
-    `precision` "bf16" searches in bf16 and attacks who survives once more in fp32; "auto" does so where it
-    is the faster one (`precision.bf16_pays`) and the attacks hold what the second look does, so that it makes none
-    stronger than it is.
-    `processes` on a CPU share the images, None for as many as are worth their start; where `model` cannot be handed to
-    them, there is one. Within `ranks.joined` the processes are those of the launcher, and all get the outcome of one,
-    each with a journal of its own. A resumed evaluation has the processes and the precision it was begun with.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to the device, and else
+    left as it was. With `resume` it goes on from the journal, with the processes and the precision that it was begun
+    with. Within `ranks.joined` all processes get the outcome of one.
     Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so, or when
     another process is ended from outside.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
-    place = torch.device(device)
-    if place.type == "cpu":
-        keep_freed()
-    grid = make_grid(eps, norm)
     journal = journal or Journal()
-    saved = [one for one in ranks.gather_objects(agreed(lambda: journal.saved() if resume else None)) if one]
-    if saved and precision == "auto":  # as it was begun, perhaps elsewhere
-        precision = saved[0]["engine"]["precision"]
-    net, here = loaded.net.to(place), data.to(place)
-    with untouched(net):
-        check_shapes(net, here)
-        run = plan(
-            attack, settings or {}, loaded, data, norm=norm, engine=engine, precision=precision, curve=curve,
-            bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, here, *attacks)),
-        )  # fmt: skip
-        if precision == "bf16" == run.precision and (reason := why_not(net, here)):
-            raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
-    data = here
-    slots = slots or next((one["engine"]["slots"] for one in saved), None)
-    sizes = [size.value for size in grid]
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        keep_freed()
+    net, data = loaded.net.to(device), data.to(device)
+    begun = ranks.first(lambda: journal.saved() if resume else None)
+    settings = as_begun(settings, begun)
     in_train_mode = net.training
-    with untouched(net), exact_kernels(place):
-        slots = slots or ranks.first(
-            lambda: choose_slots(net, data, norm=norm, precision=run.precision, weights_sha256=loaded.weights_sha256)
-        )
-        if ranks.world() > 1:
-            processes = ranks.world()
-        elif saved:  # what is saved are the shares of so many
-            processes = saved[0].get("shard", {"of": 1})["of"]
-            if processes > 1 and place.type != "cpu":
-                raise UserError(f"{journal.path} was begun by {processes} processes on a CPU: resume it there")
-        else:
-            processes = workers.how_many(net, data, run, norm=norm, slots=slots, asked=processes)
-        asked = {
-            "model": loaded.weights_sha256,
-            "images": data.images_sha256,
-            "norm": norm,
-            "eps": sizes,
-            "attacks": [ref.model_dump(mode="json") for ref in run.refs],
-            "engine": run.engine(slots).model_dump(mode="json"),
-            "seed": seed,
-            "advbench": __version__,
-        }
-        agreed(lambda: journal.begin(sharded(asked, ranks.rank(), processes), resume=resume))
-        bench = Bench(
-            net,
-            data,
-            norm=norm,
-            seed=seed,
-            slots=slots,
-            precision=run.precision,
-            journal=journal,
-            is_random=flags.is_random,
-            keep_points=keep_points,
-            heads=run.heads,
-        )
-        fates, errors = by_all(bench, run, sizes, asked, processes=processes, resume=resume)
+    with untouched(net), exact_kernels(device):
+        run = resolve(loaded, data, settings)
+        slots = settings.slots or measured_slots(loaded, data, settings, run)
+        count = parallel.how_many(net, data, run, slots=slots, asked=settings.processes, begun=begun)
+        question = asked(loaded, data, settings, run, slots)
+        agreed(lambda: journal.begin(question, number=ranks.rank(), of=count, resume=resume))
+        runner = Runner(
+            net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
+            is_random=flags.is_random, keep_points=settings.keep_points,
+        )  # fmt: skip
+        outcome = parallel.attacked(runner, run, settings, count, resume=resume)
+        raised = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+    record = recorded(loaded, data, settings, run, runner, outcome, raised)
+    return Evaluation(record, outcome.fates, runner.points)
 
-        def judged() -> list[Flag]:
-            if norm == CORRUPTIONS:
-                return flags.facts(bench, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, data)
-            made = [*run.attacks, *run.second]
-            return flags.judge(bench, fates, made, sizes, in_train_mode=in_train_mode, notes=loaded.notes)
 
-        raised = ranks.first(lambda: bench.fitting(judged))
-        raised += bench.flags()
-        raised += [Flag(**flag) for flag in (loaded.trained or {}).get("flags", ())]  # raised while it was trained
-    record = Record.of(
-        fates,
+def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> None:
+    """Raise UserError for what `evaluate` would refuse, before anything is measured."""
+    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    device = torch.device(settings.device)
+    net, data = loaded.net.to(device), data.to(device)
+    with untouched(net), exact_kernels(device):
+        resolve(loaded, data, settings)
+
+
+def as_begun(settings: Settings, begun: dict[str, Any] | None) -> Settings:
+    """`settings`, with the precision and slots that what is resumed was begun with where they are left open."""
+    if begun is None:
+        return settings
+    engine = begun["engine"]
+    precision = engine["precision"] if settings.precision == "auto" else settings.precision
+    return replace(settings, precision=precision, slots=settings.slots or engine["slots"])
+
+
+def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
+    """What is run on the model, in eval mode, and the images on its device. Raises UserError for what does not fit."""
+    net = loaded.net
+    check_shapes(net, data)
+    run = plan(settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks)))
+    if settings.precision == "bf16" == run.precision and (reason := why_not(net, data)):
+        raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
+    return run
+
+
+def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> int:
+    """The rows of every pass that suit the device and the images, the same for all processes."""
+    return ranks.first(
+        lambda: choose_slots(
+            loaded.net, data, norm=settings.norm, precision=run.precision, weights_sha256=loaded.weights_sha256
+        )
+    )
+
+
+def asked(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, slots: int) -> dict[str, Any]:
+    """The question of a journal, as plain values."""
+    return {
+        "model": loaded.weights_sha256,
+        "images": data.images_sha256,
+        "norm": settings.norm,
+        "eps": settings.sizes,
+        "attacks": [ref.model_dump(mode="json") for ref in run.refs],
+        "engine": run.engine(slots).model_dump(mode="json"),
+        "seed": settings.seed,
+        "advbench": __version__,
+    }
+
+
+def judge(
+    runner: Runner, run: Plan, settings: Settings, fates: Fates, loaded: Loaded, *, in_train_mode: bool
+) -> list[Flag]:
+    """What there is to doubt: the model's outputs and gradients, the attacks, the run, and the training."""
+
+    def judged() -> list[Flag]:
+        if run.curve == "severity":
+            return flags.facts(runner, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, runner.data)
+        return flags.judge(runner, fates, run.every, settings.sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+
+    found = ranks.first(lambda: runner.fitting(judged))
+    trained = (loaded.trained or {}).get("flags", ())
+    return [*found, *runner.flags(), *(Flag(**flag) for flag in trained)]
+
+
+def recorded(
+    loaded: Loaded,
+    data: Dataset,
+    settings: Settings,
+    run: Plan,
+    runner: Runner,
+    outcome: Outcome,
+    raised: list[Flag],
+) -> Record:
+    """The record of a finished evaluation."""
+    journal = runner.journal
+    return Record.of(
+        outcome.fates,
         model=described(loaded),
         dataset=DatasetRef(
             name=data.name,
             split=data.split,
-            indices=indices or tuple(data.indices.tolist()),
+            indices=settings.indices or tuple(data.indices.tolist()),
             images_sha256=data.images_sha256,
         ),
-        norm=norm,
-        eps=grid,
-        attack=run.refs,
-        engine=run.engine(bench.oracle.slots),  # fewer than asked for where memory ran out
-        seed=seed,
-        corruptions=errors,
+        norm=settings.norm,
+        eps=list(settings.grid),
+        attack=list(run.refs),
+        engine=run.engine(runner.oracle.slots),  # fewer than asked for where memory ran out
+        seed=settings.seed,
+        corruptions=outcome.corruptions,
         flags=raised,
         seconds=journal.seconds,
         forwards=journal.forwards,
         backwards=journal.backwards,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=tuple(command),
-            **environment(str(place)),
+            command=tuple(settings.command),
+            **environment(str(settings.device)),
         ),
-        supersedes=supersedes,
+        supersedes=settings.supersedes,
     )
-    return Evaluation(record, fates, bench.points)
-
-
-def by_all(
-    bench: Bench, run: Plan, sizes: list[float], asked: dict[str, Any], *, processes: int, resume: bool
-) -> tuple[Fates, Corruptions | None]:
-    """The fates of all images, by this process and those that share them with it."""
-    if processes == 1 or bench.norm == CORRUPTIONS:  # these are few passes: all processes make them all
-        return agreed(lambda: attacked(bench, run, sizes))
-    rows = [share(len(bench.data), number, processes) for number in range(processes)]
-    if ranks.world() > 1:
-        bench.keep_to(rows[ranks.rank()])
-        mine, errors = agreed(lambda: attacked(bench, run, sizes))
-        return together(bench, ranks.gather_objects(told(bench, mine, rows[ranks.rank()]))), errors
-    jobs = [
-        workers.job(bench, run, sizes, rows[number], sharded(asked, number, processes), resume=resume)
-        for number in range(1, processes)
-    ]
-    with workers.at_work(jobs) as others:
-        if others is None:
-            if resume:
-                warnings.warn("the other processes do not start: going on alone, from the beginning", stacklevel=2)
-            bench.journal.begin(asked, resume=False)
-            return attacked(bench, run, sizes)
-        bench.keep_to(rows[0])
-        bench.crew()
-        bench.journal.check = others.check
-        mine, errors = attacked(bench, run, sizes)
-        return together(bench, [told(bench, mine, rows[0]), *others.told(bench.journal.poll)]), errors
-
-
-def sharded(asked: dict[str, Any], number: int, of: int) -> dict[str, Any]:
-    """What is asked of process `number` of `of`, for its journal."""
-    return {**asked, "shard": {"rank": number, "of": of}} if of > 1 else asked
-
-
-def attacked(bench: Bench, run: Plan, sizes: list[float]) -> tuple[Fates, Corruptions | None]:
-    """The fates of the bench's own share of the images, and what only corruptions have."""
-    if bench.norm == CORRUPTIONS:
-        return corruptions.curve(bench, run.attacks, sizes)
-    if run.reference:
-        return reference.curve(bench, run.name, sizes, slots=bench.oracle.slots), None
-    if all(one.minimum_norm for one in run.attacks):
-        return bench.nearest(run.attacks, sizes), None
-    return bench.curve(run.attacks, sizes, run.curve, run.second), None
 
 
 def described(loaded: Loaded) -> ModelRef:
@@ -232,17 +199,6 @@ def described(loaded: Loaded) -> ModelRef:
         weights_sha256=loaded.weights_sha256,
         trained=Trained(**loaded.trained) if loaded.trained else None,
     )
-
-
-def make_grid(eps: Sequence[Eps | str | float], norm: str) -> list[Eps]:
-    """Sizes, rising, each once. Raises UserError for an empty list and for a size the norm cannot have."""
-    sizes: dict[float, Eps] = {}
-    for size in eps:
-        made = parse_eps(size.text if isinstance(size, Eps) else str(size), norm)
-        sizes.setdefault(made.value, made)
-    if not sizes:
-        raise UserError("no eps was given: write a comma list such as 0,2/255,4/255,8/255")
-    return [sizes[value] for value in sorted(sizes)]
 
 
 def bare(net: nn.Module, data: Dataset) -> Loaded:

@@ -13,11 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Attack
-from advbench.attacks.transfer import Transfer
 from advbench.data.dataset import Dataset
-from advbench.evaluator.bench import Bench
-from advbench.evaluator.indicators import HALF, LONG, SHORT, Probe, declared
+from advbench.engine.attack import Attack
+from advbench.evaluator.probes import HALF, LONG, SHORT, Probe, declared
+from advbench.evaluator.runner import Runner
 from advbench.record import Fates, Flag
 from advbench.statistics import wilson
 from advbench.threat import FourierLinf, around, leak
@@ -48,7 +47,7 @@ def is_random(net: nn.Module, data: Dataset) -> bool:
 
 
 def judge(
-    bench: Bench,
+    runner: Runner,
     fates: Fates,
     attacks: Sequence[Attack],
     eps: Sequence[float],
@@ -58,47 +57,52 @@ def judge(
 ) -> list[Flag]:
     """The flags of a finished evaluation; the model is probed on a few of the images."""
     found = [note("model", text) for text in notes]
-    found += facts(bench, in_train_mode=in_train_mode)
+    found += facts(runner, in_train_mode=in_train_mode)
     found += black_box(fates, attacks, eps)
-    found += spectrum(bench, fates, attacks, eps)
-    probe = Probe(bench, attacks)
-    if not bench.oracle.random:
-        found += company(probe)
+    found += spectrum(runner, fates, attacks, eps)
+    probe = Probe(runner, attacks)
+    if not runner.oracle.random:
+        found += batch_dependence(probe)
     if len(probe.right):
         found += gradients(probe)
-        found += randomness(probe, fates, eps)
-        found += ascent(probe, fates, eps)
+        found += noise(probe, fates, eps)
+        found += gradient_ascent(probe, fates, eps)
     return found
 
 
-def facts(bench: Bench, *, in_train_mode: bool) -> list[Flag]:
+def facts(runner: Runner, *, in_train_mode: bool) -> list[Flag]:
     """What the clean answers, the images and the counts of the search show."""
     found = []
-    n, classes = bench.logits.shape
+    n, classes = runner.logits.shape
     low, high = wilson(n // 2, n)
     if n < 1000:
         found.append(note("small-n", f"{n} images: intervals up to +-{50 * (high - low):.1f} points"))
-    if any(module.training for module in bench.net.modules()):
+    if any(module.training for module in runner.net.modules()):
         found.append(Flag(name="train-mode", severity="suspect", detail="the model stays in train mode"))
     elif in_train_mode:
         found.append(note("train-mode", "the model came in train mode; eval mode was used"))
     if classes < 4:
         found.append(note("few-classes", f"{classes} classes: DLR replaced by the margin"))
-    if float(bench.data.images.max()) > bench.data.scale:
-        detail = f"images reach {float(bench.data.images.max()) / bench.data.scale:g}: they must lie in [0, 1]"
+    if float(runner.data.images.max()) > runner.data.scale:
+        detail = f"images reach {float(runner.data.images.max()) / runner.data.scale:g}: they must lie in [0, 1]"
         found.append(Flag(name="outside", severity="broken", detail=detail))
-    share = float((~bench.logits.isfinite()).any(1).double().mean())
-    if share or bench.nonfinite:
-        detail = f"NaN or infinite logits on {share:.1%} of the clean images and {bench.nonfinite} attacked ones"
+    share = float((~runner.logits.isfinite()).any(1).double().mean())
+    if share or runner.nonfinite:
+        detail = f"NaN or infinite logits on {share:.1%} of the clean images and {runner.nonfinite} attacked ones"
         found.append(Flag(name="non-finite", severity="broken", detail=f"{detail}: they count as wrong"))
-    if bench.oracle.random:
+    if runner.oracle.random:
         detail = "outputs differ from pass to pass: the mean of 20 passes decides"
         found.append(Flag(name="random", severity="suspect", detail=detail))
-    if _probabilities(bench.logits):
+    if _probabilities(runner.logits):
         detail = "outputs are probabilities, or a multiple of them: give logits, or gradients vanish"
         found.append(Flag(name="probabilities", severity="suspect", detail=detail))
-    if bench.unverified:
-        found.append(note("unverified", f"{bench.unverified} hits of the search copy were refused by the model itself"))
+    if runner.unverified:
+        found.append(
+            note("unverified", f"{runner.unverified} hits of the search copy were refused by the model itself")
+        )
+    if runner.outside:
+        detail = f"{runner.outside} points of the attack lay outside of the ball and count for nothing"
+        found.append(note("outside-ball", detail))
     return found
 
 
@@ -110,7 +114,7 @@ def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> 
     found = []
     gradients = False
     for number, attack in enumerate(attacks):
-        if attack.asks != "logits" and not isinstance(attack, Transfer):
+        if attack.follows_gradient():
             gradients = True
         elif gradients:  # what black boxes felled that ran before says nothing of the others
             alone = fates.by == number
@@ -123,17 +127,17 @@ def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> 
     return found
 
 
-def spectrum(bench: Bench, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
+def spectrum(runner: Runner, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
     """What the cut to [0, 1] made of perturbations that are bounded by frequency."""
-    felled = {row: point for row, point in bench.points.items() if fates.by[row] >= 0}
-    if bench.norm != FourierLinf.norm or not felled:
+    felled = {row: point for row, point in runner.points.items() if fates.by[row] >= 0}
+    if runner.norm != FourierLinf.norm or not felled:
         return []
     most, shares = 0.0, defaultdict[int, list[Tensor]](list)
-    for rows in torch.tensor(list(felled)).split(bench.oracle.slots):
-        x, _ = bench.data.batch(rows.to(bench.data.device))
+    for rows in torch.tensor(list(felled)).split(runner.oracle.slots):
+        x, _ = runner.data.batch(rows.to(runner.data.device))
         size = torch.tensor([eps[fates.fell[row]] for row in rows], dtype=torch.float64, device=x.device)
         d = torch.stack([felled[row] for row in rows.tolist()]).to(x).double() - x.double()
-        most = max(most, float((around(bench.norm, x, size).size(d) / size).max()))
+        most = max(most, float((around(runner.norm, x, size).size(d) / size).max()))
         by = torch.from_numpy(fates.by[rows.numpy()])
         for number in by.unique().tolist():
             if (band := getattr(attacks[number], "band", None)) is not None:
@@ -149,7 +153,7 @@ def spectrum(bench: Bench, fates: Fates, attacks: Sequence[Attack], eps: Sequenc
     return found
 
 
-def company(probe: Probe) -> list[Flag]:
+def batch_dependence(probe: Probe) -> list[Flag]:
     """Answers must not depend on what else is in the batch."""
     s = probe.stability()
     detail = f"logits differ by {s.difference:.1e} of the largest, {s.flips} of {s.n} answers change, with the batch"
@@ -173,12 +177,12 @@ def gradients(probe: Probe) -> list[Flag]:
     return found + graded("rounding", g.rounded, g.n, ZERO, rounded)
 
 
-def randomness(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
+def noise(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     """Noise that no attack should be needed for."""
     fell, n = probe.jitter(), len(probe.right)
     detail = f"{fell / n:.1%} of the correctly classified images are wrong after noise of half a quantisation step"
     found = graded("memorised", fell, n, JITTER, f"{detail}: are these very images known to the model?", broken=0.5)
-    if not probe.bench.oracle.random:
+    if not probe.runner.oracle.random:
         count = probe.jumps()
         detail = f"the logits of {count / n:.1%} of the images jump right beside them"
         found += graded("discontinuous", count, n, JUMPS, f"{detail}: does the model know them?", broken=0.5)
@@ -189,15 +193,15 @@ def randomness(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     return found
 
 
-def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
+def gradient_ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     """PGD, step by step, at the eps that tells most, and at Linf eps 0.5 where no model can stand."""
     found, place = [], _telling(fates, eps)
-    bench, n, bad = probe.bench, len(probe.few), 0
+    runner, n, bad = probe.runner, len(probe.few), 0
     if place is not None:
         trace = probe.ascend(eps[place], LONG)
         short, long = trace.fallen(SHORT), trace.fallen(LONG)
         at, bad = f"at eps {eps[place]:g}", int(trace.bad.sum())
-        if not bench.oracle.random:
+        if not runner.oracle.random:
             stuck = int(trace.stuck.sum())
             detail = f"PGD brings {stuck / n:.1%} of the images no nearer to failure {at}"
             found += graded("loss-not-rising", stuck, n, STUCK, detail)
@@ -208,17 +212,17 @@ def ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
             missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[probe.few]).sum())
             detail = f"PGD-{LONG} fells {missed / n:.1%} of the images more {at}: it is the better measure"
             found += graded("weak-attack", missed, n, WEAK, detail, broken=NEVER)
-        if declared(bench.net):
+        if declared(runner.net):
             plain, other = (probe.ascend(eps[place], SHORT, through=on).fallen(SHORT) for on in (False, True))
             detail = f"straight-through PGD-{SHORT} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"
             used = (THROUGH[0], 1.0) if probe.through else THROUGH
             found += graded("straight-through", other - plain, n, used, f"{detail}: use straight_through=true")
-    if bench.norm == "linf":
+    if runner.norm == "linf":
         trace = probe.ascend(HALF, SHORT)
         bad = max(bad, int(trace.bad.sum()))
         stand = n - trace.fallen(SHORT)
-        labels = bench.data.labels[torch.from_numpy(probe.few).to(bench.data.device)]
-        chance = max(float(labels.bincount().max()) / n, 1 / bench.logits.shape[1])
+        labels = runner.data.labels[torch.from_numpy(probe.few).to(runner.data.device)]
+        chance = max(float(labels.bincount().max()) / n, 1 / runner.logits.shape[1])
         detail = f"PGD-{SHORT} leaves {stand / n:.1%} standing at eps 0.5, above chance ({chance:.1%}): it is misled"
         if wilson(stand, n).low > chance:
             found.append(Flag(name="above-chance", severity="suspect", detail=detail))

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advbench.attacks.search import Search, Verdicts
+from advbench.engine.search import Search, Verdicts
 from advbench.errors import Interrupted, UserError
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
@@ -41,8 +41,10 @@ class Journal:
         progress: Callable[[str, Search], None] = lambda stage, search: None,
     ) -> None:
         self.path, self._stop, self._progress = path, stop, progress
+        self._file = path
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
-        self._asked: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
+        self._shard: dict[str, Any] = {}
         self._ended: list[dict[str, Any]] = []
         self._under_way: dict[str, Any] | None = None
         self._next = 0
@@ -64,9 +66,11 @@ class Journal:
         asked: dict[str, Any] = _load(self.path)["asked"]
         return asked
 
-    def part(self, number: int, of: int) -> Path | None:
-        """Where process `number` of `of` keeps what it has done."""
-        return None if self.path is None else self.path.with_name(f"{self.path.name}.part{number}of{of}")
+    def file(self, number: int, of: int) -> Path | None:
+        """Where process `number` of `of` keeps what it has done: the first one at `path`, the others beside it."""
+        if self.path is None or number == 0:
+            return self.path
+        return self.path.with_name(f"{self.path.name}.part{number}of{of}")
 
     def halve(self, slots: int) -> None:
         """Memory ran out: note that `slots` are left, and how many hits there are by now."""
@@ -76,18 +80,20 @@ class Journal:
         self._running = None
         self.halvings.append((slots, sum(int(fell.sum()) for fell in kept)))
 
-    def begin(self, asked: dict[str, Any], *, resume: bool) -> bool:
-        """Start on the question `asked` (plain values), or take up what is saved: whether there was something.
+    def begin(self, asked: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
+        """Start on the question `asked` (plain values) as process `number` of `of`, or take up what is saved: whether
+        there was something.
 
         Raises UserError when what is saved belongs to another question, naming the differences, or is damaged.
         """
-        self._asked = asked
+        self.asked, self._file = asked, self.file(number, of)
+        self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
         self._ended, self._under_way, self.halvings = [], None, []
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
-        if not resume or self.path is None or not self.path.exists():
+        if not resume or self._file is None or not self._file.exists():
             return False
-        saved = _load(self.path)
-        was, now = _leaves(saved["asked"]), _leaves(asked)
+        saved = _load(self._file)
+        was, now = _leaves(saved["asked"]), _leaves({**asked, **self._shard})
         different = [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in sorted({*was, *now})
@@ -96,7 +102,7 @@ class Journal:
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
-                f"{self.path} belongs to another evaluation: {'; '.join(different[:3])}{more}; "
+                f"{self._file} belongs to another evaluation: {'; '.join(different[:3])}{more}; "
                 "drop --resume to start over"
             )
         self._ended, self._under_way = saved["ended"], saved["under_way"]
@@ -176,13 +182,13 @@ class Journal:
             clear_leftovers(self.path.parent)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:
-        if self.path is None or not self.own:
+        if self._file is None or not self.own:
             return
         stream = io.BytesIO()
         cost = (self.seconds, self.forwards, self.backwards)
         torch.save(
             {
-                "asked": self._asked,
+                "asked": {**self.asked, **self._shard},
                 "ended": self._ended,
                 "under_way": under_way,
                 "cost": cost,
@@ -190,7 +196,7 @@ class Journal:
             },
             stream,
         )
-        write_sealed(self.path, stream.getvalue())
+        write_sealed(self._file, stream.getvalue())
         self._saved_at = time.monotonic()
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from advbench.attacks.engine import Attack
-from advbench.attacks.oracle import gradient, out_of_memory
 from advbench.data.dataset import Dataset
-from advbench.models.search_copy import search_copy
+from advbench.engine.attack import Attack
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.oracle import gradient
+from advbench.engine.search_copy import search_copy
 
 HEAVY = 1e8  # multiply-adds an image: ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds
 LONGER = 4  # times the updates in bf16 for those in fp32 that follow, each of twice the time

@@ -18,13 +18,14 @@ from torch import nn
 
 from advbench import rng
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Problem, State
-from advbench.attacks.graphed import cuda_graph, graphed
-from advbench.attacks.oracle import Oracle, out_of_memory
 from advbench.data.dataset import Dataset
+from advbench.engine.attack import Problem, State
+from advbench.engine.cuda_graph import cuda_graph, graphed
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.oracle import Oracle
+from advbench.engine.search_copy import search_copy
 from advbench.errors import UserError
 from advbench.files import locked, write_atomic
-from advbench.models.search_copy import search_copy
 from advbench.threat import REGIONS, around
 
 CPU = 64

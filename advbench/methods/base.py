@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from advbench.attacks.engine import Attack
+from advbench.engine.attack import Attack
 from advbench.errors import UserError
 from advbench.models.base import Model
 from advbench.recipe import Recipe, method_fields

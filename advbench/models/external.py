@@ -28,7 +28,7 @@ FORMS = (
 MODEL_TEST_SHA256 = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
 METADATA = "advbench"  # the key under which safetensors files of ours describe their network, in JSON
 
-_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 
 
 @dataclass(frozen=True)

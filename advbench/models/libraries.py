@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
-import os
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import CodeRuns, UserError, unknown
+from advbench.errors import UserError, unknown
 from advbench.models.base import STATISTICS
+from advbench.registry import outside
 
 
 class Normalized(nn.Module):
@@ -97,49 +94,27 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
 
 
 def call(spec: str, num_classes: int | None) -> nn.Module:
-    """The module that `package.module:callable` returns, called with num_classes if it asks for it, else with nothing.
+    """The module that `package.module:name` makes, called with num_classes if it asks for it, else with nothing.
 
-    Runs the code, which a CodeRuns warning says; the current folder is on the import path meanwhile. Raises UserError.
+    Raises UserError (see `registry.outside`), also for code that makes something else.
     """
-    module_name, _, attribute = spec.partition(":")
-    warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=1)
-    with _current_folder():
-        try:
-            target: Any = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                target = getattr(target, part)
-        except Exception as error:  # no such module, or whatever its code raises
-            raise UserError(
-                f"cannot load model {spec}: {_line(error)}; it is meant as package.module:callable"
-            ) from error
-        if not callable(target):
-            raise UserError(f"cannot load model {spec}: it is a {type(target).__name__}, not callable")
-        try:
-            wants = inspect.signature(target).parameters.get("num_classes")
-        except (TypeError, ValueError):  # builtins may have no signature
-            wants = None
-        if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
-            raise UserError(f"{spec} asks for num_classes: name the --dataset")
-        settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}
-        try:
-            net = target(**settings)
-        except Exception as error:  # the user's code may raise anything
-            raise UserError(f"model {spec} failed: {type(error).__name__}: {_line(error)}") from error
+    entry = outside("model", spec)
+    try:
+        wants = inspect.signature(entry.load()).parameters.get("num_classes")
+    except (TypeError, ValueError):  # builtins may have no signature
+        wants = None
+    if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
+        raise UserError(f"{spec} asks for num_classes: name the --dataset")
+    settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}
+    try:
+        net = entry.create(**settings)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"model {spec} failed: {type(error).__name__}: {_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
     return net
-
-
-@contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the code that ran may have removed it
-            sys.path.remove(folder)
 
 
 def _line(error: BaseException) -> str:

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advbench import ranks
 from advbench.allocator import keep_freed
-from advbench.attacks.oracle import untouched
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
+from advbench.engine.kernels import untouched
 from advbench.errors import UserError
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from advbench import ranks
-from advbench.attacks.engine import Attack, Problem, solve
 from advbench.attacks.pgd import PGD
+from advbench.engine.attack import Attack, Problem, solve
 from advbench.methods.base import Losses, Nets, Objective
 from advbench.recipe import Inner, Recipe
 from advbench.threat import Region, around

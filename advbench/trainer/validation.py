@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from advbench import ranks
-from advbench.attacks.engine import Problem, solve
-from advbench.attacks.losses import ce, wrong
 from advbench.attacks.pgd import PGD
 from advbench.data.dataset import Dataset
+from advbench.engine.attack import Problem, solve
+from advbench.engine.losses import ce, wrong
 from advbench.recipe import Recipe
 from advbench.record import Flag
 from advbench.rng import keys

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Attack
 from advbench.attacks.multi_task import TaskOracle
-from advbench.attacks.oracle import Oracle
-from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.data import load
+from advbench.engine.attack import Attack, Samples
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search, Verdicts
 
 Floats = NDArray[np.float64]
 Net = TypeVar("Net", bound=nn.Module)

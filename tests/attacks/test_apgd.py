@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from advbench import rng
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Answer, Attack, Problem, State, solve
+from advbench.engine.attack import Answer, Attack, Problem, State, solve
 from advbench.threat import around
 
 

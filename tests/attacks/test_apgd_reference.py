@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from advbench import rng
 from advbench.attacks.apgd import APGD
-from advbench.attacks.engine import Answer, Problem
-from advbench.attacks.losses import ce, wrong
+from advbench.engine.attack import Answer, Problem
+from advbench.engine.losses import ce, wrong
 from advbench.threat import around
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}

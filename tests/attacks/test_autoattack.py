@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from advbench.attacks.engine import members
 from advbench.data.corruptions import COMMON
+from advbench.engine.attack import members
 from advbench.errors import UserError
 from advbench.registry import entries, find
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from advbench.attacks.engine import Attack, Problem, solve
-from advbench.attacks.losses import kl
+from advbench.engine.attack import Attack, Problem, solve
+from advbench.engine.losses import kl
 from advbench.errors import UserError
 from advbench.registry import entries, find
 from advbench.threat import around

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Problem
 from advbench.attacks.fab import FABT
+from advbench.engine.attack import Answer, Problem
 from advbench.threat import around
 
 COUNT, EPS = 8, 0.25

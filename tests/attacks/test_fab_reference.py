@@ -12,11 +12,11 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 from torch.nn import functional
 
-from advbench.attacks.engine import Attack
 from advbench.attacks.fab import FAB, FABT
-from advbench.attacks.oracle import Oracle
-from advbench.attacks.search import Samples, Search
 from advbench.data import load
+from advbench.engine.attack import Attack, Samples
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 COUNT, STEPS = 50, 15

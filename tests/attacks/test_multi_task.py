@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.engine import Attack, Problem
 from advbench.attacks.multi_task import COMBINED, MultiTask, TaskOracle, heads_for, tasked, weights
-from advbench.attacks.oracle import Oracle
 from advbench.attacks.pgd import PGD
-from advbench.attacks.search import Samples, Search, Verdicts
 from advbench.checkpoint import Loaded
 from advbench.data import load
+from advbench.engine.attack import Attack, Problem, Samples
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search, Verdicts
+from advbench.engine.search_copy import search_copy
 from advbench.errors import UserError
 from advbench.models.base import Model
-from advbench.models.search_copy import search_copy
 from advbench.models.tasks import NAMES, Autoencoder, Head, Macro, make_heads, make_tasks, sample_key
 from advbench.threat import around
 

@@ -14,8 +14,8 @@ from advbench import rng
 from advbench.attacks.cw import CW
 from advbench.attacks.ddn import DDN
 from advbench.attacks.deepfool import DeepFool
-from advbench.attacks.engine import Answer, Problem
 from advbench.attacks.fmn import FMN
+from advbench.engine.attack import Answer, Problem
 from advbench.threat import around
 
 COUNT = 6

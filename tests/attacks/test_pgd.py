@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Problem
-from advbench.attacks.losses import likeliest
 from advbench.attacks.pgd import PGD
+from advbench.engine.attack import Answer, Problem
+from advbench.engine.losses import likeliest
 from advbench.registry import find
 from advbench.threat import around
 

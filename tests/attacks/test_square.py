@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Problem
 from advbench.attacks.square import Square, _forms, _sides, _tiles, _window
+from advbench.engine.attack import Answer, Problem
 from advbench.threat import around
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from advbench import rng
-from advbench.attacks.engine import Answer, Problem
-from advbench.attacks.losses import margin, wrong
 from advbench.attacks.square import Square
+from advbench.engine.attack import Answer, Problem
+from advbench.engine.losses import margin, wrong
 from advbench.threat import around
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}

@@ -30,12 +30,12 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
 from advbench.eps import parse_eps
-from advbench.evaluator import workers
-from advbench.evaluator.bench import Bench
 from advbench.evaluator.evaluate import bare, by_all
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.parallel import processes
 from advbench.evaluator.plan import plan
 from advbench.evaluator.precision import bf16_pays
+from advbench.evaluator.runner import Runner
 from advbench.evaluator.slots import choose_slots
 from advbench.version import __version__
 
@@ -59,9 +59,9 @@ def ours(net: nn.Module, data: Dataset, attack: str, eps: float, precision: str)
         curve="exact", bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks),
     )  # fmt: skip
     slots = choose_slots(net, data, norm="linf", precision=run.precision, weights_sha256="")  # a rule of the images
-    processes = workers.how_many(net, data, run, norm="linf", slots=slots)
-    bench = Bench(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
-    fates, _ = by_all(bench, run, [eps], {}, processes=processes, resume=False)
+    count = processes.how_many(net, data, run, norm="linf", slots=slots)
+    bench = Runner(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
+    fates, _ = by_all(bench, run, [eps], {}, processes=count, resume=False)
     seconds = time.perf_counter() - began
     n = len(data)
     how = f"advbench, {run.precision}, {processes} process{'es' if processes > 1 else ''}"

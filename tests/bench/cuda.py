@@ -21,17 +21,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from training import matrix_rate
 
-from advbench.attacks.oracle import exact_kernels, untouched
 from advbench.checkpoint import Loaded, load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.search_copy import search_copy
 from advbench.environment import environment
 from advbench.eps import parse_eps
-from advbench.evaluator import Evaluation, evaluate
-from advbench.evaluator.bench import Bench
-from advbench.evaluator.choose import choose
+from advbench.evaluator import Evaluation, Settings, evaluate
+from advbench.evaluator.attack_set import choose
 from advbench.evaluator.journal import Journal
-from advbench.models.search_copy import search_copy
+from advbench.evaluator.runner import Runner
 
 TITLE = """# AutoAttack on a GPU
 
@@ -44,7 +44,7 @@ def autoattack(model: Loaded, data: Dataset, eps: str, engine: str, device: torc
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    done = evaluate(model, data, eps=[eps], engine=engine, device=device, curve="exact")
+    done = evaluate(model, data, Settings(eps=[eps], engine=engine, device=device, curve="exact"))
     return done, torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0
 
 
@@ -63,7 +63,7 @@ def apgd_rate(model: Loaded, data: Dataset, eps: float, slots: int, device: torc
     (attack,), _ = choose("apgd-ce", {}, norm="linf", classes=data.num_classes)
     with untouched(net), exact_kernels(device):
         journal = Journal()
-        bench = Bench(net, data, norm="linf", seed=0, slots=slots, precision="bf16", journal=journal)
+        bench = Runner(net, data, norm="linf", seed=0, slots=slots, precision="bf16", journal=journal)
         rows = np.flatnonzero(bench.correct)
         bench.strike(attack, rows, np.full(len(rows), eps))
         each = operations(net, data)
@@ -114,7 +114,9 @@ def main() -> None:
     some = data.subset(range(min(given.beside, len(data))))
     model = load_model(given.model, arch=given.arch, dataset=data)
 
-    evaluate(model, some.subset(range(min(64, len(some)))), eps=[given.eps], attack="pgd", device=device)  # warm-up
+    evaluate(
+        model, some.subset(range(min(64, len(some)))), Settings(eps=[given.eps], attack="pgd", device=device)
+    )  # warm-up
     mine, memory = autoattack(model, some, given.eps, "own", device)
     theirs, their_memory = autoattack(model, some, given.eps, "reference", device)
     whole, whole_memory = autoattack(model, data, given.eps, "own", device)

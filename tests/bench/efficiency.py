@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from advbench.allocator import keep_freed
-from advbench.attacks.oracle import untouched
 from advbench.checkpoint import load_model, weights_sha256
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.evaluator.bench import Bench
-from advbench.evaluator.choose import choose
+from advbench.engine.kernels import untouched
+from advbench.engine.search_copy import search_copy
+from advbench.evaluator.attack_set import choose
 from advbench.evaluator.journal import Journal
+from advbench.evaluator.runner import Runner
 from advbench.evaluator.slots import choose_slots
-from advbench.models.search_copy import search_copy
 
 EVERY, WARM_UP, TIMES = 0.5, 3, 4
 
@@ -132,7 +132,7 @@ def efficiency(
         for attack in choose(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:
             bare = Bare(net, data, slots)
             journal = Journal(stop=bare)
-            bench = Bench(net, data, norm=norm, seed=0, slots=slots, precision="fp32", journal=journal)
+            bench = Runner(net, data, norm=norm, seed=0, slots=slots, precision="fp32", journal=journal)
             rows = np.flatnonzero(bench.correct)
             began = time.process_time()
             verdicts = bench.strike(attack, rows, np.full(len(rows), eps))

@@ -12,14 +12,14 @@ def _in(file: str) -> str:
     return f"tests/{file}.py::test_"
 
 
-BALLS, LOSSES, PGD = _in("test_threat"), _in("attacks/test_losses"), _in("attacks/test_pgd")
-FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("attacks/test_halfspace"), _in("attacks/test_nearest")
-SHRINK = _in("attacks/test_shrink")
-SEARCH, PROMISES, SETS = _in("attacks/test_search"), _in("attacks/test_promises"), _in("attacks/test_autoattack")
-CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_second_look")
-EVALUATE, WINOGRAD = _in("evaluator/test_evaluate"), _in("models/test_winograd")
-NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_walk"), _in("test_record")
-CLOSED, COPY = _in("attacks/test_closed_form"), _in("models/test_search_copy")
+BALLS, LOSSES, PGD = _in("test_threat"), _in("engine/test_losses"), _in("attacks/test_pgd")
+FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("engine/test_hyperplane"), _in("attacks/test_nearest")
+SHRINK = _in("engine/test_shrink")
+SEARCH, PROMISES, SETS = _in("engine/test_search"), _in("engine/test_promises"), _in("attacks/test_autoattack")
+CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_fp32_recheck")
+EVALUATE, WINOGRAD = _in("evaluator/test_evaluate"), _in("engine/search_copy/test_winograd")
+NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_eps_grid"), _in("test_record")
+CLOSED, COPY = _in("attacks/test_closed_form"), _in("engine/search_copy/test_copy")
 FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
 NEAREST = f"{CLOSED}nearest_point_is_at_the_exact_distance"
 SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
@@ -74,7 +74,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("ball-too-tolerant", "(1 + 1e-5)", "(1 + 1e-3)"),
         ],
     },
-    "advbench/attacks/losses.py": {
+    "advbench/engine/losses.py": {
         f"{LOSSES}what_is_not_finite_is_wrong": [("nan-is-right", "other | ~logits.isfinite().all(1)", "other")],
         f"{VALUES}[ce-False]": [("ce-flipped", "torch.where(towards, -loss, loss)", "-loss")],
         f"{VALUES}[ce-True]": [
@@ -172,7 +172,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{STANDARD}[linf]": [("fab-beta", "beta: float = 0.9", "beta: float = 0.5")],
         f"{SEVERAL}[linf-fab-t]": [("fab-one-target", "y, self.n_targets)", "y, 1)")],
     },
-    "advbench/attacks/halfspace.py": {
+    "advbench/engine/hyperplane.py": {
         f"{SEVERAL}[linf-fab]": [("boundary-not-by-distance", "f.abs() / (dual + 1e-12)", "f.abs()")],
         f"{HALFSPACE}is_the_shortest_step_onto_the_hyperplane": [
             ("halfspace-sign", "rise < 0, -1.0, 1.0", "rise < 0, 1.0, 1.0"),
@@ -275,13 +275,13 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("autoattack-rand-passes", 'loss="dlr", eot=20', 'loss="dlr", eot=2'),
         ],
     },
-    "advbench/attacks/engine.py": {
+    "advbench/engine/attack.py": {
         f"{FELLS}[fgsm-linf-False]": [("last-look-forgotten", "return s.i > self.steps", "return s.i >= self.steps")],
         f"{CLOSED}solve_reaches_the_attainable_gain[fgsm-linf-0.9999]": [
             ("solve-flipped", "grad(value.sum(), query)", "grad(-value.sum(), query)"),
         ],
     },
-    "advbench/attacks/search.py": {
+    "advbench/engine/search.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
             ("hit-not-verified", "(wrong(logits, p.y) & ", "("),
         ],
@@ -322,12 +322,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{CLOSED}kl_is_that_of_the_clean_answer": [("one-restart", "range(attack.restarts)", "range(1)")],
         f"{SEVERAL}[linf-apgd-t]": [("one-target", "range(self.targets.shape[1])", "range(1)")],
     },
-    "advbench/models/flat_last.py": {
+    "advbench/engine/search_copy/flat_last.py": {
         f"{_in('models/test_flat_last')}logits_and_gradients_are_the_models[view]": [
             ("columns-not-moved", ".permute(0, 2, 3, 1).flatten(1).contiguous()", ".flatten(1).contiguous()"),
         ],
     },
-    "advbench/attacks/oracle.py": {
+    "advbench/engine/oracle.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
             ("verified-by-the-copy", "self.net(filled)", "self.search(filled)"),
         ],
@@ -373,7 +373,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("corruptions-right-images-alone", "float(fell.mean())", "float((fell & bench.correct).mean())"),
         ],
     },
-    "advbench/evaluator/walk.py": {
+    "advbench/evaluator/eps_grid.py": {
         f"{WALK}both_walks_find_the_smallest_radius": [
             ("walk-point-skipped", "(walk.fell > point)", "(walk.fell > point + 1)"),
             ("walk-one-descent", "samples[going & (", "samples[going & False & ("),
@@ -388,13 +388,13 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("curve-rises", "| (self.fell > point)", "| (self.fell != point)"),
         ],
     },
-    "advbench/evaluator/second_look.py": {
+    "advbench/evaluator/fp32_recheck.py": {
         f"{SECOND}every_norm_and_number_of_classes_has_one": [
             ("second-look-targets", "TARGETS = 3", "TARGETS = 1"),
             ("second-look-no-gradients", "through = any(attack.straight_through", "through = any(False"),
         ],
     },
-    "advbench/evaluator/bench.py": {
+    "advbench/evaluator/runner.py": {
         f"{SECOND}who_came_near_in_bf16_meets_the_same_attack_in_fp32[fast]": [
             ("near-let-go", "number, room(number), near)", "number, room(number), near[:0])"),
             ("all-are-near", "> -blur[rows]", "> -1e9"),
@@ -409,7 +409,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("centres-are-sums", "member.sum(0).clamp_min(1)", "member.sum(0).clamp(1, 1)"),
         ],
     },
-    "advbench/models/search_copy.py": {
+    "advbench/engine/search_copy/copy.py": {
         f"{COPY}a_recording_that_rounds_by_a_rows_place_is_not_used": [
             ("place-tells", "ours.roll(1, 0)):", "ours.roll(1, 0)) and False:"),
         ],
@@ -427,7 +427,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("copy-in-train-mode", "twin.eval().requires_grad_(False)", "twin.train().requires_grad_(False)"),
         ],
     },
-    "advbench/models/winograd.py": {
+    "advbench/engine/search_copy/winograd.py": {
         f"{WINOGRAD}the_plain_convolution": [
             ("winograd-gradient", "x[some, 1:, :2, 1:, :2] +=", "x[some, 1:, :2, 1:, :2] -="),
         ],

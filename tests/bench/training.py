@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
-from advbench.evaluator import evaluate
+from advbench.evaluator import Settings, evaluate
 from advbench.evaluator.evaluate import bare
 from advbench.recipe import Recipe
 from advbench.trainer.session import Session
@@ -96,7 +96,7 @@ def operations(session: Session) -> float:
 def accuracy(net: nn.Module, data: Dataset, eps: str) -> tuple[float, float]:
     """Percent right, clean and under PGD-50."""
     net = net.eval().to(memory_format=torch.contiguous_format)
-    record = evaluate(bare(net, data), data, attack="pgd", settings={"steps": 50}, eps=[eps]).record
+    record = evaluate(bare(net, data), data, Settings(attack="pgd", attack_settings={"steps": 50}, eps=[eps])).record
     return 100 * record.clean, 100 * record.curve[0].accuracy
 
 

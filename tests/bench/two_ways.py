@@ -19,7 +19,7 @@ import torch
 
 from advbench.checkpoint import load_model
 from advbench.data import load
-from advbench.evaluator import Evaluation, evaluate
+from advbench.evaluator import Evaluation, Settings, evaluate
 from advbench.recipe import Recipe
 from advbench.trainer import train
 
@@ -51,10 +51,14 @@ def main() -> None:
 
             def run(way: str, model: object = model) -> tuple[Evaluation, float]:
                 began = time.process_time()
-                made = evaluate(
-                    model, data, attack=given.attack.split(","), eps=eps, norm=given.norm, device=given.device,
+                settings = Settings(
+                    attack=given.attack.split(","),
+                    eps=eps,
+                    norm=given.norm,
+                    device=given.device,
                     **{given.what: way},
-                )  # fmt: skip
+                )
+                made = evaluate(model, data, settings)
                 return made, time.process_time() - began
 
             print(f"{spec}: {given.attack}, {given.norm}, n {len(data)}, {given.threads} threads, {given.device}")

@@ -18,7 +18,7 @@ import pytest
 
 from advbench.checkpoint import read_card
 from advbench.cli import train as train_module
-from advbench.cli.runs import choose_data, place_runs
+from advbench.defaults.run_folders import choose_data, place_runs
 from advbench.recipe import Recipe
 
 QUICK = ["--dataset", "digits", "--arch", "mlp", "--epochs", "1", "--batch-size", "64"]

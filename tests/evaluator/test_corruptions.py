@@ -19,7 +19,7 @@ from advbench.data.corruptions import COMMON, PACKAGE, PUBLISHED, corrupted, sou
 from advbench.data.dataset import Dataset
 from advbench.eps import parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import Evaluation, evaluate
+from advbench.evaluator import Evaluation, Settings, evaluate
 from advbench.leaderboard import build
 from advbench.record import load_record
 
@@ -71,7 +71,7 @@ LEVELS = [10 + 12 * i for i in range(N)]
 
 
 def measured(net: nn.Module, data: Dataset, eps: str = "0,1,2,3,4,5", seed: int = 0) -> Evaluation:
-    return evaluate(net, data, attack="corruptions", eps=eps.split(","), norm="corruptions", seed=seed)
+    return evaluate(net, data, Settings(attack="corruptions", eps=eps.split(","), norm="corruptions", seed=seed))
 
 
 def test_the_curve_is_the_worst_case_and_the_table_each_ones_error(package: None) -> None:
@@ -140,7 +140,7 @@ def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_p
     assert {file.name for file in build(tmp_path / "records", tmp_path).files} == {
         f"grey-corruptions.{kind}" for kind in ("csv", "md", "svg")
     }
-    ball = evaluate(Threshold(0.5), grey(LEVELS), attack="fgsm", eps=["0.1"])
+    ball = evaluate(Threshold(0.5), grey(LEVELS), Settings(attack="fgsm", eps=["0.1"]))
     assert "corruptions" not in json.loads(ball.record.save(tmp_path, ball.fates).read_text())
 
 
@@ -186,8 +186,14 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.
         (lambda: measured(Always(), grey(LEVELS, side=8)), "28 pixels a side, not 1x8x8"),
         (lambda: measured(Always(), grey(LEVELS, channels=2)), "1 or 3 channels"),
         (lambda: source_of(grey(LEVELS), PUBLISHED), "is not in"),
-        (lambda: evaluate(Always(), grey(LEVELS), attack="corruptions", eps=["0.1"]), "no form for norm linf"),
-        (lambda: evaluate(Always(), grey(LEVELS), attack="pgd", eps=["1"], norm="corruptions"), "no form for norm"),
+        (
+            lambda: evaluate(Always(), grey(LEVELS), Settings(attack="corruptions", eps=["0.1"])),
+            "no form for norm linf",
+        ),
+        (
+            lambda: evaluate(Always(), grey(LEVELS), Settings(attack="pgd", eps=["1"], norm="corruptions")),
+            "no form for norm",
+        ),
         (lambda: run(["x.pt"], attacks=["corruptions", "pgd"]), "by themselves"),
         (lambda: run(["x.pt"], attacks=["corruptions"], norm="l2"), "by themselves"),
         (lambda: run(["x.pt"], attacks=["corruptions"], eps="8/255"), "no severity"),

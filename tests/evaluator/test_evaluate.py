@@ -14,8 +14,8 @@ from torch import nn
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
-from advbench.evaluator import Journal, evaluate
-from advbench.evaluator.bench import Bench
+from advbench.evaluator import Journal, Settings, evaluate
+from advbench.evaluator.runner import Runner
 from advbench.models import build
 from advbench.record import Fates
 
@@ -57,7 +57,9 @@ def closed_form(net: nn.Module, data: Dataset, eps: float) -> np.ndarray:
 
 @pytest.mark.parametrize("curve", ["exact", "fast"])
 def test_autoattack_gives_the_closed_form(linear: nn.Module, digits: Dataset, curve: str) -> None:
-    result = evaluate(linear, digits, attack=["apgd-ce", "apgd-t"], eps=EPS, curve=curve, settings={"steps": 40})
+    result = evaluate(
+        linear, digits, Settings(attack=["apgd-ce", "apgd-t"], eps=EPS, curve=curve, attack_settings={"steps": 40})
+    )
     for place, text in enumerate(EPS):
         assert result.fates.standing(place).tolist() == closed_form(linear, digits, float(text)).tolist(), text
     point = result.record.curve[0]
@@ -67,7 +69,7 @@ def test_autoattack_gives_the_closed_form(linear: nn.Module, digits: Dataset, cu
 def test_verdicts_do_not_depend_on_order_or_sharding(linear: nn.Module, digits: Dataset) -> None:
     def fates(rows: list[int]) -> dict[int, tuple[int, int]]:
         part = digits.subset(rows)
-        made = evaluate(linear, part, attack="pgd", eps=EPS, settings={"steps": 3}, slots=16).fates
+        made = evaluate(linear, part, Settings(attack="pgd", eps=EPS, attack_settings={"steps": 3}, slots=16)).fates
         return dict(zip(rows, zip(made.fell.tolist(), made.by.tolist(), strict=True), strict=True))
 
     whole = fates(list(range(N)))
@@ -83,7 +85,9 @@ def test_of_several_items_no_neighbour_decides_which_counts(digits: Dataset, lin
 
     def fell(rows: list[int]) -> list[int]:
         part = digits.subset(rows)
-        made = evaluate(linear, part, attack="pgd", norm="l2", eps=eps, settings=settings, slots=16, curve=curve)
+        made = evaluate(
+            linear, part, Settings(attack="pgd", norm="l2", eps=eps, attack_settings=settings, slots=16, curve=curve)
+        )
         return made.fates.fell.tolist()
 
     assert [fell([row])[0] for row in range(0, N, 8)] == fell(list(range(N)))[::8]
@@ -95,7 +99,7 @@ def test_nearest_points_are_the_nearest_of_all_attacks_and_in_the_balls_they_cou
     some = digits.subset(range(40))
     x, _ = some.batch(slice(None))
     for order in (["fab", "deepfool"], ["deepfool", "fab"]):
-        found = evaluate(linear, some, attack=order, eps=EPS, settings={"steps": 5}, keep_points=True)
+        found = evaluate(linear, some, Settings(attack=order, eps=EPS, attack_settings={"steps": 5}, keep_points=True))
         norm = found.fates.norm
         assert norm is not None and len(found.points) > 30
         for row, point in found.points.items():
@@ -109,11 +113,11 @@ def test_nearest_points_are_the_nearest_of_all_attacks_and_in_the_balls_they_cou
 
 def test_a_nearest_point_past_a_linf_ball_by_a_rounding_is_not_in_it(digits: Dataset, linear: nn.Module) -> None:
     some = digits.subset(range(40))
-    found = evaluate(linear, some, attack="fab", eps=["0.5"], settings={"steps": 5}).fates.norm
+    found = evaluate(linear, some, Settings(attack="fab", eps=["0.5"], attack_settings={"steps": 5})).fates.norm
     assert found is not None
     size = float(np.sort(found[found > 0])[3])
     for eps, inside in ((size, True), (float(np.nextafter(np.float32(size), np.float32(0))), False)):
-        place = evaluate(linear, some, attack="fab", eps=[repr(eps)], settings={"steps": 5}).fates.fell
+        place = evaluate(linear, some, Settings(attack="fab", eps=[repr(eps)], attack_settings={"steps": 5})).fates.fell
         assert ((place == 0) & (found == size)).any() == inside
 
 
@@ -123,7 +127,11 @@ def test_an_interrupted_evaluation_resumes_to_the_same_verdicts(
     def run(stop: Callable[[], bool], resume: bool) -> list[int]:
         journal = Journal(tmp_path / "journal", stop=stop)
         result = evaluate(
-            linear, digits, attack=["pgd", "apgd-t"], eps=EPS, settings={"steps": 5}, journal=journal, resume=resume
+            linear,
+            digits,
+            Settings(attack=["pgd", "apgd-t"], eps=EPS, attack_settings={"steps": 5}),
+            journal=journal,
+            resume=resume,
         )
         return [*result.fates.fell.tolist(), result.record.id]
 
@@ -144,17 +152,19 @@ def test_an_interrupted_evaluation_resumes_to_the_same_verdicts(
 def test_a_journal_of_another_question_is_refused_by_name(linear: nn.Module, digits: Dataset, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     with pytest.raises(Interrupted):
-        evaluate(linear, digits, attack="pgd", eps=EPS, journal=Journal(journal, stop=lambda: True))
+        evaluate(linear, digits, Settings(attack="pgd", eps=EPS), journal=Journal(journal, stop=lambda: True))
     for change in ({"seed": 1}, {"eps": ["0.1"]}, {"attack": "fgsm"}):
         with pytest.raises(UserError, match=next(iter(change))):
             evaluate(
-                linear, digits, **{"attack": "pgd", "eps": EPS, "journal": Journal(journal), "resume": True, **change}
+                linear,
+                digits,
+                Settings(**{"attack": "pgd", "eps": EPS, "journal": Journal(journal), "resume": True, **change}),
             )
     content = bytearray(journal.read_bytes())
     content[200] ^= 1
     journal.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        evaluate(linear, digits, attack="pgd", eps=EPS, journal=Journal(journal), resume=True)
+        evaluate(linear, digits, Settings(attack="pgd", eps=EPS), journal=Journal(journal), resume=True)
 
 
 def test_the_model_and_its_surroundings_are_left_as_they_were(digits: Dataset) -> None:
@@ -164,7 +174,7 @@ def test_the_model_and_its_surroundings_are_left_as_they_were(digits: Dataset) -
     before = {name: value.clone() for name, value in net.state_dict().items()}
     needs = [p.requires_grad for p in net.parameters()]
     random = torch.get_rng_state()
-    evaluate(net, digits, attack=["pgd", "apgd-ce"], eps=["0.1"], settings={"steps": 2})
+    evaluate(net, digits, Settings(attack=["pgd", "apgd-ce"], eps=["0.1"], attack_settings={"steps": 2}))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert [p.requires_grad for p in net.parameters()] == needs
     assert all(p.grad is None for p in net.parameters())
@@ -173,7 +183,9 @@ def test_the_model_and_its_surroundings_are_left_as_they_were(digits: Dataset) -
 
 
 def test_what_counts_is_inside_the_ball_and_wrong(linear: nn.Module, digits: Dataset) -> None:
-    result = evaluate(linear, digits, attack="apgd-ce", eps=["0.1"], settings={"steps": 10}, keep_points=True)
+    result = evaluate(
+        linear, digits, Settings(attack="apgd-ce", eps=["0.1"], attack_settings={"steps": 10}, keep_points=True)
+    )
     fallen = np.flatnonzero((result.fates.fell == 0) & (result.fates.by >= 0))
     assert sorted(result.points) == fallen.tolist() and len(fallen) > 10
     x, y = digits.batch(torch.from_numpy(fallen))
@@ -184,7 +196,7 @@ def test_what_counts_is_inside_the_ball_and_wrong(linear: nn.Module, digits: Dat
 
 def test_the_curve_of_the_reference_agrees(linear: nn.Module, digits: Dataset) -> None:
     part = digits.subset(range(40))
-    reference = evaluate(linear, part, attack="apgd-t", eps=["0", "0.05", "0.2"], engine="reference")
+    reference = evaluate(linear, part, Settings(attack="apgd-t", eps=["0", "0.05", "0.2"], engine="reference"))
     for place, eps in enumerate((0, 0.05, 0.2)):
         assert abs(reference.fates.standing(place).mean() - closed_form(linear, part, eps).mean()) <= 1 / 40
     assert reference.record.engine.name == "pyautoattack"
@@ -209,15 +221,15 @@ def test_bad_input_is_one_line_that_helps(
     linear: nn.Module, digits: Dataset, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        evaluate(linear, digits, **{"attack": "pgd", "eps": EPS, **change})  # type: ignore[arg-type]
+        evaluate(linear, digits, Settings(**{"attack": "pgd", "eps": EPS, **change}))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_of_other_classes_or_channels_is_refused(digits: Dataset) -> None:
     with pytest.raises(UserError, match="7 classes, digits has 10"):
-        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), digits, attack="pgd", eps=["0.1"])
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), digits, Settings(attack="pgd", eps=["0.1"]))
     with pytest.raises(UserError, match="1x8x8"):
-        evaluate(nn.Conv2d(3, 10, 3), digits, attack="pgd", eps=["0.1"])
+        evaluate(nn.Conv2d(3, 10, 3), digits, Settings(attack="pgd", eps=["0.1"]))
 
 
 @pytest.mark.parametrize("order", [("deepfool", "fab"), ("fab", "deepfool")])
@@ -226,7 +238,9 @@ def test_the_nearest_point_over_all_attacks_counts(linear: nn.Module, digits: Da
 
     def measured(*attacks: str) -> Fates:
         grid = ["0", "0.5", "1", "2"]
-        return evaluate(linear, few, attack=list(attacks), eps=grid, norm="l2", settings={"steps": 4}).fates
+        return evaluate(
+            linear, few, Settings(attack=list(attacks), eps=grid, norm="l2", attack_settings={"steps": 4})
+        ).fates
 
     def far(fates: Fates) -> np.ndarray:
         assert fates.norm is not None
@@ -241,13 +255,13 @@ def test_the_nearest_point_over_all_attacks_counts(linear: nn.Module, digits: Da
 
 def test_a_class_is_centred_at_the_mean_features_of_its_clean_images(digits: Dataset) -> None:
     net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0).eval()
-    bench = Bench(net, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
+    runner = Runner(net, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
     x, y = digits.batch(slice(None))
     with torch.no_grad():
         features = net.features(x)
     wanted = torch.stack([features[y == k].mean(0) for k in range(10)])
-    assert torch.allclose(bench._centres(), wanted, atol=1e-5) and bool(wanted.any())
+    assert torch.allclose(runner._centres(), wanted, atol=1e-5) and bool(wanted.any())
     part = digits.subset(torch.nonzero(y != 3)[:, 0].tolist())
-    without = Bench(net, part, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())._centres()
+    without = Runner(net, part, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())._centres()
     wanted[3] = 0
     assert torch.allclose(without, wanted, atol=1e-5)

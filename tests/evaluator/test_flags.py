@@ -16,7 +16,6 @@ from torch.nn import functional
 from advbench import rng
 from advbench.attacks.apgd import APGD
 from advbench.attacks.autoattack import standard as autoattack
-from advbench.attacks.engine import Problem, solve
 from advbench.attacks.fab import FABT
 from advbench.attacks.pgd import PGD
 from advbench.attacks.square import Square
@@ -24,8 +23,9 @@ from advbench.attacks.transfer import Transfer
 from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.engine.attack import Problem, solve
 from advbench.errors import UserError
-from advbench.evaluator import evaluate, flags, indicators
+from advbench.evaluator import Settings, evaluate, flags, probes
 from advbench.models.quantize import Quantize
 from advbench.record import Fates, Flag
 from advbench.threat import around
@@ -96,7 +96,7 @@ def linear() -> nn.Module:
 
 def raised(net: nn.Module, data: Dataset, attack: Any = ("apgd-ce",), **more: Any) -> dict[str, Flag]:
     how: dict[str, Any] = {"eps": EPS, "settings": {"steps": 5}, **more}
-    record = evaluate(net, data, attack=list(attack), **how).record
+    record = evaluate(net, data, Settings(attack=list(attack), **how)).record
     assert len({flag.name for flag in record.flags}) == len(record.flags)
     return {flag.name: flag for flag in record.flags}
 
@@ -317,7 +317,7 @@ def test_an_attack_weaker_than_pgd_is_no_measure(
     steps: int, eps: str, severity: str | None, standard: nn.Module, digits: Dataset
 ) -> None:
     attack = PGD(name="pgd", steps=steps, rel_step=0.1 if steps > 1 else 0.01, random_start=False)
-    found = {flag.name: flag for flag in evaluate(standard, digits, attack=attack, eps=[eps]).record.flags}
+    found = {flag.name: flag for flag in evaluate(standard, digits, Settings(attack=attack, eps=[eps])).record.flags}
     weak = found.get("weak-attack")
     assert (weak.severity if weak else None) == severity, found
 
@@ -412,7 +412,7 @@ def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> N
 @pytest.mark.network
 @pytest.mark.slow
 def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indicators, "FEWEST", 8)  # a minute on a CPU, not two
+    monkeypatch.setattr(probes, "FEWEST", 8)  # a minute on a CPU, not two
     data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
     assert bad(raised(net, data, settings={"steps": 3}, eps=["0.5/255"])) == {}

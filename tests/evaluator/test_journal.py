@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.attacks.oracle import Oracle
 from advbench.attacks.pgd import PGD
-from advbench.attacks.search import Samples, Search
+from advbench.engine.attack import Samples
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, journal
 from advbench.files import write_sealed

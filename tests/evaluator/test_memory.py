@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.oracle import out_of_memory
-from advbench.attacks.search import Search
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
-from advbench.evaluator import Evaluation, Journal, evaluate
+from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
 from advbench.evaluator.slots import FIRST, MOST, choose_slots, fastest, kept, rate_of
 
@@ -55,7 +55,7 @@ def digits() -> Dataset:
 
 
 def measure(net: nn.Module, data: Dataset, slots: int | None, **more: Any) -> Evaluation:
-    return evaluate(net.eval(), data, slots=slots, **{**ATTACKS, **more})
+    return evaluate(net.eval(), data, Settings(slots=slots, **{**ATTACKS, **more}))
 
 
 def flag(result: Evaluation, name: str) -> list[str]:

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 import advbench
-from advbench.attacks.crew import Crew
 from advbench.checkpoint import read_card, save_weights, write_card
 from advbench.data import load
+from advbench.engine.row_threads import RowThreads
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal
 from advbench.models import build
@@ -98,11 +98,11 @@ def test_threads_share_the_rows(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     alone = measured(run, "wgd", slots=32)
     made: list[int] = []
 
-    def two(cls: type[Crew], net: torch.nn.Module, slots: int) -> Crew:
+    def two(cls: type[RowThreads], net: torch.nn.Module, slots: int) -> RowThreads:
         made.append(slots)
         return cls(2)
 
-    monkeypatch.setattr(Crew, "of", classmethod(two))
+    monkeypatch.setattr(RowThreads, "of", classmethod(two))
     together = measured(run, "wgd", slots=32)
     assert made and together.record.id == alone.record.id and together.record.forwards == alone.record.forwards
 

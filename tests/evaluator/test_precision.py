@@ -12,9 +12,9 @@ import torch
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
-from advbench.evaluator import Journal, evaluate, precision
-from advbench.evaluator.choose import choose
-from advbench.evaluator.second_look import second_look
+from advbench.evaluator import Journal, Settings, evaluate, precision
+from advbench.evaluator.attack_set import choose
+from advbench.evaluator.fp32_recheck import recheck_attacks
 from advbench.models import build
 
 
@@ -49,7 +49,7 @@ def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
     made = {name: choose([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
     updates = {name: sum(one.updates(10) for one in attacks) for name, attacks in made.items()}
     assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
-    second = sum(one.updates(10) for one in second_look(made["autoattack"], norm="linf", classes=10)[0])
+    second = sum(one.updates(10) for one in recheck_attacks(made["autoattack"], norm="linf", classes=10)[0])
     assert second == 400
     assert updates["apgd-t"] < precision.LONGER * second < updates["autoattack"]
 
@@ -58,7 +58,9 @@ def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatc
     net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
 
     def used(attack: list[str], asked: str = "auto") -> str:
-        record = evaluate(net, digits, attack=attack, settings={"steps": 2}, eps=["0.1"], precision=asked).record
+        record = evaluate(
+            net, digits, Settings(attack=attack, attack_settings={"steps": 2}, eps=["0.1"], precision=asked)
+        ).record
         return record.engine.precision
 
     has(monkeypatch, avx512_bf16=True)
@@ -82,7 +84,7 @@ def test_what_is_resumed_has_the_precision_it_was_begun_with(
     def run(stop: Callable[[], bool], resume: bool) -> str:
         journal = Journal(tmp_path / "journal", stop=stop)
         return evaluate(
-            net, digits, attack="apgd-t", eps=["0.1"], journal=journal, resume=resume
+            net, digits, Settings(attack="apgd-t", eps=["0.1"]), journal=journal, resume=resume
         ).record.engine.precision
 
     has(monkeypatch)
@@ -115,9 +117,9 @@ def test_a_model_that_does_not_work_in_bf16(digits: Dataset, monkeypatch: pytest
     net = Normalised()
     assert "BFloat16" in precision.why_not(net, digits) or "bias type" in precision.why_not(net, digits)
     with pytest.raises(UserError, match=r"does not work in bf16 .*: choose --precision fp32"):
-        evaluate(net, digits, attack="apgd-t", settings={"steps": 2}, eps=["0.1"], precision="bf16")
+        evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"], precision="bf16"))
     has(monkeypatch, avx512_bf16=True)
     monkeypatch.setattr(precision, "HEAVY", 10.0)
     monkeypatch.setattr(precision, "LONGER", 0.01)
-    record = evaluate(net, digits, attack="apgd-t", settings={"steps": 2}, eps=["0.1"]).record
+    record = evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"])).record
     assert record.engine.precision == "fp32"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
-from advbench.evaluator import Journal, evaluate, reference
+from advbench.evaluator import Journal, Settings, evaluate, reference
 from advbench.record import Flag
 
 EPS = ["0.05", "0.1"]
@@ -72,7 +72,7 @@ def test_the_members_are_the_packages(net: nn.Module, name: str, norm: Any) -> N
 def test_one_by_one_as_by_itself(net: nn.Module, digits: Dataset) -> None:
     """Three batches, two sizes: the same samples fall."""
     x, y = digits.batch(slice(None))
-    found = evaluate(net, digits, eps=EPS, engine="reference", slots=10)
+    found = evaluate(net, digits, Settings(eps=EPS, engine="reference", slots=10))
     standing = torch.ones(len(y), dtype=torch.bool)
     for place, size in enumerate(EPS):
         rows = standing.nonzero()[:, 0]
@@ -88,7 +88,7 @@ def test_one_by_one_as_by_itself(net: nn.Module, digits: Dataset) -> None:
 
 def test_stopped_after_any_batch_it_goes_on_to_the_same(net: nn.Module, digits: Dataset, tmp_path: Path) -> None:
     how: dict[str, Any] = {"eps": EPS, "engine": "reference", "slots": 10}
-    whole = evaluate(net, digits, **how).record
+    whole = evaluate(net, digits, Settings(**how)).record
     path, goes, polls = tmp_path / "journal", 0, 0
 
     def stop() -> bool:
@@ -98,7 +98,7 @@ def test_stopped_after_any_batch_it_goes_on_to_the_same(net: nn.Module, digits: 
 
     while True:
         try:
-            again = evaluate(net, digits, journal=Journal(path, stop=stop), resume=True, **how).record
+            again = evaluate(net, digits, Settings(**how), journal=Journal(path, stop=stop), resume=True).record
             break
         except Interrupted:
             goes += 1
@@ -109,7 +109,7 @@ def test_square_that_beats_its_gradients_is_flagged(net: nn.Module) -> None:
     data = load("digits", "test").subset(range(80))
 
     def flags(net: nn.Module) -> dict[str, Flag]:
-        return {flag.name: flag for flag in evaluate(net, data, eps=["0.1"], engine="reference").record.flags}
+        return {flag.name: flag for flag in evaluate(net, data, Settings(eps=["0.1"], engine="reference")).record.flags}
 
     masked = flags(Masked(net))["square-wins"]
     assert masked.severity == "suspect" and masked.detail.startswith("square alone felled")
@@ -118,4 +118,4 @@ def test_square_that_beats_its_gradients_is_flagged(net: nn.Module) -> None:
 
 def test_settings_are_not_passed_over(net: nn.Module, digits: Dataset) -> None:
     with pytest.raises(UserError, match="leave out --set steps"):
-        evaluate(net, digits, eps=EPS, engine="reference", settings={"steps": 3})
+        evaluate(net, digits, Settings(eps=EPS, engine="reference", attack_settings={"steps": 3}))

@@ -13,7 +13,7 @@ from advbench.cli.attack import attack as run_attack
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
-from advbench.evaluator import evaluate
+from advbench.evaluator import Settings, evaluate
 from advbench.models import build
 from advbench.models.base import Model
 
@@ -52,18 +52,24 @@ def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2, 1):
         (tmp_path / "here.safetensors").write_bytes((tmp_path / f"{seed}.safetensors").read_bytes())
         settings = {"source": f"{tmp_path}/here.safetensors", "steps": 3}
-        records.append(evaluate(net, digits, attack="transfer", eps=["0.1"], settings=settings).record)
+        records.append(evaluate(net, digits, Settings(attack="transfer", eps=["0.1"], attack_settings=settings)).record)
     first, second, third = records
     hashes = [record.attack[0].settings["source_sha256"] for record in records]
     assert hashes[0] == hashes[2] != hashes[1]
     assert first.question == third.question != second.question
     with pytest.raises(UserError, match="name the one that was meant"):
-        evaluate(net, digits, attack="transfer", eps=["0.1"], settings={**settings, "source_sha256": hashes[1]})
+        evaluate(
+            net,
+            digits,
+            Settings(attack="transfer", eps=["0.1"], attack_settings={**settings, "source_sha256": hashes[1]}),
+        )
 
 
 def test_what_leaks_from_a_band_is_told(digits: Dataset) -> None:
     told = {"band": "0,0.25", "steps": 5}  # as --set band=0,0.25 gives it
-    record = evaluate(linear(0), digits, attack="pgd", eps=["0.05", "0.4"], norm="fourier-linf", settings=told).record
+    record = evaluate(
+        linear(0), digits, Settings(attack="pgd", eps=["0.05", "0.4"], norm="fourier-linf", attack_settings=told)
+    ).record
     flags = {flag.name: flag for flag in record.flags}
     assert flags["band-leak"].severity == flags["spectrum"].severity == "note"
     # Digits are black and white to the border of [0, 1]: the cut to it must bring high frequencies back.
@@ -99,10 +105,10 @@ def test_features_pulled_to_a_centre_fell_about_as_many_as_the_margin_does(digit
             optimiser.step()
     net.eval()
     robust = [
-        evaluate(net, digits, attack=name, eps=["0.15"], settings={"steps": 20}).record.curve[0].robust
+        evaluate(net, digits, Settings(attack=name, eps=["0.15"], attack_settings={"steps": 20})).record.curve[0].robust
         for name in ("feature-pgd", "apgd-ce")
     ]
-    clean = evaluate(net, digits, attack="fgsm", eps=["0"]).record.curve[0].robust
+    clean = evaluate(net, digits, Settings(attack="fgsm", eps=["0"])).record.curve[0].robust
     assert robust[1] <= robust[0] < clean
     with pytest.raises(UserError, match="one of the zoo's"):
-        evaluate(torch.nn.Sequential(net), digits, attack="feature-pgd", eps=["0.15"])
+        evaluate(torch.nn.Sequential(net), digits, Settings(attack="feature-pgd", eps=["0.15"]))

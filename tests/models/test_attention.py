@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.special import softmax
 
+from advbench.engine.search_copy import search_copy
 from advbench.errors import UserError
 from advbench.models import build, describe, parse_wrapper, rebuild, wrap
 from advbench.models.attention import Attention
 from advbench.models.base import Model
-from advbench.models.search_copy import search_copy
 from advbench.recipe import Recipe
 
 SIZE = {"num_classes": 10, "in_channels": 1, "image_size": 8}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from advbench.attacks.losses import wrong
+from advbench.engine.losses import wrong
 from advbench.models import build
 from advbench.models.base import Model
 from advbench.recipe import Average, Optim, Recipe, Schedule

@@ -1,0 +1,169 @@
+"""What analyses of trained runs share: runs and their test images, attacks on them, and who withstands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from advbench.attacks.base import make as make_attack
+from advbench.attacks.base import with_settings
+from advbench.attacks.pgd import PGD
+from advbench.checkpoint import load_model
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.engine.attack import Attack, Problem, Samples, solve
+from advbench.engine.losses import ce, wrong
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search
+from advbench.eps import Eps, parse_eps
+from advbench.errors import UserError
+from advbench.methods.base import make
+from advbench.models.base import Model
+from advbench.recipe import Recipe
+from advbench.rng import keys
+from advbench.threat import around
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained run: its network in eval mode, weights without gradients, its recipe, and a name of its own."""
+
+    folder: Path
+    net: Model
+    recipe: Recipe
+    name: str
+
+    @property
+    def trained_eps(self) -> Eps:
+        """The eps it was trained against; 0 where its method attacks nothing."""
+        threat = self.recipe.threat
+        return Eps(threat.eps, threat.eps_value) if make(self.recipe).attacks else Eps("0", 0.0)
+
+
+def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) -> list[TrainedRun]:
+    """The runs, which must be different and of one dataset and norm; named after their folder, or the whole path where
+    two are alike. Raises UserError.
+    """
+    if len(runs) < at_least:
+        raise UserError(f"{len(runs)} runs were named: name at least {at_least} run folder{'s' * (at_least > 1)}")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run was named twice: name different ones")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = list(map(str, runs))
+    subjects = []
+    for run, name in zip(runs, names, strict=True):
+        net = load_model(str(run), device=device).net
+        if not isinstance(net, Model):
+            raise UserError(f"{run} holds no network of the zoo")
+        subjects.append(TrainedRun(run, net.requires_grad_(False), Recipe.load(run / "recipe.toml"), name))
+    first = subjects[0].recipe
+    for subject in subjects[1:]:
+        if subject.recipe.dataset != first.dataset:
+            raise UserError(f"{subject.folder} was trained on {subject.recipe.dataset}, {runs[0]} on {first.dataset}")
+        if subject.recipe.threat.norm != first.threat.norm:
+            raise UserError(f"{subject.folder} has norm {subject.recipe.threat.norm}, {runs[0]} {first.threat.norm}")
+    return subjects
+
+
+def images(subjects: Sequence[TrainedRun], split: str, n: int, device: torch.device) -> Dataset:
+    """The first n images of the split ("train" or "test") that the subjects were trained for; all where n is more."""
+    data = load(subjects[0].recipe.dataset, "train" if split == "train" else "test")
+    return data.subset(range(min(n, len(data)))).to(device)
+
+
+def one_eps(text: str | float | None, subject: TrainedRun) -> Eps:
+    """The eps given, or the recipe's. Raises UserError."""
+    threat = subject.recipe.threat
+    return Eps(threat.eps, threat.eps_value) if text is None else parse_eps(str(text), threat.norm)
+
+
+def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack, ...]:
+    """The registered attack, or members of the set, `steps` long where that is given and theirs to set. Raises
+    UserError, also for attacks that read more than logits."""
+    settings = {} if steps is None else {"steps": steps}
+    found = tuple(with_settings(one, settings) for one in make_attack(name, norm))
+    for one in found:
+        if type(one).prepare is not Attack.prepare:
+            raise UserError(f"{one.name} reads more than logits, which analyses do not show it: choose another attack")
+    return found
+
+
+def withstands(
+    net: nn.Module,
+    data: Dataset,
+    attacks: Sequence[Attack],
+    *,
+    norm: str,
+    eps: float,
+    seed: int = 0,
+    search: nn.Module | None = None,
+) -> Tensor:
+    """(n,) bool, CPU: images that `net` classifies rightly whatever the attacks do within eps, hits verified.
+
+    `search` is the network that is searched in place of `net`.
+    """
+    oracle = Oracle(net, search, slots=min(BATCH, len(data)))
+    logits = torch.cat([oracle.logits(x) for x, _ in batches(data)])
+    stands = ~wrong(logits, data.labels)
+    for attack in attacks:
+        rows = stands.nonzero()[:, 0]
+        if eps <= 0 or not len(rows):
+            break
+        sizes = torch.full((len(rows),), eps, dtype=torch.float64, device=data.device)
+        samples = Samples(
+            x=lambda some, rows=rows: data.batch(rows[some])[0],  # type: ignore[misc]
+            y=data.labels[rows],
+            index=data.indices[rows],
+            eps=sizes,
+            logits=logits[rows],
+        )
+        fitted = attack.for_model(norm, data.num_classes)
+        fell = Search(fitted, samples, oracle, norm=norm, seed=seed).run().fell
+        stands[rows[fell.to(rows.device)]] = False
+    return stands.cpu()
+
+
+def perturbed(
+    objective: Callable[[Tensor, Tensor, Tensor], Callable[[Tensor], Tensor]],
+    data: Dataset,
+    *,
+    norm: str,
+    eps: float,
+    steps: int,
+    seed: int = 0,
+) -> Tensor:
+    """PGD points (n, C, H, W). `objective(x, y, index)` makes of clean images the value (B,) of a perturbed z.
+
+    `steps` steps of eps / 4 from a uniform start.
+    """
+    attack, out = PGD(name="pgd", steps=steps), []
+    for start in range(0, len(data), BATCH):
+        x, y = data.batch(slice(start, start + BATCH))
+        index = data.indices[start : start + BATCH]
+        sizes = torch.full((len(y),), eps, dtype=torch.float64, device=x.device)
+        problem = Problem(around(norm, x, sizes), y, torch.full_like(y, -1), keys(seed, "analysis", index))
+        out.append(solve(attack, objective(x, y, index), problem))
+    return torch.cat(out)
+
+
+def against(net: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+    """For `perturbed`: the cross-entropy of `net`."""
+    return lambda x, y, index: lambda z: ce(net(z).float(), y, torch.full_like(y, -1))
+
+
+def batches(data: Dataset) -> list[tuple[Tensor, Tensor]]:
+    """(x, y) of all images, in order."""
+    return [data.batch(slice(start, start + BATCH)) for start in range(0, len(data), BATCH)]
+
+
+def right(net: nn.Module, points: Tensor, y: Tensor) -> Tensor:
+    """(n,) bool: whether `net` classifies `points` (n, C, H, W) rightly."""
+    with torch.no_grad():
+        return torch.cat([~wrong(net(part), of) for part, of in zip(points.split(BATCH), y.split(BATCH), strict=True)])

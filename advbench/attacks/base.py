@@ -1,0 +1,59 @@
+"""Attacks by name, with settings as a command line has them: entries of the registry, and code from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from advbench.attacks.function import Function, is_attack
+from advbench.engine.attack import Attack, members
+from advbench.errors import UserError
+from advbench.registry import find
+
+
+def make(name: str, norm: str) -> tuple[Attack, ...]:
+    """The attack `name`, or the members of that set; some sets differ from norm to norm.
+
+    `module:name` is an entry of that module, an Attack or what makes one, or a function (model, x, y, eps) -> x_adv.
+    Raises UserError for an unknown name, and for code that makes no attack.
+    """
+    entry = find("attacks", name)
+    maker = entry.load()
+    if callable(maker) and is_attack(maker):
+        return (Function.of(name, maker),)
+    known = inspect.signature(maker).parameters if callable(maker) else {}
+    given = {"norm": norm} if "norm" in known else {}
+    if "name" in known and "name" not in entry.set:
+        given["name"] = name
+    made = members(entry.create(**given))
+    for one in made:
+        if not isinstance(one, Attack):
+            raise UserError(
+                f"{name} made a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is a "
+                "function (model, x, y, eps) -> x_adv"
+            )
+    return made
+
+
+def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
+    """`attack` with those of `settings` that it has. Raises UserError for a value of the wrong kind."""
+    kinds = get_type_hints(type(attack))
+    changes = {}
+    for name in attack.setting_names():
+        if name not in settings:
+            continue
+        value, kind = settings[name], kinds[name]
+        if isinstance(value, str) and "," in value and kind is not str:
+            value = value.split(",")
+        try:
+            changes[name] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise UserError(f"{attack.name}: {name}={settings[name]!r}: {problem}") from error
+        if isinstance(changes[name], float) and not math.isfinite(changes[name]):
+            raise UserError(f"{attack.name}: {name} is {changes[name]}, but must be a finite number")
+    return dataclasses.replace(attack, **changes)

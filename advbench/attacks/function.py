@@ -1,0 +1,59 @@
+"""A plain function as an attack: `attack(model, x, y, eps) -> x_adv`, named by `module:function`.
+
+x (B, C, H, W) float32 in [0, 1], y (B,) int64, eps a float; what is returned has the shape of x.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from advbench.engine.attack import prepared
+from advbench.engine.whole_batch import WholeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function(WholeBatch):
+    """`source_sha256`, the hash of the file that the function stands in, tells two versions of it apart in a record."""
+
+    source_sha256: str = ""
+    function: Callable[..., Any] | None = prepared()
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any]) -> Function:
+        """The attack that calls `function`."""
+        return cls(name=name, function=function, source_sha256=_source(function))
+
+    def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
+        assert self.function is not None
+        return self.function(net, x, y, eps)  # type: ignore[no-any-return]
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        return {"source_sha256": self.source_sha256}
+
+
+def is_attack(maker: Callable[..., Any]) -> bool:
+    """Whether `maker` takes a model, images, labels and eps, and so is an attack, not what makes one."""
+    if isinstance(maker, type):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in inspect.signature(maker).parameters.values() if p.kind in kinds and p.default is p.empty]
+    return len(needed) == 4
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """Empty where there is no file, as of what was typed into an interpreter."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""

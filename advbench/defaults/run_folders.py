@@ -1,0 +1,89 @@
+"""What to train where nothing is said, and into which folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advbench.files import check_writable
+from advbench.registry import entries
+
+if TYPE_CHECKING:
+    from advbench.recipe import Recipe
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a product: its recipe and folder, and whether what is there is to be gone on with."""
+
+    recipe: Recipe
+    out: Path
+    going_on: bool
+
+
+def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[str, str, str]:
+    """Dataset and architecture with defaults filled in, and in words why these."""
+    if dataset is None and arch is None:
+        if cuda:
+            return "cifar10", "resnet18", "the default with a CUDA device"
+        return "digits", "small_cnn", "the default without a CUDA device"
+    if dataset is None:
+        return "digits", str(arch), "the dataset that needs no download"
+    if arch is None:
+        entry = entries("data").get(dataset.partition(":")[0])
+        colour = entry is None or entry.about.get("shape", [3])[0] == 3
+        return (
+            dataset,
+            "resnet18" if colour else "small_cnn",
+            f"the usual model for {'colour' if colour else 'grey'} images",
+        )
+    return dataset, arch, "as told"
+
+
+def describe(recipe: Recipe, why: str) -> str:
+    """A run in a few words."""
+    threat, epochs = recipe.threat, f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+    return (
+        f"{recipe.method.name} on {recipe.dataset} with {recipe.model.arch} ({why}), {threat.norm} eps {threat.eps}, "
+        f"{epochs}, seed {recipe.seed}"
+    )
+
+
+def place_runs(recipes: Sequence[Recipe], out: Path | None, *, resume: bool, force: bool) -> list[Task]:
+    """A folder for each recipe, none of which holds what would be lost. Raises UserError.
+
+    `out` is the folder of a single run, and holds those of several; without it they are named after their
+    recipe under runs/, with -2, -3, ... where that name is taken.
+    """
+    from advbench.trainer import folder
+
+    tasks = []
+    taken: set[Path] = set()
+    for recipe in recipes:
+        if out is None:
+            place = _default_folder(recipe, taken, resume=resume)
+        else:
+            place = out if len(recipes) == 1 else out / recipe.run_name
+        taken.add(place)
+        check_writable(place)
+        tasks.append(Task(recipe, place, folder.check(place, recipe, resume=resume, force=force and out is not None)))
+    return tasks
+
+
+def _default_folder(recipe: Recipe, taken: set[Path], *, resume: bool) -> Path:
+    """runs/NAME, or NAME-2, ...: the last that was begun by this recipe when resuming, else the first free one."""
+    from advbench.recipe import Recipe, differences
+
+    number, found = 1, None
+    while True:
+        place = RUNS / (recipe.run_name if number == 1 else f"{recipe.run_name}-{number}")
+        if not place.exists() and place not in taken:
+            return found or place
+        kept = place / "recipe.toml"
+        if resume and kept.is_file() and place not in taken and not differences(Recipe.load(kept), recipe):
+            found = place
+        number += 1

@@ -1,0 +1,107 @@
+"""What `attack` and `evaluate` work on: a model, the test images that go with it, the norm and the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advbench.eps import Eps, parse_eps
+from advbench.errors import UserError, unknown
+from advbench.registry import entries
+
+if TYPE_CHECKING:
+    import torch
+
+    from advbench.checkpoint import Loaded
+    from advbench.data import Progress
+    from advbench.data.dataset import Dataset
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+Cache = dict[str, "Dataset"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A loaded model, the whole test split it is measured on, and what its training says about norm and eps.
+
+    `about_data` tells in words why this dataset; `train_eps` is the training size where it is one of `norm`.
+    """
+
+    loaded: Loaded
+    data: Dataset
+    about_data: str
+    norm: str
+    train_eps: Eps | None
+
+    @classmethod
+    def of(cls, loaded: Loaded, data: Dataset, about_data: str = "as told", *, norm: str | None = None) -> Target:
+        """With the norm that the model was trained in, else linf, where none is told."""
+        trained = loaded.trained or {}
+        norm = norm or trained.get("norm") or "linf"
+        text = trained.get("eps_text") if trained.get("norm") == norm else None
+        return cls(loaded, data, about_data, norm, parse_eps(str(text), norm) if text else None)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` (auto, cpu, cuda, cuda:N) means here. Raises UserError."""
+    kind, colon, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
+        raise unknown("device", name, DEVICES)
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(number or 0):
+            choices = ["auto", "cpu", *(f"cuda:{index}" for index in range(count))]
+            raise UserError(f"device {name!r} is not on this machine: choose from {', '.join(choices)}")
+    return torch.device(name)
+
+
+def newest_run() -> str:
+    """The newest folder under runs/. Raises UserError naming --model when there is none."""
+    from advbench.checkpoint import newest_run
+
+    return str(newest_run(Path("runs")))
+
+
+def load_target(
+    spec: str,
+    *,
+    dataset: str | None,
+    arch: str | None,
+    norm: str | None,
+    device: torch.device,
+    trust_pickle: bool,
+    fetching: Progress | None = None,
+    cache: Cache | None = None,
+) -> Target:
+    """Load the model `spec` and its test images; what is not given is taken from the model. Raises UserError.
+
+    Datasets are taken from `cache` and put there, so that several models share one.
+    """
+    from advbench.checkpoint import load_model, read_card
+    from advbench.data import load, parse
+
+    cache = {} if cache is None else cache
+
+    def images(name: str) -> Dataset:
+        if name not in cache:
+            cache[name] = load(name, "test", progress=fetching)
+        return cache[name]
+
+    about = "as told"
+    if dataset is not None:
+        parse(dataset)
+    elif Path(spec).is_dir():  # only runs are folders
+        dataset, about = read_card(Path(spec)).dataset, "what it was trained on"
+    data = images(dataset) if dataset is not None else None
+    loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device, trust_pickle=trust_pickle)
+    if data is None:
+        if loaded.dataset is None:
+            choices = ", ".join(entries("data"))
+            raise UserError(f"{spec} does not say what images it is for: name them with --dataset ({choices})")
+        data, about = images(loaded.dataset), "what the model is for"
+    return Target.of(loaded, data, about, norm=norm)

@@ -1,0 +1,122 @@
+"""A step as a CUDA graph: recorded once, replayed on the same memory, without Python or launches in between.
+
+PyTorch's guide to CUDA graphs: static inputs, a warm-up on a side stream, no synchronisation inside. Where a step
+cannot be recorded, or a replay does not give what the step gives, it is made eagerly, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.tensors import mapped, tensors
+
+L = TypeVar("L")
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+"""Runs its argument to warm up, records it without running it, and returns what replays it."""
+WARM_UP = 2
+DIFFERENT = 0.01  # share of the elements of a tensor that kernels which add in any order may change
+
+
+@dataclass
+class Recorded(Generic[L]):
+    """`live` to go on with, one step further. `replay` makes a step on it in place; None: `why_not` says why.
+
+    `runs` is how often the step's Python ran until now.
+    """
+
+    live: L
+    replay: Callable[[], None] | None
+    why_not: str = ""
+    runs: int = 0
+
+
+def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
+    """Record `step`, from a dataclass of tensors to one of the same shapes, with the memory of `live`'s copy.
+
+    A lack of memory passes through; any other error of the recording means that steps stay eager.
+    """
+    static = mapped(torch.clone, live)
+    places = {value.data_ptr() for value in tensors(static)}
+    runs = 0
+
+    def body() -> None:
+        nonlocal runs
+        runs += 1
+        new = tensors(step(static))
+        # Some of them may be a static one in another place, about to be written.
+        apart = [
+            one if one is old or one.data_ptr() not in places else one.clone()
+            for old, one in zip(tensors(static), new, strict=True)
+        ]
+        _write(static, apart)
+
+    eager = step(live)  # before the graph holds memory of its own
+    try:
+        replay = capture(body)
+    except Exception as error:  # whatever the model's own code meets in a capture
+        if out_of_memory(error):
+            raise
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+        return Recorded(eager, None, why)
+    _write(static, tensors(live))
+    ran = runs + 1
+    replay()
+    if not _alike(static, eager):
+        return Recorded(eager, None, "a replay of the step gives other numbers than the step")
+    return Recorded(static, replay, runs=ran)
+
+
+def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """The `Capture` of the current CUDA device. What waits for the device is found before the recording, by its own
+    error: one that fails half way leaves PyTorch's memory in the middle of it."""
+    before = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(before)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP - 1):
+                body()
+            with no_waiting():
+                body()
+        before.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            body()
+    finally:
+        torch.cuda.set_stream(before)  # a failed recording stays on its own
+    return graph.replay  # type: ignore[no-any-return]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Inside, an operation that waits for the CUDA device raises RuntimeError."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is called a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
+
+def _write(into: L, new: list[Tensor]) -> None:
+    for old, one in zip(tensors(into), new, strict=True):
+        if one is not old:
+            old.copy_(one)
+
+
+def _alike(one: L, other: L) -> bool:
+    shares = [
+        (~torch.isclose(a.double(), b.double(), rtol=1e-3, atol=1e-6, equal_nan=True)).double().mean()
+        for a, b in zip(tensors(one), tensors(other), strict=True)
+    ]
+    return bool((torch.stack(shares) <= DIFFERENT).all())

@@ -1,0 +1,61 @@
+"""The state of a model and of PyTorch while a model is attacked, and what a lack of memory looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_SHORT = (
+    "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
+    "unable to find an engine to execute this computation",  # of cuDNN, when no workspace fits
+)  # fmt: skip
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's mode and the global random state are put back at the end."""
+    modes = {module: module.training for module in net.modules()}
+    cpu_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        net.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def exact_kernels(device: torch.device) -> Iterator[None]:
+    """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves; and
+    `device` is the current one, which streams and graphs belong to."""
+    with ExitStack() as stack:
+        for owner, name, value in _switches():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        yield
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """What decides how exact and how repeatable fp32 is: owner, attribute, and the value for that. From PyTorch 2.9 on
+    each kind of operation has a switch of its own, and the older ones raise once somebody has used these."""
+    b = torch.backends
+    kernels: list[tuple[Any, str, Any]] = [(b.cudnn, "benchmark", False), (b.cudnn, "deterministic", True)]
+    if not hasattr(b.cuda.matmul, "fp32_precision"):
+        return [*kernels, (b.cuda.matmul, "allow_tf32", False), (b.cudnn, "allow_tf32", False)]
+    owners = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn)  # type: ignore[attr-defined]
+    return [*kernels, *((owner, "fp32_precision", "ieee") for owner in owners)]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` tells of a lack of memory, on CUDA or CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _SHORT)

@@ -1,0 +1,354 @@
+"""The evaluation driver: a fixed number of slots, each refilled as soon as its item ends.
+
+An item is (sample, target, restart). It ends when its attack is done, or when it or a sibling felled the
+sample. Items are queued target by target, samples of large clean margin first: a sample's later targets
+start when the earlier ones are decided, and the short items come last, so that few slots idle at the
+end. Shapes do not change, but that on a CPU slots are given up once nothing is left to fill them, where the others'
+numbers stay the same to the bit. What an item meets does not depend on its neighbours, so verdicts are those of any
+order, sharding or interruption at the same slot count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advbench import rng
+from advbench.engine.attack import Asks, Attack, Problem, Samples, State
+from advbench.engine.cuda_graph import Capture, graphed
+from advbench.engine.losses import margin, wrong
+from advbench.engine.oracle import Oracle
+from advbench.engine.row_threads import MIN_ROWS_PER_THREAD
+from advbench.engine.slots import Hits, Slots, copied, kept
+from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
+from advbench.threat import around
+
+
+@dataclass
+class Verdicts:
+    """What an attack did to n samples.
+
+    `fell` (n,) bool; `distance` (n,) float64 of the nearest verified adversarial point, inf where there is none;
+    `points`, by row, those points where they were asked for; `best_margin` (n,), on the CPU, the largest margin on the
+    search copy by `Attack.best_margin`, -inf where no item tells. `unverified` counts refused hits, `nonfinite` hits
+    that are wrong by NaN or infinite logits, `outside` points that an attack gave outside of the ball.
+    """
+
+    fell: Tensor
+    distance: Tensor
+    best_margin: Tensor
+    points: dict[int, Tensor] = field(default_factory=dict)
+    unverified: int = 0
+    nonfinite: int = 0
+    outside: int = 0
+
+
+class Search:
+    """One attack on samples. `run` ends with the verdicts; `snapshot` and `restore` carry it across a kill.
+
+    `stride` steps are made between two looks of the host (1 on CPU, where a look costs nothing). With `capture` a
+    step is recorded once and then replayed; `eager` says why it is not. Samples that fell in `before`, the verdicts
+    of an earlier go, are left alone.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        samples: Samples,
+        oracle: Oracle,
+        *,
+        norm: str,
+        seed: int,
+        stride: int = 1,
+        keep_points: bool = False,
+        capture: Capture | None = None,
+        before: Verdicts | None = None,
+    ) -> None:
+        self.attack, self.samples, self.oracle = attack, samples, oracle
+        self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
+        n, slots, device = len(samples.y), oracle.slots, samples.y.device
+        self.minimum_norm = bool(samples.eps.isinf().any())
+        self.verdicts = before or Verdicts(
+            torch.zeros(n, dtype=torch.bool),
+            torch.full((n,), torch.inf, dtype=torch.float64),
+            torch.full((n,), -torch.inf),
+        )
+        self.targets = attack.targets(samples.logits, samples.y)
+        easy_last = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
+        self.queue = [
+            (row, rank, restart)
+            for restart in range(attack.restarts)
+            for rank in range(self.targets.shape[1])
+            for row in easy_last
+        ]
+        self.next = 0
+        self.item = [-1] * slots  # the place in the queue of each slot's item; -1: idle
+        self._busy = torch.zeros(slots, dtype=torch.bool, device=device)  # whether a slot has one
+        self._idle = True  # whether slots may have become idle since they were last filled
+        problem = self._problem([0] * slots)
+        self.slots = Slots(
+            problem,
+            mapped(torch.clone, attack.start(problem)),  # no two tensors the same one: they are written into
+            torch.empty_like(problem.region.x),
+            torch.zeros(slots, dtype=torch.bool, device=device),
+            torch.zeros(slots, device=device),
+            torch.zeros(slots, device=device),
+        )
+        self.unchecked: list[Hits] = []
+        self._waiting = 0  # items in them
+        self.refused: list[tuple[int, State, Tensor]] = []
+        # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
+        self.enough = slots if len(self.queue) == n else max(1, slots // 8)
+        self.eager = ""
+        self._shrinks = capture is None and oracle.shrinks(attack, device)
+        self._capture = capture
+        self._replay: Callable[[], None] | None = None
+
+    @property
+    def finished(self) -> int:
+        """Items that have ended or were cancelled, of `len(queue)`."""
+        return self.next - sum(item >= 0 for item in self.item) - self._waiting - len(self.refused)
+
+    @property
+    def state(self) -> State:
+        """Where the items in the slots stand."""
+        return self.slots.state
+
+    def run(self, watch: Callable[[Search], None] | None = None) -> Verdicts:
+        """Work the queue off. `watch` is called after every round; what it raises stops the search."""
+        while True:
+            self._fill()
+            if any(item >= 0 for item in self.item):
+                self._advance()
+            elif self.unchecked:
+                self._verify()
+            else:
+                return self.verdicts
+            if self._waiting >= self.enough:
+                self._verify()
+            if watch is not None:
+                watch(self)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Tensors (copies, on the CPU) and plain values from which `restore` goes on to the same verdicts."""
+        while self.unchecked:
+            self._verify()
+        v = self.verdicts
+        return {
+            "next": self.next,
+            "item": list(self.item),
+            "state": kept(self.state),
+            "candidate": copied(self.slots.candidate),
+            "best_size": copied(self.slots.best_size),
+            "has_candidate": copied(self.slots.has_candidate),
+            "margin_to_beat": copied(self.slots.margin_to_beat),
+            "refused": [(item, kept(state), copied(to_beat)) for item, state, to_beat in self.refused],
+            "fell": copied(v.fell),
+            "distance": copied(v.distance),
+            "points": dict(v.points),
+            "unverified": v.unverified,
+            "nonfinite": v.nonfinite,
+            "best_margin": copied(v.best_margin),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take the place of the search that made `saved` (same attack, samples, model and slots)."""
+        kind, device = type(self.state), self.slots.has_candidate.device
+
+        def state(fields: dict[str, Tensor]) -> State:
+            return kind(**{name: copied(value, device) for name, value in fields.items()})
+
+        self.next, self.item = saved["next"], list(saved["item"])
+        self._leave([False] * len(self.item))
+        self.slots = Slots(
+            self._problem([max(item, 0) for item in self.item]),
+            state(saved["state"]),
+            *(copied(saved[name], device) for name in ("candidate", "has_candidate", "best_size", "margin_to_beat")),
+        )
+        self.refused = [(item, state(fields), copied(to_beat, device)) for item, fields, to_beat in saved["refused"]]
+        self.verdicts = Verdicts(
+            copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]), dict(saved["points"]),
+            saved["unverified"], saved["nonfinite"],
+        )  # fmt: skip
+
+    def _problem(self, items: list[int]) -> Problem:
+        device = self.samples.y.device
+        row, rank, restart = (
+            torch.tensor(column, device=device) for column in zip(*(self.queue[i] for i in items), strict=True)
+        )
+        target = self.targets[row, rank]
+        index = self.samples.index[row]
+        key = rng.keys(self.seed, self.attack.name, index, target, restart)
+        region = around(self.norm, self.samples.x(row), self.samples.eps[row])
+        reference = self.oracle.reference(self.samples, row, target)
+        return Problem(region, self.samples.y[row], target, key, restart, reference, index)
+
+    def _fill(self) -> None:
+        """Give idle slots the refused items, then the next of the queue whose samples still stand."""
+        if not self._idle:
+            return
+        self._idle = False
+        if not self.refused and self.next == len(self.queue):
+            self._shrink()
+            return
+        idle = [slot for slot, item in enumerate(self.item) if item < 0]
+        again = [self.refused.pop() for _ in idle[: len(self.refused)]]
+        if again:
+            items, states, margins = zip(*again, strict=True)
+            self._place(idle[: len(again)], list(items), self._problem(list(items)), join(states), torch.cat(margins))
+        fresh: list[int] = []
+        while len(again) + len(fresh) < len(idle) and self.next < len(self.queue):
+            if self.minimum_norm or not self.verdicts.fell[self.queue[self.next][0]]:
+                fresh.append(self.next)
+            self.next += 1
+        if fresh:
+            problem = self._problem(fresh)
+            to_beat = torch.full((len(fresh),), -torch.inf, device=self.slots.margin_to_beat.device)
+            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), to_beat)
+
+    def _shrink(self) -> None:
+        """Give up idle slots, by sixteens and a quarter of all or more at a time, where that is worth its trial."""
+        if not self._shrinks or -1 not in self.item:
+            return
+        busy = [slot for slot, item in enumerate(self.item) if item >= 0]
+        count, rows = len(self.item), max(-(-len(busy) // MIN_ROWS_PER_THREAD), 1) * MIN_ROWS_PER_THREAD
+        if not busy or 4 * rows > 3 * count or (count - rows) * self.attack.steps < 8 * (self.oracle.slots + rows):
+            return
+        if not self.oracle.alone(rows, self.slots.candidate.shape[1:]):
+            self._shrinks = False
+            return
+        idle = [slot for slot, item in enumerate(self.item) if item < 0]
+        stay = busy + idle[: rows - len(busy)]
+        self.slots = take(self.slots, torch.tensor(stay))
+        self.item, self._busy = [self.item[slot] for slot in stay], self._busy[stay]
+
+    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, to_beat: Tensor) -> None:
+        at = torch.tensor(slots, device=self.slots.has_candidate.device)
+        put(self.slots.problem, at, problem)
+        put(self.slots.state, at, state)
+        self.slots.has_candidate[at] = False
+        self.slots.best_size[at] = torch.inf
+        self.slots.margin_to_beat[at] = to_beat
+        self._busy[at] = True
+        for slot, item in zip(slots, items, strict=True):
+            self.item[slot] = item
+
+    def _advance(self) -> None:
+        """`stride` turns of answers and steps for all slots, then end the items that are felled or done."""
+        if self._capture is not None:
+            self._record(self._capture)
+        for _ in range(self.stride):
+            if self._replay is None:
+                self.slots = self._step(self.slots)
+            else:
+                self._replay()
+        done = self.attack.done(self.state)
+        ended = self._busy & (done if self.minimum_norm else done | self.slots.has_candidate)
+        if surely_none(ended):
+            return
+        over, hit = torch.stack([ended, self.slots.has_candidate]).tolist()
+        hits = [slot for slot in range(len(over)) if over[slot] and hit[slot]]
+        if hits:
+            at = torch.tensor(hits, device=ended.device)
+            items = torch.tensor([self.item[slot] for slot in hits])
+            self.unchecked.append(
+                Hits(items, self.slots.candidate[at], take(self.state, at), self.slots.margin_to_beat[at])
+            )
+            self._waiting += len(hits)
+        reached = self.attack.best_margin(self.state)
+        if reached is not None:
+            ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
+            of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
+            self.verdicts.best_margin.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")
+        self._leave(over)
+
+    def _leave(self, slots: list[bool]) -> None:
+        """Make these idle."""
+        self.item = [-1 if left else item for left, item in zip(slots, self.item, strict=True)]
+        self._busy = torch.tensor([item >= 0 for item in self.item], device=self._busy.device)
+        self._idle = True
+
+    def _step(self, slots: Slots) -> Slots:
+        """One turn of answers and steps for all slots."""
+        for asks in self.attack.turn:
+            slots = self._ask(slots, asks)
+        return slots
+
+    def _ask(self, slots: Slots, asks: Asks) -> Slots:
+        p, attack, query = slots.problem, self.attack, slots.state.query
+        answer = self.oracle.answer(attack, p, query, asks)
+        hit, best, to_beat = answer.wrong & ~attack.done(slots.state), slots.best_size, slots.margin_to_beat
+        if not self.minimum_norm:
+            hit = hit & ~slots.has_candidate
+        if surely_none(hit):  # mostly so, and what follows takes its time
+            return replace(slots, state=attack.step(p, slots.state, answer))
+        if self.minimum_norm:
+            size = p.region.size(query - p.region.x)
+            hit = hit & (size < best)
+            best = torch.where(hit, size, best)
+        else:
+            hit = hit & p.region.contains(query)
+            if not self.oracle.random:  # whose margin says little of what the mean of its passes will be
+                beyond = margin(answer.logits, p.y)
+                hit = hit & ~(beyond <= to_beat)  # NaN is beyond all
+                to_beat = torch.where(hit, beyond, to_beat)
+        candidate = rows(hit, query, slots.candidate)
+        return Slots(p, attack.step(p, slots.state, answer), candidate, slots.has_candidate | hit, best, to_beat)
+
+    def _record(self, capture: Capture) -> None:
+        """Make a step as a graph, and from now on replay it; or say why not."""
+        self._capture = None
+        oracle = self.oracle
+        before = oracle.forwards, oracle.backwards
+        recorded = graphed(self._step, self.slots, capture)
+        self.slots, self.eager = recorded.live, recorded.why_not
+        replay = recorded.replay
+        if replay is None:
+            return
+        # What a step passes through the model is counted as Python runs, which it does not in a replay.
+        passes = [(now - then) // recorded.runs for now, then in
+                  zip((oracle.forwards, oracle.backwards), before, strict=True)]  # fmt: skip
+
+        def again() -> None:
+            replay()
+            oracle.forwards += passes[0]
+            oracle.backwards += passes[1]
+
+        self._replay = again
+
+    def _verify(self) -> None:
+        """Let the model itself judge the candidates, in passes of `slots` rows; free the slots of the fallen."""
+        waiting = join(self.unchecked)
+        first = torch.arange(min(len(waiting), self.oracle.slots))
+        batch = take(waiting, first)
+        rest = torch.arange(len(first), len(waiting))
+        self.unchecked = [take(waiting, rest)] if len(rest) else []
+        self._waiting = len(rest)
+        items = batch.items.tolist()
+        p = self._problem(items)
+        z = p.region.project(batch.points)
+        logits = self.oracle.logits(z)
+        good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
+        overstated = batch.margin_to_beat - margin(logits, p.y)
+        again = (~self.attack.done(batch.states)).tolist()
+        self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
+        size = p.region.size(z.double() - p.region.x.double()).tolist()
+        for place, item in enumerate(items):
+            row = self.queue[item][0]
+            if good[place]:
+                self.verdicts.fell[row] = True
+                if size[place] < self.verdicts.distance[row]:
+                    self.verdicts.distance[row] = size[place]
+                    if self.keep_points:
+                        self.verdicts.points[row] = z[place].cpu()
+            else:
+                self.verdicts.unverified += 1
+                if not self.minimum_norm and again[place]:
+                    one = torch.tensor([place])
+                    self.refused.append((item, take(batch.states, one), overstated[one]))
+        if not self.minimum_norm:
+            self._leave([item >= 0 and bool(self.verdicts.fell[self.queue[item][0]]) for item in self.item])

@@ -1,0 +1,96 @@
+"""Attacks that run the model themselves, on a whole batch at one eps: another library's, or somebody's function.
+
+They are called once for each batch and point of the curve, always with the same batches and a seed of the batch. What
+they return is believed no more than what a search finds: the untouched model judges each point, and one outside of the
+ball counts for nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advbench import rng
+from advbench.engine.attack import Attack
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.losses import wrong
+from advbench.engine.oracle import Oracle
+from advbench.errors import UserError
+from advbench.threat import around
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeBatch(Attack):
+    """`points` is all that such an attack must have."""
+
+    norms = ("linf", "l2", "l1", "fourier-linf")
+
+    steps: int = 1
+
+    def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
+        """Points (B, C, H, W) near the images x of classes y (B,), which `net` is to get wrong."""
+        raise NotImplementedError
+
+
+def attack_batch(
+    attack: WholeBatch, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float, *, norm: str, seed: int
+) -> dict[str, Any]:
+    """What `attack` does to one batch: the fields of Verdicts but `best_margin`; `points` (B, C, H, W) are all of them.
+
+    Raises UserError where it does not return such points, or raises itself.
+    """
+    batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
+    net = copy.deepcopy(oracle.net)  # whose mode, weights or gradients it may change
+    try:
+        with seeded(batch_seed), torch.enable_grad():
+            z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
+    except Exception as error:  # somebody's code may raise anything
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"attack {attack.name} failed: {type(error).__name__}: {reason}") from error
+    if not isinstance(z, Tensor) or z.shape != x.shape:
+        got = f"shape {'x'.join(map(str, z.shape))}" if isinstance(z, Tensor) else type(z).__name__
+        shape = "x".join(map(str, x.shape))
+        raise UserError(f"attack {attack.name} must return its points, a tensor of shape {shape}, not {got}")
+    z = z.detach().to(x)
+    region = around(norm, x, torch.full(y.shape, eps, dtype=torch.float64, device=x.device))
+    logits, inside = oracle.logits(z), region.contains(z)
+    fell = wrong(logits, y) & inside
+    size = region.size(z.double() - x.double())
+    return {
+        "fell": fell.cpu(),
+        "distance": torch.where(fell, size, torch.inf).cpu(),
+        "points": z.cpu(),
+        "nonfinite": int((~logits.isfinite()).any(1).sum()),
+        "outside": int((~inside).sum()),
+    }
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The batches of one attack, one after the other."""
+    counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside")}
+    return {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")} | counts
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the random numbers of PyTorch, NumPy and Python are those of `seed`; then as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,33 @@
+"""From attack names and `--set` fields to the attacks that run, and what the record says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advbench.attacks.base import make, with_settings
+from advbench.engine.attack import Attack
+from advbench.errors import unknown
+from advbench.record import AttackRef
+
+
+def resolve(
+    asked: Sequence[str | Attack], settings: Mapping[str, Any], *, norm: str, classes: int
+) -> tuple[list[Attack], list[AttackRef]]:
+    """The single attacks of all named sets, made for the norm and the number of classes, and their references.
+
+    A setting goes to every attack that has the field. Raises UserError for an unknown name, for a field that
+    none of them has or a value that does not fit it, and for a norm an attack has no form for.
+    """
+    sets = [(one, make(one, norm)) if isinstance(one, str) else (one.name, (one,)) for one in asked]
+    members = [(name, member) for name, of_set in sets for member in of_set]
+    fields = {field for _, member in members for field in member.setting_names()}
+    for key in settings:
+        if key not in fields:
+            raise unknown("attack setting", key, fields)
+    attacks, refs = [], []
+    for name, member in members:
+        made = with_settings(member, dict(settings)).for_model(norm, classes)
+        attacks.append(made)
+        refs.append(AttackRef(name=made.name, version=str(made.version), settings={**made.settings(), "set": name}))
+    return attacks, refs

@@ -1,0 +1,28 @@
+"""What the attacks of a plan do to a runner's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from advbench.evaluator import corruptions
+from advbench.evaluator.plan import Plan
+from advbench.evaluator.runner import Runner
+from advbench.record import Corruptions, Fates
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Each image's fate, and the errors by corruption that only an evaluation of those has."""
+
+    fates: Fates
+    corruptions: Corruptions | None = None
+
+
+def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
+    """Attack the images that are the runner's own, at `sizes`. Raises UserError and Interrupted."""
+    if run.curve == "severity":
+        return Outcome(*corruptions.curve(runner, run.attacks, sizes))
+    if run.curve == "nearest":
+        return Outcome(runner.nearest(run.attacks, sizes))
+    return Outcome(runner.curve(run, sizes))

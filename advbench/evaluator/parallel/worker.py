@@ -1,0 +1,103 @@
+"""`python -m advbench.evaluator.parallel.worker`: one of the processes of `workers`. Not for use by hand."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from advbench.allocator import keep_freed
+from advbench.engine.kernels import exact_kernels, untouched
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator.journal import Journal
+from advbench.evaluator.outcome import attack_images
+from advbench.evaluator.parallel.merge import ShareResult
+from advbench.evaluator.parallel.processes import READY, Job
+from advbench.evaluator.runner import Runner
+from advbench.files import locked
+from advbench.models import robustbench_zoo
+
+
+def main() -> None:
+    """Read a job, say that it is understood, work it off, and tell what was found or what was wrong."""
+    keep_freed()
+    warnings.simplefilter("ignore")  # who started us has the same to say
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a model prints is no answer
+    try:
+        with open(0, "rb", closefd=False) as asked, robustbench_zoo.imported() if pickle.load(asked) else nullcontext():
+            job = pickle.load(asked)
+    except Exception:  # the model is of a module that is not found here: who started us attacks all images
+        return
+    answers.write(READY)
+    answers.flush()
+    stopping = threading.Event()
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when stdin ends: closed by who started us, or by its death
+        stopping.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a system that goes down tells all its processes
+        signal.signal(number, lambda *_: stopping.set())
+    found: ShareResult | Exception
+    try:
+        found = work(job, stopping.is_set)
+    except (UserError, Interrupted) as error:
+        found = error
+    except Exception as error:  # told to who started us, as its own would be
+        found = RuntimeError(f"{type(error).__name__} in a worker process: {error}")
+    answers.write(pickle.dumps(found))
+    answers.flush()
+
+
+def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
+    """What is found on the images of `job`. Raises UserError, and Interrupted once `stop` says so."""
+    torch.set_num_threads(job.threads)
+    journal = Journal(job.journal, stop=stop)
+    file, settings = journal.file(job.number, job.of), job.settings
+    with alone(file), untouched(job.net), exact_kernels(job.data.device):
+        if file is not None and not job.resume:
+            file.unlink(missing_ok=True)
+        journal.begin(job.asked, number=job.number, of=job.of, resume=job.resume)
+        runner = Runner(
+            job.net,
+            job.data,
+            norm=settings.norm,
+            seed=settings.seed,
+            slots=job.slots,
+            precision=job.run.precision,
+            journal=journal,
+            is_random=lambda net, data: job.random,
+            keep_points=settings.keep_points,
+        )
+        if not np.array_equal(runner.correct, job.right):  # as of classes that were patched
+            raise UserError("the model answers otherwise in another process: OMP_NUM_THREADS=1 keeps it to one")
+        found = attack_images(runner, job.run, settings.sizes)
+        return ShareResult.of(runner, found.fates, job.rows)
+
+
+@contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Hold the journal `path`: a worker whose starter was killed may still be about to save."""
+    if path is None:
+        yield
+        return
+    lock = path.with_name(f".lock{path.name}")
+    with locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

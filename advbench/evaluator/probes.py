@@ -1,0 +1,221 @@
+"""Short probes of a model that show whether attacks with gradients can be trusted on it.
+
+Each is made on a few of the evaluated images, in float32, with the model itself. Sources: Carlini et al. 2019
+(1902.06705), Athalye et al. 2018 (1802.00420), Pintor et al. 2022 (2106.09947), the checks of AutoAttack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench import rng
+from advbench.attacks.pgd import PGD
+from advbench.engine.attack import Attack, Problem
+from advbench.engine.losses import LOSSES, margin, wrong
+from advbench.engine.oracle import Oracle, gradient
+from advbench.evaluator.runner import Runner
+from advbench.models.base import straight_through
+from advbench.record import Fates
+from advbench.threat import around
+
+MOST, FEWEST = 128, 16  # images that are probed
+SHARE = 0.02  # of the evaluation's own gradient steps that the probes with many steps may cost, above FEWEST
+SHORT, LONG = 20, 100  # steps of PGD
+EARLY = 10  # steps after which the loss must have risen
+JUMP = 1e-2  # of the largest logit: less may be rounding
+HALF = 0.5  # the Linf size at which every ball holds the same grey image
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Logits of the same images in other company: the largest difference, relative to the largest logit, whether
+    there is any between two orders of one batch, and images whose answer is not the same, of `n`."""
+
+    n: int
+    difference: float
+    by_order: bool
+    flips: int
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of `n` images: those whose cross-entropy, and whose margin, has a gradient that is zero or not finite; and
+    those whose margin is under 100 rounding steps of the largest logit."""
+
+    n: int
+    zero_ce: int
+    zero_margin: int
+    bad: int
+    rounded: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """PGD on m images at one eps: `felled` (m,) the first step with a wrong answer or inf; `stuck` (m,) standing after
+    EARLY steps with a margin no nearer to failure than at the start; `bad` (m,) NaN or infinite logits on the way."""
+
+    felled: Tensor
+    stuck: Tensor
+    bad: Tensor
+
+    def fallen(self, steps: int) -> int:
+        """How many were felled within so many steps."""
+        return int((self.felled <= steps).sum())
+
+
+class Probe:
+    """Probes on the rows of a runner: `rows` of any images, `right` of correctly classified ones, spread evenly."""
+
+    def __init__(self, runner: Runner, attacks: Sequence[Attack]) -> None:
+        self.runner, self.net, self.data = runner, runner.net, runner.data
+        self.rows = spread(np.arange(len(runner.correct)), MOST)
+        self.right = spread(np.flatnonzero(runner.correct), MOST)
+        steps = sum(one.steps * one.restarts * max(getattr(one, "n_targets", 0), 1) * one.eot for one in attacks)
+        afford = math.ceil(SHARE * steps * len(runner.correct) / (LONG + SHORT))
+        self.few = spread(self.right, min(max(afford, FEWEST), MOST))
+        self.through = any(one.straight_through for one in attacks)
+
+    def at(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (m, C, H, W), labels (m,) and places in the dataset (m,)."""
+        where = torch.from_numpy(rows).to(self.data.device)
+        x, y = self.data.batch(where)
+        return x, y, self.data.indices[where]
+
+    def logits(self, x: Tensor, size: int) -> Tensor:
+        """Logits (m, K) in even passes of at most `size` rows, which are not filled up."""
+        with torch.no_grad():
+            return torch.cat([self.net(part).float() for part in self.parts(x, size)])
+
+    def parts(self, x: Tensor, size: int = MOST) -> tuple[Tensor, ...]:
+        """`x` in parts of at most `size` and the slots, all nearly as long: a model may refuse a single row."""
+        return x.tensor_split(math.ceil(len(x) / min(size, self.runner.oracle.slots)))
+
+    def stability(self) -> Stability:
+        """The images in one order, in the reverse one, and in other batch sizes."""
+        x, y, _ = self.at(self.rows)
+        whole = self.logits(x, MOST)
+        others = [self.logits(x.flip(0), MOST).flip(0), self.logits(x, len(x) // 2 + 1), self.logits(x, 8)]
+        whole, others = whole.nan_to_num(), [one.nan_to_num() for one in others]
+        largest = float(whole.abs().max())
+        return Stability(
+            n=len(x),
+            difference=max(float((whole - one).abs().max()) for one in others) / max(largest, 1e-30),
+            by_order=not torch.equal(whole, others[0]),
+            flips=int(torch.stack([wrong(whole, y) != wrong(one, y) for one in others]).any(0).sum()),
+        )
+
+    def gradients(self) -> Gradients:
+        """Gradients at the clean images, as the evaluation's attacks take them."""
+        found: dict[str, list[Tensor]] = {"ce": [], "cw": []}
+        rounded = 0
+        x, y, _ = self.at(self.right)
+        for some, labels in zip(self.parts(x), self.parts(y), strict=True):
+            for loss, kept in found.items():
+                query = some.clone().requires_grad_()
+                with torch.enable_grad(), straight_through(self.net) if self.through else nullcontext():
+                    logits = self.net(query).float()
+                    value = LOSSES[loss](logits, labels, torch.full_like(labels, -1))
+                    kept.append(gradient(value, query).flatten(1))
+            size = logits.detach().abs().amax(1) * torch.finfo(torch.float32).eps
+            rounded += int((margin(logits.detach(), labels).abs() < 100 * size).sum())
+        ce, cw = (torch.cat(kept) for kept in found.values())
+        return Gradients(
+            n=len(x),
+            zero_ce=int((ce == 0).all(1).sum()),
+            zero_margin=int((cw == 0).all(1).sum()),
+            bad=int((~ce.isfinite() | ~cw.isfinite()).any(1).sum()),
+            rounded=rounded,
+        )
+
+    def jitter(self) -> int:
+        """How many of the `right` images are wrong after noise of half a quantisation step."""
+        x, y, index = self.at(self.right)
+        noise = rng.uniform(rng.keys(self.runner.seed, "jitter", index), tuple(x.shape[1:])) - 0.5
+        return int(wrong(self.runner.oracle.logits((x + noise / self.data.scale).clamp(0, 1)), y).sum())
+
+    def jumps(self) -> int:
+        """How many of the `right` images the model answers otherwise than the points beside them.
+
+        Two equal steps lead away from the image, of a thousandth and of a tenth of a quantisation step. Where the
+        model is continuous both change the logits by about as much; where it knows the image the first one does all.
+        """
+        x, _, index = self.at(self.right)
+        inward = torch.where(x < 0.5, 1.0, -1.0)
+        draw = inward * (0.5 + rng.uniform(rng.keys(self.runner.seed, "jump", index), tuple(x.shape[1:])) / 2)
+        here, found = self.logits(x, MOST), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for part in (1e-3, 1e-1):
+            step = draw * part / self.data.scale
+            near, next_to = self.logits(x + step, MOST), self.logits(x + 2 * step, MOST)
+            first, second = ((a - b).abs().amax(1) for a, b in ((near, here), (next_to, near)))
+            found |= ~(first <= JUMP * here.abs().amax(1) + 10 * second)  # NaN is a jump
+        return int(found.sum())
+
+    def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[int, int]:
+        """Of how many images said to stand at some eps, how many fall there to random noise of eps / 4, 1 / 2, 1."""
+        sizes = np.asarray(eps)
+        last = np.where(fates.fell < 0, len(sizes), fates.fell)[self.right] - 1
+        rows = self.right[(last >= 0) & (sizes[last] > 0)]
+        last = last[(last >= 0) & (sizes[last] > 0)]
+        if not len(rows):
+            return 0, 0
+        x, y, index = self.at(rows)
+        at = torch.from_numpy(sizes[last]).to(x.device)
+        fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for draw, part in enumerate((0.25, 0.5, 1.0)):
+            z = around(self.runner.norm, x, at * part).sample(rng.keys(self.runner.seed, "noise", index, draw))
+            fallen |= wrong(self.runner.oracle.logits(z), y)
+        return int(fallen.sum()), len(rows)
+
+    def ascend(self, eps: float, steps: int, *, through: bool | None = None) -> Trace:
+        """PGD with steps of eps / 4 from a random start, on the `few` images."""
+        x, y, index = self.at(self.few)
+        made = PGD(
+            name="probe", steps=steps, rel_step=0.25, straight_through=self.through if through is None else through
+        )
+        attack = made.for_model(self.runner.norm, self.runner.logits.shape[1])
+        oracle = Oracle(self.net, slots=self.runner.oracle.slots, random=self.runner.oracle.random)
+        parts = [self._ascend(attack, oracle, x[some], y[some], index[some], eps)
+                 for some in self.parts(torch.arange(len(x), device=x.device))]  # fmt: skip
+        return Trace(*(torch.cat(column, dim=-1).cpu() for column in zip(*parts, strict=True)))
+
+    def _ascend(
+        self, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sizes = torch.full(y.shape, eps, dtype=torch.float64, device=y.device)
+        none = torch.full_like(y, -1)
+        p = Problem(around(self.runner.norm, x, sizes), y, none, rng.keys(self.runner.seed, "probe", index))
+        state = attack.start(p)
+        felled = torch.full(y.shape, torch.inf, device=y.device)
+        stuck, bad = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
+        for step in range(attack.steps + 1):
+            self.runner.journal.poll()
+            answer = oracle.answer(attack, p, state.query)
+            felled = torch.where(answer.wrong, felled.clamp(max=step), felled)
+            bad |= ~answer.logits.isfinite().all(1)
+            if step == 0:
+                before = margin(answer.logits, y)
+            if step == EARLY:
+                stuck = felled.isinf() & ~(margin(answer.logits, y) > before)
+            if bool(felled.isfinite().all()):
+                break
+            state = attack.step(p, state, answer)
+        return felled, stuck, bad
+
+
+def declared(net: nn.Module) -> int:
+    """How many layers of `net` are declared non-differentiable."""
+    with straight_through(net, on=True) as layers:
+        return layers
+
+
+def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of `rows`, evenly spread."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]

@@ -1,0 +1,276 @@
+"""One model on one set of images: clean answers, and attacks on some of them at eps of their own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.data.dataset import Dataset
+from advbench.engine.attack import Attack, Samples
+from advbench.engine.cuda_graph import cuda_graph
+from advbench.engine.kernels import out_of_memory
+from advbench.engine.losses import wrong
+from advbench.engine.oracle import Oracle
+from advbench.engine.row_threads import MIN_ROWS_PER_THREAD, RowThreads
+from advbench.engine.search import Search, Verdicts
+from advbench.engine.search_copy import search_copy
+from advbench.engine.whole_batch import WholeBatch, attack_batch, joined
+from advbench.errors import UserError
+from advbench.evaluator import eps_grid
+from advbench.evaluator.journal import Journal
+from advbench.evaluator.plan import Plan
+from advbench.record import Fates, Flag
+from advbench.threat import FourierLinf
+
+T = TypeVar("T")
+STRIDE = {"cpu": 1, "cuda": 8}  # steps between two looks of the host
+BLUR = 2.0**-5  # of the largest logit: four steps of bf16 there, and three times what was seen to keep an image
+
+
+class Runner:
+    """`net` in eval mode on the device of `data`. `logits` (n, K) and `correct` (n,) are of the clean images.
+
+    `precision` "bf16": search in bf16 and verify in fp32, else all in fp32. `points` collects, by row, the
+    nearest verified adversarial points when `keep_points`. Out of memory, the slots are halved; `eager` holds the
+    reasons why steps were not made as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Dataset,
+        *,
+        norm: str,
+        seed: int,
+        slots: int,
+        precision: str,
+        journal: Journal,
+        is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
+        keep_points: bool = False,
+    ) -> None:
+        self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
+        self.slots = slots  # as asked for: the oracle's are fewer once memory ran out
+        self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
+        dtype = torch.bfloat16 if precision == "bf16" else None
+        copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
+        self.oracle = Oracle(net, copy, slots=journal.slots or slots)
+        self._fp32_copy = None if precision == "bf16" else copy
+        self.unverified = self.nonfinite = self.outside = 0
+        self.points: dict[int, Tensor] = {}
+        self._sizes: dict[int, float] = {}  # of the perturbations to these points
+        self.eager: dict[str, None] = {}
+        self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
+        self.logits = self.fitting(self._clean)
+        self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
+        self.mine: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.share_rows()
+
+    def keep_to(self, rows: NDArray[np.int64]) -> None:
+        """Attack these images alone: others are another process's."""
+        self.mine[:] = False
+        self.mine[rows] = True
+
+    def share_rows(self) -> None:
+        """As many threads as PyTorch has by now share the rows of a pass; a random model's numbers come from one stream
+        for all, and it has one."""
+        if not self.oracle.random:
+            self.oracle.row_threads = RowThreads.fitting(self.net, self.oracle.slots)
+
+    def _clean(self) -> Tensor:
+        rows = torch.arange(len(self.data), device=self.data.device)
+        return torch.cat([self.oracle.logits(self.data.batch(part)[0]) for part in rows.split(self.oracle.slots)])
+
+    def fitting(self, work: Callable[[], T]) -> T:
+        """What `work` returns; as often as it runs out of memory, it is called again with half the slots.
+
+        What was decided before stays decided: the flag says by how many rows it was. UserError when one is too many.
+        """
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0][:160]
+            # Outside of the handler, whose traceback holds the tensors of what failed.
+            if self.oracle.slots == 1:
+                raise UserError(f"out of memory with one image at a time ({reason}): free some, or choose --device cpu")
+            self.oracle.slots //= 2
+            self.journal.halve(self.oracle.slots)
+            gc.collect()
+            if self.data.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def attack_at(
+        self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64], *, in_fp32: bool = False
+    ) -> Verdicts:
+        """The verdicts of `attack` on the images `rows` (m,), each at its `eps` (m,); infinite: the nearest point.
+
+        `in_fp32`: searched so, whatever the precision.
+        """
+        if isinstance(attack, WholeBatch):
+            verdicts = self._whole_batches(attack, rows, eps)
+        else:
+            verdicts = self._search(attack, rows, eps, in_fp32)
+        self.unverified += verdicts.unverified
+        self.nonfinite += verdicts.nonfinite
+        self.outside += verdicts.outside
+        for row, point in verdicts.points.items():
+            place, size = int(rows[row]), float(verdicts.distance[row])
+            if size <= self._sizes.get(place, np.inf):
+                self.points[place], self._sizes[place] = point, size
+        return verdicts
+
+    def _search(self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64], in_fp32: bool) -> Verdicts:
+        at = torch.from_numpy(rows).to(self.data.device)
+        samples = Samples(
+            x=lambda some: self.data.batch(at[some])[0],
+            y=self.data.labels[at],
+            index=self.data.indices[at],
+            eps=torch.from_numpy(eps).to(self.data.device),
+            logits=self.logits[at],
+        )
+        so_far: Verdicts | None = None
+
+        def work() -> Verdicts:
+            nonlocal so_far
+            oracle = attack.oracle(self._fp32_oracle() if in_fp32 else self.oracle, self.seed)
+            graphs = self.data.device.type == "cuda" and not oracle.random
+            search = Search(
+                attack,
+                samples,
+                oracle,
+                norm=self.norm,
+                seed=self.seed,
+                stride=STRIDE[self.data.device.type],
+                keep_points=self.keep_points,
+                capture=cuda_graph if graphs else None,
+                before=so_far,
+            )
+            try:
+                with search.oracle.row_threads.at_work():
+                    return self.journal.run(f"{attack.name} in fp32" if in_fp32 else attack.name, search)
+            finally:
+                so_far = search.verdicts
+                if search.eager:
+                    self.eager[search.eager] = None
+
+        return self.fitting(work)
+
+    def _whole_batches(self, attack: WholeBatch, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
+        """Each batch is kept in the journal once it ends."""
+        (size,) = set(eps.tolist())  # every image at the same: the curve is exact
+        found = []
+        for start in range(0, len(rows), self.slots):
+            at = torch.from_numpy(rows[start : start + self.slots]).to(self.data.device)
+
+            def work(at: Tensor = at) -> dict[str, Any]:
+                parts = []
+                for some in at.split(self.oracle.slots):
+                    x, y = self.data.batch(some)
+                    index = self.data.indices[some]
+                    parts.append(attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed))
+                return joined(parts)
+
+            found.append(self.fitting(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
+        whole = joined(found)
+        felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
+        return Verdicts(
+            whole["fell"],
+            whole["distance"],
+            torch.full((len(rows),), -torch.inf),
+            {row: whole["points"][row] for row in felled},
+            nonfinite=whole["nonfinite"],
+            outside=whole["outside"],
+        )
+
+    def _fp32_oracle(self) -> Oracle:
+        if self._fp32_copy is None:
+            self._fp32_copy, _ = search_copy(self.net, example=self.data.batch(slice(0, 1))[0])
+        return Oracle(self.net, self._fp32_copy, slots=self.oracle.slots, random=self.oracle.random)
+
+    def curve(self, plan: Plan, sizes: Sequence[float]) -> Fates:
+        """Each image's place on the grid `sizes`, fast or exact as planned.
+
+        The attacks of the recheck descend in fp32 from there. Then so does each of the others, on the images which it
+        brought so near to failure in bf16 that its rounding may have kept them.
+        """
+        grid = eps_grid.EpsGrid(sizes, self.correct & self.mine)
+        at, first = np.asarray(sizes), len(plan.attacks)
+        items = [one.items(self.logits.shape[1]) for one in plan.every]
+        blur = (BLUR * self.logits.abs().amax(1)).cpu().numpy()
+        close = np.zeros((first, len(blur), len(at)), dtype=bool)  # images that came near, by attack and point
+
+        def strike_at(
+            attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
+        ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+            in_fp32 = again or attack >= first
+            verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
+            if plan.recheck and not in_fp32:
+                close[attack, rows, points] = verdicts.best_margin.numpy() > -blur[rows]
+            # Of several items the one that is verified first decides the size: it is no property of the sample.
+            alone = items[attack] == 1
+            return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else at[points]
+
+        def parallel_strikes(attack: int) -> int:
+            return self._rows_a_pass(plan.every[attack]) // items[attack]
+
+        if plan.curve == "fast":
+            eps_grid.fast(grid, strike_at, first, parallel_strikes)
+        else:
+            eps_grid.exact(grid, strike_at, first)
+        for number in range(first, len(plan.every)):
+            eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
+        for number in range(first):
+            standing = grid.open()
+            near = standing[close[number, standing, grid.fell[standing] - 1]]
+            eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
+        return grid.fates()
+
+    def _rows_a_pass(self, attack: Attack) -> int:
+        """The fewest rows that a pass for `attack` has."""
+        return MIN_ROWS_PER_THREAD if self.oracle.shrinks(attack, self.data.device) else self.oracle.slots
+
+    def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
+        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""
+        struck = self.correct & self.mine
+        distance = np.where(struck, np.inf, 0.0)
+        grid = eps_grid.EpsGrid(sizes, struck)
+        rows = np.flatnonzero(struck)
+        for number, attack in enumerate(attacks):
+            if not len(rows):
+                break
+            found = self.attack_at(attack, rows, np.full(len(rows), np.inf)).distance.numpy()
+            nearer = found < distance[rows]
+            distance[rows[nearer]] = found[nearer]
+            grid.by[rows[nearer]] = number
+        # Bounds of Linf balls are computed in float32; other norms have contract.md's tolerance.
+        bounds = grid.eps.astype(np.float32).astype(float) if self.norm == "linf" else grid.eps * (1 + 1e-6)
+        fell = np.searchsorted(bounds, distance)
+        grid.fell = np.where(struck, np.maximum(fell, grid.first), 0)
+        grid.by[grid.fell == grid.end] = -1
+        fates = grid.fates()
+        return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
+
+    def flags(self) -> list[Flag]:
+        """What became of the slots, and of the CUDA graphs."""
+        found = [
+            Flag(
+                name="slots",
+                severity="note",
+                detail=f"out of memory with {2 * slots} slots: went on with {slots}; "
+                f"{fallen} samples had fallen, verified in passes of {2 * slots} rows or more",
+            )
+            for slots, fallen in self.journal.halvings
+        ]
+        found += [
+            Flag(name="eager", severity="note", detail=f"steps not made as CUDA graphs: {why}") for why in self.eager
+        ]
+        return found

@@ -1,0 +1,133 @@
+"""Analyses of trained runs: formulas on known values, and what must hold on real digits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from advbench.analyses import features, filters, quantize, spectrum, transfer
+from advbench.analyses.trained_run import images, load_runs, named_attack, withstands
+from advbench.errors import UserError
+
+Trained = Callable[..., Path]
+
+
+def test_filter_sizes_by_hand() -> None:
+    weight = torch.tensor([[[[3.0, 0.0], [0.0, -4.0]], [[1.0, 1.0], [1.0, 1.0]]]])
+    found = filters.sizes(weight)
+    assert (found["max_max"], found["mean_max"]) == (4, 2.5)
+    assert (found["max_l1"], found["mean_l1"]) == (7, 5.5)
+    assert (found["max_spectral"], found["mean_spectral"]) == (pytest.approx(4), pytest.approx(3))
+    assert filters.sizes(torch.tensor([[1.0, -2.0], [0.5, 0.0]]))["max_l1"] == 3
+
+
+def test_filters_lists_every_layer_of_every_run(trained: Trained) -> None:
+    found = filters.run([trained("standard"), trained("pgd-at")])
+    assert len(found.tables["filters"]) == 6 and found.tables["l1"].shape == (3, 2)
+    assert set(found.tables["filters"].index.get_level_values("eps")) == {"0", "0.1"}
+
+
+def test_distances_and_entropy_by_hand() -> None:
+    z = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 0.0], [4.0, 0.0]])
+    intra, inter = features.distances(z, torch.tensor([3, 3, 7, 7]))
+    assert (intra.item(), inter.item()) == (0.5, 4.0)
+    uniform = features.entropy(torch.zeros(1, 10)).item()
+    assert uniform == pytest.approx(np.log(10)) and features.entropy(torch.tensor([[99.0, 0.0]])).item() < 1e-9
+
+
+def test_features_of_standard_and_adversarial_training(trained: Trained) -> None:
+    plain, robust = trained("standard", "epochs=10"), trained("pgd-at", "epochs=10", eps="0.1")
+    table = features.run([plain, robust], n=150, eps="0.1", steps=10).tables["features"]
+    assert table.loc[robust.name, "divergence"] < table.loc[plain.name, "divergence"]
+    assert table.loc[robust.name, "attacked"] > table.loc[plain.name, "attacked"]
+    assert table.loc[plain.name, "gradient_probe"] > 0.6  # chance is 0.1: an undefended net gives the class away
+    still = features.run([plain], n=50, eps="0", steps=1).tables["features"].iloc[0]
+    assert still["divergence"] == 0 and still["entropy"] == still["entropy_attacked"]
+
+
+def test_a_white_box_attack_is_the_strongest_on_an_honest_net(trained: Trained) -> None:
+    runs = [trained("standard", "epochs=10"), trained("standard", "epochs=10", seed=1)]
+    found = transfer.run(runs, n=150, eps="0.1", steps=10)
+    table = found.tables["accuracy"]
+    assert table.index.tolist() == ["clean", *table.columns]
+    for name in table.columns:
+        assert table[name].drop("clean").idxmin() == name and table[name].max() == table.loc["clean", name]
+    assert found.notes == ()
+    with pytest.raises(UserError, match="at least 2"):
+        transfer.run(runs[:1])
+    with pytest.raises(UserError, match="twice"):
+        transfer.run([runs[0], runs[0]])
+
+
+def test_transfer_notes_what_looks_masked() -> None:
+    table = pd.DataFrame({"a": [0.9, 0.8, 0.3], "b": [0.9, 0.7, 0.2]}, index=["clean", "a", "b"])
+    assert len(transfer._notes(table)) == 1 and transfer._notes(table)[0].startswith("a: points made against b")
+
+
+def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Trained) -> None:
+    run = trained("standard", arch="small_cnn")
+    row = quantize.run([run], levels=4, n=100, eps="0.1", steps=10).tables["accuracy"].iloc[0]
+    assert row["layer"] == "feature_extractor.conv1"
+    assert row["plain"] > row["unquantized"] + 0.1  # looks like a defence
+    assert row["straight_through"] < row["plain"] - 0.1 and row["worst"] <= min(
+        row["straight_through"], row["transfer"]
+    )
+    fine = quantize.run([run], levels=2**20, n=60, eps="0.1", steps=10).tables["accuracy"].iloc[0]
+    assert fine["straight_through"] == fine["unquantized"] and fine["clean_quantized"] == fine["clean"]
+    with pytest.raises(UserError, match="layer"):
+        quantize.run([run], layer="conv9", n=10)
+
+
+def test_best_rows_of_a_known_matrix() -> None:
+    """Overdesign as Sridhar et al. report it: delta 4 best at 8, delta 8 best at 12, the edge of this grid."""
+    matrix = pd.DataFrame(
+        {0.0: [90, 83.6, 76.5], 4.0: [65.0, 68.5, 66.0], 8.0: [40.0, 48.8, 52.6]}, index=[4.0, 8.0, 12.0]
+    )
+    best = spectrum.best_rows(matrix).set_index("delta")
+    assert best.best_eps.to_dict() == {4.0: 8.0, 8.0: 12.0} and best.overdesign.all()
+    assert best.at_the_edge.to_dict() == {4.0: False, 8.0: True}
+    assert best.gain[8.0] == pytest.approx(3.8) and best.clean_cost[8.0] == pytest.approx(7.1)
+
+
+def test_spectrum_of_digits(trained: Trained) -> None:
+    runs = [trained("pgd-at", eps=eps) for eps in ("0.05", "0.1")]
+    found = spectrum.run(runs, n=80, attack="pgd", steps=5)
+    matrix = found.tables["matrix"]
+    assert matrix.index.tolist() == ["0.05", "0.1"] and matrix.columns.tolist() == ["clean", "0.05", "0.1"]
+    assert (matrix.diff(axis=1).iloc[:, 1:] <= 0).all(axis=None)
+    assert len(found.notes) == 2 and "spectrum" in found.figures
+    for place, (run, eps) in enumerate(zip(runs, (0.05, 0.1), strict=True)):
+        subject = load_runs([run], torch.device("cpu"))[0]
+        data = images([subject], "test", 80, torch.device("cpu"))
+        stands = withstands(subject.net, data, named_attack("pgd", "linf", 5), norm="linf", eps=0.0)
+        assert stands.double().mean() == matrix.iloc[place, 0] and subject.trained_eps.value == eps
+    with pytest.raises(UserError, match="more than eps and seed"):
+        spectrum.run([runs[0], trained("pgd-at", "epochs=10")], n=10)
+
+
+def test_runs_of_one_name_keep_a_row_each(trained: Trained, tmp_path: Path) -> None:
+    runs = []
+    for place in ("a", "b"):
+        runs.append(tmp_path / place / "run")
+        shutil.copytree(trained("pgd-at"), runs[-1])
+    table = features.run(runs, n=30, steps=2).tables["features"]
+    assert list(table.index) == list(map(str, runs))
+    assert table.iloc[0].drop("gradient_probe").equals(table.iloc[1].drop("gradient_probe"))
+
+
+def test_a_number_of_steps_is_for_attacks_that_have_one() -> None:
+    found = {one.name: one for one in named_attack("autoattack", "linf", 7)}
+    assert [found[name].steps for name in ("apgd-ce", "apgd-t", "fab-t")] == [7, 7, 7]
+    assert found["square"].steps == 5000
+
+
+@pytest.mark.parametrize("name", ["feature-pgd", "multi-task"])
+def test_attacks_on_more_than_logits_are_for_evaluate(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} reads .* choose an attack on logits"):
+        named_attack(name, "linf")

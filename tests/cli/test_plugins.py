@@ -1,0 +1,194 @@
+"""Code of one's own in an empty folder, one module a kind, named on the command line as `module:name`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ATTACK = """
+import torch
+from dataclasses import dataclass
+from advbench.attacks.pgd import PGD
+
+ENTRIES = {
+    "short-pgd": {"make": "Mine", "set": {"name": "short-pgd", "steps": 2}, "summary": "2 steps"},
+    "pair": {"make": "both", "summary": "two attacks"},
+}
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(PGD):
+    steps: int = 3
+
+@dataclass(frozen=True, kw_only=True)
+class Needy(PGD):
+    steps: int = 3
+    width: int
+
+def both(norm="linf"):
+    return (PGD(name="one", steps=1), PGD(name="other", steps=2))
+
+def function(model, x, y, eps):
+    assert not model.training and isinstance(eps, float)
+    z = x.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(z), y)
+    loss.backward()
+    return (x + eps * z.grad.sign()).clamp(0, 1)
+
+def outside_the_ball(model, x, y, eps):
+    return torch.rand_like(x)
+
+def vandal(model, x, y, eps):
+    model.train()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return x
+
+def raises(model, x, y, eps):
+    raise KeyError("no such thing")
+
+def other_shape(model, x, y, eps):
+    return x[:1]
+
+def nothing(width):
+    return width
+"""
+METHOD = """
+from dataclasses import dataclass
+from advbench.methods.pgd_at import PGDAT
+
+ENTRIES = {"my-at": {"make": "MyAT", "recipe": {"inner.steps": 3}, "summary": "3 steps"}}
+
+@dataclass(frozen=True, kw_only=True)
+class MyAT(PGDAT):
+    pass
+"""
+DATA = """
+import torch
+from advbench.data.tensors import from_tensors
+
+def noise(split):
+    draw = torch.Generator().manual_seed(len(split))
+    x = torch.randint(0, 256, (40, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    return from_tensors(x, torch.arange(40) % 10)
+"""
+MODEL = """
+import torch
+from torch import nn
+
+def net(num_classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+ANALYSIS = """
+import pandas as pd
+from advbench.analyses.base import Analysis
+
+def count(runs, *, times=1):
+    return Analysis(title="runs", tables={"runs": pd.DataFrame({"n": [times * len(runs)]})}, notes=())
+"""
+EVALUATE = ("evaluate", "--eps", "0,0.1", "-n", "40", "--json")
+
+
+@pytest.fixture
+def own(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The empty folder with the modules; they are loaded anew in each test."""
+    sources = {"my_attack": ATTACK, "my_method": METHOD, "my_data": DATA, "my_model": MODEL, "my_analysis": ANALYSIS}
+    for name, source in sources.items():
+        (cli.folder / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield cli
+    for name in sources:
+        sys.modules.pop(name, None)
+
+
+def record(ran: Any) -> dict[str, Any]:
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("short-pgd", [2]), ("Mine", [3]), ("pair", [1, 2]), ("both", [1, 2])])
+def test_attacks_by_entry_class_and_maker(own: Any, run_folder: Path, name: str, steps: list[int]) -> None:
+    found = record(own(*EVALUATE, "--attack", f"my_attack:{name}"))
+    assert [attack["settings"]["steps"] for attack in found["attack"]] == steps
+    assert found["attack"][0]["settings"]["set"] == f"my_attack:{name}"
+
+
+def test_a_class_of_ours_by_its_module(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--attack", "advbench.attacks.pgd:PGD", "--set", "steps=4"))
+    assert found["attack"][0]["settings"]["steps"] == 4
+
+
+def test_a_function_is_an_attack_whose_points_are_verified(own: Any, run_folder: Path) -> None:
+    ran = own(*EVALUATE, "--attack", "my_attack:function")
+    ours, fgsm = record(ran), record(own(*EVALUATE, "--attack", "fgsm"))
+    assert [point["robust"] for point in ours["curve"]] == [point["robust"] for point in fgsm["curve"]]
+    assert ours["curve"][1]["robust"] < ours["curve"][0]["robust"]
+    assert len(ours["attack"][0]["settings"]["source_sha256"]) == 64
+    assert ran.err.count("my_attack:function is code outside advbench, which runs now") == 1
+
+
+def test_a_function_gives_examples(own: Any, run_folder: Path) -> None:
+    ran = own("attack", "--attack", "my_attack:function", "--eps", "0.1", "-n", "40", "--out", "examples", "--json")
+    told = record(ran)
+    with np.load(own.folder / "examples" / "examples.npz") as arrays:
+        change = np.abs(arrays["x_adv"] - arrays["x"]).max((1, 2, 3))
+        assert told["felled"] == int((change > 0).sum()) > 0
+        assert change.max() <= 0.1 + 1e-6
+
+
+def test_points_outside_of_the_ball_count_for_nothing(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--attack", "my_attack:outside_the_ball"))
+    assert found["curve"][1]["robust"] == found["curve"][0]["robust"]
+    (flag,) = [flag for flag in found["flags"] if flag["name"] == "outside-ball"]
+    assert "points of the attack lay outside of the ball" in flag["detail"]
+
+
+def test_what_a_function_does_to_the_model_is_done_to_a_copy(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--attack", "my_attack:vandal,pgd"))
+    plain = record(own(*EVALUATE, "--attack", "pgd"))
+    assert [point["robust"] for point in found["curve"]] == [point["robust"] for point in plain["curve"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", "attack my_attack:raises failed: KeyError: 'no such thing'"),
+        ("other_shape", "attack my_attack:other_shape must return its points, a tensor of shape"),
+        ("nothing", "my_attack:nothing needs width: give defaults where it is defined, or in ENTRIES"),
+        ("Needy", "my_attack:Needy needs width: give defaults where it is defined, or in ENTRIES"),
+        ("ENTRIES", "my_attack:ENTRIES is a dict: a class or a function is needed"),
+        ("torch.Tensor", "my_attack:torch.Tensor made a Tensor: an attack derives from"),
+        ("absent", "cannot load attack 'my_attack:absent': module 'my_attack' has no attribute 'absent'"),
+    ],
+)
+def test_what_is_no_attack_is_said_in_a_line(own: Any, run_folder: Path, name: str, message: str) -> None:
+    ran = own(*EVALUATE, "--attack", f"my_attack:{name}")
+    assert ran.code == 2 and not ran.out
+    assert message in ran.err.splitlines()[-1] and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(("name", "steps"), [("my-at", 3), ("MyAT", 10)])
+def test_a_method_by_entry_and_by_class(own: Any, name: str, steps: int) -> None:
+    ran = own("train", "--method", f"my_method:{name}", "--dataset", "digits", "--arch", "mlp", "--dry-run", "--json")
+    assert record(ran)["recipe"]["inner"]["steps"] == steps
+
+
+def test_a_method_trains_and_is_evaluated(own: Any) -> None:
+    short = ["--epochs", "1", "--set", "train_n=64", "--set", "inner.steps=1"]
+    data = ["--dataset", "digits", "--arch", "mlp"]
+    ran = own("train", "--method", "my_method:my-at", *data, *short, "--out", "runs/own")
+    assert ran.code == 0, ran.err
+    assert record(own(*EVALUATE, "--attack", "fgsm"))["model"]["trained"]["method"] == "my_method:my-at"
+
+
+def test_images_a_model_and_an_analysis(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--model", "my_model:net", "--dataset", "my_data:noise", "--attack", "fgsm"))
+    assert found["curve"][0]["n"] == 40
+    ran = own("analyze", "my_analysis:count", run_folder, "--set", "times=3", "--json")
+    assert record(ran)["tables"]["runs"] == [{"n": 3}]

@@ -1,0 +1,69 @@
+"""First layers' gradients by the input: PyTorch's own to rounding, and only where they are meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from advbench.engine.search_copy.copy import prepacked, search_copy
+from advbench.engine.search_copy.first_layer import NarrowConv2d
+from advbench.models import build
+
+CONVS = {
+    "lenet5": nn.Conv2d(1, 32, 5, padding=2),
+    "strided": nn.Conv2d(1, 16, 4, stride=2, padding=1),
+    "a rest": nn.Conv2d(3, 8, 3, stride=2),  # the last row and column of 12 x 9 are read by none of its places
+    "one by one": nn.Conv2d(2, 5, 1, bias=False),
+    "oblong": nn.Conv2d(3, 4, (5, 2), stride=(1, 3), padding=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_is_pytorchs(name: str, layout: torch.memory_format) -> None:
+    conv = CONVS[name].requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(6, conv.in_channels, 12, 9, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    narrow = NarrowConv2d(conv)
+    wanted, got = conv(x), narrow(x)
+    assert torch.equal(wanted, got)
+    weights = torch.randn(wanted.shape, generator=generator).contiguous(memory_format=layout)
+    (theirs,), (ours,) = (torch.autograd.grad((z * weights).sum(), x) for z in (wanted, got))
+    assert torch.allclose(theirs, ours, atol=1e-5 * float(theirs.abs().max())) and ours.abs().sum() > 0
+
+
+def test_first_layers_of_copies_on_a_cpu_alone() -> None:
+    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0)
+    twin, _ = search_copy(net)
+    found = [name for name, module in twin.named_modules() if isinstance(module, NarrowConv2d)]
+    assert found == ["net.conv1"]
+    assert not any(isinstance(module, NarrowConv2d) for module in net.modules())
+    assert prepacked(twin.net, torch.rand(2, 1, 28, 28)) is not None
+    half, _ = search_copy(net, torch.bfloat16)
+    assert not any(isinstance(module, NarrowConv2d) for module in half.modules())
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 64, 3),
+        nn.Conv2d(3, 16, 7),
+        nn.Conv2d(3, 60, 3, groups=3),
+        nn.Conv2d(3, 64, 3, dilation=2),
+        nn.Conv2d(3, 64, 3, padding="same"),
+        nn.Conv2d(3, 64, 3, padding=1, padding_mode="circular"),
+    ],
+)
+def test_what_stays_as_it_is(conv: nn.Conv2d) -> None:
+    twin, _ = search_copy(nn.Sequential(conv, nn.ReLU(), nn.Conv2d(1, 16, 3)))
+    assert type(twin.net[0]) is nn.Conv2d and type(twin.net[2]) is NarrowConv2d
+
+
+def test_a_hook_stays_where_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU())
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    x = torch.rand(2, 1, 8, 8, requires_grad=True)
+    twin, _ = search_copy(net)
+    (theirs,), (ours,) = (torch.autograd.grad(f(x).sum(), x) for f in (net, twin))
+    assert torch.allclose(theirs, ours, atol=1e-6)

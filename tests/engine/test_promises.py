@@ -1,0 +1,455 @@
+"""What the engine promises of every attack: verdicts that do not depend on order, shards or interruption; a model that
+is left alone; hits that are real."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advbench import rng
+from advbench.attacks.multi_task import TaskOracle
+from advbench.attacks.transfer import SourceOracle
+from advbench.engine.attack import Answer, Problem, Samples, members
+from advbench.engine.kernels import untouched
+from advbench.engine.losses import margin
+from advbench.engine.oracle import Oracle
+from advbench.engine.search import Search
+from advbench.engine.tensors import take
+from advbench.errors import UserError
+from advbench.models.quantize import Quantizer
+from advbench.models.tasks import Jigsaw, Rotation, make_heads, sample_key
+from advbench.registry import entries, find
+from advbench.threat import around
+
+FEW = {
+    "square": {"n_queries": 25},
+    "cw-l2": {"searches": 2, "iterations": 6},
+    "fab": {"steps": 4, "restarts": 2},
+    "fab-t": {"steps": 4},
+    "ddn": {"steps": 12},
+    "fmn": {"steps": 12},
+    "apgd-ce": {"steps": 12, "restarts": 2},
+    "apgd-dlr": {"steps": 8},
+    "apgd-t": {"steps": 8},
+    "pgd": {"steps": 4},
+    "multi-task": {"steps": 4},
+    "mi-fgsm": {"steps": 4},
+    "deepfool": {"steps": 5},
+    "transfer": {"steps": 8, "source": "-"},
+}
+EPS = {"linf": 0.06, "l2": 0.3, "l1": 1.0, "fourier-linf": 0.06}
+COUNT, SLOTS = 12, 5
+
+
+def attacks():
+    pairs = []
+    for name in entries("attacks"):
+        made = find("attacks", name).create(**FEW.get(name, {}))
+        if isinstance(made, tuple):
+            continue
+        if name == "multi-task":
+            for attacked in ("relative", "wgd", "cyclic", "main", "jigsaw"):
+                one = dataclasses.replace(made, attacked=attacked).for_model("linf", 4)
+                pairs.append(pytest.param(one, "linf", id=f"{name}-{attacked}"))
+        for norm in EPS:
+            try:
+                pairs.append(pytest.param(made.for_model(norm, 4), norm, id=f"{name}-{norm}"))
+            except UserError:
+                continue
+    return pairs
+
+
+class Small(nn.Module):
+    """A convolution, a BatchNorm, dropout and a linear layer: with buffers and modes that an attack could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.drop, self.out = nn.Dropout(0.5), nn.Linear(4 * 36, 4)
+
+    def forward(self, x):
+        return self.out(self.drop(self.norm(self.conv(x)).relu()).flatten(1))
+
+    def features(self, x):
+        return self.drop(self.norm(self.conv(x)).relu()).flatten(1)
+
+    def head(self, z):
+        return self.out(z)
+
+    def features_and_logits(self, x):
+        return self(x), self(x)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = Small()
+        made.train()
+        for _ in range(3):
+            made(torch.rand(64, 1, 6, 6))
+        made.out.weight.data *= 4
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def make(net, x, attack, norm, rows=None, eps=None):
+    rows = torch.arange(COUNT) if rows is None else rows
+    oracle = Oracle(net, slots=SLOTS)
+    logits = oracle.logits(x)
+    size = torch.inf if attack.minimum_norm and eps is None else EPS[norm]
+    samples = Samples(
+        lambda some: x[rows[some]],
+        logits.argmax(1)[rows],
+        rows,
+        torch.full((len(rows),), size, dtype=torch.float64),
+        logits[rows],
+        10 * torch.eye(4),
+    )
+    if attack.reads == "tasks":
+        heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
+        oracle = TaskOracle(oracle, heads)
+        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(3, rows))
+    return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
+
+
+def outcome(search, rows):
+    verdicts = search.run()
+    fell = torch.zeros(COUNT, dtype=torch.bool)
+    distance = torch.full((COUNT,), torch.inf, dtype=torch.float64)
+    fell[rows], distance[rows] = verdicts.fell, verdicts.distance
+    return fell, distance
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_verdicts_are_those_of_any_order_shards_and_interruption(net, x, attack, norm):
+    everyone = torch.arange(COUNT)
+    fell, distance = outcome(make(net, x, attack, norm), everyone)
+    nearest = attack.minimum_norm
+
+    shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(2))
+    again, other = outcome(make(net, x, attack, norm, shuffled), shuffled)
+    assert torch.equal(fell, again)
+    assert not nearest or torch.equal(distance, other)
+
+    sharded, other = torch.zeros_like(fell), torch.full_like(distance, torch.inf)
+    for shard in (everyone[::2], everyone[1::2]):
+        some, far = outcome(make(net, x, attack, norm, shard), shard)
+        sharded |= some
+        other = torch.minimum(other, far)
+    assert torch.equal(fell, sharded)
+    assert not nearest or torch.equal(distance, other)
+
+    class Stop(Exception):
+        pass
+
+    rounds = 0
+
+    def stop(search):
+        nonlocal rounds
+        rounds += 1
+        if rounds == 5:
+            raise Stop
+
+    killed = make(net, x, attack, norm)
+    with pytest.raises(Stop):
+        killed.run(stop)
+    file = io.BytesIO()
+    torch.save(killed.snapshot(), file)
+    resumed = make(net, x, attack, norm)
+    resumed.restore(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    again, other = outcome(resumed, everyone)
+    assert torch.equal(fell, again)
+    assert not nearest or torch.equal(distance, other)
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm):
+    search = make(net, x, attack, norm, eps=EPS[norm])
+    verdicts = search.run()
+    assert set(verdicts.points) == set(verdicts.fell.nonzero()[:, 0].tolist())
+    rows = torch.tensor(sorted(verdicts.points), dtype=torch.int64)
+    if not len(rows):
+        return
+    z = torch.stack([verdicts.points[row] for row in rows.tolist()])
+    with torch.no_grad():
+        assert (net(z).argmax(1) != net(x[rows]).argmax(1)).all()
+    assert z.min() >= 0 and z.max() <= 1
+    d = (z.double() - x[rows].double()).flatten(1)
+    if norm == "fourier-linf":
+        f = np.fft.fft2((z.double() - x[rows].double()).numpy(), norm="ortho")
+        size = torch.from_numpy(np.abs(f)).flatten(1).amax(1)
+    else:
+        size = d.norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
+    # Linf is exact in float32: x - eps and x + eps there are within half a unit of the last place.
+    assert (size <= EPS[norm] * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_no_row_depends_on_another(x, attack, norm):
+    """Start and step on all rows, and on some of them, give the same rows to the last bit."""
+    y = torch.arange(6) % 4
+    target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
+    eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
+    first = torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
+
+    def problem(rows):
+        key = rng.keys(0, attack.name, rows, target[rows])
+        return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2, first[rows])
+
+    everyone, some = torch.arange(6), torch.tensor([4, 1])
+    whole, part = problem(everyone), problem(some)
+    a, b = attack.start(whole), attack.start(part)
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(min(attack.steps, 12)):
+        same(take(a, some), b)
+        logits = torch.randn(6, 4, generator=draw)
+        shape = (6, 4, 1, 6, 6) if attack.asks == "jacobian" else (6, 1, 6, 6)
+        grad = torch.randn(shape, generator=draw)
+        wrong = torch.rand(6, generator=draw) < 0.4
+        value = logits if attack.asks == "jacobian" else margin(logits, y)
+        a = attack.step(whole, a, Answer(logits, wrong, value, grad))
+        b = attack.step(part, b, Answer(logits[some], wrong[some], value[some], grad[some]))
+    same(take(a, some), b)
+
+
+def same(one, other):
+    for f in dataclasses.fields(one):
+        assert torch.equal(getattr(one, f.name), getattr(other, f.name)), f.name
+
+
+@pytest.mark.parametrize(("attack", "norm"), attacks())
+def test_model_and_global_randomness_are_left_as_they_were(net, x, attack, norm):
+    model = copy.deepcopy(net)
+    model.train()
+    model.norm.eval()  # a mixture of modes
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    with untouched(model):
+        assert not any(module.training for module in model.modules())
+        make(model, x, attack, norm).run()
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
+    """The search copy is wrong on everything, the model on nothing: no sample falls, and the refusals are counted."""
+
+    class Liar(nn.Module):
+        def forward(self, z):
+            return -net(z)
+
+    oracle = Oracle(net, Liar(), slots=SLOTS)
+    logits = oracle.logits(x)
+    samples = Samples(
+        lambda rows: x[rows],
+        logits.argmax(1),
+        torch.arange(COUNT),
+        torch.full((COUNT,), 1e-6, dtype=torch.float64),
+        logits,
+    )
+    for name in ("pgd", "apgd-t", "fab-t", "square"):
+        attack = find("attacks", name).create(**FEW.get(name, {})).for_model(norm, 4)
+        verdicts = Search(attack, samples, oracle, norm=norm, seed=0).run()
+        assert not verdicts.fell.any()
+        assert verdicts.unverified > 0
+
+
+class Biased(nn.Module):
+    """`net`, but that it takes every image for one of class 1 by so much more."""
+
+    def __init__(self, net, by):
+        super().__init__()
+        self.net, self.by = net, by
+
+    def forward(self, z):
+        return self.net(z) + self.by * torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+
+def test_a_refused_hit_is_followed_by_one_that_the_copy_overstates_no_more(cases):
+    """A copy that overstates margins comes to its boundary early: it is refused once there, not at each step on the way
+    from its boundary to the model's, and what the model gets wrong falls all the same."""
+    case = cases["two-sided"](False)
+    exact = case.distance("linf")
+    own = (case.y == 0).nonzero()[:, 0]
+    attack = find("attacks", "pgd").create(steps=60, rel_step=0.02, random_start=False)
+    for factor, falls in ((1.1, True), (0.9, False)):
+        search = case.search(attack, "linf", exact * factor, rows=own)
+        search.oracle.search = Biased(case.net, 2.0)
+        verdicts = search.run()
+        assert verdicts.fell.tolist() == [falls] * len(own)
+        assert verdicts.unverified == len(own)
+
+
+def test_hits_are_verified_before_their_samples_other_items_are_worked_off(cases):
+    case = cases["several"](False)
+    weak = np.arange(COUNT + 4) < 3
+    attack = find("attacks", "apgd-t").create(steps=20, n_targets=3)
+    found = {}
+    for enough in (1, 8):
+        search = case.search(attack, "linf", np.where(weak, 1.5, 0.1) * case.distance("linf"), slots=8)
+        assert search.enough == 1
+        search.enough = enough
+        found[enough] = search.run().fell, search.oracle.forwards
+    assert found[1][0].tolist() == found[8][0].tolist() == weak.tolist()
+    assert found[1][1] < found[8][1]
+
+
+def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
+    case = cases["several"](True)
+    exact = case.distance("linf")
+    for member in members(find("attacks", "autoattack").create()):
+        made = dataclasses.replace(member, **{k: v for k, v in FEW[member.name].items() if k != "restarts"})
+        one, two = (case.strike(made, "linf", exact * 1.3, slots=slots).fell for slots in (3, 16))
+        assert torch.equal(one, two)
+
+
+def test_transfer_takes_gradients_of_the_source_and_verdicts_of_the_model(net, x):
+    """A source that is the model itself fells what the white-box attack fells; a blind one fells nothing more than
+    its random starts do."""
+    logits = Oracle(net, slots=SLOTS).logits(x)
+    samples = Samples(
+        lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), torch.full((COUNT,), 0.06).double(), logits
+    )
+
+    class Blind(nn.Module):
+        def forward(self, z):
+            return 0 * net(z) + torch.tensor([3.0, 2.0, 1.0, 0.0])
+
+    attack = find("attacks", "transfer").create(source="-", steps=8).for_model("linf", 4)
+    felled = {}
+    for name, source in (("same", net), ("blind", Blind())):
+        oracle = SourceOracle(net, source, slots=SLOTS)
+        felled[name] = Search(attack, samples, oracle, norm="linf", seed=0).run().fell
+    white = dataclasses.replace(find("attacks", "apgd-dlr").create(), name="transfer", steps=8).for_model("linf", 4)
+    box = Search(white, samples, Oracle(net, slots=SLOTS), norm="linf", seed=0).run().fell
+    assert torch.equal(felled["same"], box)
+    assert felled["same"].sum() > felled["blind"].sum()
+
+
+def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
+    """The source is the model with its answers turned over: wrong where the model is right."""
+
+    class Turned(nn.Module):
+        def forward(self, z):
+            return -net(z)
+
+    oracle = SourceOracle(net, Turned(), slots=SLOTS)
+    some = x[:SLOTS]
+    y = net(some).argmax(1)
+    attack = find("attacks", "transfer").create(source="-", loss="cw").for_model("linf", 4)
+    p = Problem(around("linf", some, torch.ones(SLOTS).double()), y, torch.full_like(y, -1), torch.arange(SLOTS))
+    answer = oracle.answer(attack, p, some)
+    assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
+    assert not answer.wrong.any() and torch.allclose(answer.logits, net(some), atol=1e-6)
+    assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
+    twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
+    assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())
+
+
+def test_straight_through_finds_what_a_step_function_hides(x):
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantise, self.out = Quantizer(16), nn.Linear(36, 4)
+
+        def forward(self, z):
+            return self.out(self.quantise(z).flatten(1))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden = Steps().eval()
+    logits = Oracle(hidden, slots=SLOTS).logits(x)
+    samples = Samples(
+        lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), torch.full((COUNT,), 0.1).double(), logits
+    )
+    fell = {}
+    for through in (False, True):
+        attack = find("attacks", "pgd").create(straight_through=through, random_start=False).for_model("linf", 4)
+        fell[through] = int(Search(attack, samples, Oracle(hidden, slots=SLOTS), norm="linf", seed=0).run().fell.sum())
+    assert fell[False] == 0 and fell[True] > 0
+    assert hidden.quantise.straight_through is False
+
+
+class Counting(nn.Module):
+    """Its outputs grow by 1 with every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, z):
+        self.calls += 1
+        return z.flatten(1)[:, :4] + float(self.calls)
+
+    def features_and_logits(self, z):
+        logits = self(z)
+        return 2 * logits, logits
+
+
+def two(x):
+    return Problem(
+        around("linf", x[:2], torch.ones(2).double()), torch.zeros(2).long(), -torch.ones(2).long(), torch.arange(2)
+    )
+
+
+def test_expectation_over_transformation_averages_passes(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2)
+    attack = find("attacks", "pgd").create(eot=5).for_model("linf", 4)
+    answer = oracle.answer(attack, two(x), x[:2])
+    assert noisy.calls == 5 and oracle.forwards == 10
+    assert torch.allclose(answer.logits, x[:2].flatten(1)[:, :4] + 3.0)  # the mean of 1 to 5
+
+
+def test_expectation_over_transformation_averages_features(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2)
+    attack = find("attacks", "feature-pgd").create(eot=5).for_model("linf", 4)
+    p = dataclasses.replace(two(x), reference=torch.zeros(2, 4))
+    answer = oracle.answer(attack, p, x[:2])
+    assert noisy.calls == 5 and oracle.forwards == 10
+    logits = x[:2].flatten(1)[:, :4] + 3.0
+    assert torch.allclose(answer.logits, logits)
+    assert torch.allclose(answer.value, -(2 * logits).square().sum(1))
+
+
+def test_a_gradient_of_every_logit_is_a_pass_each(x):
+    oracle = Oracle(Counting(), slots=2)
+    answer = oracle.answer(find("attacks", "fab").create().for_model("linf", 4), two(x), x[:2])
+    assert (oracle.forwards, oracle.backwards) == (2, 8)
+    assert torch.equal(answer.gradient.flatten(2)[:, :, :4], torch.eye(4).expand(2, 4, 4))
+
+
+def test_a_random_model_is_judged_by_the_mean_of_20_passes(x):
+    noisy = Counting()
+    oracle = Oracle(noisy, slots=2, random=True)
+    assert torch.allclose(oracle.logits(x[:2]), x[:2].flatten(1)[:, :4] + 10.5)  # the mean of 1 to 20
+    assert noisy.calls == 20 and oracle.forwards == 40
+
+
+def test_gradients_that_are_not_finite_are_no_direction(x):
+    class Rooted(nn.Module):
+        """The root of 0 has no finite gradient."""
+
+        def forward(self, z):
+            return (z * torch.tensor([0.0, 1.0])[: len(z), None, None, None]).flatten(1)[:, :4].sqrt()
+
+    attack = find("attacks", "pgd").create(loss="cw").for_model("linf", 4)
+    gradient = Oracle(Rooted(), slots=2).answer(attack, two(x), x[:2]).gradient
+    assert torch.equal(gradient[0], torch.zeros_like(gradient[0])) and gradient[1].isfinite().all()
+    assert gradient[1].any()

@@ -1,0 +1,189 @@
+"""Search in bf16: who survives it is attacked again in fp32, and the record says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.cli.again import asked
+from advbench.cli.keep import answers
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.engine.losses import margin
+from advbench.errors import Interrupted
+from advbench.evaluator import Evaluation, Journal, Settings, evaluate
+from advbench.evaluator import fp32_recheck as second_look_module
+from advbench.evaluator import runner as bench_module
+from advbench.evaluator.attack_set import choose
+from advbench.evaluator.fp32_recheck import SET, covered, recheck_attacks
+from advbench.evaluator.runner import Runner
+from advbench.registry import find
+
+N = 40
+EPS = ["0", "0.05", "0.15", "0.3"]
+
+
+class Masked(nn.Module):
+    """A linear model whose gradients are zero in bf16, as those of one that rounds there may be."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*reversed(weight.shape))
+        self.linear.weight.data, self.linear.bias.data = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits.detach() if x.dtype is torch.bfloat16 else logits
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(N))
+
+
+@pytest.fixture(scope="module")
+def masked() -> nn.Module:
+    x, y = load("digits", "train").batch(slice(0, 800))
+    means = torch.stack([x[y == k].flatten(1).mean(0) for k in range(10)])
+    return Masked(20 * means, -10 * (means**2).sum(1)).eval()  # the nearest class mean
+
+
+def measure(net: nn.Module, data: Dataset, *, precision: str = "bf16", **more: Any) -> Evaluation:
+    given: dict[str, Any] = {"attack": ["pgd"], "settings": {"steps": 3}, "eps": EPS, "slots": 16}
+    return evaluate(net, data, Settings(precision=precision, **{**given, **more}))
+
+
+@pytest.mark.parametrize("curve", ["fast", "exact"])
+def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve: str) -> None:
+    exact = evaluate(masked, digits, Settings(attack=["apgd-ce", "apgd-t"], eps=EPS, slots=16, curve=curve))
+    result = measure(masked, digits, curve=curve)
+    assert result.fates.fell.tolist() == exact.fates.fell.tolist()
+    assert [ref.name for ref in result.record.attack] == ["pgd", "apgd-ce", "apgd-t"]
+    assert [ref.settings.get("precision") for ref in result.record.attack] == [None, "fp32", "fp32"]
+    assert result.record.attack[2].settings["n_targets"] == 3
+    assert result.record.attack_name == f"pgd+{SET}"
+    felled = np.bincount(result.fates.by[result.fates.by >= 0], minlength=3)
+    assert felled[1] > 10 and felled[0] < 5  # a blind PGD hits by chance
+    without = measure(masked, digits, curve=curve, precision="fp32")
+    assert result.record.backwards > 5 * without.record.backwards
+
+
+def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset) -> None:
+    """A copy in bf16 has its border elsewhere: its nearest points are rarely adversarial to the model."""
+    asked = {"attack": ["ddn"], "norm": "l2", "eps": ["0", "0.5", "1"], "settings": {"steps": 5}}
+    result, fp32 = measure(masked, digits, **asked), evaluate(masked, digits, Settings(slots=16, **asked))  # type: ignore[arg-type]
+    assert result.record.engine.precision == "fp32" and result.record.id == fp32.record.id
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "fourier-linf"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_norm_and_number_of_classes_has_one(norm: str, classes: int) -> None:
+    asked = [find("attacks", "pgd").create(), find("attacks", "pgd").create(eot=3, straight_through=True)]
+    made, refs = recheck_attacks(asked, norm=norm, classes=classes)
+    assert [(one.eot, one.straight_through) for one in made] == [(3, True)] * 2
+    assert not any(one.straight_through for one in recheck_attacks(asked[:1], norm=norm, classes=classes)[0])
+    targets = made[1].targets(torch.randn(5, classes), torch.zeros(5, dtype=torch.int64))
+    assert targets.shape == (5, min(3, classes - 1))
+    assert made[1].loss == ("dlr" if classes > 3 else "cw")
+    assert all(ref.settings["larger_eps"] == (norm == "l1") for ref in refs)
+
+
+def test_auto_makes_no_attack_stronger_than_it_is() -> None:
+    standard = find("attacks", "autoattack").create(norm="linf")
+    assert covered(standard) and not covered([find("attacks", "pgd").create()])
+
+
+def test_a_record_in_bf16_can_be_repeated_and_recognised(masked: nn.Module, digits: Dataset) -> None:
+    record = measure(masked, digits).record
+    assert asked(record, 10) == (["pgd"], {"steps": 3})
+    question: dict[str, Any] = {
+        "model": record.model.weights_sha256,
+        "images": record.dataset.images_sha256,
+        "norm": "linf",
+        "eps": record.eps,
+        "attacks": [ref.model_dump(mode="json") for ref in record.attack],
+        "engine": {**record.engine.model_dump(mode="json"), "slots": 512},  # before memory ran out
+        "seed": 0,
+        "advbench": record.environment.advbench,
+        "shard": {"rank": 1, "of": 2},
+    }
+    assert answers(record, question)
+    assert not answers(record, {**question, "seed": 1})
+
+
+def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+    def run(data: Dataset, stop: Callable[[], bool] = lambda: False, resume: bool = False) -> Evaluation:
+        return measure(masked, data, journal=Journal(tmp_path / "journal", stop=stop), resume=resume)
+
+    whole = run(digits)
+    backwards = run(digits.subset(list(reversed(range(N)))))
+    assert backwards.fates.fell.tolist() == whole.fates.fell.tolist()[::-1]
+    assert backwards.fates.by.tolist() == whole.fates.by.tolist()[::-1]
+    for number, allowed in enumerate([3, 40, 150, 400, 10**9]):
+        left = iter(range(allowed))
+        try:
+            resumed = run(digits, lambda left=left: next(left, None) is None, number > 0)  # type: ignore[misc]
+        except Interrupted:
+            continue
+    assert resumed.record.id == whole.record.id
+    assert number == 4 and resumed.record.forwards >= whole.record.forwards
+
+
+def test_fp32_has_no_second_look(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_look_module, "APGD", None)
+    assert len(measure(masked, digits, precision="fp32").record.attack) == 1
+
+
+class Coarse(Masked):
+    """Its gradients are always zero, and in bf16 its logits come in large steps: changes within one are no progress."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.linear(x.flatten(1)).detach()
+        return (logits / 4).round() * 4 if x.dtype is torch.bfloat16 else logits
+
+
+@pytest.mark.parametrize("curve", ["fast", "exact"])
+def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
+    masked: nn.Module, digits: Dataset, curve: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
+    given: dict[str, Any] = {"attack": ["square"], "settings": {"n_queries": 150}, "curve": curve}
+    fp32 = measure(coarse, digits, precision="fp32", **given)
+    monkeypatch.setattr(bench_module, "BLUR", -torch.inf)
+    blind = measure(coarse, digits, **given)
+    monkeypatch.undo()
+    near = measure(coarse, digits, **given)
+    stands, left, found = (sum(point.robust for point in one.record.curve) for one in (fp32, blind, near))
+    assert stands <= found < left - 3
+    assert [ref.name for ref in near.record.attack] == ["square", "apgd-ce", "apgd-t"]
+    assert not np.isin(near.fates.by, (1, 2)).any()  # who fell did so to Square
+    # Those who are far from falling are not asked again: all of Square in fp32 would be as many passes as in bf16.
+    assert blind.record.forwards < near.record.forwards < 1.8 * blind.record.forwards
+    monkeypatch.setattr(bench_module, "BLUR", 1e9)
+    assert measure(coarse, digits, **given).record.forwards > near.record.forwards
+
+
+def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits: Dataset) -> None:
+    coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
+    settings = {"n_queries": 60}
+    (square,) = choose("square", settings, norm="linf", classes=10)[0]
+    (other,) = choose("square", {**settings, "loss": "ce"}, norm="linf", classes=10)[0]
+    runner = Runner(coarse, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
+    rows = np.flatnonzero(runner.correct)
+    verdicts = runner.strike(square, rows, np.full(len(rows), 0.1))
+    stands = ~verdicts.fell
+    clean = margin(runner.logits, digits.labels)[torch.from_numpy(rows)]
+    assert (
+        verdicts.best_margin is not None
+        and bool((verdicts.best_margin[stands] < 0).all())
+        and 0 < stands.sum() < len(rows)
+    )
+    assert bool((verdicts.best_margin[stands] > clean[stands]).all())
+    told = runner.strike(other, rows, np.full(len(rows), 0.1)).near
+    assert told is not None and bool(told.isneginf().all())  # its values are no margins
