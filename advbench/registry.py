@@ -16,7 +16,7 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -51,7 +51,7 @@ class Entry:
         maker = self.load()
         if not callable(maker):
             raise UserError(f"{self.name} is a {type(maker).__name__}: a class or a function is needed")
-        known = inspect.signature(maker).parameters
+        known = parameters(maker)
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         for key in settings:
             if key not in known and not takes_any:
@@ -61,6 +61,14 @@ class Entry:
         if missing:
             raise UserError(f"{self.name} needs {', '.join(missing)}: give defaults where it is defined, or in ENTRIES")
         return maker(**given)
+
+
+def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
+    """What a class or function takes, by name; nothing where that is not told, as of some that are written in C."""
+    try:
+        return inspect.signature(maker).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 @cache

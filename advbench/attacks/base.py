@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from typing import Any, get_type_hints
 
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from advbench.attacks.function import Function, is_attack
 from advbench.engine.attack import Attack, members
 from advbench.errors import UserError
-from advbench.registry import find
+from advbench.registry import find, parameters
 
 
 def make(name: str, norm: str) -> tuple[Attack, ...]:
@@ -25,7 +24,7 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
     maker = entry.load()
     if callable(maker) and is_attack(maker):
         return (Function.of(name, maker),)
-    known = inspect.signature(maker).parameters if callable(maker) else {}
+    known = parameters(maker)
     given = {"norm": norm} if "norm" in known else {}
     if "name" in known and "name" not in entry.set:
         given["name"] = name

@@ -66,7 +66,7 @@ class FeatureOracle(Oracle):
 
     def __init__(self, oracle: Oracle, centres: Tensor) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
-        self.centres, self.row_threads = centres, oracle.row_threads
+        self.centres = centres
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:
         return self.centres.to(target.device)[target.clamp_min(0)]

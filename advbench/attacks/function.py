@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from advbench.engine.attack import prepared
 from advbench.engine.whole_batch import WholeBatch
+from advbench.registry import parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def is_attack(maker: Callable[..., Any]) -> bool:
     if isinstance(maker, type):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in inspect.signature(maker).parameters.values() if p.kind in kinds and p.default is p.empty]
+    needed = [p for p in parameters(maker).values() if p.kind in kinds and p.default is p.empty]
     return len(needed) == 4
 
 

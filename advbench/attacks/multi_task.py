@@ -61,13 +61,18 @@ class MultiTask(PGD):
 
     def prepare(self, context: Context) -> Attack:
         """With the heads of the run that is attacked. Raises UserError when the model is no run that was trained on
-        several tasks, for a task that it does not have, and for other heads than the attack names."""
+        several tasks; see `with_heads`."""
         heads = heads_of(context.loaded)
         if not heads:
             raise UserError(
                 f"{self.name} attacks the tasks of a run that was trained on several, which {context.loaded.spec} is "
                 "not: name the folder of one with --model (advbench train --method multi-task)"
             )
+        return self.with_heads({name: head.to(context.data.device) for name, head in heads.items()})
+
+    def with_heads(self, heads: Mapping[str, Head]) -> MultiTask:
+        """With the heads of a run, by task. Raises UserError for a task that it does not have, and for other heads than
+        the attack names."""
         choices = (MAIN, *COMBINED, *heads)
         if self.attacked not in choices:
             raise unknown("attacked", self.attacked, choices)
@@ -77,8 +82,7 @@ class MultiTask(PGD):
                 f"{self.name}: the run's heads have the weights {found[:12]}..., not {self.heads_sha256[:12]}...: name "
                 "the run that was meant with --model"
             )
-        placed = {name: head.to(context.data.device) for name, head in heads.items()}
-        return replace(self, heads_sha256=found, heads=placed)
+        return replace(self, heads_sha256=found, heads=heads)
 
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         return TaskOracle(oracle, self, seed)
@@ -116,7 +120,7 @@ class TaskOracle(Oracle):
 
     def __init__(self, oracle: Oracle, attack: MultiTask, seed: int) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
-        self.row_threads, self.attack, self.seed = oracle.row_threads, attack, seed
+        self.attack, self.seed = attack, seed
         every = attack.heads or {}
         self.heads = {name: every[name] for name in attack.raised() if name != MAIN}
         self._clean: tuple[Samples, Tensor] | None = None

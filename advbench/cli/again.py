@@ -68,7 +68,7 @@ def repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                processes=None, command=("advbench", *argv),
+                command=("advbench", *argv),
             )  # fmt: skip
             result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=shown(bar)))
     now = result.record

@@ -240,7 +240,6 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         precision=flags.precision,
         curve=flags.curve,
         engine=flags.engine,
-        processes=None,
         indices=choice.indices,
         command=("advbench", *argv),
     )

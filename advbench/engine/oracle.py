@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from advbench.engine.attack import Answer, Asks, Attack, Problem, Samples
 from advbench.engine.losses import wrong
-from advbench.engine.row_threads import RowThreads
-from advbench.engine.tensors import take
 from advbench.models.base import straight_through
 
 RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
@@ -27,22 +25,11 @@ def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
     return torch.autograd.grad(total, query, retain_graph=again, allow_unused=True, materialize_grads=True)[0]
 
 
-def joined(answers: list[Answer]) -> Answer:
-    """The rows of several answers, one after the other."""
-    if len(answers) == 1:
-        return answers[0]
-    grads = [answer.grad for answer in answers if answer.grad is not None]
-    logits, was_wrong, value = (
-        torch.cat([getattr(answer, name) for answer in answers]) for name in ("logits", "wrong", "value")
-    )
-    return Answer(logits, was_wrong, value, torch.cat(grads) if grads else None)
-
-
 class Oracle:
     """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
 
     `slots` is the number of rows of every pass: verdicts are those of that batch size. `random`: outputs
-    vary from pass to pass, so that verification averages 20 of them. `crew`: threads that share the rows of answers.
+    vary from pass to pass, so that verification averages 20 of them.
     """
 
     def __init__(self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False) -> None:
@@ -52,21 +39,17 @@ class Oracle:
         self.random = random
         self.forwards = 0
         self.backwards = 0
-        self.row_threads = RowThreads()
-        self._alone: dict[tuple[int, int, int], bool] = {}
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
         """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
         asks = asks or attack.asks
         passes = len(query) * attack.eot
         self.forwards += passes
-        shares = self.row_threads.shares(len(query))
-        parts = [(take(p, at), query[at]) for at in shares] if len(shares) > 1 else [(p, query)]
         if asks == "logits":
-            return joined(self.row_threads.each(lambda part: self._looked(attack, *part), parts))
+            return self._looked(attack, p, query)
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with through:
-            answer = joined(self.row_threads.each(lambda part: self._derived(attack, *part, asks), parts))
+            answer = self._derived(attack, p, query, asks)
         self.backwards += passes * (answer.gradient.shape[1] if asks == "jacobian" else 1)
         return answer
 
@@ -88,39 +71,6 @@ class Oracle:
         logits, value = logits.detach(), value.detach()
         # In the layout of the images, not of the search copy: what mixes two of them is slow.
         return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0).contiguous())
-
-    def shrinks(self, attack: Attack, device: torch.device) -> bool:
-        """Whether passes for `attack` may have fewer rows than `slots`, if `alone` holds."""
-        plain = type(self) is Oracle and not attack.straight_through
-        return plain and device.type == "cpu" and not self.random
-
-    def alone(self, rows: int, shape: torch.Size) -> bool:
-        """Whether `rows` images of `shape` (C, H, W) have the numbers, to the bit, that they have among all `slots`.
-
-        Kernels are chosen by shapes, and may add up in another order. Random images tell, once for each number of rows.
-        """
-        case = self.slots, rows, self.row_threads.threads
-        if case not in self._alone:
-            x = torch.rand(self.slots, *shape, generator=torch.Generator().manual_seed(0))
-            told = zip(self._probed(x), self._probed(x[:rows]), strict=True)
-            self._alone[case] = all(torch.equal(among[:rows], own) for among, own in told)
-        return self._alone[case]
-
-    def _probed(self, x: Tensor) -> list[Tensor]:
-        """Logits at x by both ways, and a gradient."""
-
-        def work(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with torch.no_grad():
-                looked = self.search(part)
-            z = part.clone().requires_grad_()
-            with torch.enable_grad():
-                logits = self.search(z)
-                return looked, logits.detach(), gradient(logits.square().sum(1), z)
-
-        self.forwards += 2 * len(x)
-        self.backwards += len(x)
-        found = self.row_threads.each(work, [x[at] for at in self.row_threads.shares(len(x))])
-        return [torch.cat(column) for column in zip(*found, strict=True)]
 
     def verify(self, z: Tensor, y: Tensor) -> Tensor:
         """Whether `net` gets z (n, C, H, W), n <= slots, wrong, in a pass of its own of `slots` rows: (n,) bool."""

@@ -3,9 +3,8 @@
 An item is (sample, target, restart). It ends when its attack is done, or when it or a sibling felled the
 sample. Items are queued target by target, samples of large clean margin first: a sample's later targets
 start when the earlier ones are decided, and the short items come last, so that few slots idle at the
-end. Shapes do not change, but that on a CPU slots are given up once nothing is left to fill them, where the others'
-numbers stay the same to the bit. What an item meets does not depend on its neighbours, so verdicts are those of any
-order, sharding or interruption at the same slot count.
+end. Shapes do not change, and what an item meets does not depend on its neighbours, so verdicts are those of
+any order, sharding or interruption at the same slot count.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from advbench.engine.attack import Asks, Attack, Problem, Samples, State
 from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
-from advbench.engine.row_threads import MIN_ROWS_PER_THREAD
 from advbench.engine.slots import Hits, Slots, copied, kept
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
@@ -104,7 +102,6 @@ class Search:
         # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
         self.enough = slots if len(self.queue) == n else max(1, slots // 8)
         self.eager = ""
-        self._shrinks = capture is None and oracle.shrinks(attack, device)
         self._capture = capture
         self._replay: Callable[[], None] | None = None
 
@@ -192,9 +189,6 @@ class Search:
         if not self._idle:
             return
         self._idle = False
-        if not self.refused and self.next == len(self.queue):
-            self._shrink()
-            return
         idle = [slot for slot, item in enumerate(self.item) if item < 0]
         again = [self.refused.pop() for _ in idle[: len(self.refused)]]
         if again:
@@ -209,22 +203,6 @@ class Search:
             problem = self._problem(fresh)
             to_beat = torch.full((len(fresh),), -torch.inf, device=self.slots.margin_to_beat.device)
             self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), to_beat)
-
-    def _shrink(self) -> None:
-        """Give up idle slots, by sixteens and a quarter of all or more at a time, where that is worth its trial."""
-        if not self._shrinks or -1 not in self.item:
-            return
-        busy = [slot for slot, item in enumerate(self.item) if item >= 0]
-        count, rows = len(self.item), max(-(-len(busy) // MIN_ROWS_PER_THREAD), 1) * MIN_ROWS_PER_THREAD
-        if not busy or 4 * rows > 3 * count or (count - rows) * self.attack.steps < 8 * (self.oracle.slots + rows):
-            return
-        if not self.oracle.alone(rows, self.slots.candidate.shape[1:]):
-            self._shrinks = False
-            return
-        idle = [slot for slot, item in enumerate(self.item) if item < 0]
-        stay = busy + idle[: rows - len(busy)]
-        self.slots = take(self.slots, torch.tensor(stay))
-        self.item, self._busy = [self.item[slot] for slot in stay], self._busy[stay]
 
     def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, to_beat: Tensor) -> None:
         at = torch.tensor(slots, device=self.slots.has_candidate.device)

@@ -49,6 +49,11 @@ def version() -> str:
     return metadata.version(NAME)
 
 
+def members(name: str) -> tuple[str, ...]:
+    """The attacks that the package runs under a name, in its order."""
+    return tuple(find("attacks", name).about.get("members", (name,)))
+
+
 def attacks(refs: Sequence[AttackRef], settings: Settings, classes: int) -> tuple[list[Attack], list[AttackRef]]:
     """The package's attacks in place of ours that `refs` describe, and what a record says of them.
 
@@ -64,8 +69,9 @@ def attacks(refs: Sequence[AttackRef], settings: Settings, classes: int) -> tupl
         raise UserError(f"--engine reference runs one of {', '.join((*VERSIONS, *SINGLE))}, not {'+'.join(names)}")
     (name,) = names
     kind = VERSIONS.get(name, "standard")  # "custom" would have five restarts of APGD, which no version has alone
-    members = find("attacks", name).about.get("members", (name,))
-    twins, _ = attack_set.resolve(members, {}, norm=settings.norm, classes=classes)  # of which only the cost is used
+    twins, _ = attack_set.resolve(
+        members(name), {}, norm=settings.norm, classes=classes
+    )  # of which only the cost is used
     made: list[Attack] = [
         Reference(name=one.name, kind=kind, twin=one, steps=one.updates(classes), eot=one.eot) for one in twins
     ]

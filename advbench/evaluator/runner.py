@@ -18,7 +18,6 @@ from advbench.engine.cuda_graph import cuda_graph
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
-from advbench.engine.row_threads import MIN_ROWS_PER_THREAD, RowThreads
 from advbench.engine.search import Search, Verdicts
 from advbench.engine.search_copy import search_copy
 from advbench.engine.whole_batch import WholeBatch, attack_batch, joined
@@ -70,18 +69,11 @@ class Runner:
         self.logits = self.fitting(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.mine: NDArray[np.bool_] = np.ones_like(self.correct)
-        self.share_rows()
 
     def keep_to(self, rows: NDArray[np.int64]) -> None:
         """Attack these images alone: others are another process's."""
         self.mine[:] = False
         self.mine[rows] = True
-
-    def share_rows(self) -> None:
-        """As many threads as PyTorch has by now share the rows of a pass; a random model's numbers come from one stream
-        for all, and it has one."""
-        if not self.oracle.random:
-            self.oracle.row_threads = RowThreads.fitting(self.net, self.oracle.slots)
 
     def _clean(self) -> Tensor:
         rows = torch.arange(len(self.data), device=self.data.device)
@@ -155,8 +147,7 @@ class Runner:
                 before=so_far,
             )
             try:
-                with search.oracle.row_threads.at_work():
-                    return self.journal.run(f"{attack.name} in fp32" if in_fp32 else attack.name, search)
+                return self.journal.run(f"{attack.name} in fp32" if in_fp32 else attack.name, search)
             finally:
                 so_far = search.verdicts
                 if search.eager:
@@ -220,7 +211,7 @@ class Runner:
             return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else at[points]
 
         def parallel_strikes(attack: int) -> int:
-            return self._rows_a_pass(plan.every[attack]) // items[attack]
+            return self.oracle.slots // items[attack]
 
         if plan.curve == "fast":
             eps_grid.fast(grid, strike_at, first, parallel_strikes)
@@ -233,10 +224,6 @@ class Runner:
             near = standing[close[number, standing, grid.fell[standing] - 1]]
             eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
         return grid.fates()
-
-    def _rows_a_pass(self, attack: Attack) -> int:
-        """The fewest rows that a pass for `attack` has."""
-        return MIN_ROWS_PER_THREAD if self.oracle.shrinks(attack, self.data.device) else self.oracle.slots
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
         """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""

@@ -42,7 +42,7 @@ class Settings:
     slots: int | None = None
     curve: str = "fast"
     engine: str = "own"
-    processes: int | None = 1
+    processes: int | None = None
     indices: str | None = None
     keep_points: bool = False
     command: Sequence[str] = ()

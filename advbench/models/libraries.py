@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advbench.errors import UserError, unknown
 from advbench.models.base import STATISTICS
-from advbench.registry import outside
+from advbench.registry import outside, parameters
 
 
 class Normalized(nn.Module):
@@ -99,10 +99,7 @@ def call(spec: str, num_classes: int | None) -> nn.Module:
     Raises UserError (see `registry.outside`), also for code that makes something else.
     """
     entry = outside("model", spec)
-    try:
-        wants = inspect.signature(entry.load()).parameters.get("num_classes")
-    except (TypeError, ValueError):  # builtins may have no signature
-        wants = None
+    wants = parameters(entry.load()).get("num_classes")
     if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
         raise UserError(f"{spec} asks for num_classes: name the --dataset")
     settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}

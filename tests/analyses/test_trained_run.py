@@ -129,5 +129,5 @@ def test_a_number_of_steps_is_for_attacks_that_have_one() -> None:
 
 @pytest.mark.parametrize("name", ["feature-pgd", "multi-task"])
 def test_attacks_on_more_than_logits_are_for_evaluate(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} reads .* choose an attack on logits"):
+    with pytest.raises(UserError, match=f"{name} reads more than logits, .* choose another attack"):
         named_attack(name, "linf")

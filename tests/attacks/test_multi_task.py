@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.attacks.multi_task import COMBINED, MultiTask, TaskOracle, heads_for, tasked, weights
+from advbench.attacks.multi_task import COMBINED, MultiTask, TaskOracle, weights
 from advbench.attacks.pgd import PGD
 from advbench.checkpoint import Loaded
 from advbench.data import load
-from advbench.engine.attack import Attack, Problem, Samples
+from advbench.engine.attack import Attack, Context, Problem, Samples
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search, Verdicts
 from advbench.engine.search_copy import search_copy
 from advbench.errors import UserError
 from advbench.models.base import Model
-from advbench.models.tasks import NAMES, Autoencoder, Head, Macro, make_heads, make_tasks, sample_key
+from advbench.models.tasks import NAMES, Autoencoder, Head, Macro, make_heads, make_tasks
 from advbench.threat import around
 
 COUNT, SLOTS, SIDE = 24, 16, 8
@@ -48,10 +48,10 @@ def strike(
     oracle = Oracle(net, search, slots=SLOTS)
     sizes = torch.as_tensor(np.broadcast_to(eps, len(y)).copy(), dtype=torch.float64)[at]
     samples = Samples(lambda some: x[at[some]], y[at], at, sizes, oracle.logits(x[at]))
-    if one.reads == "tasks":
-        oracle = TaskOracle(oracle, heads)
-        samples.losses = oracle.clean(one, samples.x, samples.y, sample_key(0, at))
-    return Search(one.for_model(norm, 10), samples, oracle, norm=norm, seed=0, keep_points=True).run()
+    made = one.for_model(norm, 10)
+    if isinstance(made, MultiTask):
+        made = replace(made, heads=heads)
+    return Search(made, samples, made.oracle(oracle, 0), norm=norm, seed=0, keep_points=True).run()
 
 
 def test_the_weights_are_the_papers() -> None:
@@ -112,15 +112,15 @@ def test_a_step_goes_along_the_gradient_of_the_weighted_losses(
 ) -> None:
     """By autograd through all at once; the weights carry no gradient."""
     (x, y), index = images, torch.arange(COUNT)
-    one = attack(attacked, random_start=False).for_model("l2", 10)
+    one = attack(attacked, random_start=False, heads=heads).for_model("l2", 10)
     assert isinstance(one, MultiTask)
-    oracle, drawn = TaskOracle(Oracle(net, slots=COUNT), heads), sample_key(0, index)
-    first = oracle.clean(one, lambda rows: x[rows], y, drawn)
+    oracle = TaskOracle(Oracle(net, slots=COUNT), one, seed=0)
+    first = oracle.clean(lambda rows: x[rows], y, index)
     region = around("l2", x, torch.full((COUNT,), 0.5, dtype=torch.float64))
-    p = Problem(region, y, torch.full_like(y, -1), index, reference=first, drawn=drawn)
+    p = Problem(region, y, torch.full_like(y, -1), index, reference=first, index=index)
     state = replace(one.start(p), query=(x + 0.01).clamp(0, 1), i=torch.arange(COUNT) % 7)
     z = state.query.clone().requires_grad_()
-    now, _ = oracle._losses(net, one, x, z, y, drawn)
+    _, now = oracle._losses(net, x, z, y, index)
     w = weights(attacked, now.detach(), first, state.i)
     (g,) = torch.autograd.grad((w * now).sum(), z)
     by_hand = region.project(state.query + one.rel_step * region.e * region.steepest(g))
@@ -200,10 +200,10 @@ def test_closed_forms_of_a_linear_encoder(halves: tuple[Halves, dict[str, Head],
 
 def test_cyclic_takes_turns(halves: tuple[Halves, dict[str, Head], Tensor, Tensor]) -> None:
     net, heads, x, y = halves
-    oracle, index = TaskOracle(Oracle(net, slots=COUNT), heads), torch.arange(COUNT)
-    one, drawn = attack("cyclic", random_start=False), sample_key(0, index)
+    one, index = attack("cyclic", random_start=False, heads=heads), torch.arange(COUNT)
+    oracle = TaskOracle(Oracle(net, slots=COUNT), one, seed=0)
     region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
-    p = Problem(region, y, torch.full_like(y, -1), index, reference=torch.ones(COUNT, 2), drawn=drawn)
+    p = Problem(region, y, torch.full_like(y, -1), index, reference=torch.ones(COUNT, 2), index=index)
     state, moved = one.start(p), []
     for _ in range(4):
         after = one.step(p, state, oracle.answer(one, p, state.query))
@@ -233,9 +233,9 @@ def test_passes_through_the_encoder_are_counted(
     (x, y), index = images, torch.arange(COUNT)
     region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
     for attacked, forwards, backwards in (("main", 1, 1), ("sum", 3, 5), ("jigsaw", 2, 1), ("macro", 1, 1)):
-        oracle = TaskOracle(Oracle(net, slots=COUNT), heads)
-        p = Problem(region, y, torch.full_like(y, -1), index, drawn=sample_key(0, index))
-        oracle.answer(attack(attacked), p, x)
+        one = replace(attack(attacked), heads=heads)
+        oracle = TaskOracle(Oracle(net, slots=COUNT), one, seed=0)
+        oracle.answer(one, Problem(region, y, torch.full_like(y, -1), index, index=index), x)
         assert (oracle.forwards, oracle.backwards) == (forwards * COUNT, backwards * COUNT)
 
 
@@ -257,17 +257,16 @@ def test_losses_and_targets_of_its_own_are_refused(setting: dict[str, object]) -
 
 
 def test_who_is_attacked_is_pinned_down(heads: dict[str, Head], net: Model) -> None:
-    found = tasked(attack("rotation"), heads)
-    assert isinstance(found, MultiTask) and len(found.heads_sha256) == 64
-    assert tasked(found, heads) == found and tasked(PGD(name="pgd", steps=1), heads) == PGD(name="pgd", steps=1)
+    found = attack("rotation").with_heads(heads)
+    assert len(found.heads_sha256) == 64 and found.with_heads(heads) == found
+    assert "heads" not in found.settings() and "heads" not in found.setting_names()
     few = {name: heads[name] for name in ("macro", "autoencoder")}
     with pytest.raises(UserError, match=r"did you mean rotation.*choose from autoencoder, cyclic, jigsaw, macro, main"):
-        tasked(attack("rotaton"), heads)
+        attack("rotaton").with_heads(heads)
     with pytest.raises(UserError, match="unknown attacked 'rotation'"):
-        tasked(attack("rotation"), few)
+        attack("rotation").with_heads(few)
     with pytest.raises(UserError, match="name the run that was meant with --model"):
-        tasked(replace(found, attacked="sum"), few)
+        replace(found, attacked="sum").with_heads(few)
     bare = Loaded(net, "python:Net", "net", "0" * 64, None, 10)
-    assert heads_for([PGD(name="pgd", steps=1)], bare) == {}
     with pytest.raises(UserError, match=r"multi-task attacks the tasks of a run .* which python:Net is not.*--model"):
-        heads_for([PGD(name="pgd", steps=1), attack("sum")], bare)
+        attack("sum").prepare(Context(bare, load("digits", "test"), "linf", 0))

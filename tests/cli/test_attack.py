@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ OUT = "attacks/pgd-a-digits-linf-0.1"
 
 def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(attack_module, "attack", lambda model, **given: seen.append((model, given)))
+    monkeypatch.setattr(attack_module, "attack", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --norm l2 --seed 3 --device cpu "
         "--precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
-    ((model, given),) = seen
-    assert model == "a" and given.pop("screen").as_json
-    assert given == {
+    ((flags, given),) = seen
+    assert given.pop("screen").as_json and given == {"argv": tuple(argv)}
+    assert asdict(flags) == {
+        "model": "a",
         "attack": "fgsm",
         "eps": "4/255",
         "n": 9,
@@ -47,7 +49,6 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
         "resume": True,
         "force": True,
         "trust_pickle": True,
-        "argv": tuple(argv),
     }
 
 

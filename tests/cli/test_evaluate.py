@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def records(folder: Path) -> list[Path]:
 
 def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(evaluate_module, "evaluate", lambda models, **given: seen.append((models, given)))
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
         "--dataset mnist --arch lenet5 --norm l2 --engine reference --curve exact --seed 3 --device cpu "
@@ -36,10 +37,11 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
         "--trust-pickle --on local --json"
     )
     assert cli(*argv).code == 0
-    ((models, given),) = seen
-    assert models == ["a", "b"] and given.pop("screen").as_json
-    assert given == {
-        "attacks": ["pgd", "square", "fab-t"],
+    ((flags, given),) = seen
+    assert given.pop("screen").as_json and given == {"argv": tuple(argv)}
+    assert asdict(flags) == {
+        "models": ("a", "b"),
+        "attacks": ("pgd", "square", "fab-t"),
         "eps": "0,8/255",
         "n": 20,
         "subset": "random:4",
@@ -58,22 +60,21 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
         "force": True,
         "trust_pickle": True,
         "on": "local",
-        "argv": tuple(argv),
     }
 
 
 def test_flags_from_a_file_and_over_it(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(evaluate_module, "evaluate", lambda models, **given: seen.append((models, given)))
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     (cli.folder / "e.toml").write_text(
         'model = ["a", "b"]\neps = "0,0.1"\nn = 7\ntrust-pickle = true\nleaderboard = "LB"\n'
         '[set]\nsteps = 4\nloss = "dlr"\n'
     )
     assert cli("evaluate", "--config", "e.toml", "-n", "9").code == 0
-    ((models, given),) = seen
-    assert models == ["a", "b"]
-    assert given["n"] == 9 and given["eps"] == "0,0.1" and given["trust_pickle"] and given["leaderboard"] == Path("LB")
-    assert given["settings"] == {"steps": 4, "loss": "dlr"} and given["attacks"] == ["autoattack"]
+    ((flags, _),) = seen
+    assert flags.models == ("a", "b") and flags.attacks == ("autoattack",)
+    assert flags.n == 9 and flags.eps == "0,0.1" and flags.trust_pickle and flags.leaderboard == Path("LB")
+    assert flags.settings == {"steps": 4, "loss": "dlr"}
     (cli.folder / "e.toml").write_text('modle = "a"\n')
     ran = cli("evaluate", "--config", "e.toml")
     assert ran.is_one_clear_line and "did you mean model" in ran.err

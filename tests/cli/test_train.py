@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ QUICK += [word for field in ("train_n=256", "validation.n=32", "inner.steps=1") 
 
 def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(train_module, "train", lambda **given: seen.append(given))
+    monkeypatch.setattr(train_module, "train", lambda flags, screen: seen.append({**asdict(flags), "screen": screen}))
     argv = shlex.split(
         "train --method act,trades --eps 4/255,8/255 --dataset mnist --arch lenet5 --norm l2 --epochs 3 "
         "--batch-size 16 --lr 0.2 --seed 1,2 --dry-run --log tensorboard --device cpu --precision fp32 "
@@ -43,7 +44,7 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
         "dataset": "mnist",
         "arch": "lenet5",
         "norm": "l2",
-        "flags": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2},
+        "recipe": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2},
         "sets": ["awp.gamma=0.005", "method.beta=3"],
         "config": Path("r.toml"),
         "device": "cpu",
@@ -54,18 +55,17 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
         "dry_run": True,
         "log": "tensorboard",
         "on": "local",
-        "argv": tuple(argv),
     }
 
 
 def test_without_flags_nothing_is_given(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(train_module, "train", lambda **given: seen.append(given))
+    monkeypatch.setattr(train_module, "train", lambda flags, screen: seen.append({**asdict(flags), "screen": screen}))
     cli("train")
     (given,) = seen
-    del given["screen"], given["argv"]
+    del given["screen"]
     usual = {"device": "auto", "precision": "auto", "on": "local"}
-    empty = {"flags": {"epochs": None, "batch_size": None, "optim.lr": None}}
+    empty = {"recipe": {"epochs": None, "batch_size": None, "optim.lr": None}}
     assert {key: value for key, value in given.items() if value} == usual | empty
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,16 +13,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advbench import rng
-from advbench.attacks.multi_task import TaskOracle
 from advbench.engine.attack import Answer, Attack, Problem, Samples
 from advbench.engine.cuda_graph import WARM_UP
-from advbench.engine.kernels import exact_kernels
-from advbench.engine.oracle import Oracle, _switches
+from advbench.engine.kernels import _switches, exact_kernels
+from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
 from advbench.errors import UserError
 from advbench.models import build
 from advbench.models.base import Model
-from advbench.models.tasks import NAMES, Head, make_heads, make_tasks, sample_key
+from advbench.models.tasks import NAMES, Head, make_heads, make_tasks
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -152,9 +152,10 @@ def test_what_tasks_show_and_ask_for_is_not_made_on_the_host(
     attack = find("attacks", "multi-task").create(attacked=attacked).for_model("linf", CLASSES)
     net = copy.deepcopy(several[0]).to("meta")
     heads = {name: copy.deepcopy(head).to("meta") for name, head in several[1].items()}
-    oracle = TaskOracle(Oracle(net, slots=SLOTS), heads)
+    attack = replace(attack, heads=heads)
+    oracle = attack.oracle(Oracle(net, slots=SLOTS), 0)
     x, row = torch.zeros(SLOTS, 1, 6, 6, device="meta"), torch.zeros(SLOTS, dtype=torch.int64, device="meta")
-    p = Problem(around("linf", x, row.double()), row, row, row, row, drawn=row)
+    p = Problem(around("linf", x, row.double()), row, row, row, row, index=row)
     with OnlyMeta():
         answer = oracle.answer(attack, p, x)
     losses = 1 if attacked == "jigsaw" else 1 + len(NAMES)
@@ -166,13 +167,13 @@ def test_replayed_steps_on_tasks_give_the_points_of_eager_ones(
     attacked: str, several: tuple[Model, dict[str, Head]]
 ) -> None:
     (net, heads), index = several, torch.arange(COUNT)
-    attack = find("attacks", "multi-task").create(attacked=attacked, steps=6).for_model("linf", CLASSES)
+    made = find("attacks", "multi-task").create(attacked=attacked, steps=6).for_model("linf", CLASSES)
+    attack = replace(made, heads=heads)
     x, found = torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1)), []
     for how in ({}, {"capture": fake, "stride": 3}):
-        oracle = TaskOracle(Oracle(net, slots=SLOTS), heads)
+        oracle = attack.oracle(Oracle(net, slots=SLOTS), 0)
         logits = oracle.logits(x)
         samples = Samples(lambda rows: x[rows], logits.argmax(1), index, torch.full((COUNT,), 0.6).double(), logits)
-        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(0, index))
         run = Search(attack, samples, oracle, norm="linf", seed=0, keep_points=True, **how)  # type: ignore[arg-type]
         found.append(run.run().points)
         assert run.eager == ""

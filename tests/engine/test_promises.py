@@ -10,10 +10,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from linear_classifiers import prepared
 from torch import nn
 
 from advbench import rng
-from advbench.attacks.multi_task import TaskOracle
 from advbench.attacks.transfer import SourceOracle
 from advbench.engine.attack import Answer, Problem, Samples, members
 from advbench.engine.kernels import untouched
@@ -23,7 +23,7 @@ from advbench.engine.search import Search
 from advbench.engine.tensors import take
 from advbench.errors import UserError
 from advbench.models.quantize import Quantizer
-from advbench.models.tasks import Jigsaw, Rotation, make_heads, sample_key
+from advbench.models.tasks import Jigsaw, Rotation, make_heads
 from advbench.registry import entries, find
 from advbench.threat import around
 
@@ -114,13 +114,10 @@ def make(net, x, attack, norm, rows=None, eps=None):
         rows,
         torch.full((len(rows),), size, dtype=torch.float64),
         logits[rows],
-        10 * torch.eye(4),
     )
-    if attack.reads == "tasks":
-        heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
-        oracle = TaskOracle(oracle, heads)
-        samples.losses = oracle.clean(attack, samples.x, samples.y, sample_key(3, rows))
-    return Search(attack, samples, oracle, norm=norm, seed=3, keep_points=True)
+    heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
+    shown = prepared(attack, net, 4, heads)
+    return Search(shown, samples, shown.oracle(oracle, 3), norm=norm, seed=3, keep_points=True)
 
 
 def outcome(search, rows):
@@ -418,8 +415,8 @@ def test_expectation_over_transformation_averages_passes(x):
 
 def test_expectation_over_transformation_averages_features(x):
     noisy = Counting()
-    oracle = Oracle(noisy, slots=2)
-    attack = find("attacks", "feature-pgd").create(eot=5).for_model("linf", 4)
+    attack = prepared(find("attacks", "feature-pgd").create(eot=5).for_model("linf", 4), noisy, 4)
+    oracle = attack.oracle(Oracle(noisy, slots=2), 0)
     p = dataclasses.replace(two(x), reference=torch.zeros(2, 4))
     answer = oracle.answer(attack, p, x[:2])
     assert noisy.calls == 5 and oracle.forwards == 10

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advbench.cli.evaluate import Flags
 from advbench.cli.evaluate import evaluate as run
 from advbench.data import corruptions
 from advbench.data.corruptions import COMMON, PACKAGE, PUBLISHED, corrupted, source_of
@@ -194,9 +195,9 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.
             lambda: evaluate(Always(), grey(LEVELS), Settings(attack="pgd", eps=["1"], norm="corruptions")),
             "no form for norm",
         ),
-        (lambda: run(["x.pt"], attacks=["corruptions", "pgd"]), "by themselves"),
-        (lambda: run(["x.pt"], attacks=["corruptions"], norm="l2"), "by themselves"),
-        (lambda: run(["x.pt"], attacks=["corruptions"], eps="8/255"), "no severity"),
+        (lambda: run(Flags(models=["x.pt"], attacks=["corruptions", "pgd"])), "by themselves"),
+        (lambda: run(Flags(models=["x.pt"], attacks=["corruptions"], norm="l2")), "by themselves"),
+        (lambda: run(Flags(models=["x.pt"], attacks=["corruptions"], eps="8/255")), "no severity"),
     ]
     for call, words in cases:
         with pytest.raises(UserError, match=words) as raised:

@@ -95,7 +95,7 @@ def linear() -> nn.Module:
 
 
 def raised(net: nn.Module, data: Dataset, attack: Any = ("apgd-ce",), **more: Any) -> dict[str, Flag]:
-    how: dict[str, Any] = {"eps": EPS, "settings": {"steps": 5}, **more}
+    how: dict[str, Any] = {"eps": EPS, "attack_settings": {"steps": 5}, **more}
     record = evaluate(net, data, Settings(attack=list(attack), **how)).record
     assert len({flag.name for flag in record.flags}) == len(record.flags)
     return {flag.name: flag for flag in record.flags}
@@ -276,7 +276,7 @@ def test_broken_defences_are_flagged(name: str, standard: nn.Module, digits: Dat
 def test_what_black_boxes_and_grey_images_show_of_masked_gradients(standard: nn.Module, digits: Dataset) -> None:
     masked = Defence(standard, before=lambda x: x.detach())
     attacks = [PGD(name="pgd", steps=2, random_start=False), Square(name="square", n_queries=100)]
-    found = bad(raised(masked, digits, attacks, settings={}))
+    found = bad(raised(masked, digits, attacks, attack_settings={}))
     assert found["zero-gradient"] == "broken" and found["square-wins"] == "suspect"
     assert "noise-wins" not in found and found["loss-not-rising"] in ("suspect", "broken")
     assert "above-chance" in bad(raised(Defence(standard, before=_Misled.apply), digits))
@@ -285,7 +285,7 @@ def test_what_black_boxes_and_grey_images_show_of_masked_gradients(standard: nn.
 def test_random_noise_beats_an_attack_that_stands_still(digits: Dataset) -> None:
     torch.manual_seed(0)
     net = Memory(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
-    found = bad(raised(net, digits, [PGD(name="pgd", steps=2, random_start=False)], settings={}))
+    found = bad(raised(net, digits, [PGD(name="pgd", steps=2, random_start=False)], attack_settings={}))
     assert found["noise-wins"] == found["memorised"] == "broken"
 
 
@@ -293,7 +293,7 @@ def test_every_member_of_autoattack_meets_a_graph_that_is_cut(standard: nn.Modul
     short = [replace(one, n_queries=20) if isinstance(one, Square) else replace(one, steps=2) for one in autoattack()]
     assert any(isinstance(one, FABT) for one in short)
     net = Defence(standard, before=lambda x: x.detach())
-    assert "zero-gradient" in bad(raised(net, digits.subset(range(20)), short, settings={}, eps=["0.1"]))
+    assert "zero-gradient" in bad(raised(net, digits.subset(range(20)), short, attack_settings={}, eps=["0.1"]))
 
 
 def test_a_crib_is_told_from_a_net_that_is_right_by_itself(standard: nn.Module) -> None:
@@ -308,7 +308,7 @@ def test_a_crib_is_told_from_a_net_that_is_right_by_itself(standard: nn.Module) 
 
 def test_straight_through_is_a_note_where_the_attack_uses_it(standard: nn.Module, digits: Dataset) -> None:
     net = Quantize(net=standard, layer="4", levels=4)
-    found = raised(net, digits, settings={"steps": 5, "straight_through": True})
+    found = raised(net, digits, attack_settings={"steps": 5, "straight_through": True})
     assert bad(found) == {} and found["straight-through"].severity == "note"
 
 
@@ -363,7 +363,7 @@ def test_honest_models_are_not(
 ) -> None:
     net = request.getfixturevalue(name)
     short = [Square(name="square", n_queries=100)] if norm == "linf" else []
-    found = raised(net, digits, [APGD(name="apgd-ce", steps=20), *short], norm=norm, eps=eps, settings={})
+    found = raised(net, digits, [APGD(name="apgd-ce", steps=20), *short], norm=norm, eps=eps, attack_settings={})
     assert bad(found) == {}
     assert found["small-n"].detail.startswith("64 images")
 
@@ -384,7 +384,7 @@ def test_honest_networks_of_others(name: str, eps: list[str], advertorch: Path) 
     data = first("mnist", 128)
     net = load_model(str(advertorch / f"mnist_lenet5_{name}.pt"), arch="lenet5", dataset=data).net
     attacks = [APGD(name="apgd-ce", steps=20), Square(name="square", n_queries=200)]
-    assert bad(raised(net, data, attacks, settings={}, eps=eps)) == {}
+    assert bad(raised(net, data, attacks, attack_settings={}, eps=eps)) == {}
 
 
 @pytest.mark.network
@@ -406,7 +406,7 @@ def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> N
         eps, dataset, lambda: nn.Sequential(nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 10))
     )
     attacks = [APGD(name="apgd-ce", steps=10), Square(name="square", n_queries=100)]
-    assert bad(raised(net, data, attacks, settings={}, eps=grid)) == {}
+    assert bad(raised(net, data, attacks, attack_settings={}, eps=grid)) == {}
 
 
 @pytest.mark.network
@@ -415,4 +415,4 @@ def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "FEWEST", 8)  # a minute on a CPU, not two
     data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
-    assert bad(raised(net, data, settings={"steps": 3}, eps=["0.5/255"])) == {}
+    assert bad(raised(net, data, attack_settings={"steps": 3}, eps=["0.5/255"])) == {}

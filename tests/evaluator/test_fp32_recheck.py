@@ -20,7 +20,7 @@ from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import fp32_recheck as second_look_module
 from advbench.evaluator import runner as bench_module
-from advbench.evaluator.attack_set import choose
+from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.fp32_recheck import SET, covered, recheck_attacks
 from advbench.evaluator.runner import Runner
 from advbench.registry import find
@@ -54,9 +54,17 @@ def masked() -> nn.Module:
     return Masked(20 * means, -10 * (means**2).sum(1)).eval()  # the nearest class mean
 
 
-def measure(net: nn.Module, data: Dataset, *, precision: str = "bf16", **more: Any) -> Evaluation:
-    given: dict[str, Any] = {"attack": ["pgd"], "settings": {"steps": 3}, "eps": EPS, "slots": 16}
-    return evaluate(net, data, Settings(precision=precision, **{**given, **more}))
+def measure(
+    net: nn.Module,
+    data: Dataset,
+    *,
+    precision: str = "bf16",
+    journal: Journal | None = None,
+    resume: bool = False,
+    **more: Any,
+) -> Evaluation:
+    given: dict[str, Any] = {"attack": ["pgd"], "attack_settings": {"steps": 3}, "eps": EPS, "slots": 16}
+    return evaluate(net, data, Settings(precision=precision, **{**given, **more}), journal=journal, resume=resume)
 
 
 @pytest.mark.parametrize("curve", ["fast", "exact"])
@@ -76,7 +84,7 @@ def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve
 
 def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset) -> None:
     """A copy in bf16 has its border elsewhere: its nearest points are rarely adversarial to the model."""
-    asked = {"attack": ["ddn"], "norm": "l2", "eps": ["0", "0.5", "1"], "settings": {"steps": 5}}
+    asked = {"attack": ["ddn"], "norm": "l2", "eps": ["0", "0.5", "1"], "attack_settings": {"steps": 5}}
     result, fp32 = measure(masked, digits, **asked), evaluate(masked, digits, Settings(slots=16, **asked))  # type: ignore[arg-type]
     assert result.record.engine.precision == "fp32" and result.record.id == fp32.record.id
 
@@ -111,7 +119,6 @@ def test_a_record_in_bf16_can_be_repeated_and_recognised(masked: nn.Module, digi
         "engine": {**record.engine.model_dump(mode="json"), "slots": 512},  # before memory ran out
         "seed": 0,
         "advbench": record.environment.advbench,
-        "shard": {"rank": 1, "of": 2},
     }
     assert answers(record, question)
     assert not answers(record, {**question, "seed": 1})
@@ -153,7 +160,7 @@ def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
     masked: nn.Module, digits: Dataset, curve: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
-    given: dict[str, Any] = {"attack": ["square"], "settings": {"n_queries": 150}, "curve": curve}
+    given: dict[str, Any] = {"attack": ["square"], "attack_settings": {"n_queries": 150}, "curve": curve}
     fp32 = measure(coarse, digits, precision="fp32", **given)
     monkeypatch.setattr(bench_module, "BLUR", -torch.inf)
     blind = measure(coarse, digits, **given)
@@ -172,11 +179,11 @@ def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
 def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits: Dataset) -> None:
     coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
     settings = {"n_queries": 60}
-    (square,) = choose("square", settings, norm="linf", classes=10)[0]
-    (other,) = choose("square", {**settings, "loss": "ce"}, norm="linf", classes=10)[0]
+    (square,) = resolve(["square"], settings, norm="linf", classes=10)[0]
+    (other,) = resolve(["square"], {**settings, "loss": "ce"}, norm="linf", classes=10)[0]
     runner = Runner(coarse, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
     rows = np.flatnonzero(runner.correct)
-    verdicts = runner.strike(square, rows, np.full(len(rows), 0.1))
+    verdicts = runner.attack_at(square, rows, np.full(len(rows), 0.1))
     stands = ~verdicts.fell
     clean = margin(runner.logits, digits.labels)[torch.from_numpy(rows)]
     assert (
@@ -185,5 +192,5 @@ def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits
         and 0 < stands.sum() < len(rows)
     )
     assert bool((verdicts.best_margin[stands] > clean[stands]).all())
-    told = runner.strike(other, rows, np.full(len(rows), 0.1)).near
+    told = runner.attack_at(other, rows, np.full(len(rows), 0.1)).best_margin
     assert told is not None and bool(told.isneginf().all())  # its values are no margins

@@ -21,7 +21,11 @@ from advbench.evaluator import slots as slots_module
 from advbench.evaluator.slots import FIRST, MOST, choose_slots, fastest, kept, rate_of
 
 N = 50
-ATTACKS = {"attack": ["pgd", "fab", "square"], "settings": {"steps": 4, "n_queries": 20}, "eps": ["0", "0.05", "0.1"]}
+ATTACKS = {
+    "attack": ["pgd", "fab", "square"],
+    "attack_settings": {"steps": 4, "n_queries": 20},
+    "eps": ["0", "0.05", "0.1"],
+}
 
 
 class Small(nn.Module):
@@ -54,8 +58,16 @@ def digits() -> Dataset:
     return load("digits", "test").subset(range(N))
 
 
-def measure(net: nn.Module, data: Dataset, slots: int | None, **more: Any) -> Evaluation:
-    return evaluate(net.eval(), data, Settings(slots=slots, **{**ATTACKS, **more}))
+def measure(
+    net: nn.Module,
+    data: Dataset,
+    slots: int | None,
+    journal: Journal | None = None,
+    resume: bool = False,
+    **more: Any,
+) -> Evaluation:
+    settings = Settings(slots=slots, **{**ATTACKS, **more})
+    return evaluate(net.eval(), data, settings, journal=journal, resume=resume)
 
 
 def flag(result: Evaluation, name: str) -> list[str]:
@@ -64,17 +76,17 @@ def flag(result: Evaluation, name: str) -> list[str]:
 
 @pytest.mark.parametrize("attack", [["pgd", "fab", "square"], ["fab"]])
 def test_out_of_memory_halves_the_slots_and_goes_on(digits: Dataset, attack: list[str]) -> None:
-    settings = ATTACKS["settings"] if len(attack) > 1 else {"steps": 4}
-    expected = measure(Small(), digits, 16, attack=attack, settings=settings)
+    settings = ATTACKS["attack_settings"] if len(attack) > 1 else {"steps": 4}
+    expected = measure(Small(), digits, 16, attack=attack, attack_settings=settings)
     assert not flag(expected, "slots")
-    result = measure(Small(30), digits, 64, attack=attack, settings=settings)
+    result = measure(Small(30), digits, 64, attack=attack, attack_settings=settings)
     assert result.record.engine.slots == 16
     assert result.record.id == expected.record.id  # nothing had fallen in larger passes
     assert [detail.partition(":")[0] for detail in flag(result, "slots")] == [
         "out of memory with 64 slots",
         "out of memory with 32 slots",
     ]
-    again = measure(Small(30), digits, result.record.engine.slots, attack=attack, settings=settings)
+    again = measure(Small(30), digits, result.record.engine.slots, attack=attack, attack_settings=settings)
     assert again.record.id == result.record.id and not flag(again, "slots")
 
 
@@ -217,7 +229,7 @@ def test_what_a_search_holds_does_not_grow_with_the_images(digits: Dataset, monk
     monkeypatch.setattr(Search, "run", watched)
     for times in (1, 4):
         data = digits.subset([row % N for row in range(times * N)])
-        measure(Small(), data, 16, attack=["apgd-t"], eps=["0.3"], settings={"steps": 3})
+        measure(Small(), data, 16, attack=["apgd-t"], eps=["0.3"], attack_settings={"steps": 3})
     few, many = sorted(held)[-2:]
     assert many > 3 * few
     per_sample = (held[many] - held[few]) / (many - few)

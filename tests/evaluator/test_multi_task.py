@@ -15,7 +15,6 @@ import torch
 import advbench
 from advbench.checkpoint import read_card, save_weights, write_card
 from advbench.data import load
-from advbench.engine.row_threads import RowThreads
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal
 from advbench.models import build
@@ -94,20 +93,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_record(run: Path, tmp_path: Pat
     assert resumed.record.id == whole.record.id
 
 
-def test_threads_share_the_rows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = measured(run, "wgd", slots=32)
-    made: list[int] = []
-
-    def two(cls: type[RowThreads], net: torch.nn.Module, slots: int) -> RowThreads:
-        made.append(slots)
-        return cls(2)
-
-    monkeypatch.setattr(RowThreads, "of", classmethod(two))
-    together = measured(run, "wgd", slots=32)
-    assert made and together.record.id == alone.record.id and together.record.forwards == alone.record.forwards
-
-
-@pytest.mark.slow
 def test_processes_share_the_images(run: Path) -> None:
     one, two = (measured(run, "cyclic", slots=16, processes=count) for count in (1, 2))
     assert two.record.id == one.record.id and two.record.forwards > one.record.forwards

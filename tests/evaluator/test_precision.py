@@ -13,7 +13,7 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, Settings, evaluate, precision
-from advbench.evaluator.attack_set import choose
+from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.fp32_recheck import recheck_attacks
 from advbench.models import build
 
@@ -46,7 +46,7 @@ def test_what_a_cpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
-    made = {name: choose([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
+    made = {name: resolve([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
     updates = {name: sum(one.updates(10) for one in attacks) for name, attacks in made.items()}
     assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
     second = sum(one.updates(10) for one in recheck_attacks(made["autoattack"], norm="linf", classes=10)[0])

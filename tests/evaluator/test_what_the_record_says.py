@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from advbench.cli.attack import Flags
 from advbench.cli.attack import attack as run_attack
 from advbench.data import load
 from advbench.data.dataset import Dataset
@@ -43,7 +44,14 @@ def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2):
         told = {
             "advbench": json.dumps(
-                {"arch": "linear", "num_classes": 10, "in_channels": 1, "image_size": 8, "settings": {}, "wrappers": []}
+                {
+                    "arch": "linear",
+                    "num_classes": 10,
+                    "in_channels": 1,
+                    "image_size": 8,
+                    "settings": {},
+                    "wrappers": [],
+                }
             )
         }
         save_file(linear(seed).state_dict(), tmp_path / f"{seed}.safetensors", metadata=told)
@@ -82,10 +90,11 @@ def test_what_leaks_from_a_band_is_told(digits: Dataset) -> None:
 def test_an_attack_on_a_target_says_how_many_reached_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(linear(0).state_dict(), tmp_path / "net.safetensors")
-    examples = run_attack(
-        "net.safetensors", attack="pgd", eps="0.3", n=24, dataset="digits", arch="linear", device="cpu",
+    flags = Flags(
+        model="net.safetensors", attack="pgd", eps="0.3", n=24, dataset="digits", arch="linear", device="cpu",
         settings={"target": 3, "loss": "cw", "steps": 20}, out=tmp_path / "out",
     )  # fmt: skip
+    examples = run_attack(flags)
     right = examples.before == examples.y
     at = examples.felled & right & (examples.after == 3)
     assert examples.counts["reached"] == at.sum() > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.engine.search_copy.first_layer import NarrowConv2d
-from advbench.engine.search_copy.flat_last import flat_last
 from advbench.engine.search_copy.pool_first import pool_first
 from advbench.engine.search_copy.winograd import WinogradConv2d
 from advbench.errors import UserError
@@ -24,7 +22,6 @@ from advbench.models.base import straight_through
 TOLERANCE = 1e-4
 MOST_FILTERS = 2**30  # bytes that Winograd's filters, four times the weights, may take
 
-_PACKING = threading.Lock()  # threads share a copy
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -42,9 +39,8 @@ class SearchCopy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.straight and not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
-            with _PACKING:
-                if x.shape not in self._packed:
-                    self._packed[x.shape] = prepacked(self.net, x)
+            if x.shape not in self._packed:
+                self._packed[x.shape] = prepacked(self.net, x)
             packed = self._packed[x.shape]
             if packed is not None:
                 return packed(x.contiguous())
@@ -86,9 +82,8 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `narrow`, wide ones the convolution of
-    `winograd`, and what reads flattened maps the form of `flat_last`, to the same tolerance; where a ReLU is max
-    pooled, the pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of the
+    note says why. On a CPU first layers get the gradient of `first_layer`, and where a ReLU is max pooled, the
+    pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of the
     zoo knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, if
     `net` runs in it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other
     one. `net` stays as it is. Raises UserError when `net` cannot be copied.
@@ -108,12 +103,9 @@ def search_copy(
     notes += more
     twin, x = SearchCopy(plain, dtype), _images(plain, example)
     with torch.random.fork_rng(devices=list(devices)):
-        # Here, and not while threads are at work: a trace changes what modules do for all of them.
         graph = _trace(plain)
         twin.straight = graph is not None
         twin.quick = _rewritten(plain, graph, lambda net, graph, _: pool_first(net, graph), 0.0, x)
-        if twin.straight and channels_last and not devices and dtype is None:
-            twin.quick = _rewritten(twin.quick, _trace(twin.quick), flat_last, TOLERANCE, x)
         if channels_last:
             notes += _lay_out(twin, x)
     return twin.eval(), notes

@@ -20,6 +20,7 @@ from advbench.evaluator.parallel import processes
 from advbench.evaluator.parallel.memory import processes_that_fit
 from advbench.evaluator.parallel.merge import ShareResult, agreed, merge, share
 from advbench.evaluator.plan import Plan
+from advbench.evaluator.precision import HEAVY, multiply_adds
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 
@@ -79,17 +80,32 @@ def how_many(
 def attacked(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
     """What the attacks do to all images, by this process and those that share them with it, `count` in all."""
     if count == 1 or not run.shareable:  # then all processes make the few passes that there are
-        return agreed(lambda: attack_images(runner, run, settings.sizes))
+        with enough_threads(runner.net, runner.data):
+            return agreed(lambda: attack_images(runner, run, settings.sizes))
     with launched() if ranks.world() > 1 else started(runner, run, settings, count, resume) as collect:
         if collect is None:
             if resume:
                 warnings.warn("the other processes do not start: going on alone, from the beginning", stacklevel=2)
             runner.journal.begin(runner.journal.asked, resume=False)
-            return attack_images(runner, run, settings.sizes)
+            with enough_threads(runner.net, runner.data):
+                return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
         runner.keep_to(rows)
         mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
+
+
+@contextmanager
+def enough_threads(net: nn.Module, data: Dataset) -> Iterator[None]:
+    """Inside, a light network on a CPU has one of PyTorch's threads: these meet after every operation, which takes
+    longer than one thread does alone."""
+    threads = torch.get_num_threads()
+    if data.device.type == "cpu" and multiply_adds(net, data) < HEAVY:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -106,7 +122,6 @@ def started(runner: Runner, run: Plan, settings: Settings, count: int, resume: b
         if workers is None:
             yield None
             return
-        runner.share_rows()
         runner.journal.check = workers.check
         yield lambda mine: [mine, *workers.results(runner.journal.poll)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -102,11 +103,15 @@ def test_interrupted_shares_go_on_or_are_refused(
     stopped = run(tmp_path / "two", 2, "12", *argv)
     assert [process.returncode for process in stopped] == [3, 3], stopped[1].stderr
     monkeypatch.undo()
-    kept = sorted(path.name.rpartition(".")[2] for path in (tmp_path / "two").rglob("*.journal.*"))
-    assert kept == ["rank0", "rank1"]
-    (alone,) = run(tmp_path / "two", 1, *argv, "--resume")
-    assert alone.returncode == 2, alone.stderr
-    assert "torchrun --nproc-per-node 2" in alone.stderr and alone.stderr.count("\n") == 1
+    kept = sorted(path.name.rpartition(".")[2] for path in (tmp_path / "two").rglob("*.journal*"))
+    assert kept == ["journal", "part1of2"]
+    three = run(tmp_path / "two", 3, *argv, "--resume")
+    assert [process.returncode for process in three] == [2, 2, 2], three[0].stderr
+    assert "begun by 2 processes (torchrun --nproc-per-node 2): resume it by as many" in three[0].stderr
+    shutil.copytree(tmp_path / "two", tmp_path / "local")
+    (local,) = run(tmp_path / "local", 1, *argv, "--resume")  # which starts the other process itself
+    assert local.returncode == 0, local.stderr
+    assert record_of(tmp_path / "local").name == record_of(tmp_path / "one").name
     resumed = run(tmp_path / "two", 2, *argv, "--resume")
     assert [process.returncode for process in resumed] == [0, 0], resumed[0].stderr
     assert record_of(tmp_path / "two").name == record_of(tmp_path / "one").name

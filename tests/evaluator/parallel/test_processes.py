@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator.evaluate import bare
-from advbench.evaluator.parallel import processes
+from advbench.evaluator.parallel import processes, share
 from advbench.evaluator.plan import Plan, plan
 from advbench.models import build
 
@@ -46,10 +47,18 @@ def net() -> nn.Module:
 
 
 def measured(
-    net: nn.Module, data: Dataset, processes: int | None, journal: Journal | None = None, resume: bool = False
+    net: nn.Module,
+    data: Dataset,
+    processes: int | None,
+    *,
+    journal: Journal | None = None,
+    resume: bool = False,
+    keep_points: bool = False,
 ) -> Evaluation:
     attacks = ["pgd", "apgd-t", "square"]
-    settings = Settings(attack=attacks, attack_settings={"steps": 8}, eps=EPS, processes=processes)
+    settings = Settings(
+        attack=attacks, attack_settings={"steps": 8}, eps=EPS, processes=processes, keep_points=keep_points
+    )
     return evaluate(net, data, settings, journal=journal, resume=resume)
 
 
@@ -214,11 +223,11 @@ def test_workers_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
         "from advbench.data import load; from advbench.models import build;"
-        "from advbench.evaluator import Journal, evaluate;"
+        "from advbench.evaluator import Journal, Settings, evaluate;"
         "data = load('digits', 'test').subset(range(61));"
         "net = build('mlp', num_classes=10, in_channels=1, image_size=8, seed=3);"
-        "evaluate(net, data, attack='square', eps=['1e-6'], settings={'n_queries': 10**6}, processes=2,"
-        "         journal=Journal(Path(sys.argv[1]) / 'journal'))"
+        "asked = Settings(attack='square', eps=['1e-6'], attack_settings={'n_queries': 10**6}, processes=2);"
+        "evaluate(net, data, asked, journal=Journal(Path(sys.argv[1]) / 'journal'))"
     )
     starter = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     try:
@@ -257,15 +266,9 @@ def wait_for(look: Callable[[], list[object]] | Callable[[], list[int]]) -> list
 
 
 def planned(data: Dataset, attack: str | APGD = "autoattack", engine: str = "own") -> Plan:
-    how = {"norm": "linf", "engine": engine, "precision": "fp32", "curve": "fast"}
-    return plan(
-        attack,
-        {},
-        bare(build("mlp", num_classes=10, in_channels=1, image_size=8), data),
-        data,
-        bf16_pays=lambda *attacks: False,
-        **how,
-    )
+    settings = Settings(attack=attack, eps=["0.1"], engine=engine, precision="fp32")
+    net = build("mlp", num_classes=10, in_channels=1, image_size=8)
+    return plan(settings, bare(net, data), data, bf16_pays=lambda *attacks: False)
 
 
 class Slow(nn.Module):
@@ -281,25 +284,25 @@ class Slow(nn.Module):
 
 
 def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def count(net: nn.Module, run: Plan, slots: int = 8, norm: str = "linf") -> int:
-        return processes.how_many(net, digits, run, norm=norm, slots=slots)
+    def count(net: nn.Module, run: Plan, slots: int = 8) -> int:
+        return share.how_many(net, digits, run, slots=slots)
 
     run = planned(digits)
     assert count(Slow(net), run) == 1  # PyTorch has one thread
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert count(Slow(net), run) == 4
-    monkeypatch.setattr(processes, "processes_that_fit", lambda net, x: 3)
+    monkeypatch.setattr(share, "processes_that_fit", lambda net, x: 3)
     assert count(Slow(net), run) == 3
     assert count(Slow(net), run, slots=32) == 2  # the images fill the slots twice
     assert count(Slow(net), run, slots=64) == 1
     assert count(net, run) == 1  # over sooner than they have begun
     assert count(Slow(net), planned(digits, APGD(name="apgd-ce", steps=3))) == 1
     assert count(Slow(net, noise=1.0), run) == 1
-    assert count(Slow(net), run, norm="corruptions") == 1
+    assert count(Slow(net), replace(run, curve="severity")) == 1
     assert count(Slow(net), planned(digits, engine="reference")) == 1
-    assert processes.how_many(net, digits, run, norm="linf", slots=64, asked=3) == 3  # as told
-    assert processes.how_many(Slow(net, noise=1.0), digits, run, norm="linf", slots=64, asked=3) == 1
-    assert processes.how_many(net, digits, run, norm="linf", slots=64, asked=1000) == len(digits)
+    assert share.how_many(net, digits, run, slots=64, asked=3) == 3  # as given
+    assert share.how_many(Slow(net, noise=1.0), digits, run, slots=64, asked=3) == 1
+    assert share.how_many(net, digits, run, slots=64, asked=1000) == len(digits)
 
     def full(self: Slow, x: Tensor) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

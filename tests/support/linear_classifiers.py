@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advbench.attacks.multi_task import TaskOracle
+from advbench.attacks.feature_pgd import FeaturePGD
+from advbench.attacks.multi_task import MultiTask
+from advbench.attacks.transfer import Transfer
 from advbench.data import load
 from advbench.engine.attack import Attack, Samples
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search, Verdicts
+from advbench.models.tasks import Head
 
 Floats = NDArray[np.float64]
 Net = TypeVar("Net", bound=nn.Module)
@@ -109,6 +112,17 @@ def least(norm: str, w: Floats, room: Floats, need: float) -> float:
     return float(moved.max() if norm == "linf" else np.sqrt((moved**2).sum()))
 
 
+def prepared(attack: Attack, net: nn.Module, classes: int, heads: Mapping[str, Head] | None = None) -> Attack:
+    """`attack` with what `prepare` finds elsewhere: the model itself as source, far centres, and `heads` of tasks."""
+    if isinstance(attack, Transfer):
+        return replace(attack, source_net=net)
+    if isinstance(attack, FeaturePGD):
+        return replace(attack, centres=100 * torch.eye(classes))
+    if isinstance(attack, MultiTask):
+        return replace(attack, heads=heads or {})
+    return attack
+
+
 @dataclass
 class Case:
     """A linear model and samples that it gets right; `distance(norm)` (n,) is exact."""
@@ -149,14 +163,10 @@ class Case:
         """The attack on `rows` of the samples, in that order; all of them when not given."""
         at = torch.arange(len(self.y)) if rows is None else rows
         oracle = Oracle(self.net, slots=slots)
+        made = prepared(attack.for_model(norm, self.classes), self.net, self.classes)
         sizes = torch.as_tensor(np.broadcast_to(eps, len(self.y)).copy(), dtype=torch.float64)[at]
         samples = Samples(lambda some: self.x[at[some]], self.y[at], at, sizes, oracle.logits(self.x[at]))
-        samples.centres = 100 * torch.eye(self.classes)
-        made = attack.for_model(norm, self.classes)
-        if made.reads == "tasks":  # the main one alone
-            oracle = TaskOracle(oracle, {})
-            samples.losses = oracle.clean(made, samples.x, samples.y, samples.index)
-        return Search(made, samples, oracle, norm=norm, seed=seed, keep_points=True)
+        return Search(made, samples, made.oracle(oracle, seed), norm=norm, seed=seed, keep_points=True)
 
 
 def images(bound: bool, count: int = COUNT) -> Tensor:
