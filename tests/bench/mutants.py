@@ -14,10 +14,10 @@ def _in(file: str) -> str:
 
 BALLS, LOSSES, PGD = _in("test_threat"), _in("engine/test_losses"), _in("attacks/test_pgd")
 FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("engine/test_hyperplane"), _in("attacks/test_nearest")
-SHRINK = _in("engine/test_shrink")
 SEARCH, PROMISES, SETS = _in("engine/test_search"), _in("engine/test_promises"), _in("attacks/test_autoattack")
 CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_fp32_recheck")
-EVALUATE, WINOGRAD = _in("evaluator/test_evaluate"), _in("engine/search_copy/test_winograd")
+EVALUATE = _in("evaluator/test_evaluate")
+PLUGINS = _in("cli/test_plugins")
 NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_eps_grid"), _in("test_record")
 CLOSED, COPY = _in("attacks/test_closed_form"), _in("engine/search_copy/test_copy")
 FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
@@ -250,6 +250,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{PGD}features_are_pulled_to_the_centres_of_the_3_likeliest_wrong_classes": [
             ("feature-pgd-targets", "n_targets: int = 3", "n_targets: int = 1"),
         ],
+        f"{PROMISES}expectation_over_transformation_averages_features": [
+            ("features-are-logits", "return logits.float(), features.float()", "return logits.float(), logits.float()"),
+        ],
+        f"{_in('attacks/test_feature_pgd')}a_class_is_centred_at_the_mean_features_of_its_clean_images": [
+            ("centres-are-sums", "member.sum(0).clamp_min(1)", "member.sum(0).clamp(1, 1)"),
+        ],
     },
     "advbench/attacks/multi_task.py": {
         f"{_in('attacks/test_multi_task')}the_weights_are_the_papers": [
@@ -289,43 +295,32 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("ball-not-checked", "& p.region.contains(query)", ""),
         ],
         f"{SEARCH}the_last_update_is_looked_at_and_nothing_after_it": [
-            ("hit-after-the-end", "answer.wrong & ~attack.done(live.state)", "answer.wrong"),
+            ("hit-after-the-end", "answer.wrong & ~attack.done(slots.state)", "answer.wrong"),
         ],
         f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [
             ("refused-given-up", "and again[place]", "and False"),
-            ("refused-again", "& ~(beyond <= bar)", ""),
+            ("refused-again", "& ~(beyond <= to_beat)", ""),
         ],
         f"{SEARCH}who_is_refused_goes_on_after_a_kill": [
             ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
             ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
-            ("sibling-begins", "if self.closest or not", "if True or not"),
+            ("sibling-begins", "if self.minimum_norm or not", "if True or not"),
         ],
         f"{SEARCH}a_slot_starts_without_what_its_last_item_found": [
-            ("limit-stays-in-slot", "self.live.limit[at] = torch.inf", "self.live.limit[at] += 0"),
+            ("limit-stays-in-slot", "self.slots.best_size[at] = torch.inf", "self.live.limit[at] += 0"),
         ],
         f"{SEARCH}the_nearest_point_of_all_items_and_queries_is_kept": [
-            ("limit-not-lowered", "torch.where(hit, size, limit)", "limit"),
+            ("limit-not-lowered", "torch.where(hit, size, best)", "limit"),
             ("last-point-kept", "if size[place] < self.verdicts.distance[row]", "if True"),
         ],
         f"{SEARCH}each_item_has_numbers_of_its_own": [
             ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
             ("search-restarts-alike", "index, target, restart)", "index, target)"),
         ],
-        f"{SHRINK}the_verdicts_are_those_of_all_slots[square]": [
-            ("slots-of-others-kept", "take(self.live, torch.tensor(stay))", "take(self.live, torch.arange(rows))"),
-        ],
-        f"{SHRINK}slots_stay_where_numbers_would_change": [
-            ("shrinks-untried", "if not self.oracle.alone(rows,", "if not rows and (rows,"),
-        ],
         f"{CLOSED}kl_is_that_of_the_clean_answer": [("one-restart", "range(attack.restarts)", "range(1)")],
         f"{SEVERAL}[linf-apgd-t]": [("one-target", "range(self.targets.shape[1])", "range(1)")],
-    },
-    "advbench/engine/search_copy/flat_last.py": {
-        f"{_in('models/test_flat_last')}logits_and_gradients_are_the_models[view]": [
-            ("columns-not-moved", ".permute(0, 2, 3, 1).flatten(1).contiguous()", ".flatten(1).contiguous()"),
-        ],
     },
     "advbench/engine/oracle.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
@@ -333,9 +328,6 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{PROMISES}expectation_over_transformation_averages_passes": [
             ("eot-one-pass", "range(attack.eot - 1)", "range(0)"),
-        ],
-        f"{PROMISES}expectation_over_transformation_averages_features": [
-            ("eot-one-pass-of-features", "range(attack.eot)]", "range(1)]"),
         ],
         f"{PROMISES}a_random_model_is_judged_by_the_mean_of_20_passes": [
             ("random-judged-once", "RANDOM_PASSES if self.random else 1", "1"),
@@ -346,8 +338,23 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{PROMISES}gradients_that_are_not_finite_are_no_direction": [
             ("nan-gradient", "grad.nan_to_num(0.0, 0.0, 0.0)", "grad"),
         ],
+    },
+    "advbench/engine/kernels.py": {
         f"{PROMISES}model_and_global_randomness_are_left_as_they_were[apgd-ce-linf]": [
             ("train-mode", "net.eval()", "net.train()"),
+        ],
+    },
+    "advbench/engine/whole_batch.py": {
+        f"{PLUGINS}points_outside_of_the_ball_count_for_nothing": [
+            ("outside-counts", "wrong(logits, y) & inside", "wrong(logits, y)"),
+        ],
+        f"{PLUGINS}what_a_function_does_to_the_model_is_done_to_a_copy": [
+            ("no-copy", "copy.deepcopy(oracle.net)", "oracle.net"),
+        ],
+    },
+    "advbench/registry.py": {
+        f"{PLUGINS}a_method_by_entry_and_by_class": [
+            ("entries-outside-ignored", "dict(table.get(name, {", "dict(dict().get(name, {"),
         ],
     },
     "advbench/rng.py": {
@@ -375,7 +382,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/evaluator/eps_grid.py": {
         f"{WALK}both_walks_find_the_smallest_radius": [
-            ("walk-point-skipped", "(walk.fell > point)", "(walk.fell > point + 1)"),
+            ("walk-point-skipped", "(grid.fell > point)", "(grid.fell > point + 1)"),
             ("walk-one-descent", "samples[going & (", "samples[going & False & ("),
             ("walk-wrong-answers-stand", "np.where(correct, self.end, 0)", "np.where(correct, self.end, self.end)"),
         ],
@@ -396,17 +403,14 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/evaluator/runner.py": {
         f"{SECOND}who_came_near_in_bf16_meets_the_same_attack_in_fp32[fast]": [
-            ("near-let-go", "number, room(number), near)", "number, room(number), near[:0])"),
+            ("near-let-go", "parallel_strikes(number), near)", "parallel_strikes(number), near[:0])"),
             ("all-are-near", "> -blur[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
-            ("second-look-in-bf16", "plain=again or attack >= len(attacks)", "plain=again"),
+            ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),
         ],
         f"{EVALUATE}the_nearest_point_over_all_attacks_counts": [
             ("nearest-is-last", "nearer = found < distance[rows]", "nearer = found < np.inf"),
-        ],
-        f"{EVALUATE}a_class_is_centred_at_the_mean_features_of_its_clean_images": [
-            ("centres-are-sums", "member.sum(0).clamp_min(1)", "member.sum(0).clamp(1, 1)"),
         ],
     },
     "advbench/engine/search_copy/copy.py": {
@@ -425,11 +429,6 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{COPY}logits_and_input_gradients_agree_and_the_original_is_untouched": [
             ("copy-in-train-mode", "twin.eval().requires_grad_(False)", "twin.train().requires_grad_(False)"),
-        ],
-    },
-    "advbench/engine/search_copy/winograd.py": {
-        f"{WINOGRAD}the_plain_convolution": [
-            ("winograd-gradient", "x[some, 1:, :2, 1:, :2] +=", "x[some, 1:, :2, 1:, :2] -="),
         ],
     },
 }

@@ -14,13 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.engine.search_copy.first_layer import NarrowConv2d
 from advbench.engine.search_copy.pool_first import pool_first
-from advbench.engine.search_copy.winograd import WinogradConv2d
 from advbench.errors import UserError
 from advbench.models.base import straight_through
 
 # Largest difference of logits, relative to the largest logit, that folding may make in fp32.
 TOLERANCE = 1e-4
-MOST_FILTERS = 2**30  # bytes that Winograd's filters, four times the weights, may take
+# Sum of the differences of gradients, relative to their sum: a ReLU next to zero may be on in one of the two alone.
+SLOPES = 1e-2
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -88,27 +88,57 @@ def search_copy(
     `net` runs in it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other
     one. `net` stays as it is. Raises UserError when `net` cannot be copied.
     """
-    plain = _frozen(net)
+    frozen = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
     if channels_last is None:
         channels_last = dtype is not None or not devices
+    x = _images(frozen, example)
     with torch.random.fork_rng(devices=list(devices)):  # a random network must not move others' numbers
-        plain, notes = _folded(plain, example)
-    if dtype is not None:
-        plain = plain.to(dtype)
-    for name, module in _convs(plain):
-        if NarrowConv2d.fits(module):
-            _replace(plain, name, NarrowConv2d(module))
-    plain, more = _filtered(plain, example)
-    notes += more
-    twin, x = SearchCopy(plain, dtype), _images(plain, example)
-    with torch.random.fork_rng(devices=list(devices)):
+        plain, notes = _folded(frozen, example)
+        if plain is frozen:
+            plain = _frozen(net)  # what is changed below is not what it is compared with
+        if dtype is not None:
+            plain = plain.to(dtype)
+        for name, module in _convs(plain):
+            if NarrowConv2d.fits(module):
+                _replace(plain, name, NarrowConv2d(module))
+        twin = SearchCopy(plain, dtype)
         graph = _trace(plain)
         twin.straight = graph is not None
-        twin.quick = _rewritten(plain, graph, lambda net, graph, _: pool_first(net, graph), 0.0, x)
-        if channels_last:
-            notes += _lay_out(twin, x)
-    return twin.eval(), notes
+        twin.quick = _rewritten(plain, graph, pool_first, x if x is None else x.to(dtype or x.dtype))
+        for layout in (torch.channels_last, torch.contiguous_format) if channels_last else (torch.contiguous_format,):
+            twin.in_layout(layout)
+            fault = _fault(frozen, twin, x)
+            if not fault:
+                return twin.eval(), notes
+            if layout is torch.channels_last:
+                notes.append(f"not in the channels-last layout: the model does not run in it ({fault})")
+    return SearchCopy(_frozen(net), dtype).to(dtype).eval(), [f"searched as it is: a faster copy fails ({fault})"]
+
+
+def _fault(net: nn.Module, twin: SearchCopy, x: Tensor | None) -> str:
+    """What `twin` does wrong at images x where `net` does well: an error, or in the same precision other logits or
+    gradients. Empty if nothing, or where that cannot be told."""
+    try:
+        expected = None if x is None else _derived(net, x)
+    except Exception:  # the model itself may do anything: who attacks it will see
+        return ""
+    if x is None or expected is None:
+        return ""
+    try:
+        found = _derived(twin, x)
+    except Exception as error:  # such as `view` on maps in another layout
+        return f"{type(error).__name__}: {_line(error)}"
+    if twin.dtype is None:
+        tiny = torch.finfo(x.dtype).tiny
+        (logits, slope), (their_logits, their_slope) = expected, found
+        difference = float((logits - their_logits).abs().max() / logits.abs().max().clamp(min=tiny))
+        if difference > TOLERANCE:  # no difference where there is no number
+            return f"logits differ by {difference:.1e} of the largest"
+        difference = float((slope - their_slope).abs().sum() / slope.abs().sum().clamp(min=tiny))
+        if difference > SLOPES:
+            return f"gradients differ by {difference:.1e}"
+    return ""
 
 
 def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
@@ -130,26 +160,6 @@ def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[s
     return folded, notes
 
 
-def _filtered(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
-    """`plain`, or a copy with Winograd's convolutions if it is one to trust; and notes."""
-    found, room = [], MOST_FILTERS
-    for name, module in _convs(plain):
-        size = 4 * 36 * module.in_channels * module.out_channels
-        if WinogradConv2d.fits(module) and size <= room:
-            found.append(name)
-            room -= size
-    if not found:
-        return plain, []
-    filtered = _frozen(plain)
-    for name in found:
-        _replace(filtered, name, WinogradConv2d(filtered.get_submodule(name)))  # type: ignore[arg-type]
-    difference = _difference(plain, filtered, example)
-    if difference is None or not difference <= TOLERANCE:
-        return plain, []
-    note = f"{len(found)} convolutions by Winograd's filtering: logits differ by {difference:.1e} of the largest"
-    return filtered, [note]
-
-
 def _convs(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """The plain convolutions that another module can take the place of."""
     return [
@@ -163,7 +173,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             hasattr(m, "straight_through")
-            or isinstance(m, NarrowConv2d | WinogradConv2d)
+            or isinstance(m, NarrowConv2d)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -176,41 +186,26 @@ def _trace(net: nn.Module) -> fx.Graph | None:
         return None
 
 
-_Rewrite = Callable[[nn.Module, fx.Graph, Tensor], fx.GraphModule | None]
+_Rewrite = Callable[[nn.Module, fx.Graph], fx.GraphModule | None]
 
 
-def _rewritten(
-    net: nn.Module, graph: fx.Graph | None, rewrite: _Rewrite, tolerance: float, x: Tensor | None
-) -> nn.Module:
-    """`net`, or what `rewrite` makes of it and `graph`, a trace of it, if logits and gradients at images x differ by
-    `tolerance` of the largest or less.
+def _rewritten(net: nn.Module, graph: fx.Graph | None, rewrite: _Rewrite, x: Tensor | None) -> nn.Module:
+    """`net`, or what `rewrite` makes of it and `graph`, a trace of it, if logits and gradients at images x are equal.
 
     A trace takes what is random for constant, and loses where gradients are to stop, or to be others.
     """
     try:
-        quick = None if graph is None or x is None else rewrite(net, graph, x)
+        quick = None if graph is None or x is None else rewrite(net, graph)
         if quick is None or x is None:
             return net
         for through in (False, True):
             with straight_through(net) if through else nullcontext():
                 for one, other in zip(_derived(net, x), _derived(quick, x), strict=True):
-                    if not float((one - other).abs().max()) <= tolerance * float(one.abs().max()):
+                    if not torch.equal(one, other):
                         return net
     except Exception:  # a model may do anything; it is the one that counts
         return net
     return quick
-
-
-def _lay_out(twin: SearchCopy, x: Tensor | None) -> list[str]:
-    """Put the copy into the channels-last layout, unless images x do not pass it then; a note says so."""
-    twin.in_layout(torch.channels_last)
-    try:
-        if x is not None:
-            _derived(twin, x)
-    except Exception as error:  # `view` raises for maps in this layout; where something else is amiss, both forms do
-        twin.in_layout(torch.contiguous_format)
-        return [f"not in the channels-last layout: the model does not run in it ({_line(error)})"]
-    return []
 
 
 def _derived(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,8 +280,7 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Forward passes of `net` alone, for inputs of the shape of x: its weights laid out once as the CPU's kernels want
     them, which takes a half to a third of the time. What it does must not depend on its input. None where it has no
     convolution or quicker ones, or where its logits would differ by more than TOLERANCE, or by a row's place."""
-    kinds = {type(module) for module in net.modules()}
-    if WinogradConv2d in kinds or not any(issubclass(kind, _CONVS) for kind in kinds):
+    if not any(isinstance(module, _CONVS) for module in net.modules()):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, module in list(twin.named_modules()):

@@ -134,11 +134,12 @@ class Noisy(nn.Sequential):
         return super().forward(x) + torch.randn(1)  # type: ignore[no-any-return]
 
 
-def test_a_random_model_is_not_folded_and_draws_from_no_ones_numbers() -> None:
+def test_a_random_model_is_searched_as_it_is_and_draws_from_no_ones_numbers() -> None:
     net = Noisy(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
     before = torch.get_rng_state()
-    _, notes = search_copy(net, example=X)
-    assert notes[-1].startswith("BatchNorm not folded: logits would differ")
+    twin, notes = search_copy(net, example=X)
+    assert notes == [notes[0]] and notes[0].startswith("searched as it is: a faster copy fails (logits differ by")
+    assert [type(module) for module in twin.modules()][1:] == [type(module) for module in net.modules()]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -233,3 +234,45 @@ def test_a_recording_that_rounds_by_a_rows_place_is_not_used(monkeypatch: pytest
         torch.jit, "optimize_for_inference", lambda made: lambda x: made(x) * (1 + 1e-6 * torch.arange(len(x))[:, None])
     )
     assert prepacked(net, x) is None
+
+
+class Rewritten(nn.Conv2d):
+    """Stands for a rewrite that fails: by an error forward or backward, by other logits, by other gradients."""
+
+    fault = ""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(conv))
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        return True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        match self.fault:
+            case "forward":
+                raise RuntimeError("no kernel for this")
+            case "backward":
+                out.register_hook(lambda grad: grad.no_such_attribute)
+            case "logits":
+                out = out + 0.1
+            case "gradients":
+                out = out.detach() + 0 * out
+        return out
+
+
+@pytest.mark.parametrize("fault", ["forward", "backward", "logits", "gradients"])
+def test_a_rewrite_that_fails_is_let_go(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    monkeypatch.setattr("advbench.engine.search_copy.copy.NarrowConv2d", Rewritten)
+    monkeypatch.setattr(Rewritten, "fault", fault)
+    x = torch.rand(3, 1, 8, 8)
+    twin, notes = search_copy(net, example=x)
+    assert len(notes) == 1 and notes[0].startswith("searched as it is: a faster copy fails (")
+    z = x.clone().requires_grad_()
+    twin(z).sum().backward()
+    w = x.clone().requires_grad_()
+    net(w).sum().backward()
+    assert torch.equal(twin(x), net(x)) and torch.equal(z.grad, w.grad)
