@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.engine.search_copy.first_layer import NarrowConv2d
 from advbench.engine.search_copy.pool_first import pool_first
+from advbench.engine.search_copy.winograd import WinogradConv2d
 from advbench.errors import UserError
 from advbench.models.base import straight_through
 
@@ -21,6 +22,7 @@ from advbench.models.base import straight_through
 TOLERANCE = 1e-4
 # Sum of the differences of gradients, relative to their sum: a ReLU next to zero may be on in one of the two alone.
 SLOPES = 1e-2
+MAX_FILTER_BYTES = 2**30  # of all Winograd filters
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -82,11 +84,12 @@ def search_copy(
     Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
     nothing else sees the value between the two; one that comes first (pre-activation) stays. The
     folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `first_layer`, and where a ReLU is max pooled, the
-    pooling comes first. `example` (B, C, H, W) gives shape and device of the random images; a Model of the
-    zoo knows its own. `dtype` (such as torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, if
-    `net` runs in it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other
-    one. `net` stays as it is. Raises UserError when `net` cannot be copied.
+    note says why. On a CPU first layers get the gradient of `first_layer`, wide 3x3 convolutions are those of
+    `winograd`, and where a ReLU is max pooled, the pooling comes first. All of it is tried, forward and backward,
+    before it is used. `example` (B, C, H, W) gives shape and device of the random images; a Model of the zoo knows its
+    own. `dtype` (such as torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, if `net` runs in
+    it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other one. `net` stays
+    as it is. Raises UserError when `net` cannot be copied.
     """
     frozen = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
@@ -99,9 +102,13 @@ def search_copy(
             plain = _frozen(net)  # what is changed below is not what it is compared with
         if dtype is not None:
             plain = plain.to(dtype)
+        memory = MAX_FILTER_BYTES
         for name, module in _convs(plain):
             if NarrowConv2d.fits(module):
                 _replace(plain, name, NarrowConv2d(module))
+            elif WinogradConv2d.fits(module) and (size := WinogradConv2d.filter_bytes(module)) <= memory:
+                _replace(plain, name, WinogradConv2d(module))
+                memory -= size
         twin = SearchCopy(plain, dtype)
         graph = _trace(plain)
         twin.straight = graph is not None
@@ -173,7 +180,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             hasattr(m, "straight_through")
-            or isinstance(m, NarrowConv2d)
+            or isinstance(m, NarrowConv2d | WinogradConv2d)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -280,7 +287,8 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Forward passes of `net` alone, for inputs of the shape of x: its weights laid out once as the CPU's kernels want
     them, which takes a half to a third of the time. What it does must not depend on its input. None where it has no
     convolution or quicker ones, or where its logits would differ by more than TOLERANCE, or by a row's place."""
-    if not any(isinstance(module, _CONVS) for module in net.modules()):
+    kinds = {type(module) for module in net.modules()}
+    if WinogradConv2d in kinds or not any(issubclass(kind, _CONVS) for kind in kinds):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, module in list(twin.named_modules()):
