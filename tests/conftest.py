@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -46,8 +47,9 @@ class Tiny(Model):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # several test processes on few cores: more threads are many times slower
+def _threads() -> None:
+    # One of PyTorch's threads: of several test processes on few cores more are many times slower.
+    torch.set_num_threads(int(os.environ.get("ADVBENCH_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -206,3 +206,8 @@ def cases() -> dict[str, Callable[..., Case]]:
 @pytest.fixture(scope="session")
 def exact_gain() -> Callable[[str, Floats, Floats, float], float]:
     return gain
+
+
+@pytest.fixture(scope="session")
+def exact_least() -> Callable[[str, Floats, Floats, float], float]:
+    return least
