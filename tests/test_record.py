@@ -382,7 +382,7 @@ def test_curves_never_rise_and_areas_average_to_the_auc(fates: Fates) -> None:
 
 
 @given(fates_of())
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 5)
 def test_archives_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, fates: Fates) -> None:
     path = tmp_path_factory.mktemp("fates") / "x.npz"
     fates.save(path)

@@ -35,7 +35,7 @@ def cases(seed: int):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_projection_lands_inside_and_leaves_what_is_inside(seed):
     for region, z in cases(seed):
         inside = region.project(z)
@@ -45,7 +45,7 @@ def test_projection_lands_inside_and_leaves_what_is_inside(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_steepest_attains_the_dual_norm(seed):
     g = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(seed))
     for norm in NORMS:
@@ -56,7 +56,7 @@ def test_steepest_attains_the_dual_norm(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_no_direction_gains_more_than_the_dual_norm(seed):
     draw = torch.Generator().manual_seed(seed)
     g, d = torch.randn(3, 2, 5, 4, generator=draw), torch.randn(3, 2, 5, 4, generator=draw)
@@ -79,7 +79,7 @@ def test_l2_direction_survives_tiny_gradients():
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 def test_samples_lie_inside_and_differ_by_key_alone(seed):
     for region, _ in cases(seed):
         key = rng.keys(seed, "sample", torch.arange(3))
@@ -139,7 +139,7 @@ def test_projection_is_the_nearest_point(norm, size, seed):
 
 
 @given(seeds, st.floats(0.1, 30), st.floats(0.05, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 5)
 def test_l2_projection_has_climbed_high_enough(seed, far, size):
     """Images with a black border, as MNIST's, and points far outside: the s of the docstring, by root finding."""
     x = images(seed, spread=2.0, shape=(2, 1, 12, 12))

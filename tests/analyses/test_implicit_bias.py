@@ -42,7 +42,7 @@ def test_two_orthogonal_points_have_the_margins_of_the_simplex() -> None:
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(1, 6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 20)
 def test_no_classifier_beats_an_oracle(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     z, some = rng.standard_normal((n, 12)), rng.standard_normal((20, 12))
@@ -54,7 +54,7 @@ def test_no_classifier_beats_an_oracle(seed: int, n: int) -> None:
 
 
 @given(seed=st.integers(0, 1000), t=st.floats(0.01, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 10)
 def test_prox_is_a_minimum(seed: int, t: float) -> None:
     rng = np.random.default_rng(seed)
     v = rng.standard_normal(9)

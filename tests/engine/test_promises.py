@@ -194,7 +194,8 @@ def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm)
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
 def test_no_row_depends_on_another(x, attack, norm):
-    """Start and step on all rows, and on some of them, give the same rows to the last bit."""
+    """Start and step on all rows, and on some of them, give the same rows: to a rounding, for tensors of other shapes
+    may be worked off by other kernels."""
     y = torch.arange(6) % 4
     target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
     eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
@@ -222,7 +223,9 @@ def test_no_row_depends_on_another(x, attack, norm):
 
 def same(one, other):
     for f in dataclasses.fields(one):
-        assert torch.equal(getattr(one, f.name), getattr(other, f.name)), f.name
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        close = 1e-5 if a.is_floating_point() else 0
+        torch.testing.assert_close(a, b, rtol=close, atol=close, msg=f.name)
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())

@@ -251,7 +251,7 @@ def test_the_listing_names_everything_without_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=settings.default.max_examples * 4 // 5)
 @given(
     prefix=st.sampled_from(["", "robustbench:", "pyautoattack:", "torchvision:", "timm:", "x/"]),
     text=st.text(max_size=400),

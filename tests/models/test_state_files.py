@@ -152,7 +152,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_state(tmp_path / "x.pt")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples * 3 // 5, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     start=st.integers(0, 9000),
     patch=st.binary(min_size=1, max_size=40),
