@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from advbench.models.base import Model
 from advbench.recipe import Recipe
 
-settings.register_profile("advbench", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure. Tests take a share of the examples; `long` is what `make test-slow` asks for.
+settings.register_profile("advbench", deadline=None, max_examples=100)
+settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile("advbench")
 TINY = "tiny_arch:Tiny"
 ADVERTORCH = "advertorch==0.2.3"

@@ -6,10 +6,12 @@ most kills meet a process that is writing.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from advbench.record import load_records
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10  # of each command, and
-SWEPT = 4  # of each sweep
+KILLS = [10, pytest.param(200, marks=pytest.mark.long)]  # of each command, and
+SWEPT = [4, pytest.param(80, marks=pytest.mark.long)]  # of each sweep
 TRAIN = ["train", "--method", "pgd-at", "--dataset", "digits", "--arch", "mlp", "--eps", "0.1", "--device", "cpu"]
 TRAIN += ["--epochs", "3", "--batch-size", "32"]
 TRAIN += [word for field in ("train_n=256", "validation.n=32", "inner.steps=2") for word in ("--set", field)]
@@ -97,42 +99,49 @@ def killed(go: Go, argv: list[str], out: Path, seconds: float, seed: int, into: 
     raise AssertionError("no end after 100 kills")
 
 
+def until_killed(
+    go: Go, argv: list[str], folder: Path, seconds: float, kills: int, into: str = "--out"
+) -> Iterator[Path]:
+    """Runs of a command, each into a place of its own, until there were so many kills.
+
+    `seconds` was measured once: where none came in time, the machine has become faster.
+    """
+    done = 0
+    for number in itertools.count():
+        out = folder / str(number)
+        times = killed(go, argv, out, seconds, seed=number, into=into)
+        done, seconds = done + times, seconds if times else 0.8 * seconds
+        yield out
+        if done >= kills:
+            return
+
+
 @pytest.fixture(scope="module")
 def trained(go: Go, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("kills") / "whole"
     return out, whole(go, *TRAIN, "--out", out)
 
 
-def test_train(go: Go, trained: tuple[Path, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_train(go: Go, trained: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     run, seconds = trained
-    done = 0
-    for number in range(2 * KILLS):
-        out = tmp_path / str(number)
-        done += killed(go, TRAIN, out, seconds, seed=number)
+    for out in until_killed(go, TRAIN, tmp_path, seconds, kills):
         assert read_card(out).finished
         for name in ("model.safetensors", "last.safetensors"):
             assert sha256_file(out / name) == sha256_file(run / name)
         assert not list(out.rglob(".*.tmp"))
-        if done >= KILLS:
-            break
-    assert done >= KILLS
 
 
-def test_evaluate(go: Go, trained: tuple[Path, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_evaluate(go: Go, trained: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     argv = [*EVALUATE, "--model", str(trained[0])]
     seconds = whole(go, *argv, "--out", tmp_path / "whole")
     (expected,), _ = load_records(tmp_path / "whole")
-    done = 0
-    for number in range(2 * KILLS):
-        out = tmp_path / str(number)
-        done += killed(go, argv, out, seconds, seed=number)
+    for out in until_killed(go, argv, tmp_path, seconds, kills):
         (record,), damaged = load_records(out)
         assert record.id == expected.id and not damaged
         assert record.curve == expected.curve and record.flags == expected.flags
         assert not list(out.rglob("*.journal*"))
-        if done >= KILLS:
-            break
-    assert done >= KILLS
 
 
 @pytest.fixture(scope="module")
@@ -141,37 +150,30 @@ def swept(go: Go, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
     return out, whole(go, *SWEEP, "--out", out)
 
 
-def test_train_sweep(go: Go, swept: tuple[Path, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", SWEPT)
+def test_train_sweep(go: Go, swept: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     sweep, seconds = swept
     runs = sorted(path.name for path in sweep.iterdir())
     assert len(runs) == 2
-    done = 0
-    for number in range(3 * SWEPT):  # a machine that has become faster kills less often
-        out = tmp_path / str(number)
-        done += killed(go, SWEEP, out, seconds, seed=number)
+    for out in until_killed(go, SWEEP, tmp_path, seconds, kills):
         assert sorted(path.name for path in out.iterdir()) == runs
         for run in runs:
             assert read_card(out / run).finished
             assert sha256_file(out / run / "model.safetensors") == sha256_file(sweep / run / "model.safetensors")
-        if done >= SWEPT:
-            break
-    assert done >= SWEPT and not list(tmp_path.rglob(".*.tmp"))
+    assert not list(tmp_path.rglob(".*.tmp"))
 
 
-def test_evaluate_several(go: Go, swept: tuple[Path, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", SWEPT)
+def test_evaluate_several(go: Go, swept: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     """Into one leaderboard, whose tables hold each model once in the end."""
     models = [word for run in sorted(swept[0].iterdir()) for word in ("--model", str(run))]
     argv = [*EVALUATE, "--seed", "1", *models]
     seconds = whole(go, *argv, "--out", tmp_path / "whole")
     expected, _ = load_records(tmp_path / "whole")
-    done = 0
-    for number in range(3 * SWEPT):  # a machine that has become faster kills less often
-        folder = tmp_path / str(number)
-        done += killed(go, argv, folder, seconds, seed=number, into="--leaderboard")
+    assert len(expected) == 2
+    for folder in until_killed(go, argv, tmp_path, seconds, kills, into="--leaderboard"):
         records, damaged = load_records(folder / "records")
         assert [(record.id, record.curve) for record in records] == [(one.id, one.curve) for one in expected]
         assert not damaged and leaderboard.check(folder) == []
         assert not list(folder.rglob("*.journal"))
-        if done >= SWEPT:
-            break
-    assert done >= SWEPT and len(expected) == 2 and not list(tmp_path.rglob(".*.tmp"))
+    assert not list(tmp_path.rglob(".*.tmp"))
