@@ -1,6 +1,8 @@
-# Everything a fresh machine needs is Python 3.11 or newer and make. Each target makes .venv when it is missing.
+# Everything a fresh machine needs is Python 3.11 or newer and make. Each target makes .venv when it is missing, with the
+# packages of EXTRAS.
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS := dev
 DEMO := demo
 PEERS := .venv-peers
 ROUNDS := 3
@@ -14,7 +16,7 @@ CIFAR10_CUDA_NET := $(DEMO)/pgd-at-cifar10-resnet18
 TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/records/digits/linf/326071e010d5f8e4.json
 
-.PHONY: setup demo gate test check format bench parity published bench-training bench-ways bench-cuda \
+.PHONY: setup demo gate test test-slow test-matrix wheel-check check format bench parity published bench-training bench-ways bench-cuda \
   mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
@@ -22,7 +24,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 # ACT beside PGD-AT as its control, on 8x8 images of digits: a few minutes on two cores.
@@ -41,6 +43,18 @@ gate: setup
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The long forms: every classifier of torchvision, hundreds of kills, thousands of examples of each property. Hours.
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'long or hypothesis' --hypothesis-profile=long
+
+# The tests under other kernels, threads and releases, one factor at a time: as many suites. FACTOR=haswell for one of them.
+test-matrix: setup
+	$(BIN)/python tests/bench/matrix.py $(FACTOR)
+
+# The built wheel, away from this clone.
+wheel-check: setup
+	$(BIN)/python tests/bench/wheel.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -175,4 +189,4 @@ $(BOARDS): %-leaderboard: setup $(META)/training.svg
 	done
 
 clean:
-	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
+	rm -rf .venv .venv-matrix $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
