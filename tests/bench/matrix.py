@@ -77,8 +77,9 @@ def environment(name: str, factor: Factor) -> str:
     if not done.exists() or done.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         if not python.exists():
             subprocess.run([find_python(factor.python), "-m", "venv", folder], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[dev]", *factor.packages]
-        if subprocess.run(install).returncode:
+        install = [python, "-m", "pip", "install", "--quiet", "--upgrade"]
+        newer = subprocess.run([*install, "pip", "setuptools>=77,<81"]).returncode  # older ones come with a Python
+        if newer or subprocess.run([*install, "--editable", f"{ROOT}[dev]", *factor.packages]).returncode:
             raise Unavailable("its packages cannot be installed")
         done.touch()
     return str(python)

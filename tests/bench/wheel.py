@@ -33,7 +33,7 @@ def main() -> None:
             return done.stdout
 
         pip = [sys.executable, "-m", "pip"]
-        run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", place, ROOT)
+        run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", place, ROOT)
         run(sys.executable, "-m", "venv", "--without-pip", place / "venv")
         python = place / "venv" / "bin" / "python"
         packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
