@@ -42,31 +42,6 @@ def taught() -> Callable[[Net], Net]:
     return teach
 
 
-class Blocks(nn.Module):
-    """`net` on 16 rows at a time, the last of them filled up: a CPU has other kernels for other numbers of rows, which
-    may round otherwise, and here none of them sees another number."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def _each(self, x: Tensor) -> list[Tensor]:
-        return [nn.functional.pad(part, (0,) * 7 + (16 - len(part),)) for part in x.split(16)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.net(part) for part in self._each(x)])[: len(x)]
-
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        read = [self.net.features_and_logits(part) for part in self._each(x)]  # type: ignore[operator]
-        features, logits = (torch.cat(column)[: len(x)] for column in zip(*read, strict=True))
-        return features, logits
-
-
-@pytest.fixture(scope="session")
-def blocks() -> type[nn.Module]:
-    return Blocks
-
-
 class Affine(nn.Module):
     """logits = weight (x - 0.5) + bias."""
 
