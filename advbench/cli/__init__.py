@@ -1,4 +1,4 @@
-"""The command line. Nothing here, nor in the commands' files, imports torch before a command needs it."""
+"""The command line. Neither this file nor those of the commands import torch before a command needs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     name="advbench",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: it answers sooner
+    rich_markup_mode=None,  # plain help starts faster
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -41,9 +41,9 @@ def _app(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train, attack, evaluate and compare robust classifiers: accuracy against eps.
+    """Train, attack, evaluate and compare robust image classifiers.
 
-    Two commands from nothing to a curve: advbench train, then advbench evaluate.
+    To start, type advbench train, then advbench evaluate. Neither needs options.
     """
 
 
@@ -63,14 +63,14 @@ def main() -> None:
     keep_freed()
     try:
         code = run(sys.argv[1:])
-    except Exception:  # a fault of ours: 1, Python's code for it, would tell a gate that a regression was found
+    except Exception:  # a bug: Python would exit with 1, which a gate takes for a regression
         traceback.print_exc()
         code = 2
     sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command line; the exit code: 0 done, 1 a regression, 2 wrong input, 3 interrupted and resumable."""
+    """Run a command line and return its exit code: 0 done, 1 regression, 2 wrong input, 3 interrupted and resumable."""
     try:
         # The submodule `list` hides the builtin here.
         code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=tuple(argv))
@@ -80,16 +80,16 @@ def run(argv: Sequence[str]) -> int:
         return _complain("error", error, 2)
     except Interrupted as error:
         missing = error.missing if isinstance(error, Halted) else {}
-        return _complain("interrupted", f"{error}; go on with: {resume_command(argv, missing)}", 3)
+        return _complain("interrupted", f"{error}; continue with: {resume_command(argv, missing)}", 3)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", f"nothing was begun; go on with: {resume_command(argv, {})}", 3)
-    except BrokenPipeError:  # whoever read our output has enough of it
+        return _complain("interrupted", f"nothing was started; continue with: {resume_command(argv, {})}", 3)
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         _silence()
         return 0
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        _silence()  # what could not be written is tried again at exit
+        _silence()  # Python writes its buffer once more at exit, which would fail again
         where = f" {error.filename}" if error.filename else ", perhaps standard output"
         return _complain("error", f"cannot write{where}: {error.strerror}", 2)
     except _USAGE as error:
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-# The base of all complaints about a command line: typer exports it only in this way.
+# The base class of all errors about a command line, which typer does not export itself.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 
 
@@ -105,19 +105,19 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def _silence() -> None:
-    """Nothing more goes to stdout."""
+    """Discard whatever is still written to stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Any) -> int:
-    """What typer has to say about the command line, as one line that names the near or the valid choices."""
+    """Print typer's error about the command line as one line, with the nearest or the valid choices."""
     context = error.ctx
     name = type(error).__name__
     if name == "NoArgsIsHelpError":
         typer.echo(context.get_help())
         return 0
     command = getattr(context, "command", None)
-    help_line = f"{context.command_path} --help tells more" if context is not None else "advbench --help tells more"
+    program = context.command_path if context is not None else "advbench"
     if name == "NoSuchOption":
         known = [text for option in context.command.params for text in option.opts if text.startswith("-")]
         return _complain("error", unknown("option", error.option_name, known), 2)
@@ -126,12 +126,12 @@ def _usage(error: Any) -> int:
         given = error.message.split("'")[1]
         return _complain("error", unknown("command", given, commands), 2)
     message = " ".join(error.format_message().split()).rstrip(".")
-    return _complain("error", f"{message[:1].lower()}{message[1:]}; {help_line}", 2)
+    return _complain("error", f"{message[:1].lower()}{message[1:]}; see {program} --help", 2)
 
 
 def _complain(what: str, message: object, code: int) -> int:
     rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
-    if rank != "0":  # of the processes that torchrun started: all stop together, but each may fail alone
+    if rank != "0":  # under torchrun a signal stops all processes, and the first reports it; errors may be of one
         if code == 3:
             return code
         what = f"{what} in process {rank}"

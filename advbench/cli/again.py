@@ -1,4 +1,4 @@
-"""`advbench evaluate --again RECORD`: whether a measurement comes out the same a second time. Loads torch."""
+"""`advbench evaluate --again RECORD`: repeat a measurement and compare the outcomes. Loads torch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def repeat(
     screen: Screen | None = None,
     argv: Sequence[str] = (),
 ) -> bool:
-    """Measure again what the record `path` tells of, and say whether the outcome is the same: whether it is.
+    """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
 
-    `model` is where the weights lie now, if they moved. Raises UserError when the record is damaged, or when model,
-    images or attacks are not those it was made with.
+    `model` is where the weights are now, if they were moved. Raises UserError when the record is damaged, or when the
+    model, images or attacks are not those that the record was made with.
     """
     screen = screen or Screen()
     was, fates = load_record(path)
@@ -55,12 +55,14 @@ def repeat(
         data = images(target.data, was)
         if target.loaded.weights_sha256 != was.model.weights_sha256:
             raise UserError(
-                f"{target.loaded.spec} has other weights than record {was.id} tells of: name them by --model"
+                f"the weights of {target.loaded.spec} are not those of record {was.id}: name the right ones by --model"
             )
         if data.images_sha256 != was.dataset.images_sha256:
-            raise UserError(f"{was.dataset.name} has other images here than record {was.id} tells of")
+            raise UserError(f"the images of {was.dataset.name} here are not those of record {was.id}")
         names, changed = asked(was, data.num_classes)
-        screen.say(f"again {was.id}: {target.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}")
+        screen.say(
+            f"repeating {was.id}: {target.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}"
+        )
         with screen.bar(was.id) as bar:
             settings = Settings(
                 attack=names, attack_settings=changed, norm=was.norm, seed=was.seed, device=place,
@@ -73,26 +75,26 @@ def repeat(
             result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=shown(bar)))
     now = result.record
     same = now.id == was.id
-    moved = int(np.sum(result.fates.fell != fates.fell))
+    changed_fates = int(np.sum(result.fates.fell != fates.fell))
     where = save(now, result.fates, leaderboard, publish=True, screen=screen) if leaderboard is not None else None
     if screen.as_json:
-        screen.json({"record": was.id, "again": now.id, "same": same, "moved": moved, "n": was.n})
+        screen.json({"record": was.id, "again": now.id, "same": same, "moved": changed_fates, "n": was.n})
         return same
     rows = [
         (old.eps_text, f"{100 * old.accuracy:.2f}", f"{100 * new.accuracy:.2f}")
         for old, new in zip(was.curve, now.curve, strict=True)
     ]
     screen.table(("eps", "then %", "now %"), rows)
-    screen.say(verdict(was, now, moved))
+    screen.say(verdict(was, now, changed_fates))
     if where is not None:
         screen.say(f"record {where}")
     return same
 
 
-def verdict(was: Record, now: Record, moved: int) -> str:
-    """In words, how the second measurement compares with the first."""
+def verdict(was: Record, now: Record, changed_fates: int) -> str:
+    """How the second measurement compares with the first, in one line."""
     if now.id == was.id:
-        return f"the same: record {was.id}, every one of the {was.n} verdicts"
+        return f"the same: record {was.id}, all {was.n} verdicts"
     reasons = []
     if now.question != was.question:
         for name, old, new in (
@@ -104,12 +106,12 @@ def verdict(was: Record, now: Record, moved: int) -> str:
                 reasons.append(f"the {name} changed since")
     if now.environment.advbench != was.environment.advbench:
         reasons.append(f"advbench was {was.environment.advbench}, is {now.environment.advbench}")
-    told = f" ({'; '.join(reasons)})" if reasons else ""
-    return f"not the same: {moved} of {was.n} samples fell elsewhere{told}; record {now.id}, was {was.id}"
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"not the same: {changed_fates} of {was.n} verdicts differ{why}; record {now.id}, was {was.id}"
 
 
 def images(data: Dataset, record: Record) -> Dataset:
-    """The images of a split that a record was measured on. Raises UserError."""
+    """The images of the split `data` that the record was measured on. Raises UserError."""
     from advbench.defaults.choice import choose_rows
 
     indices = record.dataset.indices
@@ -121,14 +123,14 @@ def images(data: Dataset, record: Record) -> Dataset:
 
 
 def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
-    """The names and settings that make the attacks of a record. Raises UserError when they cannot be made."""
-    named = [ref for ref in record.attack if ref.settings.get("set") != SET]  # bf16 brings the second look itself
+    """The names and settings that make the attacks of a record. Raises UserError if the names mean others now."""
+    named = [ref for ref in record.attack if ref.settings.get("set") != SET]  # a search in bf16 adds the recheck itself
     names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
     if record.engine.name != "advbench":
         return names, {}
     _, usual = resolve(names, {}, norm=record.norm, classes=classes)
     if [ref.name for ref in usual] != [ref.name for ref in named]:
-        raise UserError(f"record {record.id}: {'+'.join(names)} stands for other attacks now")
+        raise UserError(f"record {record.id}: {'+'.join(names)} is another set of attacks now")
     settings: dict[str, Any] = {}
     for then, now in zip(named, usual, strict=True):
         changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
@@ -137,6 +139,6 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
 
 
 def arch_of(spec: str, record: Record) -> str | None:
-    """The architecture, for weight files that do not tell it themselves."""
+    """The architecture, for weight files that do not name it themselves; else None."""
     suffix = Path(spec).suffix.lower()
     return record.model.arch if Path(spec).is_file() and suffix in (".pt", ".pth", ".ckpt", ".tar", ".bin") else None

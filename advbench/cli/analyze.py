@@ -1,4 +1,4 @@
-"""`advbench analyze`: what a trained model is like, beyond its accuracy."""
+"""`advbench analyze`: properties of trained models beyond their accuracy."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ _FLAGS = {"dataset", "norm", "eps", "n", "seed", "precision"}
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="advbench list analyses")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="filters, transfer, ... (advbench list analyses)")
+    ] = None,
     runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="run folders")] = None,
     dataset: options.Dataset = None,
     norm: options.Norm = None,
-    eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of perturbation")] = None,
-    n: Annotated[int | None, typer.Option("-n", metavar="N", help="images")] = None,
+    eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of the perturbation")] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", help="number of images")] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=options.LARGEST_SEED, help="of all that is drawn [default: 0]"),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=options.LARGEST_SEED, help="seed of all random numbers [default: 0]"
+        ),
     ] = None,
     device: options.Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")] = None,
@@ -48,7 +52,10 @@ def command(
     trust_pickle: options.TrustPickle = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what makes trained models robust or not."""
+    """Analyse what makes trained models robust.
+
+    Writes tables, figures and notes to --out, by default a folder under analyses.
+    """
     flags = {"dataset": dataset, "norm": norm, "eps": eps, "n": n, "seed": seed, "precision": precision}
     with Screen(as_json=as_json).ready() as screen:
         analyze(
@@ -76,9 +83,9 @@ def analyze(
     force: bool = False,
     screen: Screen | None = None,
 ) -> Analysis:
-    """Run the analysis `name` on run folders; show its tables, and write them and its figures into `out`.
+    """Run the analysis `name` on run folders, show its tables, and write them and its figures to `out`.
 
-    Raises UserError for an unknown name or setting, a folder that is no run, and what the analysis refuses.
+    Raises UserError for an unknown name or setting, a folder that is not a run, and what the analysis refuses.
     """
     screen = screen or Screen()
     if name is None:
@@ -111,7 +118,7 @@ def analyze(
         supplied: dict[str, Any] = {"device": place, "progress": progress, "trust_pickle": trust_pickle}
         supplied = {key: value for key, value in supplied.items() if key in known}
         given = {**(flags or {}), **fit_settings(entry.load(), settings, apart=_SUPPLIED | _FLAGS)}
-        with exact_kernels(place):  # on CUDA too a point that was found in fp32 is one in fp32
+        with exact_kernels(place):  # no TF32 on CUDA
             found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **given)
     write(found, out)
     show(found, out, screen)
@@ -119,7 +126,7 @@ def analyze(
 
 
 def write(found: Analysis, out: Path) -> None:
-    """Tables as CSV, figures as SVG, notes as text, each whole. Raises UserError."""
+    """Write tables as CSV, figures as SVG and notes as text, each file atomically. Raises UserError."""
     import io
 
     from advbench.files import write_atomic
@@ -134,7 +141,7 @@ def write(found: Analysis, out: Path) -> None:
 
 
 def show(found: Analysis, out: Path, screen: Screen) -> None:
-    """Title, tables and notes."""
+    """Print title, tables and notes, or one JSON object."""
     if screen.as_json:
         tables = {name: json.loads(_flat(table).to_json(orient="records")) for name, table in found.tables.items()}
         screen.json({"title": found.title, "tables": tables, "notes": list(found.notes), "out": str(out)})
@@ -151,7 +158,7 @@ def show(found: Analysis, out: Path, screen: Screen) -> None:
 
 
 def _flat(table: DataFrame) -> DataFrame:
-    """With the index among the columns, where it says something and does not only count."""
+    """The table with a named index as its first columns; an index without a name only counts rows."""
     return table.reset_index() if any(name is not None for name in table.index.names) else table
 
 
@@ -160,6 +167,7 @@ def _cell(value: Any) -> str:
 
 
 def _free(folder: Path) -> Path:
+    """`folder`, or with -2, -3, ... the first that does not exist."""
     number, place = 1, folder
     while place.exists():
         number += 1

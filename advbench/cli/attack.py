@@ -1,4 +1,4 @@
-"""`advbench attack`: adversarial examples to keep and to look at."""
+"""`advbench attack`: adversarial examples as files and as a picture."""
 
 from __future__ import annotations
 
@@ -35,11 +35,15 @@ def command(
         str | None,
         typer.Option("--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ... [default: newest run]"),
     ] = None,
-    attack_name: Annotated[str, typer.Option("--attack", metavar="NAME", help="advbench list attacks")] = "pgd",
+    attack_name: Annotated[
+        str, typer.Option("--attack", metavar="NAME", help="pgd, ... (advbench list attacks) or module:function")
+    ] = "pgd",
     eps: Annotated[
-        str | None, typer.Option("--eps", metavar="SIZE", help="[default: the model's training eps]")
+        str | None, typer.Option("--eps", metavar="SIZE", help="size of the perturbation [default: the training eps]")
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", metavar="N", help="images, from the first on [default: 64]")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", metavar="N", help="number of images, from the first on [default: 64]")
+    ] = None,
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
@@ -54,9 +58,10 @@ def command(
     trust_pickle: options.TrustPickle = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write adversarial examples, and a picture.
+    """Write adversarial examples, a table and a picture of them.
 
-    examples.npz holds x, x_adv, y, the predictions before and after, and the positions in the test split.
+    The files go to --out, by default a folder under attacks. examples.npz holds x, x_adv, y, the predictions before
+    and after, and the positions in the test split.
     """
     with Screen(as_json=as_json).ready() as screen:
         flags = Flags(
@@ -81,7 +86,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The flags of `advbench attack`; None where a default is chosen later. No model: the newest run."""
+    """The flags of `advbench attack`. None: a default is chosen later; for `model` it is the newest run."""
 
     model: str | None = None
     attack: str = "pgd"
@@ -101,9 +106,9 @@ class Flags:
 
 
 def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
-    """Attack the first `n` (64) test images of the model and write what came of it into `out`.
+    """Attack the first `n` (default 64) test images of the model and write the files FILES to `out`.
 
-    Raises UserError, before anything is run, for whatever does not fit; Interrupted when a signal came.
+    Raises UserError for wrong flags, before the attack starts, and Interrupted after a signal.
     """
     screen = screen or Screen()
     check_flags(flags)
@@ -147,9 +152,9 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
 
 
 def check_flags(flags: Flags) -> None:
-    """Raise UserError for what is wrong whatever the model."""
+    """Raise UserError for flags that no model could make right."""
     find("attacks", flags.attack)
-    other_norms = Path(flags.model or "runs").is_dir()  # a run may be trained in one
+    other_norms = Path(flags.model or "runs").is_dir()  # only a run may have been trained in another norm
     check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
     if flags.eps is not None and "," in flags.eps:
         raise UserError(f"--eps {flags.eps!r}: attack takes one size; advbench evaluate takes a list")
@@ -158,7 +163,7 @@ def check_flags(flags: Flags) -> None:
 
 
 def choose_size(flags: Flags, target: Target) -> Eps:
-    """The size given, else that of the training, else the usual one of the images. Raises UserError."""
+    """The eps given, else the training eps, else the dataset's usual one. Raises UserError."""
     images, norm = target.data.name, target.norm
     size = parse_eps(flags.eps, norm) if flags.eps else target.train_eps or reference_eps(images, norm)
     if size is None:
@@ -167,13 +172,13 @@ def choose_size(flags: Flags, target: Target) -> Eps:
 
 
 def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:
-    """Tells attacks apart that differ in more than their settings."""
+    """ATTACK-MODEL-DATASET-NORM-EPS."""
     words = (attack, Path(spec).name, target.data.name, target.norm, size.text)
     return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
 def free(folder: Path, *, resume: bool) -> Path:
-    """`folder`, or with -2, -3, ... the first that is not there; `resume`: one whose attack was interrupted."""
+    """`folder`, or with -2, -3, ... the first that does not exist, or with `resume` that has a journal beside it."""
     number, place = 1, folder
     while place.exists() and not (resume and (place.parent / f".{place.name}.journal").exists()):
         number += 1
@@ -182,17 +187,17 @@ def free(folder: Path, *, resume: bool) -> Path:
 
 
 def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen) -> None:
-    """How many fell, and where the files are."""
-    told = {"out": str(out), "n": len(examples.y), **examples.counts, "seconds": record["seconds"]}
+    """Print how many images fell and where the files are, or one JSON object."""
+    summary = {"out": str(out), "n": len(examples.y), **examples.counts, "seconds": record["seconds"]}
     if screen.as_json:
-        screen.json({**told, "record": record})
+        screen.json({**summary, "record": record})
         return
     counts = examples.counts
     target = examples.target
     reached = "" if target is None else f", {counts['reached']} of them to {examples.name(target)}"
     screen.say(
-        f"{counts['felled']} of {counts['right']} rightly classified images felled{reached} "
-        f"({len(examples.y) - counts['right']} of {len(examples.y)} were wrong already), "
+        f"{counts['felled']} of {counts['right']} correctly classified images felled{reached} "
+        f"({len(examples.y) - counts['right']} of {len(examples.y)} were misclassified already), "
         f"robust accuracy {counts['robust'] / len(examples.y):.1%}, {record['seconds']:.1f} s"
     )
     for flag in record["flags"]:

@@ -1,7 +1,7 @@
-"""`--on ray[:ADDRESS]`: lists of runs or evaluations as Ray tasks. Ray brings the queue, the retries, the dashboard.
+"""`--on ray[:ADDRESS]`: several runs or evaluations as Ray tasks. Ray brings the queue, the retries and a dashboard.
 
-A task writes into its run folder, and into the leaderboard, as the command does on one machine; a task whose worker
-is lost is started again, and goes on where it was saved. So all machines must see the same folders, under one name.
+A task writes to the same run folder and leaderboard as the command on one machine would. A task whose worker is lost is
+started again and resumes from what was saved. All machines must therefore see the same folders under the same paths.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from advbench.cli.console import Bar
 from advbench.cli.stop import Halted, Stop
 from advbench.errors import UserError, unknown
 
-RETRIES = 5  # of a task whose worker is lost
+RETRIES = 5  # of a task, if its worker is lost
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which Ray cluster (None: one of this machine, started for the command), and what a task takes of it.
+    """A Ray cluster, and the CPUs and GPUs that each task takes.
 
-    `gpus` None: one where the cluster has any and `--device` does not say cpu.
+    `address` None: a cluster on this machine, started for the command. `gpus` None: one GPU if the cluster has any and
+    `--device` is not cpu.
     """
 
     address: str | None
@@ -35,14 +36,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """A task: what it is called in messages, and what its function is called with."""
+    """A task: its name in messages and the keyword arguments of its function."""
 
     name: str
     given: Mapping[str, Any]
 
 
 def parse_place(text: str) -> Place | None:
-    """`local` (None) or `ray[:ADDRESS][,cpus=N][,gpus=N]`. Raises UserError."""
+    """Parse `ray[:ADDRESS][,cpus=N][,gpus=N]`; None for `local`. Raises UserError."""
     if text == "local":
         return None
     where, *amounts = text.split(",")
@@ -62,7 +63,7 @@ def parse_place(text: str) -> Place | None:
 
 
 class Cluster:
-    """A connection to Ray."""
+    """A connection to Ray. Raises UserError if the cluster has less than one task needs."""
 
     def __init__(self, ray: Any, place: Place, device: str) -> None:
         self.ray = ray
@@ -74,10 +75,10 @@ class Cluster:
             raise UserError("--device cuda: the Ray cluster has no GPU, or --on asks for none (gpus=0)")
         for kind, asked in (("CPU", self.cpus), ("GPU", self.gpus)):
             if asked > total.get(kind, 0.0):
-                raise UserError(f"a task asks for {asked:g} {kind}s, and the Ray cluster has {total.get(kind, 0.0):g}")
+                raise UserError(f"a task needs {asked:g} {kind}s, but the Ray cluster has {total.get(kind, 0.0):g}")
         self.device = "cuda" if self.gpus else "cpu"
-        there = f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
-        self.about = f"Ray: {there}, {self.cpus:g} and {self.gpus:g} each"
+        resources = f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+        self.about = f"Ray: {resources}; {self.cpus:g} and {self.gpus:g} per task"
 
     def run(
         self,
@@ -88,9 +89,9 @@ class Cluster:
         stop: Stop,
         done: Callable[[Job, Any], None],
     ) -> None:
-        """Call `function` with each job, elsewhere; `done` is told of each as it ends.
+        """Call `function(folder, **job.given)` for each job as a Ray task, and `done(job, result)` as each ends.
 
-        Raises UserError when some failed, after all have ended; Halted when a signal came.
+        Raises UserError once all have ended if some failed, and Halted after a signal.
         """
         task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(function)
         here = str(Path.cwd())
@@ -114,13 +115,13 @@ class Cluster:
             bar.update("tasks", lambda count=count: (count, len(jobs), f"{count} of {len(jobs)} done"))  # type: ignore[misc]
         if failed:
             raise UserError(
-                f"{len(failed)} of {len(jobs)} tasks failed, the first {failed[0]}; --resume tries them again"
+                f"{len(failed)} of {len(jobs)} tasks failed; the first: {failed[0]}; --resume tries them again"
             )
 
 
 @contextmanager
 def connected(place: Place, device: str) -> Iterator[Cluster]:
-    """Ray, or UserError in one line: no package, no cluster there, too little of what a task needs."""
+    """Connect to Ray. Raises UserError if the package, the cluster or what a task needs is missing."""
     try:
         import ray
     except ImportError as error:
@@ -140,8 +141,8 @@ def connected(place: Place, device: str) -> Iterator[Cluster]:
 
 
 def enter(here: str) -> None:
-    """Work in the folder that the command was given in. Raises UserError where this machine does not have it."""
+    """Change to the folder in which the command was typed. Raises UserError if this machine does not have it."""
     try:
         os.chdir(here)
     except OSError as error:
-        raise UserError(f"{here} is not on this machine: Ray needs a file system that all machines share") from error
+        raise UserError(f"{here} is not on this machine: with Ray, all machines must share a file system") from error

@@ -1,4 +1,4 @@
-"""`advbench compare`: paired differences between models, a gate for CI, and the chain behind a number."""
+"""`advbench compare`: paired differences between models, a gate for CI, and the provenance of a record."""
 
 from __future__ import annotations
 
@@ -22,35 +22,39 @@ FORMATS = ("table", "csv", "markdown", "junit", "json")
 
 def command(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="A B...", help="run folders, records, or specs measured before")
+        list[str] | None, typer.Argument(metavar="A B...", help="run folders, records, or models measured before")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="X", help="what all are compared with [default: A]")
+        str | None, typer.Option("--baseline", metavar="X", help="the model to compare the others with [default: A]")
     ] = None,
     fail_if: Annotated[
         str | None,
-        typer.Option("--fail-if", metavar="EXPR", help="exit 1 when so: 'acc@8/255 < baseline - 0.5 or clean < 80'"),
+        typer.Option(
+            "--fail-if", metavar="EXPR", help="exit 1 if this holds: 'acc@8/255 < baseline - 0.5 or clean < 80'"
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="level of significance of the gate")] = 0.05,
-    strict: Annotated[bool, typer.Option("--strict", help="the gate asks the tolerance alone")] = False,
-    unpaired: Annotated[bool, typer.Option("--unpaired", help="allow different images")] = False,
+    alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="significance level of --fail-if")] = 0.05,
+    strict: Annotated[bool, typer.Option("--strict", help="--fail-if without the test of significance")] = False,
+    unpaired: Annotated[bool, typer.Option("--unpaired", help="allow models measured on different images")] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="curves and differences, .svg, .png or .pdf")
+        Path | None, typer.Option("--plot", metavar="FILE", help="plot curves and differences: .svg, .png or .pdf")
     ] = None,
     form: Annotated[str, typer.Option("--format", metavar="NAME", help=", ".join(FORMATS))] = "table",
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="RECORD", help="what made a number, and whether it holds"),
+        typer.Option("--explain", metavar="RECORD", help="show and check what this record was made from"),
     ] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", metavar="NAME", help="only records of this one")] = None,
-    norm: Annotated[str | None, typer.Option("--norm", metavar="NAME", help="only records in this one")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="use only records of this dataset")
+    ] = None,
+    norm: Annotated[str | None, typer.Option("--norm", metavar="NAME", help="use only records in this norm")] = None,
     trust_pickle: options.TrustPickle = False,
     config: options.Flags = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare models measured on the same images.
 
-    Exit 1 when --fail-if finds a regression beyond tolerance and significance.
+    The exit code is 1 if --fail-if finds a regression: a drop beyond the tolerance that is also significant.
     """
     with Screen(as_json=as_json).ready() as screen:
         if explain is not None:
@@ -87,9 +91,9 @@ def compare(
     norm: str | None = None,
     screen: Screen | None = None,
 ) -> Comparison:
-    """Compare each of `models` with `baseline` (None: the first of them), and show it in `form`.
+    """Compare each of `models` with `baseline` (None: the first of them), and print the result in `form`.
 
-    Raises UserError for what has no record, or cannot be compared.
+    Raises UserError for models that have no record or cannot be compared.
     """
     screen = screen or Screen()
     if form not in FORMATS:
@@ -105,8 +109,8 @@ def compare(
         )
         if not units:
             asked = " and ".join(word for word in (dataset, norm) if word)
-            there = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
-            raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(there)}")
+            choices = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
+            raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(choices)}")
         return replace(side, units=units)
 
     found = comparing.compare(
@@ -135,7 +139,7 @@ def compare(
 
 
 def show(found: Comparison, screen: Screen) -> None:
-    """A table for each model, the gate's findings, and what to keep in mind."""
+    """Print a table for each model, the gate's findings and the notes."""
     from advbench.compare import HEADER, cells, reason, verdict
 
     counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
@@ -153,7 +157,7 @@ def show(found: Comparison, screen: Screen) -> None:
 
 
 def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None) -> list[Link]:
-    """Show the chain behind the record that `text` names, each link checked. Raises UserError when there is none."""
+    """Check each link from the record that `text` names back to its sources, and print them. Raises UserError."""
     screen = screen or Screen()
     from advbench import compare as comparing
 

@@ -1,7 +1,7 @@
-"""What the user sees: results on stdout, progress and warnings on stderr. The only file that imports rich.
+"""Output: results on stdout, progress and warnings on stderr. The only file that imports rich.
 
-On a terminal: tables with rules and live bars. Elsewhere: aligned plain text, and a line of progress now and
-then. With `--json`: nothing but JSON Lines on stdout, and on stderr only what went wrong.
+A terminal gets tables with rules and live bars. Pipes and files get aligned plain text and a line of progress every 30
+seconds. With `--json`, stdout gets JSON Lines and nothing else, and progress is not shown.
 """
 
 from __future__ import annotations
@@ -24,41 +24,43 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PACKAGE = str(Path(__file__).parent.parent)
-_SPARSE = 30.0  # seconds between two plain lines of progress
-_LIVE = 0.1  # seconds between two looks of a bar
+_SPARSE_SECONDS = 30.0  # between two plain lines of progress
+_LIVE_SECONDS = 0.1  # between two updates of a live bar
 
 
 class Screen:
-    """Where one command writes. `as_json`: stdout is for machines. `silent`: nowhere, as of all processes that
-    torchrun started but the first."""
+    """The output of one command.
+
+    `as_json`: stdout gets JSON alone. `silent`: nothing is written; under torchrun only the first process writes.
+    """
 
     def __init__(self, *, as_json: bool = False, silent: bool = False) -> None:
         self.as_json = as_json
         self.silent = silent or ranks.rank() > 0
 
     def say(self, text: str) -> None:
-        """A line that belongs to the result: on stdout, with --json on stderr."""
+        """Write a line of the result to stdout, or with --json to stderr."""
         self._write(sys.stderr if self.as_json else sys.stdout, visible(text))
 
     def note(self, text: str) -> None:
-        """A line about the progress, on stderr; silent with --json."""
+        """Write a line about the progress to stderr, or nothing with --json."""
         if not self.as_json:
             self._write(sys.stderr, visible(text))
 
     def warn(self, text: str) -> None:
-        """Something the user should know, on stderr."""
+        """Write a warning to stderr."""
         self._write(sys.stderr, visible(f"warning: {text}"))
 
     def text(self, text: str) -> None:
-        """Several lines made by the project itself (a recipe, a CSV), as they are."""
+        """Write lines made by the project itself (a recipe, a CSV) unescaped to stdout."""
         self._write(sys.stdout, text.removesuffix("\n"))
 
     def json(self, value: Any) -> None:
-        """One JSON value on a line of its own."""
+        """Write a JSON value as one line to stdout. Raises ValueError for infinities and NaN."""
         self._write(sys.stdout, json.dumps(value, allow_nan=False))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-        """Numbers to the right, words to the left; a title above."""
+        """Print a table, columns of numbers aligned to the right. With --json: nothing."""
         if self.as_json or self.silent:
             return
         cells = [[visible(cell) for cell in row] for row in rows]
@@ -69,7 +71,7 @@ class Screen:
 
     @contextmanager
     def ready(self) -> Iterator[Screen]:
-        """While a command runs: the project's own warnings are a line each, those of others silent (unless -W asks)."""
+        """Inside, warnings of this package are one line each and others are hidden, unless `python -W` was used."""
         if sys.warnoptions:
             yield self
             return
@@ -88,7 +90,7 @@ class Screen:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Bar]:
-        """A bar for work of one or several stages. `title` goes before the lines that stand in for it elsewhere."""
+        """A progress bar. `title` precedes the plain lines that replace it where stderr is no terminal."""
         if self.as_json or self.silent:
             yield Bar()
         elif sys.stderr.isatty():
@@ -99,15 +101,15 @@ class Screen:
 
     @contextmanager
     def fetching(self, check: Callable[[], None]) -> Iterator[Callable[[int, int | None, str], None]]:
-        """What data loaders tell of a download; `check` is called each time, and stops it by raising."""
+        """A callback (bytes done, bytes in total, name) that shows a download. It calls `check`, which may raise."""
         with self.bar("fetching") as bar:
 
-            def told(done: int, total: int | None, what: str) -> None:
+            def report(done: int, total: int | None, what: str) -> None:
                 check()
                 of = f" of {total / 1e6:.1f}" if total else ""
                 bar.update(f"fetching {what}", lambda: (done, total, f"{done / 1e6:.1f}{of} MB"))
 
-            yield told
+            yield report
 
     def _write(self, stream: TextIO, text: str) -> None:
         if not self.silent:
@@ -115,20 +117,20 @@ class Screen:
             stream.flush()
 
 
-Told = tuple[float, float | None, str]
-"""How much is done, of how much (None: nobody knows), and what else there is to say."""
+Progressed = tuple[float, float | None, str]
+"""How much is done, of how much (None: unknown), and further text."""
 
 
 class Bar:
-    """Told how far the work is; shows nothing. `live`: lines cost no room that the bar would need."""
+    """Progress that is not shown. `live`: a bar on a terminal shows the share and the times itself."""
 
     live = False
 
-    def update(self, stage: str, tell: Callable[[], Told]) -> None:
-        """`tell` is only called when there is something to show."""
+    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
+        """Show the progress of `stage`. `measure` is called only if something is shown now."""
 
     def line(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays above the bar."""
 
 
 class SparseBar(Bar):
@@ -138,12 +140,12 @@ class SparseBar(Bar):
         self._title, self._write = title, write
         self._shown = time.monotonic()
 
-    def update(self, stage: str, tell: Callable[[], Told]) -> None:
+    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
         now = time.monotonic()
-        if now - self._shown < _SPARSE:
+        if now - self._shown < _SPARSE_SECONDS:
             return
         self._shown = now
-        done, total, more = tell()
+        done, total, more = measure()
         share = f"{done / total:.0%}" if total else ""
         title = f"{self._title}: " if self._title else ""
         self._write(", ".join(part for part in (f"{title}{stage}", share, more) if part))
@@ -154,7 +156,7 @@ class SparseBar(Bar):
 
 
 class LiveBar(Bar):
-    """A rich bar: stage, share, time spent and left."""
+    """A live bar: stage, share, time spent and time left."""
 
     live = True
 
@@ -164,12 +166,12 @@ class LiveBar(Bar):
         self._task: TaskID | None = None
         self._shown = 0.0
 
-    def update(self, stage: str, tell: Callable[[], Told]) -> None:
+    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
         now = time.monotonic()
-        if stage == self._stage and now - self._shown < _LIVE:
+        if stage == self._stage and now - self._shown < _LIVE_SECONDS:
             return
         self._shown = now
-        done, total, more = tell()
+        done, total, more = measure()
         if stage != self._stage or self._task is None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -211,7 +213,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
-    """Which columns hold nothing but numbers (fractions, intervals and percents among them)."""
+    """For each column, whether all its cells are numbers, fractions, intervals or percentages."""
     allowed = set("0123456789.,+-/%() e")
     return [bool(rows) and all(set(row[index]) <= allowed for row in rows) for index in range(columns)]
 

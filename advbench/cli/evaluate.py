@@ -1,4 +1,4 @@
-"""`advbench evaluate`: accuracy against eps, the worst case over a set of attacks, as a record."""
+"""`advbench evaluate`: accuracy against eps under the worst case of a set of attacks, saved as a record."""
 
 from __future__ import annotations
 
@@ -34,32 +34,48 @@ def command(
     context: typer.Context,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ... [default: newest run]"),
+        typer.Option(
+            "--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ...; repeatable [default: newest run]"
+        ),
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option("--attack", metavar="NAME", help="worst case over all given (repeatable) [default: autoattack]"),
+        typer.Option(
+            "--attack",
+            metavar="NAME",
+            help="pgd, ... (advbench list attacks) or module:function; repeatable: the worst case counts "
+            "[default: autoattack]",
+        ),
     ] = None,
     eps: Annotated[
         str | None,
-        typer.Option("--eps", metavar="LIST", help="0,2/255,8/255 [default: 0 to 2 x the training eps]"),
+        typer.Option(
+            "--eps",
+            metavar="LIST",
+            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps]",
+        ),
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", metavar="N", help="images [default: 1000, or all there are]")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", metavar="N", help="number of images [default: 1000, or all if there are fewer]")
+    ] = None,
     subset: Annotated[
-        str, typer.Option("--subset", metavar="WHICH", help="first, random:SEED, or a file of positions")
+        str,
+        typer.Option(
+            "--subset", metavar="WHICH", help="which images: first, random:SEED, or a file of positions in the split"
+        ),
     ] = "first",
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference: pyautoattack")] = "own",
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
     curve: Annotated[
-        str, typer.Option("--curve", metavar="NAME", help="fast, or exact: every attack at each eps")
+        str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
     ] = "fast",
     leaderboard: Annotated[
-        Path | None, typer.Option("--leaderboard", metavar="DIR", help="publish the record in these tables")
+        Path | None, typer.Option("--leaderboard", metavar="DIR", help="add the record to the tables in this folder")
     ] = None,
     again: Annotated[
-        Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record, and compare the outcome")
+        Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record and compare the outcome")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -75,9 +91,13 @@ def command(
 ) -> None:
     """Measure accuracy against eps.
 
-    Writes a record: to --leaderboard or --out, else into the run folder, else to ./records. On a CPU a long one starts
-    a process for each of PyTorch's threads (OMP_NUM_THREADS). GPUs share the images by torchrun --nproc-per-node N -m
-    advbench evaluate ...
+    The result is a record. It goes to --leaderboard or --out, else to the run folder, else to ./records.
+
+    On a CPU a long evaluation shares the images among processes, one for each of PyTorch's threads
+    (OMP_NUM_THREADS). To share them among several GPUs, type
+
+    \b
+      torchrun --nproc-per-node N -m advbench evaluate ...
     """
     with ranks.joined(), Screen(as_json=as_json).ready() as screen:
         if again is not None:
@@ -120,7 +140,7 @@ def command(
 
 
 def check_alone(context: typer.Context) -> None:
-    """Raises UserError for flags that a record to be repeated has settled already."""
+    """Raise UserError for flags beside --again that its record has settled already."""
     fitting = ("again", "model", "device", "leaderboard", "trust_pickle", "as_json")
     given = [
         parameter.opts[0]
@@ -129,22 +149,22 @@ def check_alone(context: typer.Context) -> None:
     ]
     if given:
         raise UserError(
-            f"--again asks what its record asked, and {', '.join(given)} would change that: with it go --model, "
-            "--device, --leaderboard, --trust-pickle and --json"
+            f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
+            "--leaderboard, --trust-pickle and --json with it"
         )
     if len(context.params["model"] or ()) > 1:
-        raise UserError("--again repeats one record, of one model: --model says where its weights lie now")
+        raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
 
 
 def was_given(context: typer.Context, parameter: str) -> bool:
-    """Whether the command line itself has that flag."""
+    """Whether the flag stands on the command line, not only in --config."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The flags of `advbench evaluate`; None where a default is chosen later. No models: the newest run."""
+    """The flags of `advbench evaluate`. None: a default is chosen later. No `models`: the newest run."""
 
     models: Sequence[str] = ()
     attacks: Sequence[str] = ("autoattack",)
@@ -170,7 +190,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Task:
-    """The evaluation of one model: what it is asked, of which images, and where the record goes."""
+    """The evaluation of one model: the model, the eps and images, the settings, and the folder of the record."""
 
     target: Target
     choice: Choice
@@ -179,9 +199,9 @@ class Task:
 
 
 def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
-    """Evaluate each model, save a record of each, and show its curve.
+    """Evaluate each model, save its record, print its curve, and return the records.
 
-    Raises UserError, before anything is measured, for whatever does not fit; Interrupted when a signal came.
+    Raises UserError for wrong flags, before any model is measured, and Interrupted after a signal.
     """
     screen = screen or Screen()
     norm = check_flags(flags)
@@ -213,20 +233,21 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
 
 
 def check_flags(flags: Flags) -> str | None:
-    """Raise UserError for what is wrong whatever the model; the norm, where the flags decide it."""
+    """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
     corrupt = CORRUPTIONS in flags.attacks
     if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
-        raise UserError("corruptions have severities, and neither a norm nor an eps: evaluate them by themselves")
+        raise UserError("corruptions have severities, but neither norm nor eps: evaluate them by themselves")
     norm = CORRUPTIONS if corrupt else flags.norm
-    other_norms = any(Path(name).is_dir() for name in flags.models or ["runs"])  # a run may be trained in one
+    # Only a run may have been trained in another norm.
+    other_norms = any(Path(name).is_dir() for name in flags.models or ["runs"])
     check_asked(eps=flags.eps, norm=norm or (None if other_norms else "linf"), n=flags.n, subset=flags.subset)
     return norm
 
 
 def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[str]) -> Task:
-    """What is asked of one model. Raises UserError for what does not fit, and for a folder that cannot be written."""
+    """The evaluation of one model. Raises UserError for settings that do not fit it and for an unwritable folder."""
     from advbench.evaluator import Settings, check
 
     choice = choose_points(target, eps=flags.eps, n=flags.n, subset=flags.subset)
@@ -250,7 +271,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
 
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
-    """Evaluate one model, and put its record into the folder."""
+    """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
     from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, shown
     from advbench.evaluator import evaluate as measured
     from advbench.record import slug
@@ -264,7 +285,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     )
     path = journal_path(folder, loaded.spec, target.data.name, target.norm, flags.attacks)
     if path.exists() and not flags.resume and not flags.force:
-        screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would go on with it)")
+        screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
             journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
@@ -280,7 +301,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         def keep() -> Path:
             where = save(record, fates, folder, publish=publish, screen=screen)
             if publish and loaded.folder is not None and writable(loaded.folder):
-                record.save(loaded.folder, fates)  # so that the run can be compared by its name
+                record.save(loaded.folder, fates)  # so that `compare` finds it by the name of the run
             return where
 
         where = ranks.first(keep)
@@ -292,13 +313,13 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
 
 
 def evaluate_task(here: str, *, flags: Flags) -> list[str]:
-    """A task of a cluster: evaluate one model, going on with what is there; its records as JSON."""
+    """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
     enter(here)
     return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
 
 
 def evaluate_there(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
-    """The records of all models, in their order, each shown as it comes."""
+    """Evaluate the models as Ray tasks, print each curve as it arrives, and return the records in order."""
     from advbench.record import Record
 
     found: dict[str, list[Record]] = {}
@@ -320,7 +341,7 @@ def evaluate_there(place: Place, models: Sequence[str], flags: Flags, screen: Sc
 
 
 def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
-    """The curve as a table, what there is to doubt, and what it cost."""
+    """Print the curve, the flags and the cost of a record, or the record as JSON."""
     if screen.as_json:
         screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
         return
@@ -350,6 +371,6 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     screen.say(
         f"{record.seconds:.1f} s, {record.forwards:,} forward and {record.backwards:,} backward passes"
         if fresh
-        else "measured before: nothing was run"
+        else "measured before: nothing was run again"
     )
     screen.say(f"record {path}")

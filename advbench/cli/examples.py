@@ -1,4 +1,4 @@
-"""Adversarial examples as files: arrays, a table, a picture. Loads torch."""
+"""Adversarial examples as files: arrays, a table and a picture. Loads torch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from advbench.files import write_atomic
 from advbench.record import Record
 from advbench.threat import around
 
-_SHOWN = 16
+_PICTURED_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Examples:
     """n images before and after an attack.
 
-    x, x_adv (n, C, H, W) float32 in [0, 1]: equal where no adversarial point was found; y, before, after (n,) int64,
-    labels and predictions; index (n,) int64, places in the test split; felled (n,) bool, by a point within eps; size
-    (n,) float64, the norm of x_adv - x, which attacks that seek the nearest point may find larger than eps.
+    x, x_adv: (n, C, H, W) float32 in [0, 1], equal where no adversarial point was found.
+    y, before, after: (n,) int64, labels and the predictions on x and on x_adv.
+    index: (n,) int64, positions in the test split.
+    felled: (n,) bool, whether the attack changed a correct prediction inside the ball.
+    size: (n,) float64, norm of x_adv - x; attacks that seek the nearest point may exceed eps.
+    target: the class that the attack aimed at, if any.
     """
 
     x: NDArray[np.float32]
@@ -48,7 +51,7 @@ class Examples:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images that were right, that were felled, and that are right still; with a target, that were felled to it."""
+        """How many images were right, were felled, and are robust; with a target, how many were felled to it."""
         right = self.before == self.y
         found = {
             "right": int(right.sum()),
@@ -60,12 +63,12 @@ class Examples:
         return found
 
     def name(self, label: int) -> str:
-        """A class in words, where there are any."""
+        """The name of a class, or its number if the dataset has no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
 def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
-    """The points that `result` found on `data`, and what `net` says of them."""
+    """The points that `result` found on `data`, with the predictions of `net` before and after."""
     x, y = data.batch(slice(None))
     eps = torch.full((len(y),), result.record.eps[0], dtype=torch.float64, device=x.device)
     x_adv = x.clone()
@@ -89,7 +92,7 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
 
 
 def write(examples: Examples, record: Record, out: Path) -> None:
-    """examples.npz, examples.csv, examples.png and attack.json in `out`, each whole. Raises UserError."""
+    """Write examples.npz, examples.csv, examples.png and attack.json to `out`, each atomically. Raises UserError."""
     title = f"{record.model.spec}: {record.attack_name}, {record.norm} eps {record.curve[0].eps_text}"
     arrays: dict[str, Any] = {name: value for name, value in vars(examples).items() if isinstance(value, np.ndarray)}
     stream = io.BytesIO()
@@ -101,7 +104,7 @@ def write(examples: Examples, record: Record, out: Path) -> None:
 
 
 def table(examples: Examples) -> str:
-    """CSV, one row an image."""
+    """CSV with a row for each image."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("index", "label", "before", "after", "felled", "size"))
@@ -114,9 +117,9 @@ def table(examples: Examples) -> str:
 
 
 def panels(examples: Examples) -> list[tuple[Panel, Panel, Panel]]:
-    """Clean, perturbation magnified, adversarial; those that fell first."""
+    """For each pictured image: clean, magnified perturbation, adversarial. Images that fell come first."""
     right = examples.before == examples.y
-    order = np.argsort(~(examples.felled & right), kind="stable")[:_SHOWN]
+    order = np.argsort(~(examples.felled & right), kind="stable")[:_PICTURED_IMAGES]
     found = []
     for row in order:
         change = examples.x_adv[row] - examples.x[row]

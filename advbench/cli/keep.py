@@ -1,4 +1,4 @@
-"""Where records and unfinished evaluations are kept. Loads torch."""
+"""Saving records, and the journals of unfinished evaluations. Loads torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advbench.record import Fates, Record, load_record, load_records, slug
 
 
 class AlreadyDone(Exception):
-    """What is asked for has been measured: here is its record."""
+    """The evaluation was finished before; this is its record."""
 
     def __init__(self, record: Record, fates: Fates) -> None:
         super().__init__(record.id)
@@ -26,7 +26,7 @@ class AlreadyDone(Exception):
 
 
 class KeptJournal(Journal):
-    """A journal that on --resume first looks for the finished record in `folder`, and then raises AlreadyDone."""
+    """A journal that, when resuming, raises AlreadyDone if `folder` has the finished record."""
 
     def __init__(self, path: Path, folder: Path, **rest: Any) -> None:
         super().__init__(path, **rest)
@@ -42,7 +42,7 @@ class KeptJournal(Journal):
 
 
 def answers(record: Record, asked: dict[str, Any]) -> bool:
-    """Whether `record` is the answer to what a journal was begun with: whatever slots it took."""
+    """Whether `record` answers the question `asked` of a journal; the number of slots may differ."""
     return {**asked, "engine": {**asked["engine"], "slots": record.engine.slots}} == {
         "model": record.model.weights_sha256,
         "images": record.dataset.images_sha256,
@@ -56,16 +56,16 @@ def answers(record: Record, asked: dict[str, Any]) -> bool:
 
 
 def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequence[str]) -> Path:
-    """The hidden file beside the records in `folder` from which such an evaluation can be resumed."""
+    """The hidden file beside the records in `folder` from which this evaluation can be resumed."""
     name = "-".join(slug(part) for part in (spec, dataset, norm, "+".join(attacks)))
     return folder / "records" / f".{name}.journal"
 
 
 @contextmanager
 def in_use(journal: Path) -> Iterator[None]:
-    """Hold the journal: UserError where another process is at the same evaluation, whose journal it would overwrite.
-    Of the processes of a launcher the first holds it for all."""
-    lock = journal.with_name(f".lock{journal.name}")  # no name that is taken for a journal
+    """Lock the journal. Raises UserError if another process runs the same evaluation, since each would overwrite the
+    other's journal. Under torchrun the first process holds the lock for all."""
+    lock = journal.with_name(f".lock{journal.name}")  # a name that no search for journals finds
     with ExitStack() as held:
 
         def hold() -> None:
@@ -80,7 +80,7 @@ def in_use(journal: Path) -> Iterator[None]:
 
 
 def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:
-    """Put the record into `folder`, with `publish` into its tables too; the path of its JSON. Raises UserError."""
+    """Save the record in `folder`, with `publish` also in its tables; the path of its JSON. Raises UserError."""
     if not publish:
         return record.save(folder, fates)
     from advbench import leaderboard
@@ -92,9 +92,9 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
 
 
 def shown(bar: Bar) -> Callable[[str, Search], None]:
-    """The progress of a journal, in a bar: attacks that ended, and samples that fell."""
+    """A callback for `Journal` that shows in a bar how many items ended and how many samples fell."""
 
-    def tell(search: Search) -> tuple[float, float, str]:
+    def measure(search: Search) -> tuple[float, float, str]:
         slots = torch.tensor([item >= 0 for item in search.item])
         shares = search.state.i.cpu()[slots] / (search.attack.steps + 1)
         fell = search.verdicts.fell
@@ -104,4 +104,4 @@ def shown(bar: Bar) -> Callable[[str, Search], None]:
             f"{fell.sum()} of {len(fell)} fell",
         )
 
-    return lambda stage, search: bar.update(stage, lambda: tell(search))
+    return lambda stage, search: bar.update(stage, lambda: measure(search))

@@ -1,4 +1,4 @@
-"""`advbench list`: what can be named. Loads no torch."""
+"""`advbench list`: the names that other commands take. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def command(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List what can be named.
+    """List methods, attacks, models, datasets and analyses.
 
-    Kinds: methods, attacks, models, datasets, analyses.
+    With a KIND, list that kind in full.
     """
     with Screen(as_json=as_json).ready() as screen:
         kinds = (kind,) if kind is not None else KINDS
@@ -39,7 +39,7 @@ def command(
 
 
 def listing(kind: str) -> list[dict[str, object]]:
-    """Every entry of `kind` as plain values with at least name and summary. Raises UserError."""
+    """All entries of `kind` as plain values with at least `name` and `summary`. Raises UserError."""
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     if kind == "models":

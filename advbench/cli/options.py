@@ -1,4 +1,4 @@
-"""The flags that commands share, as annotations."""
+"""The flags that several commands share, as annotations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from advbench.errors import UserError, unknown
 
 
 def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values in a TOML file the defaults of the command's flags; those of [set] become --set."""
+    """Make the values of a TOML file the defaults of the command's flags; its table [set] becomes --set."""
     if path is None:
         return None
     import tomllib
@@ -24,7 +24,7 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         raise UserError(f"--config {path} is not TOML: {error}") from error
     fields = given.pop("set", {})
     if not isinstance(fields, dict):
-        raise UserError(f"--config {path}: [set] must be a table of fields")
+        raise UserError(f"--config {path}: [set] must be a table of settings")
     names = {name: option for option in context.command.params for name in (option.name or "", *option.opts)}
     names = {name.lstrip("-"): option for name, option in names.items() if option.name not in ("config", "settings")}
     defaults: dict[str, object] = {}
@@ -50,26 +50,26 @@ Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
 ]
 LARGEST_SEED = 2**62 - 1
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="of all that is drawn")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="seed of all random numbers")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]
 Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")]
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="load pickles, which can run any code: only if you trust their maker")
+    bool, typer.Option("--trust-pickle", help="load pickles, which can run any code: only if you trust their author")
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where to write")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder to write to")]
 Force = Annotated[bool, typer.Option("--force", help="replace what --out holds")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with what was interrupted; skip what is finished")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object a line on stdout, no progress")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted, skip what is finished")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON objects, one per line, and no progress")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="a field, such as steps=40 (repeatable)")
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable")
 ]
 Flags = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE", help="TOML with flags of this command, [set] for fields",
+        "--config", metavar="FILE", help="TOML file with flags of this command, and [set] for --set",
         is_eager=True, callback=_read_flags,
     ),
 ]  # fmt: skip
 On = Annotated[
-    str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: a task each")
+    str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: one Ray task per model")
 ]

@@ -1,4 +1,4 @@
-"""A grid of small pictures with a caption each."""
+"""A grid of small captioned images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from advbench.escape import visible
 
-_LINES = 8
-_INCH = 1.15  # of a panel's side
+_MAX_LINES = 8
+_PANEL_INCHES = 1.15
 
 
 @dataclass(frozen=True)
 class Panel:
-    """An image (C, H, W) in [0, 1] with C of 1 or 3, its caption, and whether that is to be seen first."""
+    """An image (C, H, W) in [0, 1] with C of 1 or 3, its caption, and whether the caption is red."""
 
     image: NDArray[Any]
     caption: str
@@ -27,17 +27,19 @@ class Panel:
 
 
 def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
-    """A PNG: each sample's panels side by side, samples below each other, in blocks of eight."""
+    """A PNG: the panels of a sample side by side, eight samples below each other, further ones to the right."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = min(_LINES, len(samples))
+    lines = min(_MAX_LINES, len(samples))
     blocks, width = math.ceil(len(samples) / lines), len(samples[0])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is only a $
-        figure = Figure(figsize=(_INCH * (width * blocks + 0.3 * (blocks - 1)), _INCH * 1.22 * lines + 0.6))
+        matplotlib.rcParams["text.parse_math"] = False  # a $ in a name starts no formula
+        figure = Figure(
+            figsize=(_PANEL_INCHES * (width * blocks + 0.3 * (blocks - 1)), _PANEL_INCHES * 1.22 * lines + 0.6)
+        )
         FigureCanvasAgg(figure)
         top = 1 - 0.55 / figure.get_figheight()
         columns = [1.0] * (width * blocks + blocks - 1)
@@ -69,5 +71,5 @@ def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """What the font can show, not too long."""
+    """The text in ASCII, which every font has, cut to 90 characters."""
     return visible(text).encode("ascii", "replace").decode()[:90]

@@ -1,4 +1,4 @@
-"""`--set FIELD=VALUE` for attacks and analyses: texts as the values they spell."""
+"""Parsing of `--set FIELD=VALUE`, for attacks and analyses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
-    """The fields and values of FIELD=VALUE texts, later ones over earlier. Raises UserError for other forms."""
+    """Fields and values of FIELD=VALUE texts; later ones replace earlier ones. Raises UserError for other forms."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -25,7 +25,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """An int ("40"), float ("0.1", "1e-3", "8/255"), truth value ("true", "false"), None ("none"), else the text."""
+    """An int ("40"), float ("0.1", "1e-3", "8/255"), bool ("true", "false"), None ("none"), else the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if re.fullmatch(r"[-+]?\d+", text):
@@ -40,9 +40,9 @@ def parse_value(text: str) -> Any:
 
 
 def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, Any]:
-    """FIELD=VALUE texts as the annotations of a function's parameters want them; those `apart` are no fields.
+    """FIELD=VALUE texts converted to the annotated types of the parameters of `maker`; names in `apart` are no fields.
 
-    Raises UserError for an unknown field, or a value that does not fit it.
+    Raises UserError for an unknown field or a value of the wrong type.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -68,7 +68,7 @@ def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Coll
 
 
 def split_names(texts: Iterable[str]) -> list[str]:
-    """The names in comma lists, each once, in order. Raises UserError for an empty one."""
+    """The names in comma lists, each once, in order. Raises UserError for an empty name."""
     names = [name.strip() for text in texts for name in text.split(",")]
     if not all(names):
         raise UserError(f"{','.join(texts)!r} is not a comma list of names: write for example pgd,square")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the work to stop at its next step and save, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first stops the work at its next step and saves it, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from advbench import ranks
 from advbench.errors import Interrupted
 
-RESUMABLE = ("train", "attack", "evaluate")  # what else was stopped starts over
+RESUMABLE = ("train", "attack", "evaluate")  # the other commands start over
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Halted(Interrupted):
-    """Interrupted, with the options that a command line which goes on needs besides --resume."""
+    """Interrupted; `missing` are options, besides --resume, that the command line to resume with needs."""
 
     def __init__(self, message: str, missing: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class Halted(Interrupted):
 
 
 class Stop:
-    """`with Stop() as stop:` takes the signals over; `stop()` says whether one came."""
+    """Inside `with Stop() as stop:`, signals are handled here, and `stop()` is whether one has come."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -37,12 +37,12 @@ class Stop:
         return self._asked
 
     def check(self, *_: object) -> None:
-        """Raise Interrupted when a signal came: for work that has nothing to save."""
+        """Raise Interrupted after a signal; for work that has nothing to save."""
         if self._asked:
-            raise Interrupted("stopped before anything was lost")
+            raise Interrupted("stopped, and nothing was lost")
 
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
@@ -58,11 +58,11 @@ class Stop:
                 os.write(2, b"\x1b[?25h")  # a live bar hides the cursor
             os._exit(128 + number)
         self._asked = True
-        os.write(2, b"\nstopping at the next step; once more to end at once\n")  # print is not safe in a handler
+        os.write(2, b"\nstopping at the next step; a second signal ends at once\n")  # print is not safe in a handler
 
 
 def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:
-    """The command line that goes on with what `argv` began; options of `missing` are added where not given."""
+    """The command line that resumes `argv`, with the options `missing` added if they are not in `argv`."""
     words = [word for word in argv if word != "--force"]
     for option, value in missing.items():
         if not any(word == option or word.startswith(f"{option}=") for word in words):

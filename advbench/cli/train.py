@@ -1,4 +1,4 @@
-"""`advbench train`: a recipe, or a product of them, to run folders."""
+"""`advbench train`: one recipe, or a product of several, trained into run folders."""
 
 from __future__ import annotations
 
@@ -32,27 +32,33 @@ def command(
     context: typer.Context,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="LIST", help="act, trades, ... [default: act]"),
+        typer.Option("--method", metavar="LIST", help="act, trades, ... (advbench list methods) [default: act]"),
     ] = None,
     eps: Annotated[
-        str | None, typer.Option("--eps", metavar="LIST", help="8/255, ... [default: the dataset's usual size]")
+        str | None,
+        typer.Option("--eps", metavar="LIST", help="size of the perturbation [default: the dataset's usual one]"),
     ] = None,
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="[default: the recipe's]")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help=_RECIPE)] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="[default: the recipe's]")
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help=f"images in a batch {_RECIPE}")
     ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help="learning rate [default: the recipe's]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help=f"learning rate {_RECIPE}")] = None,
     seed: Annotated[
-        str | None, typer.Option("--seed", metavar="LIST", help="of all that is drawn [default: 0]")
+        str | None, typer.Option("--seed", metavar="LIST", help="seed of all random numbers [default: 0]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the recipe, and what it will cost")] = False,
-    log: Annotated[str | None, typer.Option("--log", metavar="NAME", help="tensorboard: its files, too")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the recipe and its estimated cost")] = False,
+    log: Annotated[
+        str | None, typer.Option("--log", metavar="NAME", help="tensorboard: write its event files too")
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-    settings: options.Set = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="a field of the recipe, such as optim.lr=0.05; repeatable"),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML")] = None,
     out: options.Out = None,
     resume: options.Resume = False,
@@ -63,9 +69,13 @@ def command(
 ) -> None:
     """Train a robust classifier.
 
-    Comma lists of methods, sizes and seeds train their product, one folder each under --out. Without a dataset:
-    cifar10 and resnet18 where there is a CUDA device, else the embedded digits and small_cnn. Several GPUs share a
-    run by torchrun --nproc-per-node N -m advbench train ...
+    With comma lists for --method, --eps or --seed, every combination is trained, each into its own folder under --out.
+
+    Without --dataset and --arch, resnet18 is trained on cifar10 if there is a CUDA device, else small_cnn on the
+    embedded digits. To share each batch among several GPUs, type
+
+    \b
+      torchrun --nproc-per-node N -m advbench train ...
     """
     with ranks.joined(), Screen(as_json=as_json).ready() as screen:
         flags = Flags(
@@ -92,7 +102,10 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The flags of `advbench train`; None or nothing where a default is chosen later. `recipe` are fields of it."""
+    """The flags of `advbench train`. None or empty: a default is chosen later.
+
+    `recipe` holds fields of the recipe that have a flag of their own, by their dotted names.
+    """
 
     methods: Sequence[str] = ()
     eps: Sequence[str] = ()
@@ -114,9 +127,9 @@ class Flags:
 
 
 def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
-    """Train the product of the methods, eps and seeds; the run folders.
+    """Train every combination of the methods, eps and seeds, and return the run folders.
 
-    Raises UserError, before any training, for whatever does not fit; Interrupted when a signal came.
+    Raises UserError for wrong flags, before any training, and Interrupted after a signal.
     """
     screen = screen or Screen()
     place = parse_place(flags.on)
@@ -142,9 +155,9 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
 
 
 def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
-    """The recipes that the flags ask for, the device, and in words why this dataset and architecture.
+    """The recipes, the device, and the reason for this dataset and architecture in words.
 
-    `here`: they are trained on this machine. Raises UserError for what there is not.
+    `here`: whether they are trained on this machine. Raises UserError for wrong flags.
     """
     if flags.log is not None:
         if flags.log not in LOGS:
@@ -163,7 +176,7 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
         parse(dataset)
     from advbench.defaults.target import pick_device
 
-    device = pick_device(flags.device if here else "auto")  # other machines may have what this one has not
+    device = pick_device(flags.device if here else "auto")  # the machines of a cluster may have other devices
     dataset, arch, why = choose_data(dataset, arch, cuda=device.type == "cuda")
     from advbench.recipe import Recipe
 
@@ -197,7 +210,7 @@ def _given(config: Path | None, sets: Sequence[str]) -> dict[str, str]:
 
 
 def _check_methods(recipes: Sequence[Recipe]) -> None:
-    """Ask every method whether it can do what is asked, before the first one trains. Raises UserError."""
+    """Let every method check its recipe before the first one trains. Raises UserError."""
     from advbench.methods.base import make
 
     for recipe in recipes:
@@ -207,7 +220,7 @@ def _check_methods(recipes: Sequence[Recipe]) -> None:
 
 
 def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
-    """Download the training images where that is needed, in a bar."""
+    """Download the training images, with a progress bar, unless they are cached."""
     from advbench.data import cache, load, parse
 
     entry, _ = parse(dataset)
@@ -217,6 +230,7 @@ def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
 
 
 def _one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> None:
+    """Train one run, unless it is finished, and print its summary."""
     from advbench.cli.watch import Shown
     from advbench.trainer import folder, train
 
@@ -226,7 +240,7 @@ def _one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> N
         with screen.bar("") as bar:
             watch = Shown(bar, stop, log=flags.log)
             train(task.recipe, task.out, device=device, resume=flags.resume, force=flags.force, watch=watch)
-    _tell(task.out, screen)
+    _show(task.out, screen)
 
 
 def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
@@ -237,9 +251,9 @@ def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) ->
     for task in tasks:
         if task not in left:
             screen.note(f"{task.out} is finished: nothing to do")
-            _tell(task.out, screen)
+            _show(task.out, screen)
         elif flags.force:
-            folder.begin(task.out, task.recipe)  # here: a task that is started anew goes on with what is there
+            folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
     with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} runs on {cluster.about}")
         jobs = [
@@ -249,11 +263,11 @@ def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) ->
             )
             for task in left
         ]
-        cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _tell(Path(out), screen))
+        cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _show(Path(out), screen))
 
 
 def train_task(here: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
-    """A task of a cluster: train into the folder `out`, going on with what is there."""
+    """A task of a cluster: train into the folder `out`, resuming what was saved."""
     from advbench.cli.watch import Shown
     from advbench.recipe import Recipe
     from advbench.trainer import train
@@ -263,8 +277,8 @@ def train_task(here: str, *, recipe: dict[str, Any], out: str, device: str, log:
     return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 
-def _tell(out: Path, screen: Screen) -> None:
-    """A finished run: its card, or a line about it."""
+def _show(out: Path, screen: Screen) -> None:
+    """Print the summary and flags of a finished run, or its card as JSON."""
     from advbench.checkpoint import read_card
 
     card = read_card(out)
@@ -277,7 +291,7 @@ def _tell(out: Path, screen: Screen) -> None:
 
 
 def summary(out: Path, card: RunCard) -> str:
-    """A finished run in one line."""
+    """One line about a finished run."""
     from advbench.cli.watch import duration
 
     best: Any = card.results.get("best") or {}
@@ -287,7 +301,7 @@ def summary(out: Path, card: RunCard) -> str:
 
 
 def _dry_run(recipes: Sequence[Recipe], device: str, why: str, screen: Screen) -> list[Path]:
-    """Show each recipe as TOML, which --config takes, and what it will cost."""
+    """Print each recipe, as TOML that --config takes, and its estimated cost."""
     from advbench.cli.watch import duration
     from advbench.trainer import estimate
 
@@ -296,9 +310,7 @@ def _dry_run(recipes: Sequence[Recipe], device: str, why: str, screen: Screen) -
         if screen.as_json:
             screen.json({"recipe": recipe.tree(), "estimate": asdict(cost)})
             continue
-        screen.say(
-            f"# {describe(recipe, why)} on {cost.device} in {cost.precision}: nothing is trained, nothing written"
-        )
+        screen.say(f"# {describe(recipe, why)} on {cost.device} in {cost.precision}: nothing is trained or written")
         screen.say(
             f"# about {duration(cost.total_seconds)}: {cost.epochs} epochs of {cost.epoch_seconds:.2g} s, "
             f"{cost.images_per_s:,.0f} images/s, {cost.forwards_per_image:g} forward and "

@@ -1,4 +1,4 @@
-"""What a training run shows while it goes. Loads torch."""
+"""The progress of a training run on the screen. Loads torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from advbench.cli.stop import Stop
 from advbench.errors import UserError
 from advbench.trainer import Began, EpochDone, StepDone, Watch
 
-_PAUSE = 5.0  # seconds between two lines of epochs where there is no live bar
+_LINE_SECONDS = 5.0  # between two lines about epochs if there is no live bar
 
 
 class Shown(Watch):
-    """The bar of a run, a line for each epoch, and on wish TensorBoard's files in the run folder."""
+    """A bar for the run, lines for its epochs, and with `log` TensorBoard's event files in the run folder."""
 
     def __init__(self, bar: Bar, stop: Stop, *, log: str | None = None) -> None:
         self._bar, self._stop, self._log = bar, stop, log
         self._writer: Any = None
-        self._told = -_PAUSE
+        self._last_line = -_LINE_SECONDS
         self._best = ""
 
     def stop(self) -> bool:
@@ -33,7 +33,7 @@ class Shown(Watch):
         if event.best and "robust" in event.best:
             self._best = _best(event.best["clean"], event.best["robust"], event.best["epoch"])
         if event.epoch:
-            self._bar.line(f"going on after epoch {event.epoch} of {event.epochs}")
+            self._bar.line(f"resuming after epoch {event.epoch} of {event.epochs}")
 
     def on_step(self, event: StepDone) -> None:
         done = (event.epoch - 1) * event.steps + event.step
@@ -48,20 +48,20 @@ class Shown(Watch):
             for name, value in {**event.terms, **event.notes, **scores, "lr": event.lr}.items():
                 self._writer.add_scalar(name, value, event.epoch)
             self._writer.add_scalar("images_per_s", event.images_per_s, event.epoch)
-            self._writer.flush()  # what is not written when a run is stopped would be lost
+            self._writer.flush()  # else a stopped run would lose it
         if event.best and event.scores is not None:
             self._best = _best(event.scores.clean, event.scores.robust, event.epoch)
         now = time.monotonic()
         last = event.epoch == event.epochs
-        if self._bar.live or last or event.flag or now - self._told > _PAUSE:
-            self._told = now
+        if self._bar.live or last or event.flag or now - self._last_line > _LINE_SECONDS:
+            self._last_line = now
             self._bar.line(epoch_line(event))
         if last and self._writer is not None:
             self._writer.close()
 
 
 def epoch_line(event: EpochDone) -> str:
-    """An epoch in one line: loss, accuracies on the held-out images, rate."""
+    """One line about an epoch: loss, accuracies on the held-out images, images per second."""
     parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {event.terms['loss']:.4f}"]
     if event.scores is not None:
         parts += [f"clean {event.scores.clean:.1%}", f"PGD {event.scores.robust:.1%}"]
@@ -78,7 +78,7 @@ def _best(clean: float, robust: float, epoch: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """42 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds in words: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def writer(folder: Path) -> Any:
-    """TensorBoard's writer into `folder`. UserError when the package is not there."""
+    """TensorBoard's writer into `folder`. Raises UserError if the package is missing."""
     check_log()
     from torch.utils.tensorboard import SummaryWriter
 
@@ -96,7 +96,7 @@ def writer(folder: Path) -> Any:
 
 
 def check_log() -> None:
-    """UserError where TensorBoard's package is not there."""
+    """Raise UserError if TensorBoard's package is missing."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

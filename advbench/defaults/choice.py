@@ -63,7 +63,7 @@ def choose_points(target: Target, *, eps: str | None, n: int | None, subset: str
 def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) -> tuple[list[Eps], str]:
     """The sizes `given`, else 0 to 2 x the training size, else that of the dataset's usual one; and why."""
     if given is not None:
-        return parse_eps_list(given, norm), "as told"
+        return parse_eps_list(given, norm), "given"
     if norm == CORRUPTIONS:
         return [parse_eps(str(severity), norm) for severity in range(6)], "all severities"
     base, about = train, "the training eps"

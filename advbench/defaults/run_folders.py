@@ -41,7 +41,7 @@ def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[s
             "resnet18" if colour else "small_cnn",
             f"the usual model for {'colour' if colour else 'grey'} images",
         )
-    return dataset, arch, "as told"
+    return dataset, arch, "given"
 
 
 def describe(recipe: Recipe, why: str) -> str:

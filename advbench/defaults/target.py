@@ -35,7 +35,7 @@ class Target:
     train_eps: Eps | None
 
     @classmethod
-    def of(cls, loaded: Loaded, data: Dataset, about_data: str = "as told", *, norm: str | None = None) -> Target:
+    def of(cls, loaded: Loaded, data: Dataset, about_data: str = "given", *, norm: str | None = None) -> Target:
         """With the norm that the model was trained in, else linf, where none is told."""
         trained = loaded.trained or {}
         norm = norm or trained.get("norm") or "linf"
@@ -92,7 +92,7 @@ def load_target(
             cache[name] = load(name, "test", progress=fetching)
         return cache[name]
 
-    about = "as told"
+    about = "given"
     if dataset is not None:
         parse(dataset)
     elif Path(spec).is_dir():  # only runs are folders

@@ -211,7 +211,10 @@ class Session:
         """Stand where `state` was taken. Raises UserError for another number of processes."""
         count = 1 + len(state.get("others", []))
         if count != ranks.world():
-            raise UserError(f"the run was begun by {count} processes: go on with as many, here are {ranks.world()}")
+            raise UserError(
+                f"the run was begun by {count} processes and there are {ranks.world()} here: "
+                "resume with the same number of processes"
+            )
         if ranks.rank():
             own = state["others"][ranks.rank() - 1]
             parts = {name: {**whole, **own["parts"][name]} for name, whole in state["parts"].items()}

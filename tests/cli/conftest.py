@@ -1,4 +1,4 @@
-"""A command line run in this process in an empty folder, and a small trained run to work on."""
+"""Fixtures: a command line that runs in this process in an empty folder, and a small trained run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cli:
         return Ran(code, captured.out, captured.err)
 
     def files(self) -> set[str]:
-        """Everything in the folder but locks."""
+        """All paths below the folder except locks."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.name != ".lock"}
 
 
@@ -50,7 +50,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on 512 digits: a folder to copy."""
+    """The folder of a run of one epoch on 512 digits, to be copied."""
     from advbench import train
 
     settings = {"train_n": 512, "batch_size": 32, "validation.n": 64, "inner.steps": 2, "optim.lr": 0.05}

@@ -1,4 +1,4 @@
-"""`advbench analyze`: the frame, with an analysis from outside."""
+"""`advbench analyze`, with an analysis from outside the package."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
     assert (out / "counts.csv").read_text() == "run,value\na,2.5\n"
     assert (out / "line.svg").read_text().startswith("<?xml")
     assert (out / "notes.txt").read_text() == "counted on cpu\nthe word is 7\n"
-    told = json.loads(cli("analyze", plugin, "runs/a", "--device", "cpu", "--json").out)
-    assert told["tables"] == {"counts": [{"run": "a", "value": 1.0}]}
-    assert told["out"] == "analyses/counting_plugin-run-2"
+    printed = json.loads(cli("analyze", plugin, "runs/a", "--device", "cpu", "--json").out)
+    assert printed["tables"] == {"counts": [{"run": "a", "value": 1.0}]}
+    assert printed["out"] == "analyses/counting_plugin-run-2"
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ([], "name at least one"),
         (["runs"], "no run folder"),
@@ -65,9 +65,9 @@ def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
         (["runs/a", "--device", "tpu"], "choose from auto"),
     ],
 )
-def test_bad_input(cli: Any, plugin: str, argv: list[str], told: str) -> None:
+def test_bad_input(cli: Any, plugin: str, argv: list[str], message: str) -> None:
     ran = cli("analyze", plugin, *argv)
-    announced, _, error = ran.err.partition("\n")
-    assert announced == f"warning: {plugin} is code outside advbench, which runs now"
-    assert replace(ran, err=error).is_one_clear_line and told in error
+    warning, _, error = ran.err.partition("\n")
+    assert warning == f"warning: {plugin} is code outside advbench, which runs now"
+    assert replace(ran, err=error).is_one_clear_line and message in error
     assert not (cli.folder / "analyses").exists()

@@ -1,4 +1,4 @@
-"""`advbench attack`: the files say what happened, and the examples are what they claim."""
+"""`advbench attack`: the files agree with each other, with the output and with the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from advbench.data import load
 OUT = "attacks/pgd-a-digits-linf-0.1"
 
 
-def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(attack_module, "attack", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
@@ -76,17 +76,21 @@ def test_the_examples_fool_the_model_inside_the_ball(cli: Any, run_folder: Path)
 
 
 def test_the_table_and_the_numbers_agree(cli: Any, run_folder: Path) -> None:
-    told = json.loads(cli("attack", "-n", "30", "--json").out)
+    printed = json.loads(cli("attack", "-n", "30", "--json").out)
     with (cli.folder / OUT / "examples.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == told["n"] == 30
+    assert len(rows) == printed["n"] == 30
     right = [row for row in rows if row["label"] == row["before"]]
     felled = [row for row in rows if row["felled"] == "true"]
-    assert (len(right), len(felled), len(right) - len(felled)) == (told["right"], told["felled"], told["robust"])
+    assert (len(right), len(felled), len(right) - len(felled)) == (
+        printed["right"],
+        printed["felled"],
+        printed["robust"],
+    )
     assert all(float(row["size"]) <= 0.1 + 1e-6 for row in rows)
     record = json.loads((cli.folder / OUT / "attack.json").read_text())
-    assert record == told["record"]
-    assert record["curve"][0]["robust"] == told["robust"]
+    assert record == printed["record"]
+    assert record["curve"][0]["robust"] == printed["robust"]
 
 
 def test_the_picture_shows_every_sample_up_to_sixteen(cli: Any, run_folder: Path) -> None:
@@ -101,14 +105,14 @@ def test_the_picture_shows_every_sample_up_to_sixteen(cli: Any, run_folder: Path
 
 
 def test_the_nearest_points_may_lie_outside_the_ball(cli: Any, run_folder: Path) -> None:
-    told = json.loads(
+    printed = json.loads(
         cli("attack", "-n", "20", "--attack", "fab", "--set", "steps=5", "--eps", "0.05", "--out", "o", "--json").out
     )
     with np.load(cli.folder / "o/examples.npz") as stored:
-        felled, size, moved = stored["felled"], stored["size"], stored["after"] != stored["y"]
-    assert (size > 0.05 + 1e-6).any() and moved[size > 0].all()
-    assert (size[felled] <= 0.05 + 1e-6).all() and felled.sum() == told["felled"]
-    assert told["robust"] == told["record"]["curve"][0]["robust"]
+        felled, size, wrong = stored["felled"], stored["size"], stored["after"] != stored["y"]
+    assert (size > 0.05 + 1e-6).any() and wrong[size > 0].all()
+    assert (size[felled] <= 0.05 + 1e-6).all() and felled.sum() == printed["felled"]
+    assert printed["robust"] == printed["record"]["curve"][0]["robust"]
 
 
 def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
@@ -133,7 +137,7 @@ def test_interrupted_and_resumed(cli: Any, run_folder: Path, monkeypatch: pytest
         patch.setattr(keep, "shown", shown)
         ran = cli(*argv)
     assert ran.code == 3 and not (cli.folder / "attacks/square-a-digits-linf-0.1").exists()
-    command = shlex.split(ran.err.splitlines()[-1].partition("go on with: ")[2])
+    command = shlex.split(ran.err.splitlines()[-1].partition("continue with: ")[2])
     resumed = cli(*command[1:])
     assert resumed.code == 0
     assert cli(*argv, "--out", "whole").code == 0

@@ -1,4 +1,4 @@
-"""Wrong input: exit code 2, one line that names the valid choices, and nothing on disk."""
+"""Wrong input: exit code 2, one line that names the valid choices, and nothing written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = ("train", "evaluate", "attack")
 
 @pytest.mark.parametrize("eps", EPS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_eps_that_is_no_size(cli: Any, tmp_path: Path, command: str, eps: str) -> None:
+def test_eps_that_is_not_a_size(cli: Any, tmp_path: Path, command: str, eps: str) -> None:
     ran = cli(command, "--eps", eps)
     assert ran.is_one_clear_line and (EPS[eps] in ran.err or not eps)
     assert cli.files() == set()
@@ -38,7 +38,7 @@ def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["train", "--method", "pgdat"], "did you mean pgd-at"),
         (["train", "--method", "act,"], "not a comma list"),
@@ -83,15 +83,15 @@ def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Pa
     ],
     ids=" ".join,
 )
-def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], told: str) -> None:
+def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], message: str) -> None:
     ran = cli(*argv)
     assert ran.is_one_clear_line, ran
-    assert told in ran.err
+    assert message in ran.err
     assert cli.files() == set()
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["evaluate", "-n", "501"], "choose at most 500"),
         (["attack", "-n", "501"], "choose at most 500"),
@@ -116,7 +116,7 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], told: str)
     ],
     ids=" ".join,
 )
-def test_what_does_not_fit_the_run(cli: Any, run_folder: Path, tmp_path: Path, argv: list[str], told: str) -> None:
+def test_what_does_not_fit_the_run(cli: Any, run_folder: Path, tmp_path: Path, argv: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes").write_text("mine")
     (tmp_path / "notes").write_text("mine")
@@ -128,7 +128,7 @@ def test_what_does_not_fit_the_run(cli: Any, run_folder: Path, tmp_path: Path, a
     before = cli.files()
     ran = cli(*argv)
     assert ran.is_one_clear_line, ran
-    assert told in ran.err
+    assert message in ran.err
     assert cli.files() == before
 
 
@@ -164,6 +164,6 @@ def test_no_permission_is_seen_before_the_work(
     assert cli.files() == before
 
 
-def test_nothing_known_acts_on_the_terminal(cli: Any) -> None:
+def test_control_characters_in_an_error_are_escaped(cli: Any) -> None:
     ran = cli("evaluate", "--attack", "\x1b[31mred\nline")
     assert ran.is_one_clear_line and "\x1b" not in ran.err

@@ -1,4 +1,4 @@
-"""`--on ray`: a sweep over two workers of this machine, one of which is killed."""
+"""`--on ray`: parsing, and a sweep on this machine during which one worker is killed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MARK = "ADVBENCH_TEST_OF_RAY"
         ("ray:ray://head:10001,cpus=4,gpus=0", Place("ray://head:10001", 4.0, 0.0)),
     ],
 )
-def test_places(text: str, place: Place | None) -> None:
+def test_valid_places(text: str, place: Place | None) -> None:
     assert parse_place(text) == place
 
 
 @pytest.mark.parametrize("text", ["", "Ray", "slurm", "ray,cpus=two", "ray,memory=4", "ray,cpus=-1", "ray,cpus=nan"])
-def test_places_that_are_none(text: str) -> None:
+def test_invalid_places(text: str) -> None:
     with pytest.raises(UserError, match=r"ray:ADDRESS|ray\[:ADDRESS\]"):
         parse_place(text)
 
@@ -51,14 +51,14 @@ def test_without_its_package(cli: Any, monkeypatch: pytest.MonkeyPatch, command:
 
 
 def working(mark: str) -> list[int]:
-    """The processes of Ray, started with `mark` in their environment, that are training."""
+    """The Ray processes that are training and have `mark` in their environment."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            title, told = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
+            title, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::train_task") and mark.encode() in told:
+        if title.startswith(b"ray::train_task") and mark.encode() in environment:
             found.append(int(place.name))
     return found
 
@@ -70,10 +70,10 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     shared = {**os.environ, MARK: mark.partition("=")[2], "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     program = [sys.executable, "-m", "advbench"]
     lists = ["--method", "trades,pgd-at", "--eps", "0.1,0.2", "--seed", "0,1,2"]
-    with (tmp_path / "said").open("w") as said:
+    with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
             [*program, "train", *lists, *QUICK, "--out", "sweep", "--on", "ray"],
-            cwd=tmp_path, env=shared, stdout=said, stderr=subprocess.STDOUT,
+            cwd=tmp_path, env=shared, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline, killed = time.monotonic() + 600, 0
         while process.poll() is None and time.monotonic() < deadline:
@@ -83,7 +83,7 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
                 os.kill(killed, signal.SIGKILL)
             time.sleep(0.05)
         process.kill()
-    assert process.wait() == 0, (tmp_path / "said").read_text()
+    assert process.wait() == 0, (tmp_path / "output").read_text()
     assert killed
     runs = sorted((tmp_path / "sweep").iterdir())
     assert len(runs) == 12 and all(read_card(run).finished for run in runs)
@@ -94,6 +94,6 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = list(csv.DictReader((tmp_path / "board" / "digits-linf.csv").read_text().splitlines()))
-    told = [(row["model"], row["eps_text"]) for row in rows]
-    assert sorted(told) == sorted((f"sweep/{run.name}", eps) for run in runs for eps in ("0", "0.1"))
+    points = [(row["model"], row["eps_text"]) for row in rows]
+    assert sorted(points) == sorted((f"sweep/{run.name}", eps) for run in runs for eps in ("0", "0.1"))
     assert len({row["record"] for row in rows}) == 12

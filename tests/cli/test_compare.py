@@ -1,4 +1,4 @@
-"""`advbench compare`: from two runs to a table, a gate's exit code, a file for CI, and a chain."""
+"""`advbench compare` of two runs: table, exit code of the gate, files for CI, and provenance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PGD = ["--attack", "pgd", "--set", "steps=3", "-n", "200"]
 
 @pytest.fixture(scope="module")
 def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/a and runs/b, trained robustly and not, and measured."""
+    """A folder with runs/a, trained robustly, and runs/b, trained normally; both are evaluated."""
     import os
 
     from advbench.cli import run
@@ -41,12 +41,12 @@ def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(cli: Any, measured: Path) -> Any:
-    """The command line, in a copy of that folder."""
+    """The command line in a copy of the folder `measured`."""
     shutil.copytree(measured, cli.folder, dirs_exist_ok=True)
     return cli
 
 
-def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
 
     def compare(models: Any, **given: Any) -> Any:
@@ -129,7 +129,7 @@ def test_the_chain_behind_a_record(here: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["compare"], "name two models"),
         (["compare", "runs/a"], "name two models"),
@@ -144,9 +144,9 @@ def test_the_chain_behind_a_record(here: Any) -> None:
     ],
     ids=" ".join,
 )
-def test_bad_input(here: Any, argv: list[str], told: str) -> None:
+def test_bad_input(here: Any, argv: list[str], message: str) -> None:
     before = here.files()
     ran = here(*argv)
     assert ran.is_one_clear_line, ran
-    assert told in ran.err
+    assert message in ran.err
     assert here.files() == before

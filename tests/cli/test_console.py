@@ -1,4 +1,4 @@
-"""What is shown where: streams, terminals, colours, bars, warnings."""
+"""Output: streams, terminals, colours, bars, warnings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMan
     return one
 
 
-def test_results_and_progress_go_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_go_to_stdout_and_progress_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
     screen.say("result")
     screen.note("progress")
@@ -44,7 +44,7 @@ def test_results_and_progress_go_apart(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr() == ("result\n", "progress\nwarning: careful\n")
 
 
-def test_json_leaves_stdout_to_machines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_stdout_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(as_json=True)
     screen.say("chosen")
     screen.note("progress")
@@ -86,7 +86,7 @@ def test_no_color_means_no_escapes_in_results(terminal: Any, monkeypatch: pytest
     assert "98.1" in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
-def test_what_acts_on_terminals_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
     screen.say("a\x1b[2Jb")
     screen.table(("name",), [("c\x07d",)])
@@ -103,7 +103,7 @@ def test_live_bar_shows_stage_share_and_more(terminal: Any) -> None:
     assert "apgd-t" in shown and "50%" in shown and "5 of 9 fell" in shown and "a line that stays" in shown
 
 
-def test_sparse_bar_is_silent_at_first_and_then_seldom(
+def test_sparse_bar_prints_a_line_every_30_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -119,7 +119,7 @@ def test_sparse_bar_is_silent_at_first_and_then_seldom(
     ]
 
 
-def test_own_warnings_are_a_line_and_others_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_warnings_are_one_line_and_others_are_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen().ready():
         warnings.warn("not ours", stacklevel=1)
         warnings.warn_explicit("the cache\nis damaged", UserWarning, console.__file__, 1, module="advbench.data")
@@ -134,8 +134,8 @@ def test_fetching_can_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     def check() -> None:
         raise Enough
 
-    with pytest.raises(Enough), Screen().fetching(check) as told:
-        told(1, 10, "cifar10")
+    with pytest.raises(Enough), Screen().fetching(check) as report:
+        report(1, 10, "cifar10")
 
 
 def test_one_json_value_a_line(capsys: pytest.CaptureFixture[str]) -> None:

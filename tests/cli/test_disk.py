@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: one line, exit 2, what was there stays whole, and freeing them lets work go on."""
+"""Full and read-only disks: one line, exit code 2, existing files stay whole, and the work resumes on a freed disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVALUATE = "evaluate --model runs/a --attack pgd --eps 0.05,0.1 -n 20 --set step
 ATTACK = "attack --model runs/a --attack pgd -n 4 --set steps=2"
 
 
-def said_in_one_line(ran: Any, *words: str) -> bool:
+def failed_in_one_line(ran: Any, *words: str) -> bool:
     last = ran.err.splitlines()[-1]
     once = ran.err.count("error: ") == 1 and "Traceback" not in ran.err
     return ran.code == 2 and once and last.startswith("error: ") and all(word in last for word in words)
@@ -39,7 +39,7 @@ def test_writing_anything(cli: Any, run_folder: Path, disk: Any, command: str, o
     disk.fill() if trouble == "full" else disk.read_only(True)
     ran = cli(*argv)
     if trouble == "full":
-        assert said_in_one_line(ran, f"cannot write {disk.folder}", "No space left on device")
+        assert failed_in_one_line(ran, f"cannot write {disk.folder}", "No space left on device")
         disk.free()
     else:
         assert ran.is_one_clear_line and f"cannot write {disk.folder}" in ran.err  # before any work
@@ -65,7 +65,7 @@ def test_a_disk_that_fills_up_while_training(
         real(*args, **how)
 
     monkeypatch.setattr(folder, "save", save)
-    assert said_in_one_line(cli(*argv, run), "state.bin", "No space left")
+    assert failed_in_one_line(cli(*argv, run), "state.bin", "No space left")
     monkeypatch.undo()
     assert len(kept) == 6 and disk.contents() == kept and not read_card(run).finished
     disk.free()
@@ -88,9 +88,9 @@ def test_a_disk_that_fills_up_while_evaluating(
         real(path, payload)
 
     monkeypatch.setattr(journal, "write_sealed", write)
-    assert said_in_one_line(cli(*argv), ".journal", "No space left")
+    assert failed_in_one_line(cli(*argv), ".journal", "No space left")
     disk.free()
-    assert len(saves) == 3 and saves[0].exists() and disk.contents() == {}  # the second save, whole
+    assert len(saves) == 3 and saves[0].exists() and disk.contents() == {}  # the second save is whole
     monkeypatch.setattr(journal, "write_sealed", real)
     assert cli(*argv, "--resume").code == 0 and not saves[0].exists()
 
@@ -100,7 +100,7 @@ def test_tables_stay_whole_on_a_full_disk(cli: Any, run_folder: Path, disk: Any)
     assert cli(*argv).code == 0
     before = disk.contents()
     disk.fill()
-    assert said_in_one_line(cli(*argv, "--seed", "1"), "No space left")
+    assert failed_in_one_line(cli(*argv, "--seed", "1"), "No space left")
     disk.free()
     assert disk.contents() == before and leaderboard.check(disk.folder) == []
     assert cli(*argv, "--seed", "1").code == 0 and leaderboard.check(disk.folder) == []
@@ -111,7 +111,7 @@ def test_a_figure_on_a_full_disk(cli: Any, run_folder: Path, disk: Any) -> None:
         assert cli(*shlex.split(EVALUATE), "--seed", seed, "--out", cli.folder / f"s{seed}").code == 0
     disk.fill()
     ran = cli("compare", "s0", "s1", "--plot", disk.folder / "c.svg")
-    assert said_in_one_line(ran, "c.svg", "No space left") and disk.contents() == {}
+    assert failed_in_one_line(ran, "c.svg", "No space left") and disk.contents() == {}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -123,8 +123,8 @@ def test_standard_output_that_takes_nothing() -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
 
 
-def test_a_fault_of_ours_is_no_regression() -> None:
-    """1 is for gates; Python's own code for an uncaught exception is 1 too."""
+def test_a_bug_does_not_exit_as_a_regression() -> None:
+    """Exit code 1 means a regression, but is also Python's code for an uncaught exception."""
     code = "import advbench.cli as c; c.run = lambda argv: 1 / 0; c.main()"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and "ZeroDivisionError" in done.stderr

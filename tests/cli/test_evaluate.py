@@ -1,4 +1,4 @@
-"""`advbench evaluate`: forwarding, defaults, records, tables, interruption, repetition."""
+"""`advbench evaluate`: flags, defaults, records, tables, interruption, repetition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def records(folder: Path) -> list[Path]:
     return sorted(folder.rglob("records/*/*/*.json"))
 
 
-def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
@@ -63,7 +63,7 @@ def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.
     }
 
 
-def test_flags_from_a_file_and_over_it(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_from_a_file_and_flags_over_it(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     (cli.folder / "e.toml").write_text(
@@ -105,7 +105,7 @@ def test_json_is_a_record_a_line(cli: Any, run_folder: Path) -> None:
     one, two = map(json.loads, ran.out.splitlines())
     assert (one["model"]["spec"], two["model"]["spec"]) == ("runs/a", "runs/b")
     assert one["schema"] == 1 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
-    assert one["id"] == two["id"]  # the same weights: the same answer to the same question
+    assert one["id"] == two["id"]  # the same weights and settings
 
 
 def test_a_leaderboard_gets_the_record_and_its_tables(cli: Any, run_folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_subset_is_named_in_the_record(cli: Any, run_folder: Path, subset: s
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, after: int) -> None:
-    """Send the signal `number` to this process when the progress was told `after` times."""
+    """Send the signal `number` to this process at the call `after` of the progress."""
     rounds = [0]
 
     def shown(bar: Any) -> Any:
@@ -164,7 +164,7 @@ def test_interrupted_and_resumed_to_the_same_record(
     assert ran.code == 3 and "Traceback" not in ran.err
     assert records(cli.folder / "part") == []
     (journal,) = (cli.folder / "part/records").glob(".*.journal")
-    command = ran.err.splitlines()[-1].partition("go on with: ")[2]
+    command = ran.err.splitlines()[-1].partition("continue with: ")[2]
     assert shlex.split(command) == ["advbench", *argv, "--out", "part", "--model", "runs/a", "--resume"]
     resumed = cli(*shlex.split(command)[1:])
     assert resumed.code == 0 and not journal.exists()
@@ -181,17 +181,19 @@ def test_two_processes_at_one_evaluation(cli: Any, run_folder: Path) -> None:
     assert cli(*argv).code == 0
     assert not list((cli.folder / "o/records").glob("*.journal*"))
     begun = keep.journal_path(cli.folder / "o", "runs/a", "digits", "linf", ["pgd"])
-    with keep.in_use(begun.with_name(f"{begun.name}.rank0")):  # as one leaves it that is killed under torchrun
+    with keep.in_use(begun.with_name(f"{begun.name}.rank0")):  # as a process that was killed under torchrun leaves it
         assert cli(*argv, "--resume").code == 0
 
 
-def test_starting_over_says_what_it_passes_by(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_over_warns_of_the_interrupted_evaluation(
+    cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["evaluate", "-n", "60", "--attack", "square", *SHORT[2:], "--eps", "0.1"]
     with monkeypatch.context() as patch:
         interrupting(patch, keep, signal.SIGINT, after=3)
         assert cli(*argv).code == 3
     ran = cli(*argv)
-    assert ran.code == 0 and "warning: " in ran.err and "--resume would go on with it" in ran.err
+    assert ran.code == 0 and "warning: " in ran.err and "--resume would continue it" in ran.err
     with monkeypatch.context() as patch:
         interrupting(patch, keep, signal.SIGINT, after=3)
         assert cli(*argv, "--force").code == 3
@@ -215,11 +217,11 @@ def test_again(cli: Any, run_folder: Path) -> None:
     assert cli.files() == before
 
 
-def test_again_has_its_questions_from_the_record(cli: Any, run_folder: Path) -> None:
+def test_again_refuses_flags_that_the_record_settles(cli: Any, run_folder: Path) -> None:
     assert cli("evaluate", "-n", "20", "--attack", "fgsm").code == 0
     (path,) = records(cli.folder)
     ran = cli("evaluate", "--again", path, "--eps", "0.2", "-n", "10", "--set", "steps=1")
-    assert ran.is_one_clear_line and "--eps, -n, --set would change that: with it go --model, --device" in ran.err
+    assert ran.is_one_clear_line and "which --eps, -n, --set would change: use only --model, --device" in ran.err
     assert cli("evaluate", "--again", path, "--model", "a", "--model", "b").is_one_clear_line
 
 
@@ -230,7 +232,7 @@ def test_again_when_the_run_was_moved_altered_or_lost(cli: Any, run_folder: Path
     path = cli.folder / "runs/moved" / path.relative_to(cli.folder / "runs/a")
     assert "the same: record" in cli("evaluate", "--again", path).out
     assert "every link that can be checked is verified" in cli("compare", "--explain", path).out
-    kept = Path("kept.json")  # elsewhere, without the run beside it
+    kept = Path("kept.json")  # in another folder than the run
     for suffix in (".json", ".npz"):
         kept.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
     lost = cli("evaluate", "--again", kept)
@@ -247,7 +249,7 @@ def test_again_with_other_weights_or_attacks(cli: Any, run_folder: Path, monkeyp
     train = "train --method standard --dataset digits --arch mlp --eps 0.1 --epochs 1 --set train_n=128 --out runs/b"
     assert cli(*train.split()).code == 0
     ran = cli("evaluate", "--again", path, "--model", "runs/b")
-    assert ran.is_one_clear_line and "other weights" in ran.err
+    assert ran.is_one_clear_line and "the weights of runs/b are not those of record" in ran.err
     real = again_module.asked
     monkeypatch.setattr(again_module, "asked", lambda *given: (real(*given)[0], {"steps": 4}))
     ran = cli("evaluate", "--again", path)
@@ -275,7 +277,7 @@ def test_the_tasks_of_a_run_are_attacked(cli: Any, run_folder: Path) -> None:
     examples = cli("attack", "--model", "runs/tasks", "--attack", "multi-task", "-n", "8", "--set", "attacked=wgd")
     assert examples.code == 0 and "felled" in examples.out
 
-    none = cli(*asked, "--model", "runs/tasks", "--model", run_folder)  # before the first one is measured
+    none = cli(*asked, "--model", "runs/tasks", "--model", run_folder)  # refused before the first model is measured
     assert none.is_one_clear_line and f"which {run_folder} is not" in none.err and "--method multi-task" in none.err
     unknown = cli(*asked, "--model", "runs/tasks", "--set", "attacked=jigsaw")
     assert unknown.is_one_clear_line and "macro, main, relative, rotation, sum, wgd" in unknown.err

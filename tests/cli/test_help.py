@@ -1,4 +1,4 @@
-"""Help and listings: at once, without torch."""
+"""Help and listings are quick and load no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from advbench.cli.list import KINDS
 from advbench.registry import entries
 
 COMMANDS = ("train", "attack", "evaluate", "compare", "analyze", "list")
-_SAYS_MODULES = """
+_PRINT_HEAVY_MODULES = """
 import sys
 from advbench.cli import run
 code = run(sys.argv[1:])
@@ -37,13 +37,13 @@ def program(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     ids=" ".join,
 )
 def test_loads_nothing_heavy(argv: list[str]) -> None:
-    ran = program(sys.executable, "-c", _SAYS_MODULES, *argv)
+    ran = program(sys.executable, "-c", _PRINT_HEAVY_MODULES, *argv)
     assert ran.stdout
     assert ran.stderr == "[]\n"
 
 
 def test_list_models_loads_no_torch() -> None:
-    ran = program(sys.executable, "-c", _SAYS_MODULES, "list", "models")
+    ran = program(sys.executable, "-c", _PRINT_HEAVY_MODULES, "list", "models")
     assert "torch" not in ran.stderr
 
 
@@ -53,7 +53,7 @@ def test_importing_loads_no_torch() -> None:
 
 def test_help_is_quick() -> None:
     def seconds() -> float:
-        """Of processor time: other processes do not count."""
+        """Processor time of one run, which other processes do not lengthen."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         program(sys.executable, "-m", "advbench", "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,5 +1,4 @@
-"""What a method cannot do is refused in one line before anything is trained; what goes wrong later is told wherever
-the run appears."""
+"""What a method cannot do is refused in one line before training. Flags of a training appear wherever its run does."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--method", "free-at", "--norm", "l1"], "free-at cannot train for norm l1: choose from linf, l2"),
         (["--method", "n-fgsm", "--norm", "fourier-linf"], "choose from linf"),
@@ -37,13 +36,16 @@ class Net(nn.Module):
         (["--method", "great", "--set", "model.activation=relu"], "set model.activation to one of softplus, silu"),
         (["--method", "consistency", "--set", "augment.crop=0"], "there are none: set augment.crop"),
         (["--method", "learned-optimizer", "--set", "awp.gamma=0.01"], "awp.gamma must be 0"),
-        (["--method", "pgd-at,free-at", "--norm", "l1"], "free-at cannot train for norm l1"),  # before pgd-at, too
+        (
+            ["--method", "pgd-at,free-at", "--norm", "l1"],
+            "free-at cannot train for norm l1",
+        ),  # refused before pgd-at trains
     ],
 )
-def test_what_a_method_cannot_do(cli: Any, argv: list[str], told: str) -> None:
+def test_what_a_method_cannot_do(cli: Any, argv: list[str], message: str) -> None:
     ran = cli("train", *SHORT, *argv)
     assert ran.code == 2 and ran.err.startswith("error: ") and ran.err.count("\n") == 1, ran.err
-    assert told in ran.err, ran.err
+    assert message in ran.err, ran.err
     assert not [file for file in cli.files() if file.endswith((".safetensors", "metrics.jsonl"))]
 
 

@@ -1,4 +1,4 @@
-"""Networks that users bring, written as most are: maps flattened by `view`, which only one memory layout allows."""
+"""Networks of users that flatten their maps by `view`, as many do; `view` fails on channels-last maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Viewing(Model):
         return self.linear(z)
 
 class Plain(nn.Module):
-    """Two heads read the maps, so that no rewriting helps."""
+    """Two linear layers read the flattened maps."""
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -46,7 +46,7 @@ def own(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cli
 
 
-def test_it_is_trained_and_attacked(own: Any) -> None:
+def test_a_network_with_view_is_trained_and_attacked(own: Any) -> None:
     arch = ["--arch", "nets_that_view:Viewing"]
     ran = own("train", "--method", "pgd-at", "--dataset", "digits", *arch, "--epochs", "1", "--out", "runs/own")
     assert ran.code == 0 and "Traceback" not in ran.err, ran.err
@@ -54,13 +54,13 @@ def test_it_is_trained_and_attacked(own: Any) -> None:
     assert ran.code == 0 and "Traceback" not in ran.err, ran.err
 
 
-def test_where_no_other_layout_will_do(own: Any) -> None:
+def test_a_plain_module_with_view_is_attacked(own: Any) -> None:
     ran = own("evaluate", "--model", "nets_that_view:Plain", "--dataset", "digits", "--attack", "pgd", "--eps", "0,0.1",
               "-n", "20")  # fmt: skip
     assert ran.code == 0 and "95 % interval" in ran.out, ran.err
 
 
-def test_a_maker_that_takes_nothing_is_told_what_it_is_given(own: Any) -> None:
+def test_a_maker_without_num_classes_is_refused_by_name(own: Any) -> None:
     ran = own("train", "--method", "pgd-at", "--dataset", "digits", "--arch", "nets_that_view:Plain", "--epochs", "1")
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == "error: unknown setting of nets_that_view:Plain 'num_classes': there are none"

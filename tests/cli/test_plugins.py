@@ -1,4 +1,4 @@
-"""Code of one's own in an empty folder, one module a kind, named on the command line as `module:name`."""
+"""Users' own modules in the current folder, one of each kind, named on the command line as `module:name`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ EVALUATE = ("evaluate", "--eps", "0,0.1", "-n", "40", "--json")
 
 @pytest.fixture
 def own(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The empty folder with the modules; they are loaded anew in each test."""
+    """The command line in a folder with the modules, which each test imports anew."""
     sources = {"my_attack": ATTACK, "my_method": METHOD, "my_data": DATA, "my_model": MODEL, "my_analysis": ANALYSIS}
     for name, source in sources.items():
         (cli.folder / f"{name}.py").write_text(source)
@@ -119,7 +119,7 @@ def test_attacks_by_entry_class_and_maker(own: Any, run_folder: Path, name: str,
     assert found["attack"][0]["settings"]["set"] == f"my_attack:{name}"
 
 
-def test_a_class_of_ours_by_its_module(own: Any, run_folder: Path) -> None:
+def test_a_class_of_the_package_by_its_module(own: Any, run_folder: Path) -> None:
     found = record(own(*EVALUATE, "--attack", "advbench.attacks.pgd:PGD", "--set", "steps=4"))
     assert found["attack"][0]["settings"]["steps"] == 4
 
@@ -135,10 +135,10 @@ def test_a_function_is_an_attack_whose_points_are_verified(own: Any, run_folder:
 
 def test_a_function_gives_examples(own: Any, run_folder: Path) -> None:
     ran = own("attack", "--attack", "my_attack:function", "--eps", "0.1", "-n", "40", "--out", "examples", "--json")
-    told = record(ran)
+    summary = record(ran)
     with np.load(own.folder / "examples" / "examples.npz") as arrays:
         change = np.abs(arrays["x_adv"] - arrays["x"]).max((1, 2, 3))
-        assert told["felled"] == int((change > 0).sum()) > 0
+        assert summary["felled"] == int((change > 0).sum()) > 0
         assert change.max() <= 0.1 + 1e-6
 
 
@@ -167,7 +167,7 @@ def test_what_a_function_does_to_the_model_is_done_to_a_copy(own: Any, run_folde
         ("absent", "cannot load attack 'my_attack:absent': module 'my_attack' has no attribute 'absent'"),
     ],
 )
-def test_what_is_no_attack_is_said_in_a_line(own: Any, run_folder: Path, name: str, message: str) -> None:
+def test_what_is_not_an_attack_is_refused_in_one_line(own: Any, run_folder: Path, name: str, message: str) -> None:
     ran = own(*EVALUATE, "--attack", f"my_attack:{name}")
     assert ran.code == 2 and not ran.out
     assert message in ran.err.splitlines()[-1] and "Traceback" not in ran.err

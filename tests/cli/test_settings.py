@@ -1,4 +1,4 @@
-"""--set: texts as values."""
+"""Parsing of --set."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def test_values_take_the_type_of_the_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("stps=4", "did you mean steps"), ("runs=a", "choose from"), ("steps=many", "valid integer")]
+    ("text", "message"), [("stps=4", "did you mean steps"), ("runs=a", "choose from"), ("steps=many", "valid integer")]
 )
-def test_values_that_do_not_fit(text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_values_that_do_not_fit(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         fit_settings(_maker, [text], apart=["runs"])
     with pytest.raises(UserError, match="there are none"):
         fit_settings(lambda: None, [text])

@@ -1,4 +1,4 @@
-"""Signals: the first stops at the next step, the second ends at once; what to type to go on."""
+"""Signals: the first stops at the next step, the second ends at once; and the command line to resume with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advbench.errors import Interrupted
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_first_asks_second_ends(
+def test_first_signal_stops_second_ends(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[int] = []
@@ -29,7 +29,7 @@ def test_first_asks_second_ends(
         signal.raise_signal(number)
         assert ended == [128 + number]
     assert signal.getsignal(number) == before
-    assert "once more to end at once" in capfd.readouterr().err
+    assert "a second signal ends at once" in capfd.readouterr().err
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:

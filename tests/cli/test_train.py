@@ -1,4 +1,4 @@
-"""`advbench train`: what is forwarded, chosen, written, and how it is interrupted."""
+"""`advbench train`: flags, defaults, files, interruption."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK = ["--dataset", "digits", "--arch", "mlp", "--epochs", "1", "--batch-size"
 QUICK += [word for field in ("train_n=256", "validation.n=32", "inner.steps=1") for word in ("--set", field)]
 
 
-def test_arguments_reach_the_plain_function_whole(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(train_module, "train", lambda flags, screen: seen.append({**asdict(flags), "screen": screen}))
     argv = shlex.split(
@@ -81,13 +81,13 @@ def test_without_flags_nothing_is_given(cli: Any, monkeypatch: pytest.MonkeyPatc
         ("svhn", "mlp", False, ("svhn", "mlp")),
     ],
 )
-def test_what_is_trained_where_nothing_is_said(
+def test_default_dataset_and_architecture(
     dataset: str | None, arch: str | None, cuda: bool, chosen: tuple[str, str]
 ) -> None:
     assert choose_data(dataset, arch, cuda=cuda)[:2] == chosen
 
 
-def test_default_folders_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folders_are_never_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.resolve(method="act", eps="8/255")
     name = Path("runs/act-digits-small_cnn-linf-8_255-s0")
@@ -109,7 +109,7 @@ def test_a_run_its_first_line_and_its_folder(cli: Any) -> None:
     assert ran.code == 0
     name = "runs/pgd-at-digits-mlp-linf-0.1-s0"
     first, last = ran.out.splitlines()
-    assert first.startswith("pgd-at on digits with mlp (as told), linf eps 0.1, 1 epoch, seed 0, on ")
+    assert first.startswith("pgd-at on digits with mlp (given), linf eps 0.1, 1 epoch, seed 0, on ")
     assert first.endswith(f"into {name}")
     assert last.startswith("trained in ") and last.endswith(name)
     assert "epoch 1/1  loss" in ran.err
@@ -163,7 +163,7 @@ def test_tensorboard_without_its_package(cli: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard: pip install '.[log]'")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from tensorboard's own imports
 def test_what_tensorboard_reads(cli: Any) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -171,16 +171,16 @@ def test_what_tensorboard_reads(cli: Any) -> None:
     found = EventAccumulator(str(cli.folder / "run" / "tensorboard"))
     found.Reload()
     rows = [json.loads(line) for line in (cli.folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = {"loss": [row["loss"] for row in rows], "kl": [row["terms"]["kl"] for row in rows]}
-    told |= {name: [row[name] for row in rows] for name in ("clean", "robust", "lr")}
-    for name, values in told.items():
+    expected = {"loss": [row["loss"] for row in rows], "kl": [row["terms"]["kl"] for row in rows]}
+    expected |= {name: [row[name] for row in rows] for name in ("clean", "robust", "lr")}
+    for name, values in expected.items():
         assert [(event.step, event.value) for event in found.Scalars(name)] == [
             (epoch, pytest.approx(value, rel=1e-5)) for epoch, value in enumerate(values, 1)
         ]
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    """The real program and a real Ctrl-C; what it says to type goes on."""
+    """The real program and a real Ctrl-C. The command line that it prints resumes the run."""
     argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "60", "--set", "train_n=1024"]
     program = [sys.executable, "-m", "advbench"]
     with subprocess.Popen(
@@ -194,7 +194,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert "Traceback" not in err
-    command = err.splitlines()[-1].partition("go on with: ")[2]
+    command = err.splitlines()[-1].partition("continue with: ")[2]
     (run,) = tmp_path.glob("runs/*")
     assert shlex.split(command) == ["advbench", *argv, "--out", f"runs/{run.name}", "--resume"]
     assert not read_card(run).finished
@@ -202,5 +202,5 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         [*program, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    assert "going on after epoch" in ran.stderr
+    assert "resuming after epoch" in ran.stderr
     assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 60
