@@ -131,7 +131,7 @@ def _usage(error: Any) -> int:
 
 def _complain(what: str, message: object, code: int) -> int:
     rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
-    if rank != "0":  # under torchrun a signal stops all processes, and the first reports it; errors may be of one
+    if rank != "0":  # torchrun: a signal stops all processes and the first reports it; an error may be one's own
         if code == 3:
             return code
         what = f"{what} in process {rank}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advbench.cli.console import Screen
-from advbench.cli.keep import save, shown
+from advbench.cli.keep import save, search_progress
 from advbench.cli.stop import Stop
 from advbench.compare import whereabouts
 from advbench.defaults.target import load_target, pick_device
@@ -72,7 +72,7 @@ def repeat(
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
                 command=("advbench", *argv),
             )  # fmt: skip
-            result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=shown(bar)))
+            result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
     now = result.record
     same = now.id == was.id
     changed_fates = int(np.sum(result.fates.fell != fates.fell))

@@ -106,14 +106,14 @@ class Flags:
 
 
 def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
-    """Attack the first `n` (default 64) test images of the model and write the files FILES to `out`.
+    """Attack the first `n` (default 64) test images of the model and write FILES to `out`.
 
     Raises UserError for wrong flags, before the attack starts, and Interrupted after a signal.
     """
     screen = screen or Screen()
     check_flags(flags)
     from advbench.cli.examples import collect, write
-    from advbench.cli.keep import shown
+    from advbench.cli.keep import search_progress
     from advbench.defaults.target import load_target, newest_run, pick_device
     from advbench.evaluator import Journal, Settings, evaluate
 
@@ -139,7 +139,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
         )  # fmt: skip
         with screen.bar(flags.attack) as bar:
-            journal = Journal(out.parent / f".{out.name}.journal", stop=stop, progress=shown(bar))
+            journal = Journal(out.parent / f".{out.name}.journal", stop=stop, progress=search_progress(bar))
             try:
                 result = evaluate(target.loaded, data, settings, journal=journal, resume=flags.resume)
             except Interrupted as error:

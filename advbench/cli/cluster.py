@@ -140,9 +140,9 @@ def connected(place: Place, device: str) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def enter(here: str) -> None:
+def enter(folder: str) -> None:
     """Change to the folder in which the command was typed. Raises UserError if this machine does not have it."""
     try:
-        os.chdir(here)
+        os.chdir(folder)
     except OSError as error:
-        raise UserError(f"{here} is not on this machine: with Ray, all machines must share a file system") from error
+        raise UserError(f"{folder} is not on this machine: with Ray, all machines must share a file system") from error

@@ -210,7 +210,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
 
     names = list(flags.models) or [targets.newest_run()]
     if place is not None:
-        return evaluate_there(place, names, flags, screen)
+        return evaluate_on_cluster(place, names, flags, screen)
     device = targets.pick_device(flags.device)
     if str(device) == "cuda" and ranks.world() > 1:
         device = targets.pick_device(f"cuda:{ranks.local_rank()}")
@@ -272,7 +272,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, shown
+    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, search_progress
     from advbench.evaluator import evaluate as measured
     from advbench.record import slug
 
@@ -288,7 +288,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
-            journal = KeptJournal(path, folder, stop=stop, progress=shown(bar))
+            journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar))
             try:
                 data = target.data.subset(choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
@@ -312,13 +312,13 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     return record
 
 
-def evaluate_task(here: str, *, flags: Flags) -> list[str]:
+def evaluate_task(working_folder: str, *, flags: Flags) -> list[str]:
     """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
-    enter(here)
+    enter(working_folder)
     return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
 
 
-def evaluate_there(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
+def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
     """Evaluate the models as Ray tasks, print each curve as it arrives, and return the records in order."""
     from advbench.record import Record
 
@@ -334,8 +334,8 @@ def evaluate_there(place: Place, models: Sequence[str], flags: Flags, screen: Sc
 
     with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
         screen.say(f"{len(models)} evaluations on {cluster.about}")
-        there = replace(flags, device=cluster.device, resume=True, on="local")
-        jobs = [Job(model, {"flags": replace(there, models=(model,))}) for model in models]
+        remote = replace(flags, device=cluster.device, resume=True, on="local")
+        jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
     return [record for model in models for record in found[model]]
 

@@ -91,7 +91,7 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
     return published.path
 
 
-def shown(bar: Bar) -> Callable[[str, Search], None]:
+def search_progress(bar: Bar) -> Callable[[str, Search], None]:
     """A callback for `Journal` that shows in a bar how many items ended and how many samples fell."""
 
     def measure(search: Search) -> tuple[float, float, str]:

@@ -139,7 +139,7 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
     _check_methods(recipes)
     tasks = ranks.first(lambda: place_runs(recipes, flags.out, resume=flags.resume, force=flags.force))
     if place is not None:
-        _there(place, tasks, flags, screen)
+        _train_on_cluster(place, tasks, flags, screen)
         return [task.out for task in tasks]
     with Stop() as stop:
         for number, task in enumerate(tasks, start=1):
@@ -147,7 +147,7 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
             screen.say(f"{count}{describe(task.recipe, why)}, on {device}, into {task.out}")
             ranks.first(lambda task=task: _fetch(task.recipe.dataset, stop, screen))  # type: ignore[misc]
             try:
-                _one(task, flags, device, stop, screen)
+                _train_one(task, flags, device, stop, screen)
             except Interrupted as error:
                 missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
                 raise Halted(str(error).partition(":")[0], missing) from error
@@ -229,21 +229,21 @@ def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
             load(dataset, "train", progress=fetching)
 
 
-def _one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> None:
+def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> None:
     """Train one run, unless it is finished, and print its summary."""
-    from advbench.cli.watch import Shown
+    from advbench.cli.watch import ScreenWatch
     from advbench.trainer import folder, train
 
     if task.going_on and folder.finished(task.out):
         screen.note(f"{task.out} is finished: nothing to do")
     else:
         with screen.bar("") as bar:
-            watch = Shown(bar, stop, log=flags.log)
+            watch = ScreenWatch(bar, stop, log=flags.log)
             train(task.recipe, task.out, device=device, resume=flags.resume, force=flags.force, watch=watch)
     _show(task.out, screen)
 
 
-def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
+def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
     """Train the runs that are not finished as tasks of a Ray cluster."""
     from advbench.trainer import folder
 
@@ -266,14 +266,14 @@ def _there(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) ->
         cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _show(Path(out), screen))
 
 
-def train_task(here: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
+def train_task(working_folder: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
     """A task of a cluster: train into the folder `out`, resuming what was saved."""
-    from advbench.cli.watch import Shown
+    from advbench.cli.watch import ScreenWatch
     from advbench.recipe import Recipe
     from advbench.trainer import train
 
-    enter(here)
-    watch = Shown(Bar(), Stop(), log=log)
+    enter(working_folder)
+    watch = ScreenWatch(Bar(), Stop(), log=log)
     return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 

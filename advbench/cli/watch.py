@@ -15,7 +15,7 @@ from advbench.trainer import Began, EpochDone, StepDone, Watch
 _LINE_SECONDS = 5.0  # between two lines about epochs if there is no live bar
 
 
-class Shown(Watch):
+class ScreenWatch(Watch):
     """A bar for the run, lines for its epochs, and with `log` TensorBoard's event files in the run folder."""
 
     def __init__(self, bar: Bar, stop: Stop, *, log: str | None = None) -> None:

@@ -129,12 +129,12 @@ def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
 def test_interrupted_and_resumed(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    def shown(bar: Any) -> Any:
+    def search_progress(bar: Any) -> Any:
         return lambda stage, search: os.kill(os.getpid(), signal.SIGINT) if search.finished else None
 
     argv = ["attack", "-n", "40", "--attack", "square", "--set", "n_queries=30"]
     with monkeypatch.context() as patch:
-        patch.setattr(keep, "shown", shown)
+        patch.setattr(keep, "search_progress", search_progress)
         ran = cli(*argv)
     assert ran.code == 3 and not (cli.folder / "attacks/square-a-digits-linf-0.1").exists()
     command = shlex.split(ran.err.splitlines()[-1].partition("continue with: ")[2])

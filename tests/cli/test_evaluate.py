@@ -141,7 +141,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, afte
     """Send the signal `number` to this process at the call `after` of the progress."""
     rounds = [0]
 
-    def shown(bar: Any) -> Any:
+    def search_progress(bar: Any) -> Any:
         def progress(stage: str, search: Any) -> None:
             rounds[0] += 1
             if rounds[0] == after:
@@ -149,7 +149,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, afte
 
         return progress
 
-    monkeypatch.setattr(module, "shown", shown)
+    monkeypatch.setattr(module, "search_progress", search_progress)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
