@@ -45,7 +45,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{BALLS}l2_projection_is_the_nearest_point": [
             ("l2-half-ball", "x, e = self.x.flatten(1), self", "x, e = self.x.flatten(1), 0.5 * self"),
-            ("l2-ball-then-box", "range(_CLIMBS)", "range(0)"),
+            ("l2-ball-then-box", "range(_MAX_ROUNDS)", "range(0)"),
         ],
         f"{BALLS}l1_projection_is_the_nearest_point": [
             ("l1-half-ball", "eps = self.eps.to(a.dtype)", "eps = 0.5 * self.eps.to(a.dtype)"),
@@ -146,7 +146,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/apgd_l1.py": {
         f"{FELLS}[apgd-ce-l1-False]": [
             ("apgd-l1-flipped", "signs = g.sign()", "signs = -g.sign()"),
-            ("apgd-l1-no-projection", "moved = ball.project(", "moved = torch.clone("),
+            ("apgd-l1-no-projection", "stepped = ball.project(", "stepped = torch.clone("),
             ("apgd-l1-half-ball", "ball = _scaled(p.region, factor)", "ball = _scaled(p.region, factor / 2)"),
             ("apgd-l1-all-elements", "g.abs() >= least", "g.abs() >= 0"),
         ],
@@ -204,7 +204,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/ddn.py": {
         f"{NEAREST}[ddn-l2-False]": [
             ("ddn-flipped", "s.delta + alpha", "s.delta - alpha"),
-            ("ddn-direction-of-signs", "p.region.steepest(_anywhere", "torch.sign(_anywhere"),
+            ("ddn-direction-of-signs", "p.region.steepest(_nonzero", "torch.sign(_nonzero"),
             ("ddn-shrinks-and-grows", "1 - self.gamma, 1 + self.gamma", "1 + self.gamma, 1 - self.gamma"),
         ],
         f"{STEPS}ddn_leaves_a_point_without_gradient_in_a_new_direction_each_time": [
@@ -219,7 +219,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/fmn.py": {
         f"{NEAREST}[fmn-linf-False]": [
             ("fmn-flipped", "s.query + (alpha", "s.query - (alpha"),
-            ("fmn-no-projection", ".project(moved)", ".project(moved) * 0 + moved"),
+            ("fmn-no-projection", ".project(stepped)", ".project(stepped) * 0 + stepped"),
             ("fmn-half-ball", "around(region.norm, x, size)", "around(region.norm, x, size / 2)"),
             ("fmn-never-shrinks", "s.size * (1 - gamma)", "s.size * (1 + gamma)"),
         ],
@@ -299,7 +299,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [
             ("refused-given-up", "and again[place]", "and False"),
-            ("refused-again", "& ~(beyond <= to_beat)", ""),
+            ("refused-again", "& ~(reached <= to_beat)", ""),
         ],
         f"{SEARCH}who_is_refused_goes_on_after_a_kill": [
             ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advbench import rng
 from advbench.engine.attack import Answer, Attack, Problem, Samples
-from advbench.engine.cuda_graph import WARM_UP
+from advbench.engine.cuda_graph import WARM_UP_RUNS
 from advbench.engine.kernels import _switches, exact_kernels
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
@@ -86,7 +86,7 @@ def test_no_step_waits_for_the_host(attack: Attack, norm: str) -> None:
 
 def fake(body: Callable[[], None]) -> Callable[[], None]:
     """As `cuda_graph` does: warm up, record without running, replay."""
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_RUNS):
         body()
     return body
 
@@ -201,7 +201,7 @@ def test_passes_are_counted_though_a_replay_runs_no_python(net: nn.Module) -> No
     for run in (eager, replayed):
         run.samples.eps.fill_(1e-6)  # nothing falls: all takes its whole course
         run.run()
-    more = (WARM_UP + 1) * SLOTS  # the warm-up, and the eager step that the first replay is held against
+    more = (WARM_UP_RUNS + 1) * SLOTS  # the warm-up, and the eager step that the first replay is held against
     assert replayed.oracle.forwards == eager.oracle.forwards + more
     assert replayed.oracle.backwards == eager.oracle.backwards + more
 

@@ -297,11 +297,11 @@ def test_hits_are_verified_before_their_samples_other_items_are_worked_off(cases
     weak = np.arange(COUNT + 4) < 3
     attack = find("attacks", "apgd-t").create(steps=20, n_targets=3)
     found = {}
-    for enough in (1, 8):
+    for verify_at in (1, 8):
         search = case.search(attack, "linf", np.where(weak, 1.5, 0.1) * case.distance("linf"), slots=8)
-        assert search.enough == 1
-        search.enough = enough
-        found[enough] = search.run().fell, search.oracle.forwards
+        assert search.verify_at == 1
+        search.verify_at = verify_at
+        found[verify_at] = search.run().fell, search.oracle.forwards
     assert found[1][0].tolist() == found[8][0].tolist() == weak.tolist()
     assert found[1][1] < found[8][1]
 

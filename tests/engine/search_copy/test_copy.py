@@ -112,7 +112,7 @@ def test_what_cannot_be_traced_is_copied_as_it_is() -> None:
 def test_a_convolution_seen_by_others_is_not_folded() -> None:
     net = Peeking(weight=False)
     twin, notes = search_copy(net, example=X)
-    assert notes == ["1 BatchNorm kept: no convolution of their own comes before"]
+    assert notes == ["1 BatchNorm kept: not preceded by a convolution that nothing else reads"]
     assert torch.allclose(twin(X), net.eval()(X))
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_recorded_is_not_prepacked():
     with torch.no_grad():
         copy(x)
         assert torch.allclose(copy(bright), net(bright), atol=1e-6)
-    assert not copy.straight
+    assert not copy.traceable
 
 
 @pytest.mark.parametrize("arch", ["lenet5", "small_cnn", "small_cnn_16_32_100", "mlp", "linear"])
