@@ -23,7 +23,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption(Attack):
-    """`source` of the corrupted images: "auto", or one of those of `data.corruptions.source_of`."""
+    """`source` of the corrupted images: "auto", or as in `data.corruptions.source_of`."""
 
     asks: ClassVar[Asks] = "logits"
     norms = (CORRUPTIONS,)

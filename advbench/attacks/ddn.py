@@ -35,8 +35,8 @@ class DDNState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class DDN(Attack):
-    """`gamma`: the relative change of the norm; `init_norm`: its first value. `levels`: round points to that many grey
-    levels (256 in the paper, as in 8-bit images), or 0 for no rounding."""
+    """`gamma`: the relative change of the norm; `init_norm`: its first value. `levels`: round points to that many
+    values per element (256 in the paper, as in 8-bit images), or 0 for no rounding."""
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True

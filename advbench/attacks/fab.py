@@ -1,9 +1,12 @@
 """Fast Adaptive Boundary attack: Croce and Hein 2020, arXiv:1907.02044, algorithm 1.
 
 The decision boundary is linearised at x_i; d_i is the shortest step onto it from x_i and d_0 the one from the sample x,
-both within [0, 1]. x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), where alpha = min(||d_i|| / (||d_i|| +
-||d_0||), alpha_max). An adversarial x_{i+1} is moved back to (1 - beta) x + beta x_{i+1} before the next step. So each
-step is followed by a query for logits alone, which costs at most a third of a pass with its gradient.
+both within [0, 1]:
+
+x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), alpha = min(||d_i|| / (||d_i|| + ||d_0||), alpha_max).
+
+An adversarial x_{i+1} is moved back to (1 - beta) x + beta x_{i+1} before the next step. So each step is followed by a
+query for logits alone, which costs at most a third of a pass with its gradient.
 
 The attack searches for the nearest adversarial example. The first restart starts from x; eps only scales the random
 starts of the others.
@@ -35,7 +38,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "summary": "Fast Adaptive Boundary towards the 9 likeliest wrong classes, 100 steps each",
     },
 }
-_START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # norm that random starts use for an infinite eps
+_START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # replaces an infinite eps in random starts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class FMN(Attack):
         nearest = torch.where(a.wrong, torch.minimum(here, s.nearest), s.nearest)
 
         estimate = here + a.value.abs().double() / region.dual(a.gradient).double().clamp_min(1e-12)
-        # Growth is needed too: the estimate stops increasing if the border of [0, 1] or rounding holds the point back.
+        # Growth by gamma is needed too: the estimate can stall at the border of [0, 1] or because of rounding.
         grown = torch.where(s.size.isinf(), 0, s.size) * (1 + gamma)
         outwards = torch.where(nearest.isinf(), torch.maximum(estimate, grown), grown)
         size = torch.where(a.wrong, torch.minimum(s.size * (1 - gamma), nearest), outwards)

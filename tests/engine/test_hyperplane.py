@@ -1,4 +1,4 @@
-"""The step onto a hyperplane inside the box, against linear programs and a direct search."""
+"""The shortest step onto a hyperplane within the box, against linear programs (Linf, L1) and SLSQP (L2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ours(x: np.ndarray, w: np.ndarray, rise: float, norm: str) -> np.ndarray:
     return d.double().numpy().ravel()
 
 
-def least(x: np.ndarray, w: np.ndarray, rise: float, norm: str) -> float:
+def smallest_norm(x: np.ndarray, w: np.ndarray, rise: float, norm: str) -> float:
     bounds = np.stack([-x, 1 - x], 1).astype(float)
     eye = np.eye(SIZE)
     if norm == "linf":  # variables d, t: minimise t with |d| <= t
@@ -61,7 +61,7 @@ def test_is_the_shortest_step_onto_the_hyperplane(norm, seed):
     assert w @ d == pytest.approx(rise, abs=1e-5)
     assert (x + d >= -1e-7).all() and (x + d <= 1 + 1e-7).all()
     size = np.linalg.norm(d, {"linf": np.inf, "l2": 2, "l1": 1}[norm])
-    assert size == pytest.approx(least(x, w, rise, norm), rel=1e-4)
+    assert size == pytest.approx(smallest_norm(x, w, rise, norm), rel=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -34,7 +34,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 class NarrowConv2d(nn.Conv2d):
-    """`conv` with that gradient. Its weights are frozen; its input is (B, C, H, W)."""
+    """`conv` with the faster input gradient. Its weights are frozen; its input is (B, C, H, W)."""
 
     weight_t: Tensor  # transposed weights, (C * k * k, O)
 
