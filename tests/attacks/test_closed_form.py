@@ -213,9 +213,7 @@ def test_a_chosen_target_is_reached(cases, name):
         logits = case.net.double()(case.x.double()).numpy()
     case.net.float()
     away = np.abs(case.weight[2] - case.weight[case.y.numpy()]).sum(1)
-    towards = (logits[np.arange(len(case.y)), case.y] - logits[:, 2])[~own] / away[
-        ~own
-    ]  # [0, 1] does not cut the balls
+    towards = (logits[np.arange(len(case.y)), case.y] - logits[:, 2])[~own] / away[~own]  # without the box
     eps = np.full(len(case.y), 0.9)
     eps[~own.numpy()] = towards * (1.3 if name == "square" else 1.01)
     verdicts = case.strike(aimed, "linf", eps)
