@@ -431,4 +431,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("copy-in-train-mode", "twin.eval().requires_grad_(False)", "twin.train().requires_grad_(False)"),
         ],
     },
+    "advbench/engine/search_copy/winograd.py": {
+        f"{_in('engine/search_copy/test_winograd')}it_equals_the_plain_convolution": [
+            ("winograd-gradient", "x[some, 1:, :2, 1:, :2] +=", "x[some, 1:, :2, 1:, :2] -="),
+        ],
+    },
 }

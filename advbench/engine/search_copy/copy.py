@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from advbench.engine.search_copy.first_layer import NarrowConv2d
 from advbench.engine.search_copy.pool_first import pool_first
+from advbench.engine.search_copy.winograd import WinogradConv2d
 from advbench.errors import UserError
 from advbench.models.base import straight_through
 
@@ -22,6 +23,7 @@ TOLERANCE = 1e-4
 # Largest allowed sum of gradient differences, relative to the sum of gradients. It is larger because a ReLU near zero
 # may be active in only one of the two networks.
 GRADIENT_TOLERANCE = 1e-2
+MAX_FILTER_BYTES = 2**30  # of all Winograd filters together
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -82,11 +84,12 @@ def search_copy(
 
     - BatchNorms are folded into the convolution before them, if the traced graph shows that nothing else reads the
       value between the two. A BatchNorm that comes first (pre-activation) stays.
-    - On a CPU, first layers get the faster gradient of `first_layer`.
+    - On a CPU, first layers get the faster gradient of `first_layer`, and wide 3x3 convolutions become those of
+      `winograd`.
     - A ReLU followed by max pooling is moved behind it (`pool_first`).
 
     Logits on random images must agree with those of `net` to TOLERANCE, and gradients to GRADIENT_TOLERANCE; otherwise
-    the change is undone and a note says why.
+    the change is undone and a note says why. Forward and backward passes are both tried before the copy is used.
 
     `dtype`: what the copy computes in, such as torch.bfloat16; that of `net` by default. `channels_last`: the memory
     layout, if `net` runs in it; by default used everywhere but on CUDA in fp32, where the fast convolutions without
@@ -104,9 +107,13 @@ def search_copy(
             plain = _frozen(net)  # the copy is changed below and `frozen` is its reference
         if dtype is not None:
             plain = plain.to(dtype)
+        memory = MAX_FILTER_BYTES
         for name, module in _convs(plain):
             if NarrowConv2d.fits(module):
                 _replace(plain, name, NarrowConv2d(module))
+            elif WinogradConv2d.fits(module) and (size := WinogradConv2d.filter_bytes(module)) <= memory:
+                _replace(plain, name, WinogradConv2d(module))
+                memory -= size
         twin = SearchCopy(plain, dtype)
         graph = _trace(plain)
         twin.traceable = graph is not None
@@ -180,7 +187,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             hasattr(m, "straight_through")
-            or isinstance(m, NarrowConv2d)
+            or isinstance(m, NarrowConv2d | WinogradConv2d)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -288,10 +295,12 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Faster forward passes of `net` on a CPU for inputs of the shape of x, without gradients.
 
     The weights are laid out once as the CPU's kernels need them, which cuts the time to a half or a third. The
-    operations of `net` must not depend on its input. None if `net` has no convolution or cannot be recorded, if logits
-    would differ by more than TOLERANCE, or if a row's logits would depend on its place in the batch.
+    operations of `net` must not depend on its input. None if `net` has no convolution, has faster ones (`winograd`) or
+    cannot be recorded, if logits would differ by more than TOLERANCE, or if a row's logits would depend on its place in
+    the batch.
     """
-    if not any(isinstance(module, _CONVS) for module in net.modules()):
+    kinds = {type(module) for module in net.modules()}
+    if WinogradConv2d in kinds or not any(issubclass(kind, _CONVS) for kind in kinds):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, module in list(twin.named_modules()):
