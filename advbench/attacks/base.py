@@ -32,7 +32,7 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
     for one in made:
         if not isinstance(one, Attack):
             raise UserError(
-                f"{name} returned a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is "
+                f"{name} made a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is "
                 "a function (model, x, y, eps) -> x_adv"
             )
     return made

@@ -1,4 +1,4 @@
-"""Linear classifiers with known distances to the decision boundary, and helpers to attack them."""
+"""Linear classifiers with known distances to the decision boundary, and functions that attack them."""
 
 from __future__ import annotations
 
