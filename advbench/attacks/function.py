@@ -53,7 +53,7 @@ def is_attack(maker: Callable[..., Any]) -> bool:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """The SHA-256 of the file that defines `function`; empty if there is none, as for code typed into an interpreter."""
+    """The SHA-256 of the file that defines `function`; empty without one, as in an interpreter."""
     try:
         return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
     except (OSError, TypeError):
