@@ -1,9 +1,8 @@
-"""Counter-based random numbers: noise is a function of its key, never of the batch it is drawn in.
+"""Counter-based random numbers: they depend on a key only, never on the batch in which they are drawn.
 
-The generator is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators"), written with 64-bit integer tensor operations whose wrap-around is the same on CPU and
-CUDA. A key is the fold of (seed, attack, sample index, target, restart); an iteration is folded in when
-its numbers are drawn.
+The generator is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), written with
+64-bit integer tensor operations, which wrap around alike on CPU and CUDA. An item's key is the fold of (seed, attack,
+sample index, target, restart); an iteration's number is folded in, or passed to `draws`, to draw its numbers.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser; `>>` is arithmetic on signed tensors, so the copied sign bits are masked off."""
+    """SplitMix64's finaliser. `>>` copies the sign bit of signed tensors, so the copies are masked off."""
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _MIX_1
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _MIX_2
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
-    """A new key (same shape, int64) that depends on `key` and on `value` (broadcast to its shape)."""
+    """A new key (int64, the shape of `key`) that depends on `key` and on `value`, which is broadcast."""
     if isinstance(value, int):
         value = torch.full_like(key, value)
     return _mix(_mix(key) + (value + 1) * _GAMMA)
 
 
 def keys(seed: int, name: str, index: Tensor, *more: Tensor | int) -> Tensor:
-    """Keys (S,) of items: `name` is the attack's, `index` (S,) int64 the samples' place in the dataset."""
+    """Keys (S,) of items: `name` of the attack, `index` (S,) int64 of the samples in the dataset, `more` as needed."""
     key = fold(torch.full_like(index, seed), crc32(name.encode()))
     for value in (index, *more):
         key = fold(key, value)
@@ -42,41 +41,41 @@ def keys(seed: int, name: str, index: Tensor, *more: Tensor | int) -> Tensor:
 
 
 def bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Hashes (S, *shape), int64, for keys (S,)."""
+    """int64 (S, *shape) of 64 random bits each, for keys (S,)."""
     counter = torch.arange(1, math.prod(shape) + 1, device=key.device) * _GAMMA
     return _mix(key[:, None] + counter).view(len(key), *shape)
 
 
 def draws(key: Tensor, at: Tensor, count: int) -> Tensor:
-    """Hashes (S, count), int64: the numbers from `at` (S,) x count on of the stream of each key (S,).
+    """int64 (S, count) of 64 random bits each: numbers `at` x count onwards of the stream of each key (S,).
 
-    One mixing for all that an iteration needs. `bits` are the first numbers of the same stream.
+    `at` (S,) is the iteration. One call yields all numbers of an iteration. `bits` gives the start of the same stream.
     """
     counter = at[:, None] * count + torch.arange(1, count + 1, device=key.device)
     return _mix(key[:, None] + counter * _GAMMA)
 
 
 def uniform(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """float32 (S, *shape) in [0, 1), 24 random bits each."""
+    """float32 (S, *shape), uniform in [0, 1), of 24 random bits each."""
     return ((bits(key, shape) >> 40) & (2**24 - 1)).float() * 2.0**-24
 
 
 def normal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """float32 (S, *shape) of standard normals, by Box and Muller."""
+    """float32 (S, *shape), standard normal, by the Box-Muller transform."""
     radius = torch.sqrt(-2 * torch.log1p(-uniform(key, shape)))
     return radius * torch.cos(2 * math.pi * uniform(fold(key, 1), shape))
 
 
 def signs(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """float32 (S, *shape) of -1 and 1, equally likely."""
+    """float32 (S, *shape) of -1 and 1 with equal probability."""
     return ((bits(key, shape) >> 63) & 1).float() * 2 - 1
 
 
 def integers(key: Tensor, below: Tensor) -> Tensor:
-    """int64 (S,) with 0 <= value < below (S,), by 31 random bits: bias under below / 2^31."""
+    """int64 (S,), uniform in 0 <= value < below (S,), from 31 random bits: the bias is under below / 2^31."""
     return scaled(bits(key, (1,))[:, 0], below)
 
 
 def scaled(hashes: Tensor, below: Tensor) -> Tensor:
-    """`hashes` (int64) as integers with 0 <= value < below, by 31 of their bits."""
+    """Random bits `hashes` (int64) scaled to integers 0 <= value < below, from 31 of the bits."""
     return (((hashes >> 33) & (2**31 - 1)) * below) >> 31

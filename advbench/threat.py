@@ -1,8 +1,8 @@
-"""Threat models: the set of inputs an attack may choose from, around each sample.
+"""Threat models: the set of inputs around each sample from which an attack may choose.
 
-A region binds a norm's ball to samples: `around("linf", x, eps)` for x (S, C, H, W) float32 in [0, 1] and
-eps (S,) float64. Every region lies inside [0, 1]. Norms run over all of C, H, W, except that the Fourier
-norm (Faghri et al. 2021, arXiv:2102.08868) is the largest modulus of the unitary 2-D DFT of any channel.
+A region is a norm's balls around samples, cut to [0, 1]: `around("linf", x, eps)` for x (S, C, H, W) float32 in [0, 1]
+and eps (S,) float64. Norms run over all of C, H, W, except the Fourier norm (Faghri et al. 2021, arXiv:2102.08868): the
+largest modulus of the unitary 2-D DFT of any channel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from advbench import rng
 from advbench.errors import UserError, unknown
 
 _TINY = 1e-12
-_CLIMBS = 6  # more change a projection by less than a thousandth of eps: tests/test_threat.py
+_MAX_ROUNDS = 6  # of L2.project; further rounds change less than a thousandth of eps (tests/test_threat.py)
 
 
 @dataclass
@@ -37,15 +37,15 @@ class Region:
 
     @property
     def e(self) -> Tensor:
-        """eps as (S, 1, 1, 1) in the type of x."""
+        """eps as (S, 1, 1, 1) in the dtype of x."""
         return self.eps.to(self.x.dtype).view(-1, 1, 1, 1)
 
     def project(self, z: Tensor) -> Tensor:
-        """A point of the region for each z (S, C, H, W); z itself where it lies inside."""
+        """A point of the region for each z (S, C, H, W): z itself if it lies inside, else the nearest or one near z."""
         raise NotImplementedError
 
     def steepest(self, g: Tensor) -> Tensor:
-        """The direction d of size 1 with the largest <g, d>, which is dual(g). Zero where g is zero."""
+        """The direction d (S, C, H, W) of norm 1 that maximises <g, d>, which is then dual(g). Zero if g is zero."""
         raise NotImplementedError
 
     def sample(self, key: Tensor) -> Tensor:
@@ -53,20 +53,20 @@ class Region:
         raise NotImplementedError
 
     def size(self, d: Tensor) -> Tensor:
-        """The norm of perturbations d (S, C, H, W): (S,), in the type of d."""
+        """The norm (S,) of perturbations d (S, C, H, W), in the dtype of d."""
         raise NotImplementedError
 
     def dual(self, g: Tensor) -> Tensor:
-        """The dual norm of gradients g (S, C, H, W): (S,)."""
+        """The dual norm (S,) of gradients g (S, C, H, W)."""
         raise NotImplementedError
 
     def contains(self, z: Tensor) -> Tensor:
-        """Whether z is in the region: (S,) bool; norms in float64, with contract.md's tolerance."""
+        """Whether z (S, C, H, W) is in the region: (S,) bool. Norms in float64, with contract.md's tolerance."""
         return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
 
 
 class Linf(Region):
-    """max |d| <= eps. The bounds are computed once in float32, and hold exactly."""
+    """max |d| <= eps. The bounds x - eps and x + eps are computed once in float32 and hold exactly."""
 
     norm = "linf"
 
@@ -96,24 +96,24 @@ class Linf(Region):
 
 
 class L2(Region):
-    """sqrt(sum d^2) <= eps. The projection is onto the ball cut to [0, 1], not onto one after the other."""
+    """sqrt(sum d^2) <= eps. The projection is onto the intersection of ball and [0, 1], not onto each in turn."""
 
     norm = "l2"
 
     def project(self, z: Tensor) -> Tensor:
-        """Nearest point of {x + d: ||d|| <= eps, 0 <= x + d <= 1}.
+        """The nearest point of {x + d: ||d|| <= eps, 0 <= x + d <= 1}.
 
-        It is d = clip(s u, -x, 1 - x) for u = z - x and the largest s <= 1 that meets the norm: a shrink, where no
-        border of [0, 1] is in the way, and less of one where the clip takes some of the norm. s climbs, exact once no
-        further element is clipped: until then the point lies in the ball all the same.
+        It is d = clip(s u, -x, 1 - x) for u = z - x and the largest s <= 1 with ||d|| <= eps. The iteration starts from
+        the s without clipping and increases it, because clipping reduces the norm. s is exact once no further element
+        is clipped; before that the point already lies in the ball.
         """
         x, e = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
         u = z.flatten(1) - x
         a, reach = u.abs(), margin_to_box(x, u)
         squares, full = a**2, reach**2
         s = (e / squares.sum(1, keepdim=True).sqrt().clamp_min(_TINY)).clamp_max(1)
-        for _ in range(_CLIMBS):
-            inside = torch.gt(reach, s * a, out=torch.empty_like(a))  # 1 or 0: masks of booleans are slow on CPUs
+        for _ in range(_MAX_ROUNDS):
+            inside = torch.gt(reach, s * a, out=torch.empty_like(a))  # 1 or 0: boolean masks are slow on CPUs
             left = (e**2 - (full * (1 - inside)).sum(1, keepdim=True)).clamp_min(0)
             free = (squares * inside).sum(1, keepdim=True)
             higher = torch.maximum(s, (left / free.clamp_min(_TINY**2)).sqrt().clamp_max(1))
@@ -123,7 +123,7 @@ class L2(Region):
         return (x + u * s).clamp(0, 1).view_as(z)
 
     def steepest(self, g: Tensor) -> Tensor:
-        # Scaled first: the squares of the tiny gradients of saturated models underflow.
+        # Scaled first, because the squares of a saturated model's tiny gradients underflow.
         g = g / _rows(g.abs().flatten(1).amax(1)).clamp_min(torch.finfo(g.dtype).tiny)
         return g / _rows(self.size(g)).clamp_min(_TINY)
 
@@ -141,15 +141,16 @@ class L2(Region):
 
 
 class L1(Region):
-    """sum |d| <= eps. The projection is onto the ball cut to [0, 1], not onto one after the other."""
+    """sum |d| <= eps. The projection is onto the intersection of ball and [0, 1], not onto each in turn."""
 
     norm = "l1"
 
     def project(self, z: Tensor) -> Tensor:
-        """Nearest point of {x + d: sum |d| <= eps, 0 <= x + d <= 1} (Croce and Hein 2021, 2103.01208, sec. 3).
+        """The nearest point of {x + d: sum |d| <= eps, 0 <= x + d <= 1} (Croce and Hein 2021, 2103.01208, sec. 3).
 
-        It is d_i = sign(u_i) clip(|u_i| - lambda, 0, c_i) for u = z - x, c_i the room towards the side
-        of u_i, and the least lambda >= 0 that meets the norm: bisected, then solved on its linear piece.
+        It is d_i = sign(u_i) clip(|u_i| - lambda, 0, c_i) for u = z - x, c_i the distance from x_i to the border of
+        [0, 1] in the direction of u_i, and the smallest lambda >= 0 with sum |d| <= eps: found by bisection, then
+        solved exactly on its linear piece.
         """
         u = (z - self.x).flatten(1)
         x = self.x.flatten(1)
@@ -193,8 +194,8 @@ class L1(Region):
 class FourierLinf(Region):
     """max_k |(F d)_k| <= eps, F the unitary 2-D DFT of each channel (Faghri et al. 2021, eq. 6).
 
-    `passes` (S, 1, H, W) is 1 at the frequencies that directions may have and 0 at those they may not: an
-    eps of 0 there, held up to what the cut to [0, 1] brings back.
+    `passes` (S, 1, H, W) is 1 at allowed frequencies and 0 at forbidden ones, where eps is 0. Clipping to [0, 1] can
+    bring back some energy at forbidden frequencies.
     """
 
     norm = "fourier-linf"
@@ -205,8 +206,11 @@ class FourierLinf(Region):
         return cls(x, eps.double(), torch.zeros_like(x), torch.ones_like(x), torch.ones_like(x[:, :1]))
 
     def project(self, z: Tensor) -> Tensor:
-        """Each Fourier coefficient is shrunk to modulus eps; the cut to [0, 1] can lengthen some again, so
-        the two alternate, and a last shrink of the whole d towards x makes the result lie in both."""
+        """A point of the region near z, not always the nearest.
+
+        Each Fourier coefficient is shrunk to modulus eps. Clipping to [0, 1] can enlarge some again, so the two
+        alternate, and a final scaling of d puts the result in both sets.
+        """
         for _ in range(4):
             f = torch.fft.fft2(z - self.x, norm="ortho")
             f = f * self.passes * (self.e / f.abs().clamp_min(_TINY)).clamp_max(1)
@@ -235,35 +239,38 @@ REGIONS: dict[str, type[Region]] = {region.norm: region for region in (Linf, L2,
 
 
 def around(norm: str, x: Tensor, eps: Tensor) -> Region:
-    """The regions of `norm` around x (S, C, H, W) in [0, 1] with sizes eps (S,). UserError: unknown norm."""
+    """The regions of `norm` around x (S, C, H, W) in [0, 1] with sizes eps (S,). UserError for an unknown norm."""
     if norm not in REGIONS:
         raise unknown("norm", norm, REGIONS)
     return REGIONS[norm].around(x, eps)
 
 
 def banded(region: Region, band: tuple[float, float] | None) -> Region:
-    """`region` with directions of radial frequency low <= |k| <= high only, in cycles a pixel (0 to 0.7072)."""
+    """`region` with perturbations of radial frequency low <= |k| <= high only, in cycles per pixel (0 to 0.7072).
+
+    Unchanged if `band` is None or the norm is not fourier-linf.
+    """
     if band is None or not isinstance(region, FourierLinf):
         return region
     return replace(region, passes=region.passes * _in_band(region.x, band).to(region.x))
 
 
 def leak(d: Tensor, band: tuple[float, float]) -> Tensor:
-    """The share (S,) of the energy of perturbations d (S, C, H, W) that lies outside of `band`; 0 where d is 0."""
+    """The share (S,) of the energy of perturbations d (S, C, H, W) that lies outside `band`; 0 if d is 0."""
     energy = torch.fft.fft2(d, norm="ortho").abs() ** 2
     outside = (energy * ~_in_band(d, band)).flatten(1).sum(1)
     return outside / energy.flatten(1).sum(1).clamp_min(torch.finfo(energy.dtype).tiny)
 
 
 def _in_band(x: Tensor, band: tuple[float, float]) -> Tensor:
-    """(H, W) bool, by frequency, for images as x."""
+    """Mask (H, W) bool over the DFT frequencies of images x: those in `band`."""
     rows, columns = (torch.fft.fftfreq(side, device=x.device) for side in x.shape[2:])
     radius = (rows[:, None] ** 2 + columns[None] ** 2).sqrt()
     return (radius >= band[0]) & (radius <= band[1])
 
 
 def check_band(band: tuple[float, float] | None, norm: str) -> None:
-    """UserError unless `band` is None, or one of the Fourier norm and not empty."""
+    """UserError unless `band` is None, or `norm` is fourier-linf and 0 <= low < high."""
     if band is None:
         return
     if norm != FourierLinf.norm:
@@ -273,12 +280,12 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
 
 
 def margin_to_box(x: Tensor, u: Tensor) -> Tensor:
-    """How far each element of x can go towards the side of u within [0, 1]."""
+    """The distance from each element of x to the border of [0, 1] in the direction of u's sign."""
     return (u.sign().clamp_min_(0) - x).abs_()
 
 
 def _between(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Whether all of a row is in [low, high], no NaN among it: (S,) bool. Comparisons would take 5 times as long."""
+    """Whether all elements of a row are in [low, high] and none is NaN: (S,) bool. 5 times as fast as comparisons."""
     return (z.clamp(low, high) - z).flatten(1).abs().amax(1) == 0  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: known values, the right distributions, and nothing that depends on a batch."""
+"""Counter-based random numbers: known values, the right distributions, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from advbench import rng
 
 
 def test_bits_are_those_of_splitmix64():
-    # The generator's published first outputs for seed 1234567, which Java, Rust and C give too.
+    # The published first outputs for seed 1234567, as in Java, Rust and C.
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     drawn = rng.bits(torch.tensor([1234567]), (5,))[0]
     assert [value % 2**64 for value in drawn.tolist()] == known
 
 
 def test_an_iteration_draws_on_where_the_one_before_ended():
-    """No number comes twice, whatever iteration the items are in."""
+    """No number is drawn twice, whatever the iterations of the items."""
     key = rng.keys(0, "square", torch.arange(3))
     stream = rng.bits(key, (60,))
     at = torch.tensor([0, 4, 11])
@@ -29,7 +29,7 @@ def test_an_iteration_draws_on_where_the_one_before_ended():
 
 
 @given(st.integers(-(2**62), 2**62), st.integers(0, 2**40))
-def test_a_row_does_not_know_its_batch(seed, index):
+def test_numbers_do_not_depend_on_the_batch(seed, index):
     alone = rng.keys(seed, "pgd", torch.tensor([index]), torch.tensor([3]), 1)
     among = rng.keys(seed, "pgd", torch.tensor([7, index, 9]), torch.tensor([0, 3, -1]), 1)
     assert among[1] == alone[0]

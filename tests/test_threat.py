@@ -1,4 +1,4 @@
-"""The balls: projections, steepest directions, samples and membership, against definitions and scipy."""
+"""Regions: projections, steepest directions, samples and membership, against definitions and scipy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ seeds = st.integers(0, 10**6)
 
 
 def images(seed: int, spread: float = 0.8, shape: tuple[int, ...] = (3, 2, 5, 4)) -> torch.Tensor:
-    """Some elements on the border of [0, 1]."""
+    """Random images with some elements on the border of [0, 1]."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return (0.5 + spread * noise).clamp(0, 1)
 
@@ -91,7 +91,7 @@ def test_samples_lie_inside_and_differ_by_key_alone(seed):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_samples_fill_the_ball_evenly(norm):
-    """Where no border of [0, 1] is in the way: Linf elements are uniform, and r^n in L2, r in L1 and Fourier."""
+    """In balls that [0, 1] does not cut, these are uniform: elements in Linf, r^n in L2, r in L1 and Fourier."""
     x, eps = torch.full((800, 1, 2, 2), 0.5), torch.full((800,), 0.2, dtype=torch.float64)
     region = around(norm, x, eps)
     d = (region.sample(rng.keys(0, "sample", torch.arange(800))) - x).double() / 0.2
@@ -168,7 +168,7 @@ def test_l2_projection_has_climbed_high_enough(seed, far, size):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_fourier_projection_is_nearly_the_nearest_point(seed):
-    """The nearest one by Dykstra's algorithm: ball and box in turn, each taking back first what it did before."""
+    """Compared with Dykstra's algorithm: projections onto ball and box in turn, each first undoing its last step."""
     draw = torch.Generator().manual_seed(seed)
     x = (0.5 + 0.8 * torch.randn(8, 1, 8, 8, generator=draw)).clamp(0, 1)
     goal = x + torch.randn(8, 1, 8, 8, generator=draw)
@@ -246,7 +246,7 @@ def test_what_leaks_from_a_band_is_the_energy_outside_of_it():
 
 
 @pytest.mark.parametrize(("band", "norm", "reason"), [((0, 0.2), "l2", "norm"), ((0.3, 0.1), "fourier-linf", "low")])
-def test_bands_that_make_no_sense_are_refused(band, norm, reason):
+def test_invalid_bands_are_refused(band, norm, reason):
     with pytest.raises(UserError, match=reason):
         check_band(band, norm)
 

@@ -1,1 +1,1 @@
-"""Attacks: one file an attack; the folder is the registry."""
+"""The attacks, one file each. The folder is the registry."""

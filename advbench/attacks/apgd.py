@@ -1,9 +1,9 @@
 """Auto-PGD: Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
 
 z = P(x_k + eta d_k), x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha)(x_k - x_{k-1})), alpha = 0.75 (1 in the first
-step). eta starts at 2 eps; at the checkpoints w_j it is halved, and the search restarts from the best point, when
-the objective rose in fewer than rho of the steps since the last one, or when neither eta nor the best
-value has changed since.
+step). eta starts at 2 eps. At a checkpoint w_j it is halved and the search restarts from the best point, if the
+objective rose in at most a share rho of the steps since the last checkpoint, or if neither eta nor the best value has
+changed since.
 """
 
 from __future__ import annotations
@@ -44,22 +44,25 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class APGDState(State):
-    previous: Tensor  # x_{k-1}
-    best: Tensor
+    previous: Tensor  # (S, C, H, W), x_{k-1}
+    best: Tensor  # (S, C, H, W), as the next; all others are (S,)
     best_grad: Tensor
     best_value: Tensor
-    value: Tensor  # at x_{k-1}
+    value: Tensor  # of the objective at x_{k-1}
     step: Tensor
-    rises: Tensor  # steps since the last checkpoint in which the value rose
+    rises: Tensor  # number of steps since the last checkpoint in which the value rose
     halved: Tensor  # whether the last checkpoint halved the step
     checked_value: Tensor  # best_value at the last checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """`n_targets` 0: untargeted; else one item for each of the n likeliest wrong classes. `target`: that class alone,
-    for all but its own images; any wrong answer counts, as everywhere. `larger_eps` (L1 only): the first 60 % of the
-    steps in larger balls. `band` (Fourier-Linf only) as in `threat.banded`."""
+    """`n_targets`: one item for each of that many likeliest wrong classes, or 0 for an untargeted attack.
+
+    `target`: the class to aim at; images of that class are attacked untargeted. Any misclassification counts, as
+    everywhere. `larger_eps` (L1 only): take the first 60 % of the steps in larger balls. `band` (fourier-linf only): as
+    in `threat.banded`.
+    """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
@@ -118,11 +121,11 @@ class APGD(Attack):
         better = value > s.best_value
         best_value = torch.where(better, value, s.best_value)
         best, best_grad = rows(better, s.query, s.best), rows(better, grad, s.best_grad)
-        # The first look is the starting point: what the first checkpoint's best value is compared with.
+        # The first answer is to the starting point. The first checkpoint compares the best value with it.
         checked_value = torch.where(s.i == 0, value, s.checked_value)
         rises = s.rises + (value > s.value)
 
-        window = _windows(self.steps, p.y.device)[s.i.clamp_max(self.steps)]  # 0: no checkpoint
+        window = _windows(self.steps, p.y.device)[s.i.clamp_max(self.steps)]  # 0 if this is no checkpoint
         stuck = ~s.halved & (checked_value >= best_value)
         halve = (window > 0) & ((rises <= self.rho * window) | stuck)
         step = torch.where(halve, s.step / 2, s.step)
@@ -159,9 +162,9 @@ class APGD(Attack):
 
 @cache
 def _windows(steps: int, device: torch.device) -> Tensor:
-    """(steps + 2,): after that many steps, the number since the last checkpoint where there is one, else 0.
+    """(steps + 2,): at i, the number of steps since the last checkpoint if there is a checkpoint after i steps, else 0.
 
-    Section 3.1: windows of 0.22 N, then 0.03 N shorter each time, at least 0.06 N.
+    Section 3.1: windows of 0.22 N steps, then 0.03 N shorter each time, at least 0.06 N.
     """
     table = [0] * (steps + 2)
     window, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)

@@ -1,6 +1,6 @@
-"""AutoAttack, the sets of parameter-free attacks: Croce and Hein 2020, arXiv:2003.01690 (L1: 2021, 2103.01208).
+"""AutoAttack's sets of parameter-free attacks: Croce and Hein 2020, arXiv:2003.01690 (L1: 2021, 2103.01208).
 
-A sample counts as robust when every member fails on it; a member attacks only what the earlier ones left.
+A sample is robust if every member fails on it. Each member attacks only the samples that withstood the earlier ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 def standard(norm: str = "linf") -> tuple[Attack, ...]:
-    """The four attacks of the standard set. L1: APGD through larger eps, 5 restarts, 5 targets."""
+    """The four attacks of the standard set. In L1, APGD uses larger eps, 5 restarts (CE) and 5 targets (DLR)."""
     l1 = norm == "l1"
     return (
         APGD(name="apgd-ce", loss="ce", restarts=5 if l1 else 1, larger_eps=l1),
@@ -56,7 +56,7 @@ def plus(norm: str = "linf") -> tuple[Attack, ...]:
 
 
 def rand(norm: str = "linf") -> tuple[Attack, ...]:
-    """The two attacks of the set `rand`, their gradients averaged over 20 passes."""
+    """The two attacks of the set `rand`, with answers averaged over 20 passes."""
     l1 = norm == "l1"
     return (
         APGD(name="apgd-ce", loss="ce", eot=20, larger_eps=l1),

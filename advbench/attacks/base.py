@@ -1,4 +1,4 @@
-"""Attacks by name, with settings as a command line has them: entries of the registry, and code from outside."""
+"""Makes attacks by name, from the registry or from user code, and applies settings given as text or values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from advbench.registry import find, parameters
 
 
 def make(name: str, norm: str) -> tuple[Attack, ...]:
-    """The attack `name`, or the members of that set; some sets differ from norm to norm.
+    """The attack `name`, or the members of the set `name`, which may depend on `norm`.
 
-    `module:name` is an entry of that module, an Attack or what makes one, or a function (model, x, y, eps) -> x_adv.
-    Raises UserError for an unknown name, and for code that makes no attack.
+    `module:name` is user code: an entry of that module, an Attack class, a function that returns an Attack, or a
+    function (model, x, y, eps) -> x_adv. Raises UserError for an unknown name and for code that returns no attack.
     """
     entry = find("attacks", name)
     maker = entry.load()
@@ -32,14 +32,14 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
     for one in made:
         if not isinstance(one, Attack):
             raise UserError(
-                f"{name} made a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is a "
-                "function (model, x, y, eps) -> x_adv"
+                f"{name} made a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is "
+                "a function (model, x, y, eps) -> x_adv"
             )
     return made
 
 
 def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
-    """`attack` with those of `settings` that it has. Raises UserError for a value of the wrong kind."""
+    """`attack` with those of `settings` that it has; the others are ignored. UserError for an invalid value."""
     kinds = get_type_hints(type(attack))
     changes = {}
     for name in attack.setting_names():

@@ -1,7 +1,7 @@
-"""Common corruptions in place of an adversary: Hendrycks and Dietterich 2019, arXiv:1903.12261.
+"""Common corruptions instead of an adversary: Hendrycks and Dietterich 2019, arXiv:1903.12261.
 
-15 corruptions, each an entry of the set: what a sample is felled by is one of them. Severity takes the place of eps.
-The images are those of `data/corruptions.py`, and are judged as they are: nothing is searched for.
+The set has 15 members, one per corruption; severity takes the place of eps. The images come from `data/corruptions.py`
+and are judged as they are, without a search.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption(Attack):
-    """`source`: auto, or what `data.corruptions.source_of` says of CIFAR-10-C and of the package."""
+    """`source` of the corrupted images: "auto", or as in `data.corruptions.source_of`."""
 
     asks: ClassVar[Asks] = "logits"
     norms = (CORRUPTIONS,)
@@ -32,7 +32,7 @@ class Corruption(Attack):
     source: str = "auto"
 
     def prepare(self, context: Context) -> Attack:
-        """With the source of the images. Raises UserError where there is none."""
+        """This attack with the source of the images. Raises UserError if there is none."""
         return replace(self, source=source_of(context.data, self.source))
 
     def settings(self) -> dict[str, Any]:
@@ -40,5 +40,5 @@ class Corruption(Attack):
 
 
 def common() -> tuple[Attack, ...]:
-    """The 15, in the order of the paper."""
+    """The 15 corruptions in the paper's order."""
     return tuple(Corruption(name=name) for name in COMMON)

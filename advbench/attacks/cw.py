@@ -1,8 +1,8 @@
 """Carlini and Wagner's L2 attack: 2017, arXiv:1608.04644, section VI.A.
 
 Adam minimises ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over w, x' = (tanh w + 1) / 2, which keeps x' in
-[0, 1]. c is searched: divided between its bounds after a search that found an adversarial point, raised tenfold or
-divided after one that did not.
+[0, 1]. c is found by a binary search: its value becomes the upper bound if an adversarial example was found, the lower
+bound otherwise. The next c is the middle of the bounds, or ten times c while there is no upper bound.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 _BETA_1, _BETA_2 = 0.9, 0.999
-_WITHIN = 1 - 1e-6  # so that the arctanh of black and white is finite
+_SHRINK = 1 - 1e-6  # keeps the arctanh of black and white finite
 
 
 @dataclass
 class CWState(State):
     w: Tensor
-    mean: Tensor  # Adam's moments
-    square: Tensor
-    c: Tensor  # (S,) as are the next three
-    low: Tensor
+    mean: Tensor  # Adam's first moment
+    square: Tensor  # Adam's second moment
+    c: Tensor  # (S,), as the next three
+    low: Tensor  # bounds of c
     high: Tensor
-    found: Tensor  # bool: an adversarial point in this search
+    found: Tensor  # bool: whether the run with this c found an adversarial example
 
 
 @dataclass(frozen=True, kw_only=True)
 class CW(Attack):
-    """`searches` values of c, `iterations` steps for each; `kappa` is the margin that is asked for."""
+    """`searches`: number of values of c; `iterations`: steps for each; `kappa`: the margin to reach."""
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True
@@ -94,8 +94,8 @@ class CW(Attack):
         )
 
     def _first(self, p: Problem) -> Tensor:
-        # Not torch.atanh: its last bit depends on an element's place in the batch.
-        t = (2 * p.region.x - 1) * _WITHIN
+        # torch.atanh would depend on an element's place in the batch, in the last bit.
+        t = (2 * p.region.x - 1) * _SHRINK
         return (torch.log1p(t) - torch.log1p(-t)) / 2
 
 

@@ -1,8 +1,8 @@
 """Decoupled Direction and Norm: Rony et al. 2019, arXiv:1811.09600, algorithm 1.
 
 delta_{k+1} = eps_{k+1} (delta_k + alpha g) / ||delta_k + alpha g||_2, g the loss's gradient scaled to norm 1. The norm
-eps shrinks by gamma where the last point was adversarial and grows by gamma where it was not; alpha falls from 1
-to 0.01 along a cosine.
+eps shrinks by the factor 1 - gamma if the last point was adversarial, and grows by 1 + gamma otherwise. alpha falls
+from 1 to 0.01 along a cosine.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class DDNState(State):
-    delta: Tensor
-    norm: Tensor
+    delta: Tensor  # (S, C, H, W)
+    norm: Tensor  # (S,) float64: eps of the paper
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDN(Attack):
-    """`gamma` is the relative change of the norm; `levels` 256 rounds points to what an 8-bit image can hold, as the
-    paper does, 0 leaves them as they are."""
+    """`gamma`: the relative change of the norm; `init_norm`: its first value. `levels`: round points to that many
+    values per element (256 in the paper, as in 8-bit images), or 0 for no rounding."""
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True
@@ -52,20 +52,20 @@ class DDN(Attack):
 
     def step(self, p: Problem, s: DDNState, a: Answer) -> DDNState:
         x = p.region.x
-        g = p.region.steepest(_anywhere(p, s, a.gradient))
+        g = p.region.steepest(_nonzero(p, s, a.gradient))
         alpha = cosine(s.i, self.steps, 1.0, 0.01)
         farthest = p.region.size(torch.maximum(x, 1 - x)).double()
         norm = torch.minimum(torch.where(a.wrong, 1 - self.gamma, 1 + self.gamma) * s.norm, farthest)
-        moved = s.delta + alpha.view(-1, 1, 1, 1) * g
-        moved = norm.float().view(-1, 1, 1, 1) * moved / p.region.size(moved).clamp_min(1e-12).view(-1, 1, 1, 1)
-        query = (x + moved).clamp(0, 1)
+        delta = s.delta + alpha.view(-1, 1, 1, 1) * g
+        delta = norm.float().view(-1, 1, 1, 1) * delta / p.region.size(delta).clamp_min(1e-12).view(-1, 1, 1, 1)
+        query = (x + delta).clamp(0, 1)
         if self.levels:
             query = (query * (self.levels - 1)).round() / (self.levels - 1)
         return DDNState(query, s.i + 1, query - x, norm)
 
 
-def _anywhere(p: Problem, s: DDNState, gradient: Tensor) -> Tensor:
-    """The gradient, and a random direction where it is zero."""
+def _nonzero(p: Problem, s: DDNState, gradient: Tensor) -> Tensor:
+    """The gradient; rows that are zero are replaced by a random direction."""
     zero = gradient.flatten(1).abs().amax(1) == 0
     if surely_none(zero):
         return gradient

@@ -1,7 +1,7 @@
 """DeepFool: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 3.3 for other norms.
 
 At each step the boundaries to all classes are linearised, and the shortest step onto the nearest one is added to r. The
-point looked at is x + (1 + overshoot) r, cut to [0, 1]; the first adversarial one ends the search.
+query is x + (1 + overshoot) r, clipped to [0, 1]. The first adversarial query ends the search.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class DeepFoolState(State):
-    r: Tensor
-    over: Tensor  # (S,) bool
+    r: Tensor  # (S, C, H, W)
+    found: Tensor  # (S,) bool: whether a query was adversarial
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(Attack):
-    """`overshoot` is eta of the paper."""
+    """`overshoot`: eta of the paper."""
 
     asks: ClassVar[Asks] = "jacobian"
     norms = ("linf", "l2")
@@ -48,11 +48,11 @@ class DeepFool(Attack):
 
     def step(self, p: Problem, s: DeepFoolState, a: Answer) -> DeepFoolState:
         f, w = nearest_boundary(p, a)
-        # The 1e-4 of the authors' code: without it, steps towards a boundary that is reached exactly never pass it.
+        # 1e-4 as in the authors' code: without it, a point exactly on a boundary would never cross it.
         length = (f.abs() + 1e-4) / p.region.dual(w).clamp_min(1e-12)
         r = s.r + length.view(-1, 1, 1, 1) * p.region.steepest(w)
         query = (p.region.x + (1 + self.overshoot) * r).clamp(0, 1)
-        return DeepFoolState(query, s.i + 1, r, s.over | a.wrong)
+        return DeepFoolState(query, s.i + 1, r, s.found | a.wrong)
 
     def done(self, s: DeepFoolState) -> Tensor:
-        return s.over | (s.i > self.steps)
+        return s.found | (s.i > self.steps)

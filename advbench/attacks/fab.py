@@ -1,11 +1,15 @@
 """Fast Adaptive Boundary attack: Croce and Hein 2020, arXiv:1907.02044, algorithm 1.
 
-The decision boundary is linearised at x_i; d_i is the shortest step onto it from x_i and d_0 the one from the
-sample x, both inside [0, 1]. x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), where alpha =
-min(||d_i|| / (||d_i|| + ||d_0||), alpha_max). A point that is adversarial is drawn back, to (1 - beta) x + beta
-x_{i+1}, before the next step: so each step is followed by a look at the logits alone, which costs a third of a pass
-with its gradient or less. It looks for the nearest adversarial point; eps only sizes the random starts after the first
-restart.
+The decision boundary is linearised at x_i; d_i is the shortest step onto it from x_i and d_0 the one from the sample x,
+both within [0, 1]:
+
+x_{i+1} = (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0), alpha = min(||d_i|| / (||d_i|| + ||d_0||), alpha_max).
+
+An adversarial x_{i+1} is moved back to (1 - beta) x + beta x_{i+1} before the next step. So each step is followed by a
+query for logits alone, which costs at most a third of a pass with its gradient.
+
+The attack searches for the nearest adversarial example. The first restart starts from x; eps only scales the random
+starts of the others.
 """
 
 from __future__ import annotations
@@ -34,18 +38,18 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "summary": "Fast Adaptive Boundary towards the 9 likeliest wrong classes, 100 steps each",
     },
 }
-_START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # the size of random starts where eps is infinite
+_START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # replaces an infinite eps in random starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(Attack):
-    """The linearised boundary is the nearest one over all wrong classes: a gradient a class and step."""
+    """Uses the nearest of the linearised boundaries to all wrong classes: one gradient per class and step."""
 
     asks: ClassVar[Asks] = "jacobian"
     norms = ("linf", "l2", "l1")
     version: ClassVar[int] = 2
     minimum_norm: ClassVar[bool] = True
-    looks: ClassVar[bool] = True
+    checks_steps: ClassVar[bool] = True
 
     steps: int = 100
     loss: str = "cw"
@@ -76,7 +80,7 @@ class FAB(Attack):
         return State(stepped.clamp_(0, 1), s.i + 1)
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
-        """How far z_k - z_y is above the boundary (S,), and its gradient (S, C, H, W)."""
+        """z_k - z_y (S,), which is 0 on the boundary to class k, and its gradient (S, C, H, W)."""
         return nearest_boundary(p, a)
 
     def done(self, s: State) -> Tensor:
@@ -85,7 +89,7 @@ class FAB(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FABT(FAB):
-    """The boundary to one class at a time: one gradient a step, `n_targets` items a sample."""
+    """Uses the boundary to one target class: one gradient per step, `n_targets` items per sample."""
 
     asks: ClassVar[Asks] = "gradient"
 

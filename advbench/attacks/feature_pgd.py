@@ -1,9 +1,9 @@
-"""Features pulled to the centre of another class: an adaptive attack on what shapes the feature space.
+"""Pulls features to the centre of another class: an adaptive attack on defences that shape the feature space.
 
 x' minimises ||phi(x') - c_t||_2^2 in the ball by projected gradient descent, phi the penultimate layer and c_t the mean
 feature of the clean images of class t (Sabour et al. 2016, arXiv:1511.05122, with a centre in place of a guide image).
-It goes where losses on the logits see nothing: nets trained with a centre loss, say, whose logits saturate. The
-centres are those of the images that are evaluated, so that a verdict is one of the whole set.
+It works where losses on the logits give no gradient, such as on networks trained with a centre loss, whose logits
+saturate. The centres are computed from the evaluated images, so a verdict depends on the whole evaluated set.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePGD(PGD):
-    """As PGD, but that `loss` says nothing: towards the centres of the `n_targets` likeliest wrong classes, or of
-    `target`, whose own images are drawn to their likeliest wrong class."""
+    """PGD towards the centres of the `n_targets` likeliest wrong classes, or of `target`; `loss` is not used.
+
+    Images of class `target` are pulled to the centre of their likeliest wrong class.
+    """
 
     steps: int = 40
     rel_step: float = 0.1
@@ -43,7 +45,7 @@ class FeaturePGD(PGD):
     centres: Tensor | None = prepared()
 
     def prepare(self, context: Context) -> Attack:
-        """With the centres of the images. Raises UserError for a model that does not show its features."""
+        """This attack with the class centres of the images. UserError for a model without features (not the zoo's)."""
         net = context.loaded.net
         if not isinstance(net, Model):
             raise UserError(f"{self.name} reads features, which this model does not show: it must be one of the zoo's")
@@ -54,15 +56,15 @@ class FeaturePGD(PGD):
         return FeatureOracle(oracle, self.centres)
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        aimed = super().targets(logits, y)
-        return torch.where(aimed < 0, likeliest(logits, y, 1), aimed)
+        classes = super().targets(logits, y)
+        return torch.where(classes < 0, likeliest(logits, y, 1), classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         return -(read - p.reference).square().sum(1)
 
 
 class FeatureOracle(Oracle):
-    """As `oracle`, but that it reads features (S, D); an item compares with the centre of its target."""
+    """An oracle that reads features (S, D) for the objective. An item's reference is the centre of its target class."""
 
     def __init__(self, oracle: Oracle, centres: Tensor) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
@@ -77,7 +79,7 @@ class FeatureOracle(Oracle):
 
 
 def class_centres(net: Model, data: Dataset) -> Tensor:
-    """The mean features (K, D) of the clean images of each class; 0 for a class without any."""
+    """The mean features (K, D) of the clean images of each class; 0 for a class without images."""
     with torch.no_grad():
         parts = torch.arange(len(data), device=data.device).split(BATCH)
         features = torch.cat([net.features(data.batch(part)[0]) for part in parts]).double()

@@ -1,9 +1,9 @@
 """Fast Minimum-Norm attack: Pintor et al. 2021, arXiv:2102.12827, algorithm 1.
 
-A step of size alpha along the margin's gradient (scaled to L2 norm 1), then the projection onto the ball of size eps.
-eps shrinks by gamma where the last point was adversarial, grows by gamma where only an earlier one was, and
-before the first one is the linear estimate ||delta|| + |margin| / ||gradient||_dual. alpha and gamma fall along
-a cosine.
+Each iteration takes a step of size alpha along the margin's gradient (scaled to L2 norm 1), then projects onto the ball
+of size eps. eps shrinks by the factor 1 - gamma if the last point was adversarial and grows by 1 + gamma if only an
+earlier one was. Before the first adversarial point it is the linear estimate ||delta|| + |margin| / ||gradient||_dual.
+alpha and gamma fall along a cosine.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class FMNState(State):
-    size: Tensor  # eps (S,) float64
-    nearest: Tensor  # (S,) float64: the norm of the nearest adversarial point, inf where there is none yet
+    size: Tensor  # (S,) float64: eps
+    nearest: Tensor  # (S,) float64: the norm of the nearest adversarial perturbation so far, inf if there is none
 
 
 @dataclass(frozen=True, kw_only=True)
 class FMN(Attack):
-    """alpha runs from `alpha_init` to a hundredth of it, gamma from `gamma_init` to `gamma_final`."""
+    """alpha falls from `alpha_init` to a hundredth of it, gamma from `gamma_init` to `gamma_final`."""
 
     norms = ("linf", "l2", "l1")
     minimum_norm: ClassVar[bool] = True
@@ -47,8 +47,8 @@ class FMN(Attack):
     gamma_final: float = 0.001
 
     def start(self, p: Problem) -> FMNState:
-        nowhere = torch.full_like(p.region.eps, torch.inf)
-        return FMNState(p.region.x, torch.zeros_like(p.y), nowhere, nowhere)
+        infinite = torch.full_like(p.region.eps, torch.inf)
+        return FMNState(p.region.x, torch.zeros_like(p.y), infinite, infinite)
 
     def step(self, p: Problem, s: FMNState, a: Answer) -> FMNState:
         region, x = p.region, p.region.x
@@ -58,12 +58,12 @@ class FMN(Attack):
         nearest = torch.where(a.wrong, torch.minimum(here, s.nearest), s.nearest)
 
         estimate = here + a.value.abs().double() / region.dual(a.gradient).double().clamp_min(1e-12)
-        # The estimate alone stands still where the border of [0, 1] or rounding keeps the point short of it.
+        # Growth by gamma is needed too: the estimate can stall at the border of [0, 1] or because of rounding.
         grown = torch.where(s.size.isinf(), 0, s.size) * (1 + gamma)
         outwards = torch.where(nearest.isinf(), torch.maximum(estimate, grown), grown)
         size = torch.where(a.wrong, torch.minimum(s.size * (1 - gamma), nearest), outwards)
         size = torch.minimum(size, region.size(torch.maximum(x, 1 - x)).double())
 
         scale = a.gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        moved = s.query + (alpha / scale).view(-1, 1, 1, 1) * a.gradient
-        return FMNState(around(region.norm, x, size).project(moved), s.i + 1, size, nearest)
+        stepped = s.query + (alpha / scale).view(-1, 1, 1, 1) * a.gradient
+        return FMNState(around(region.norm, x, size).project(stepped), s.i + 1, size, nearest)

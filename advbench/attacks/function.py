@@ -1,6 +1,6 @@
-"""A plain function as an attack: `attack(model, x, y, eps) -> x_adv`, named by `module:function`.
+"""A user's function as an attack: `attack(model, x, y, eps) -> x_adv`, named by `module:function`.
 
-x (B, C, H, W) float32 in [0, 1], y (B,) int64, eps a float; what is returned has the shape of x.
+x (B, C, H, W) float32 in [0, 1], y (B,) int64, eps a float; x_adv must have the shape of x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from advbench.registry import parameters
 
 @dataclass(frozen=True, kw_only=True)
 class Function(WholeBatch):
-    """`source_sha256`, the hash of the file that the function stands in, tells two versions of it apart in a record."""
+    """`source_sha256`, the hash of the function's source file, distinguishes its versions in records."""
 
     source_sha256: str = ""
     function: Callable[..., Any] | None = prepared()
@@ -44,7 +44,7 @@ class Function(WholeBatch):
 
 
 def is_attack(maker: Callable[..., Any]) -> bool:
-    """Whether `maker` takes a model, images, labels and eps, and so is an attack, not what makes one."""
+    """Whether `maker` is itself an attack: a function with exactly four required positional parameters."""
     if isinstance(maker, type):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -53,7 +53,7 @@ def is_attack(maker: Callable[..., Any]) -> bool:
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """Empty where there is no file, as of what was typed into an interpreter."""
+    """The SHA-256 of the file that defines `function`; empty without one, as in an interpreter."""
     try:
         return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
     except (OSError, TypeError):

@@ -1,15 +1,17 @@
 """An attack on the tasks of a multi-task run: Ghamizi et al., AAAI 2022, arXiv:2110.15053. Read in code.
 
-PGD on the losses L_t of the main task and of the auxiliary ones at x_k, along sum_t w_t grad L_t(x_k), by `attacked`:
+PGD along sum_t w_t grad L_t(x_k), L_t the losses of the main task and of the auxiliary tasks. `attacked` sets the
+weights:
 
 sum       w_t = 1
 relative  w_t = 1 / L_t(x_0), x_0 the clean image
 wgd       w_t = r_t / mean_t r_t,  r_t = L_t(x_k) / L_t(x_0): the paper's definition 5, weighted gradient descent
-cyclic    one task at each step in turn, the main one first
+cyclic    one task at each step in turn, the main task first
 
-or one task alone: main, or an auxiliary one by its name. A subject of study, not a measure: a point counts when the
-answer to the main task is wrong, and raising all losses raises that one less (`advbench analyze vulnerability` shows by
-how much, and the errors of the other tasks). What is drawn for a task, such as a turn, follows from the sample alone.
+or it names one task to attack alone: main, or an auxiliary task. The attack is for study, not for measuring robustness:
+a point counts if the main task is misclassified, and raising all losses raises the main loss less. `advbench analyze
+vulnerability` shows by how much, and the errors of the other tasks. A task's random choices, such as an angle of
+rotation, depend only on the seed and the sample.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 COMBINED = ("sum", "relative", "wgd", "cyclic")
-LEAST = 1e-8  # a clean loss, where losses are divided by it
+MIN_CLEAN_LOSS = 1e-8  # as a divisor
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiTask(PGD):
-    """As PGD, but for the losses, and that there is no target. `heads_sha256`, the hash of the weights of the run's
-    heads, tells two runs apart in a record."""
+    """PGD on the tasks' losses, without targets. `heads_sha256`, the hash of the weights of the run's heads,
+    distinguishes runs in records."""
 
     asks: ClassVar[Asks] = "jacobian"
 
@@ -60,8 +62,8 @@ class MultiTask(PGD):
             raise UserError(f"{self.name}: tasks have losses of their own: leave out loss, target and n_targets")
 
     def prepare(self, context: Context) -> Attack:
-        """With the heads of the run that is attacked. Raises UserError when the model is no run that was trained on
-        several tasks; see `with_heads`."""
+        """This attack with the heads of the evaluated run. UserError if the model is no run trained on several tasks,
+        and as in `with_heads`."""
         heads = heads_of(context.loaded)
         if not heads:
             raise UserError(
@@ -71,8 +73,8 @@ class MultiTask(PGD):
         return self.with_heads({name: head.to(context.data.device) for name, head in heads.items()})
 
     def with_heads(self, heads: Mapping[str, Head]) -> MultiTask:
-        """With the heads of a run, by task. Raises UserError for a task that it does not have, and for other heads than
-        the attack names."""
+        """This attack with the heads of a run, by task. UserError if `attacked` names a task without a head, or
+        `heads_sha256` is set and is not that of the heads."""
         choices = (MAIN, *COMBINED, *heads)
         if self.attacked not in choices:
             raise unknown("attacked", self.attacked, choices)
@@ -87,8 +89,8 @@ class MultiTask(PGD):
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         return TaskOracle(oracle, self, seed)
 
-    def raised(self) -> tuple[str, ...]:
-        """The tasks whose losses this attack reads, of those that there are: all, or the one named."""
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks whose losses this attack raises: all, or the one that `attacked` names."""
         every = (MAIN, *(self.heads or {}))
         return (self.attacked,) if self.attacked in every else every
 
@@ -99,12 +101,12 @@ class MultiTask(PGD):
 
 
 def weights(attacked: str, now: Tensor, first: Tensor, i: Tensor) -> Tensor:
-    """w (S, T) for losses `now` and those of the clean images, `first` (S, T), after `i` (S,) steps."""
+    """Weights w (S, T) after `i` (S,) steps, for losses `now` (S, T) and `first` (S, T), those of the clean images."""
     match attacked:
         case "relative":
-            return 1 / first.clamp_min(LEAST)
+            return 1 / first.clamp_min(MIN_CLEAN_LOSS)
         case "wgd":
-            rate = now / first.clamp_min(LEAST)
+            rate = now / first.clamp_min(MIN_CLEAN_LOSS)
             return rate / rate.mean(1, keepdim=True).clamp_min(1e-30)
         case "cyclic":
             tasks = torch.arange(now.shape[1], device=i.device)
@@ -114,15 +116,17 @@ def weights(attacked: str, now: Tensor, first: Tensor, i: Tensor) -> Tensor:
 
 
 class TaskOracle(Oracle):
-    """As `oracle`, but that it reads the losses (S, T) of the tasks which `attack` raises, and an item compares with
-    those of its clean image. The heads are on the device of the oracle's nets, which show their features; tasks draw
-    by `seed` and the sample."""
+    """An oracle that reads the losses (S, T) of `attack.tasks()`. An item's reference is the losses of its clean image.
+
+    The networks of `oracle` must show their features, and the heads must be on the same device. The tasks' random
+    choices depend on `seed` and the sample.
+    """
 
     def __init__(self, oracle: Oracle, attack: MultiTask, seed: int) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
         self.attack, self.seed = attack, seed
         every = attack.heads or {}
-        self.heads = {name: every[name] for name in attack.raised() if name != MAIN}
+        self.heads = {name: every[name] for name in attack.tasks() if name != MAIN}
         self._clean: tuple[Samples, Tensor] | None = None
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
@@ -136,11 +140,13 @@ class TaskOracle(Oracle):
         return self._clean[1][row]
 
     def clean(self, x: Callable[[Tensor], Tensor], y: Tensor, index: Tensor) -> Tensor:
-        """The losses (n, T) of the clean images x(rows) of classes y (n,) and places `index` (n,) in the dataset, by
-        `net` in passes of `slots` rows."""
+        """The losses (n, T) of `net` on clean images, in passes of `slots` rows.
+
+        x(rows): the images; y (n,): labels; `index` (n,): places in the dataset.
+        """
         found = []
         for some in torch.arange(len(y), device=y.device).split(self.slots):
-            rows = some[torch.arange(self.slots, device=y.device) % len(some)]  # what is short is filled with its own
+            rows = some[torch.arange(self.slots, device=y.device) % len(some)]  # fills the last pass
             images = x(rows)
             with torch.no_grad():
                 _, values = self._losses(self.net, images, images, y[rows], index[rows])
@@ -152,15 +158,15 @@ class TaskOracle(Oracle):
         return self._losses(self.search, p.region.x, query, p.y, p.index)
 
     def _losses(self, f: nn.Module, x: Tensor, z: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and losses (B, T) of f at z, perturbations of the clean x."""
+        """Logits (B, K) and losses (B, T) of f at z (B, C, H, W), perturbed from the clean images x."""
         drawn = sample_key(self.seed, index)
         out = answers(f, self.heads, z, drawn)  # type: ignore[arg-type]
         found = losses(out, self.heads, x, y, drawn)
-        return out[MAIN].float(), torch.stack([found[name] for name in self.attack.raised()], 1).float()
+        return out[MAIN].float(), torch.stack([found[name] for name in self.attack.tasks()], 1).float()
 
 
 def heads_of(loaded: Loaded) -> dict[str, Head]:
-    """The heads, by task, of a run that was trained on several; none of another model."""
+    """The heads, by task, of a run trained on several tasks; empty for any other model."""
     if loaded.folder is None or loaded.file != BEST or not isinstance(loaded.net, Model):
         return {}
     return load_heads(loaded.folder, loaded.net)

@@ -1,10 +1,10 @@
 """Projected gradient descent: Madry et al. 2018, arXiv:1706.06083.
 
-x_{t+1} = P(x_t + alpha d_t), d_t the steepest direction of the norm for the loss's gradient at x_t, and P the
-projection onto the ball cut to [0, 1]. FGSM (Goodfellow et al. 2015, 1412.6572) is one step of size eps
-without a random start. With momentum mu (MI-FGSM, Dong et al. 2018, 1710.06081) the direction is
-that of g_t = mu g_{t-1} + grad / ||grad||_1. In L1 a step goes along the signs of the largest elements of the
-gradient (SLIDE, Tramer and Boneh 2019, 1904.13000).
+x_{t+1} = P(x_t + alpha d_t), d_t the norm's steepest direction for the loss's gradient at x_t, and P the projection
+onto the ball cut to [0, 1]. FGSM (Goodfellow et al. 2015, 1412.6572) is one step of size eps without a random start.
+With momentum mu (MI-FGSM, Dong et al. 2018, 1710.06081) d_t is the steepest direction for
+g_t = mu g_{t-1} + grad / ||grad||_1. In L1 a step goes along the signs of the largest gradient elements (SLIDE, Tramer
+and Boneh 2019, 1904.13000).
 """
 
 from __future__ import annotations
@@ -58,17 +58,21 @@ INITS = ("uniform", "gauss", "signs", "noise")
 
 @dataclass
 class PGDState(State):
-    velocity: Tensor
+    velocity: Tensor  # g_t
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """`rel_step` is step / eps; `step_size`, absolute, overrides it. `n_targets` and `target` as in APGD; `sparsity`
-    (L1 only) is the share of the elements that a step leaves alone; `band` (Fourier-Linf only) as in `threat.banded`.
+    """`rel_step`: step size / eps; `step_size`: absolute step size, overrides `rel_step`. `sparsity` (L1 only): the
+    share of the elements that a step does not change. `n_targets` and `target`: as in APGD. `band` (fourier-linf only):
+    as in `threat.banded`.
 
-    With `random_start` the first query is, by `init`, uniform in the ball; x + 0.001 N(0, I) ("gauss": TRADES); x +
-    eps / 2 random signs ("signs": Tramer et al. 2018, 1705.07204, linf); or x + U(-2 eps, 2 eps) ("noise": N-FGSM, de
-    Jorge et al. 2022, 2202.01181, linf). Without, it is x.
+    Without `random_start` the first query is x. With it, `init` chooses the first query:
+
+    uniform  a random point of the ball
+    gauss    x + 0.001 N(0, I) (TRADES)
+    signs    x + eps / 2 random signs (Tramer et al. 2018, 1705.07204; linf only)
+    noise    x + U(-2 eps, 2 eps) (N-FGSM, de Jorge et al. 2022, 2202.01181; linf only)
     """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
@@ -132,10 +136,10 @@ class PGD(Attack):
     def _direction(self, region: Region, query: Tensor, g: Tensor) -> Tensor:
         if not isinstance(region, L1):
             return region.steepest(g)
-        # A few elements at a time: those already at the border of [0, 1] would take the step of others.
+        # Without the elements that cannot move: at the border of [0, 1], they would use up part of the step.
         g = torch.where(((query <= 0) & (g < 0)) | ((query >= 1) & (g > 0)), 0, g)
         size = g[0].numel()
         count = max(round((1 - self.sparsity) * size), 1)
         least = g.abs().flatten(1).topk(count, dim=1).values[:, -1].view(-1, 1, 1, 1)
-        moved = g.sign() * (g.abs() >= least)
-        return moved / moved.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
+        d = g.sign() * (g.abs() >= least)
+        return d / d.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)

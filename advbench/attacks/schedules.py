@@ -1,4 +1,4 @@
-"""Step sizes that depend on the step alone."""
+"""Schedules: values that depend on the number of steps only."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
 """Square Attack: random search with square changes, Andriushchenko et al. 2020, arXiv:1912.00049.
 
-It sees logits only. A change is kept when the margin max_{k != y} z_k - z_y rises. Linf (algorithm 2 there): a
-square of side h, of one sign a channel, is set to the border of the ball; the start is vertical stripes.
-L2 (algorithm 3): the mass of two windows is gathered in the first one, in the form of two opposite
-bumps; the start is a grid of 5 x 5 such forms. L1 is as L2 with sharper bumps and the projection of Croce and Hein
-2021 (2103.01208, sec. 5). The side is sqrt(p) of the image's, and p is halved at fixed numbers of queries.
+The attack uses logits only. A change is kept if the margin max_{k != y} z_k - z_y rises.
+
+Linf (algorithm 2 there): a change sets a square to the border of the ball, with one sign per channel. The start is
+vertical stripes. L2 (algorithm 3): a change moves the mass of two windows into the first one, in the form of two
+opposite bumps. The start is a grid of 5 x 5 such forms. L1: as L2, with sharper bumps and the projection of Croce and
+Hein 2021 (2103.01208, sec. 5). The side of a square is sqrt(p) of the image's, and p is halved at fixed numbers of
+queries.
 """
 
 from __future__ import annotations
@@ -30,21 +32,24 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "summary": "Square Attack: random search by logits, 5000 queries (Andriushchenko et al. 2020)",
     },
 }
-_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # out of 10,000 queries
 _TINY = 1e-12
 
 
 @dataclass
 class SquareState(State):
-    key: Tensor  # (S,) of the numbers that the changes are drawn from
-    best: Tensor
-    best_value: Tensor
+    key: Tensor  # (S,), of the random numbers of the changes
+    best: Tensor  # (S, C, H, W)
+    best_value: Tensor  # (S,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """`n_queries` changes are tried after the start; `p_init` is the first share of the image's area; `target` as in
-    APGD. With `rescale_schedule` the halvings of p are moved from 10,000 queries to `n_queries` (AutoAttack: not)."""
+    """`n_queries`: number of changes tried after the start; `p_init`: the first square's share of the image's area.
+
+    `rescale_schedule`: scale the halvings of p from 10,000 queries to `n_queries`; AutoAttack does not. `target`: as in
+    APGD. UserError if `p_init` is not in (0, 1].
+    """
 
     asks: ClassVar[Asks] = "logits"
     version: ClassVar[int] = 2
@@ -94,7 +99,7 @@ class Square(Attack):
         return s.best_value if self.loss == "cw" and self.target is None else None
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
-        """(S,): the side of the square that is tried after i + 1 answers."""
+        """The side (S,) of the square tried after i + 1 answers; see `_sides` for `odd`."""
         table = _sides(self.n_queries, self.p_init, self.rescale_schedule, height, width, odd, i.device)
         return table[i.clamp_max(self.n_queries - 1)]
 
@@ -103,7 +108,7 @@ class Square(Attack):
         drawn = rng.draws(key, i, 2 + channels)
         window, _, _ = _window(drawn[:, :2], self._side(i, height, width, odd=False), height, width)
         up = (drawn[:, 2:] < 0).float()[:, :, None, None]
-        # Twice eps from anywhere in the ball is its border; so said, there is nothing to project.
+        # The paper adds 2 eps and projects, which gives the border from any point of the ball.
         border = torch.lerp(p.region.low, p.region.high, up)
         return torch.lerp(best, border, window)
 
@@ -145,7 +150,7 @@ def _unit(d: Tensor) -> Tensor:
 def _sides(
     queries: int, p_init: float, rescale: bool, height: int, width: int, odd: bool, device: torch.device
 ) -> Tensor:
-    """(queries,) int64: the side at each query; for L2 and L1 at least 3 and odd, so that a bump has a middle."""
+    """(queries,) int64: the side at each query. `odd` (L2 and L1): odd and at least 3, so that a bump has a middle."""
     sides = []
     for i in range(queries):
         at = int(i / queries * 10000) if rescale else i
@@ -158,10 +163,13 @@ def _sides(
 
 
 def _window(hashes: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A place, by hashes (S, 2), for a square of `side` (S,): mask (S, 1, H, W), top row and left column (S,)."""
+    """Random windows of `side` (S,), drawn from random bits `hashes` (S, 2).
+
+    Returns a mask (S, 1, H, W) of 1 inside and 0 outside, the top rows (S,) and the left columns (S,).
+    """
     size, along = _axes(height, width, side.device)
     start = rng.scaled(hashes, size - side[:, None] + 1)
-    place = along - start[:, :, None]  # both axes at once: on small images the time goes into the number of operations
+    place = along - start[:, :, None]  # both axes at once: on small images the number of operations is the cost
     inside = ((place >= 0) & (place < side[:, None, None])).float()
     mask = inside[:, 0, :height, None] * inside[:, 1, None, :width]
     return mask[:, None], start[:, 0], start[:, 1]
@@ -169,22 +177,23 @@ def _window(hashes: Tensor, side: Tensor, height: int, width: int) -> tuple[Tens
 
 @cache
 def _axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The sizes (2,), and the places along the longer axis."""
+    """The height and width, (2,), and the positions along the longer axis."""
     return torch.tensor([height, width], device=device), torch.arange(max(height, width), device=device)
 
 
 def _form_at(norm: str, side: Tensor, flip: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """(S, 1, H, W): two bumps of `side` (S,), transposed where `flip`, at (top, left); anything outside."""
+    """(S, 1, H, W): forms of `side` (S,) at (top, left), transposed where `flip` (S,). Undefined outside the window."""
     forms = _forms(norm, min(height, width), side.device)
     row = (torch.arange(height, device=side.device) - top[:, None]).clamp(0, forms.shape[1] - 1)
     column = (torch.arange(width, device=side.device) - left[:, None]).clamp(0, forms.shape[1] - 1)
     row, column = row[:, :, None], column[:, None, :]
-    turned = flip[:, None, None]
-    return forms[side[:, None, None], torch.where(turned, column, row), torch.where(turned, row, column)][:, None]
+    flip = flip[:, None, None]
+    return forms[side[:, None, None], torch.where(flip, column, row), torch.where(flip, row, column)][:, None]
 
 
 def _tiles(key: Tensor, x: Tensor, norm: str) -> Tensor:
-    """The start (S, C, H, W) for L2 and L1: a grid of forms, each turned and signed at random, not yet scaled."""
+    """The first perturbation (S, C, H, W) for L2 and L1, not yet scaled: a grid of forms, transposed and signed at
+    random."""
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -196,15 +205,18 @@ def _tiles(key: Tensor, x: Tensor, norm: str) -> Tensor:
 
     form = _forms(norm, min(height, width), x.device)[side]
     upright = form[(row % side)[:, None], (column % side)[None]]
-    turned = form[(column % side)[None], (row % side)[:, None]]
+    transposed = form[(column % side)[None], (row % side)[:, None]]
     flip = rng.signs(rng.fold(key, 1), (down * across,))[:, tile] > 0
     sign = rng.signs(rng.fold(key, 2), (channels, down * across))[:, :, tile]
-    return sign * torch.where(flip, turned, upright)[:, None] * inside
+    return sign * torch.where(flip, transposed, upright)[:, None] * inside
 
 
 @cache
 def _forms(norm: str, largest: int, device: torch.device) -> Tensor:
-    """(largest + 1, largest, largest): by side, a bump above an opposite one, of norm 1, in the upper left corner."""
+    """(largest + 1, largest, largest): for each side, a form in the upper left corner.
+
+    A form is a positive bump above a negative one, with norm 1.
+    """
     table = torch.zeros(largest + 1, largest, largest)
     for side in range(1, largest + 1):
         upper, lower = _bump(side // 2, side, norm), _bump(side - side // 2, side, norm)
@@ -214,7 +226,7 @@ def _forms(norm: str, largest: int, device: torch.device) -> Tensor:
 
 
 def _bump(height: int, width: int, norm: str) -> Tensor:
-    """Nested rectangles around the middle, the k-th one adding 1 / k^2 (L1: 1 / k^4), of norm 1: (height, width)."""
+    """A bump (height, width) of norm 1: nested rectangles around the middle, the k-th adds 1 / k^2 (L1: 1 / k^4)."""
     if height == 0:
         return torch.zeros(0, width)
     down, across = height // 2, width // 2

@@ -1,7 +1,7 @@
-"""Transfer: points found on another model, judged on this one (Papernot et al. 2016, arXiv:1605.07277).
+"""Transfer attack: Papernot et al. 2016, arXiv:1605.07277.
 
-The gradients are the source's; whether a point counts is asked of the model itself at every step, which is the
-strongest form of the attack that still takes nothing but decisions from the model.
+Points are found with the gradients of a source model. The evaluated model judges the point of every step, which makes
+this the strongest form of the attack that uses only the model's decisions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(APGD):
-    """`source` is the spec of the model the gradients come from; `source_sha256`, the hash of its weights, tells two
-    sources apart in a record."""
+    """`source`: the spec of the model that gives the gradients. `source_sha256`, the hash of its weights, distinguishes
+    sources in records."""
 
     version: ClassVar[int] = 2
 
@@ -42,11 +42,12 @@ class Transfer(APGD):
 
     def for_model(self, norm: str, classes: int) -> Attack:
         if not self.source:
-            raise UserError(f"{self.name} needs the model that its points are made on: --set source=MODEL")
+            raise UserError(f"{self.name} needs the model on which it searches for points: --set source=MODEL")
         return super().for_model(norm, classes)
 
     def prepare(self, context: Context) -> Attack:
-        """With the source. Raises UserError when it cannot be loaded, or has other weights than the attack names."""
+        """This attack with the source loaded. UserError if that fails, or its weights are not those of
+        `source_sha256`."""
         data = context.data
         loaded = load_model(self.source, dataset=data, device=data.device)
         if self.source_sha256 not in ("", loaded.weights_sha256):
@@ -66,7 +67,7 @@ class Transfer(APGD):
 
 
 class SourceOracle(Oracle):
-    """Objective and gradients of `source`; logits, hits and verification of `net`."""
+    """An oracle whose objective and gradients come from `source`; logits, hits and verification come from `net`."""
 
     def __init__(self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False) -> None:
         super().__init__(net, source, slots=slots, random=random)

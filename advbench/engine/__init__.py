@@ -1,1 +1,1 @@
-"""The attack engine: what an attack is, the model that answers it, and the search that runs it on many images."""
+"""The attack engine: the attack protocol, the oracle that answers queries, and the search over many images."""

@@ -1,12 +1,12 @@
-"""What an attack is, and two drivers of one attack file: `solve` here (training) and `search` (evaluation).
+"""The attack protocol. Two drivers run an attack: `solve` (here, for training) and `Search` (for evaluation).
 
-An attack never runs the model. It asks: its state holds a `query`, a driver answers with the model's
-logits and gradient there, and `step` turns the answer into the next query. So input-only gradients,
-precision, averaging over randomness, counting and the verification of hits are each written once.
-What an attack needs beyond logits is its own matter: `prepare` and `oracle` in its file.
+An attack never runs the model. Its state holds a `query`; the driver answers with the model's logits and gradient at
+the query, and `step` turns the answer into the next query. So input-only gradients, precision, averaging over
+randomness, counting of passes and verification of hits are each written once, in the drivers. An attack that needs more
+than logits overrides `prepare` and `oracle`.
 
-Every tensor of a problem, a state and an answer has one row an item: (sample, target class or none,
-restart). No row may depend on another one.
+Every tensor of a problem, a state and an answer has one row per item: (sample, target class or none, restart). No row
+may depend on another row.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ Asks = Literal["logits", "gradient", "jacobian"]
 
 @dataclass
 class Problem:
-    """What items are to solve: the ball around x, label y (S,), target class (S,) or -1, noise key (S,), which of
-    the attack's restarts they are (S,), the first where it is not given; `reference` (S, R), what the objective may
-    compare with: the clean logits, or what the attack's oracle gives in their place; and the samples' places in the
-    dataset, `index` (S,)."""
+    """What S items are to solve.
+
+    `region`: the balls around the clean images x; `y` (S,): labels; `target` (S,): the target class, or -1 for none;
+    `key` (S,): the key of the item's random numbers; `restart` (S,): the number of the restart, 0 if not given;
+    `reference` (S, R): what the objective may compare with, the clean logits unless the attack's oracle gives something
+    else; `index` (S,): the samples' places in the dataset, 0 if not given.
+    """
 
     region: Region
     y: Tensor
@@ -56,17 +59,17 @@ class Problem:
 
     @property
     def first(self) -> Tensor:
-        """(S,) bool: items that are the first start of their sample and target."""
+        """(S,) bool: items that are the first restart of their sample and target."""
         assert self.restart is not None
         return self.restart == 0
 
 
 @dataclass
 class Samples:
-    """What is attacked: `x(rows)` gives float32 images in [0, 1] on the device for int64 row numbers.
+    """The n samples to attack. `x(rows)` gives the float32 images in [0, 1], on the device, of int64 row numbers.
 
-    labels y (n,), place in the dataset `index` (n,), `eps` (n,) float64 (infinite: look for the nearest
-    adversarial point instead), clean `logits` (n, K).
+    `y` (n,): labels; `index` (n,): places in the dataset; `eps` (n,) float64, infinite to search for the nearest
+    adversarial example; `logits` (n, K): the clean logits.
     """
 
     x: Callable[[Tensor], Tensor]
@@ -78,7 +81,7 @@ class Samples:
 
 @dataclass
 class State:
-    """Where items stand: the `query` (S, C, H, W) to be answered next, and `i` (S,), the answers so far."""
+    """The progress of S items: `query` (S, C, H, W) is answered next; `i` (S,) is the number of answers so far."""
 
     query: Tensor
     i: Tensor
@@ -86,10 +89,11 @@ class State:
 
 @dataclass
 class Answer:
-    """The model at the queries: logits (S, K), `wrong` (S,), the objective's value (S,) and gradient.
+    """The model's answer to the queries.
 
-    The gradient has the query's shape. For "jacobian" the value is all that the attack reads, (S, R), and the gradient
-    (S, R, C, H, W), one of each.
+    `logits` (S, K); `wrong` (S,) bool: misclassified; `value` (S,): the objective; `grad` (S, C, H, W): its gradient,
+    None for "logits". For "jacobian", `value` (S, R) holds the R outputs that the attack reads (the logits by default)
+    and `grad` (S, R, C, H, W) the gradient of each.
     """
 
     logits: Tensor
@@ -105,8 +109,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Context:
-    """What an attack may look at before it starts: the model in eval mode, the clean images on its device, the norm and
-    the seed of the evaluation."""
+    """What `Attack.prepare` may read: the model in eval mode, the clean images on the model's device, the norm and the
+    seed of the evaluation."""
 
     loaded: Loaded
     data: Dataset
@@ -115,24 +119,25 @@ class Context:
 
 
 def prepared() -> Any:
-    """A field that `Attack.prepare` fills in: no setting, and no part of what a record says of the attack."""
+    """A field that `Attack.prepare` fills in. It is not a setting and does not appear in records."""
     return field(default=None, repr=False, compare=False, metadata={"prepared": True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Base of attacks: fields are the settings. `steps` counts updates, `restarts` independent starts.
+    """Base class of attacks. The fields are the settings.
 
-    `eot` passes are averaged in each answer (expectation over transformation, Athalye et al. 2018,
-    1802.00420), for models whose outputs are random. `straight_through` lets gradients pass the layers declared
-    non-differentiable as if they were the identity (BPDA, the same paper).
+    `steps`: number of updates; `restarts`: number of independent starts. `eot`: number of passes averaged in each
+    answer (expectation over transformation, Athalye et al. 2018, 1802.00420), for models with random outputs.
+    `straight_through`: gradients pass the layers declared non-differentiable as if those were the identity (BPDA, the
+    same paper). UserError if `steps`, `restarts` or `eot` is below 1, or the loss is unknown.
     """
 
     asks: ClassVar[Asks] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     version: ClassVar[int] = 1
-    minimum_norm: ClassVar[bool] = False  # seeks the nearest adversarial point, not one within eps
-    looks: ClassVar[bool] = False  # after each answer with a gradient, the next query asks for logits alone
+    minimum_norm: ClassVar[bool] = False  # searches for the nearest adversarial example, not for one within eps
+    checks_steps: ClassVar[bool] = False  # each query with a gradient is followed by one for logits alone
 
     name: str
     steps: int
@@ -148,7 +153,7 @@ class Attack:
             raise unknown("loss", self.loss, (*LOSSES, KL))
 
     def for_model(self, norm: str, classes: int) -> Attack:
-        """This attack for a norm and a number of classes; UserError where it has no form for the norm."""
+        """This attack for a norm and a number of classes. UserError if it has no form for them."""
         if norm not in self.norms:
             raise UserError(f"{self.name} has no form for norm {norm}: choose from {', '.join(self.norms)}")
         if self.loss == "dlr" and classes < 3:
@@ -156,81 +161,81 @@ class Attack:
         return self
 
     def prepare(self, context: Context) -> Attack:
-        """This attack with what it takes from the model and the images. Raises UserError where they do not have it."""
+        """This attack with its `prepared` fields read from the model and the images. UserError if they lack them."""
         return self
 
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
-        """What answers the queries: `oracle`, or one made of it that reads more than logits."""
+        """The oracle that answers this attack's queries: `oracle`, or one built on it that reads more than logits."""
         return oracle
 
     def follows_gradient(self) -> bool:
-        """Whether it goes by the gradient of the model itself, which a model may hide."""
+        """Whether it uses the gradient of the evaluated model, which gradient masking could hide."""
         return self.asks != "logits"
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Target classes (n, T) of samples with clean `logits` (n, K): T items a sample and restart."""
+        """Target classes (n, T) for clean `logits` (n, K) and labels y (n,): each sample has T items per restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
     def items(self, classes: int) -> int:
-        """How many items a sample has: one for each target and restart."""
+        """The number of items per sample: one for each target and restart."""
         return self.restarts * self.targets(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]
 
     def updates(self, classes: int) -> int:
-        """How many updates an image that stands takes."""
+        """The number of updates on a sample that stands to the end."""
         return self.steps * self.items(classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:
-        """The value (S,) that is to rise and whose gradient is asked for: of the logits (S, K), or of what the attack's
-        own oracle reads in their place."""
+        """The value (S,) to maximise, a function of `read`: the logits (S, K), or what the attack's own oracle reads
+        instead."""
         return kl(read, p.reference) if self.loss == KL else LOSSES[self.loss](read, p.y, p.target)
 
     def start(self, p: Problem) -> State:
-        """The state before any answer; must not need the model."""
+        """The state before the first answer. It must not need the model."""
         raise NotImplementedError
 
     def step(self, p: Problem, s: Any, a: Answer) -> State:
-        """The state after the answer `a` at `s.query`; idle slots go on past `done`, so it must hold there too."""
+        """The state after answer `a` to `s.query`. Idle slots keep stepping, so it must also work after `done`."""
         raise NotImplementedError
 
     def done(self, s: Any) -> Tensor:
-        """(S,) bool: items with nothing left to ask. Every update is followed by one last look."""
+        """(S,) bool: items without further queries. The point after the last update is queried too."""
         return s.i > self.steps  # type: ignore[no-any-return]
 
     def best_margin(self, s: Any) -> Tensor | None:
-        """The largest margin (S,) that any query of each item had, where the state tells: below 0 if none was wrong."""
+        """The largest margin (S,) over each item's queries, below 0 if none was misclassified. None if not tracked."""
         return None
 
     def result(self, s: Any) -> Tensor:
-        """The strongest point (S, C, H, W) that `solve` hands to training."""
+        """The strongest points (S, C, H, W), which `solve` returns to training."""
         return s.query  # type: ignore[no-any-return]
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """The fields that --set may give."""
+        """The names of the fields that --set can change."""
         fields = dataclasses.fields(cls)
         return [f.name for f in fields if f.init and f.name != "name" and "prepared" not in f.metadata]
 
     @property
     def turn(self) -> tuple[Asks, ...]:
-        """What is asked one after the other; items start and end at the bounds of a turn, all slots together."""
-        return (self.asks, "logits") if self.looks else (self.asks,)
+        """What the queries of one turn ask for, in order. Items start and end only between turns."""
+        return (self.asks, "logits") if self.checks_steps else (self.asks,)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, as plain JSON for the record."""
-        found = {name: getattr(self, name) for name in self.setting_names()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        """The settings as plain JSON, for the record."""
+        settings = {name: getattr(self, name) for name in self.setting_names()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def members(attack: Attack | tuple[Attack, ...]) -> tuple[Attack, ...]:
-    """The attacks of a set such as AutoAttack, or of a single one."""
+    """The attacks of a set such as AutoAttack; a single attack gives a tuple of one."""
     return attack if isinstance(attack, tuple) else (attack,)
 
 
 def solve(attack: Attack, objective: Callable[[Tensor], Tensor], p: Problem) -> Tensor:
-    """Points (S, C, H, W) of `p.region` where `objective`, a value (S,) for inputs (S, C, H, W), is high.
+    """Maximise `objective`, which maps inputs (S, C, H, W) to values (S,), over `p.region`; points (S, C, H, W).
 
-    All rows take all steps, with no synchronisation with the host; gradients are taken by the input
-    only, and nothing is left in the `.grad` of any weight.
+    All rows take all steps, without synchronising with the host. Gradients are taken with respect to the input only:
+    the `.grad` of the weights does not change.
     """
     state = attack.start(p)
     for _ in range(attack.steps):

@@ -1,7 +1,7 @@
-"""A step as a CUDA graph: recorded once, replayed on the same memory, without Python or launches in between.
+"""A step as a CUDA graph: recorded once, then replayed on the same memory without Python or single kernel launches.
 
-PyTorch's guide to CUDA graphs: static inputs, a warm-up on a side stream, no synchronisation inside. Where a step
-cannot be recorded, or a replay does not give what the step gives, it is made eagerly, and the reason is kept.
+Follows PyTorch's guide to CUDA graphs: static inputs, a warm-up on a side stream, no synchronisation inside. If a step
+cannot be recorded, or its replay gives other numbers, steps stay eager and the reason is kept.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from advbench.engine.tensors import mapped, tensors
 
 L = TypeVar("L")
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Runs its argument to warm up, records it without running it, and returns what replays it."""
-WARM_UP = 2
-DIFFERENT = 0.01  # share of the elements of a tensor that kernels which add in any order may change
+"""Runs its argument to warm up, records it without running it, and returns a function that replays it."""
+WARM_UP_RUNS = 2
+MAX_DIFFERING_SHARE = 0.01  # of a tensor's elements: kernels may add in another order
 
 
 @dataclass
 class Recorded(Generic[L]):
-    """`live` to go on with, one step further. `replay` makes a step on it in place; None: `why_not` says why.
+    """A recorded step.
 
-    `runs` is how often the step's Python ran until now.
+    `live`: the state to continue from, one step ahead of the one given. `replay` advances `live` in place by one step;
+    it is None if there is no recording, and `why_not` says why. `runs`: how often the step's Python code has run.
     """
 
     live: L
@@ -39,9 +40,9 @@ class Recorded(Generic[L]):
 
 
 def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
-    """Record `step`, from a dataclass of tensors to one of the same shapes, with the memory of `live`'s copy.
+    """Record `step`, a function from a dataclass of tensors to one of the same shapes, on a copy of `live`.
 
-    A lack of memory passes through; any other error of the recording means that steps stay eager.
+    Out-of-memory errors are raised. After any other error of the recording, steps stay eager.
     """
     static = mapped(torch.clone, live)
     places = {value.data_ptr() for value in tensors(static)}
@@ -51,17 +52,17 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
         nonlocal runs
         runs += 1
         new = tensors(step(static))
-        # Some of them may be a static one in another place, about to be written.
+        # A result may be another field's static tensor, which is about to be overwritten.
         apart = [
             one if one is old or one.data_ptr() not in places else one.clone()
             for old, one in zip(tensors(static), new, strict=True)
         ]
         _write(static, apart)
 
-    eager = step(live)  # before the graph holds memory of its own
+    eager = step(live)  # first, because the graph will hold memory of its own
     try:
         replay = capture(body)
-    except Exception as error:  # whatever the model's own code meets in a capture
+    except Exception as error:  # the model's own code may raise anything in a capture
         if out_of_memory(error):
             raise
         why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
@@ -75,14 +76,17 @@ def graphed(step: Callable[[L], L], live: L, capture: Capture) -> Recorded[L]:
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """The `Capture` of the current CUDA device. What waits for the device is found before the recording, by its own
-    error: one that fails half way leaves PyTorch's memory in the middle of it."""
+    """The `Capture` of the current CUDA device.
+
+    The last warm-up run forbids synchronisation. A step that waits for the device thus fails before the recording: a
+    recording that fails half way would leave PyTorch's memory allocator in the middle of it.
+    """
     before = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(before)
     try:
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP - 1):
+            for _ in range(WARM_UP_RUNS - 1):
                 body()
             with no_waiting():
                 body()
@@ -91,7 +95,7 @@ def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             body()
     finally:
-        torch.cuda.set_stream(before)  # a failed recording stays on its own
+        torch.cuda.set_stream(before)  # a failed recording leaves its own stream current
     return graph.replay  # type: ignore[no-any-return]
 
 
@@ -100,7 +104,7 @@ def no_waiting() -> Iterator[None]:
     """Inside, an operation that waits for the CUDA device raises RuntimeError."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is called a prototype
+        warnings.simplefilter("ignore")  # PyTorch warns that this mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -119,4 +123,4 @@ def _alike(one: L, other: L) -> bool:
         (~torch.isclose(a.double(), b.double(), rtol=1e-3, atol=1e-6, equal_nan=True)).double().mean()
         for a, b in zip(tensors(one), tensors(other), strict=True)
     ]
-    return bool((torch.stack(shares) <= DIFFERENT).all())
+    return bool((torch.stack(shares) <= MAX_DIFFERING_SHARE).all())

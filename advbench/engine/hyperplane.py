@@ -1,4 +1,4 @@
-"""Linearised decision boundaries, and the shortest step onto a hyperplane that stays in [0, 1]^d.
+"""Linearised decision boundaries, and the shortest step within [0, 1]^d onto a hyperplane.
 
 Croce and Hein 2020, arXiv:1907.02044, eq. 5 and appendix.
 """
@@ -11,12 +11,15 @@ from torch import Tensor
 from advbench.engine.attack import Answer, Problem
 from advbench.threat import margin_to_box
 
-_NEWTON_STEPS = 16  # at most 12 were needed on real images; on CUDA all are made
-_FAR = 1e30  # stands for infinity, which would make NaN of 0 x it
+_NEWTON_STEPS = 16  # real images needed at most 12; on CUDA all are taken
+_FAR = 1e30  # stands for infinity, because 0 x infinity is NaN
 
 
 def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
-    """z_k - z_y (S,) and its gradient (S, C, H, W), k the class whose linearised boundary is nearest."""
+    """z_k - z_y (S,) and its gradient (S, C, H, W), where k is the class whose linearised boundary is nearest.
+
+    `a` is an answer to "jacobian" with the gradient of every logit, (S, K, C, H, W).
+    """
     own = p.y[:, None]
     at = torch.arange(len(p.y), device=p.y.device)
     f = a.logits - a.logits.gather(1, own)
@@ -29,7 +32,7 @@ def nearest_boundary(p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
 def to_hyperplane(x: Tensor, w: Tensor, rise: Tensor, norm: str) -> Tensor:
     """The smallest d (S, C, H, W) in `norm` (linf, l2, l1) with <w, d> = rise and x + d in [0, 1].
 
-    x and w (S, C, H, W), rise (S,). Where the box does not let <w, d> come so far, d goes as far as it lets.
+    x and w (S, C, H, W), rise (S,). If the box keeps <w, d> below `rise`, d brings it as close as the box allows.
     """
     flat, shape = x.flatten(1), x.shape
     w = w.flatten(1) * torch.where(rise < 0, -1.0, 1.0)[:, None]
@@ -37,32 +40,32 @@ def to_hyperplane(x: Tensor, w: Tensor, rise: Tensor, norm: str) -> Tensor:
     slope, sign = w.abs(), w.sign()
     reach = margin_to_box(flat, sign)
     if norm == "l1":
-        moved = _fill_steepest(slope, reach, rise)
+        d = _fill_steepest(slope, reach, rise)
     elif norm == "l2":
         until = reach / slope.clamp_min(1 / _FAR)
-        moved = slope * until.minimum(_time(slope * reach, slope * slope, until, rise))
+        d = slope * until.minimum(_time(slope * reach, slope * slope, until, rise))
     else:
-        moved = reach.minimum(_time(slope * reach, slope, reach, rise))
-    # A rounding may pass the box by one unit in the last place.
-    return moved.mul_(sign).add_(flat).clamp_(0, 1).sub_(flat).view(shape)
+        d = reach.minimum(_time(slope * reach, slope, reach, rise))
+    # Rounding may leave the box by one unit in the last place.
+    return d.mul_(sign).add_(flat).clamp_(0, 1).sub_(flat).view(shape)
 
 
 def _time(full: Tensor, pace: Tensor, reach: Tensor, rise: Tensor) -> Tensor:
-    """The least t (S, 1) at which all elements together have risen by `rise`: each by `pace` x t, up to `full` once t
-    is at its `reach`.
+    """The smallest t (S, 1) at which the elements' contributions sum to `rise`.
 
-    The sum is concave and piecewise linear in t, so that Newton's steps from the left climb to the root, and are
-    exact once on its piece: the same from then on, which is why stopping early changes no row.
+    An element contributes `pace` x t until t is its `reach`, and `full` from then on. The sum is concave and piecewise
+    linear in t. So Newton's steps from the left climb to the root, and are exact once on the root's piece. They do not
+    change after that, which is why stopping early changes no row.
     """
     t = torch.zeros_like(rise)
     free, spent = torch.empty_like(reach), torch.empty_like(reach)
     for _ in range(_NEWTON_STEPS):
-        # 1 or 0, in floating point: masks of booleans take five times as long on CPUs.
+        # Masks of 1 and 0 in floating point: boolean masks take five times as long on CPUs.
         torch.gt(reach, t, out=free)
         torch.le(reach, t, out=spent)
         left = rise - torch.linalg.vecdot(full, spent)[:, None]
         speed = torch.linalg.vecdot(pace, free)[:, None]
-        # Nothing left that moves: the box is in the way, and t is past every element's room.
+        # A speed of 0: every element has reached the border of the box.
         new = torch.where(speed > 0, torch.maximum(left / speed, t).clamp_max(_FAR), t)
         settled = new == t
         t = new
@@ -72,7 +75,7 @@ def _time(full: Tensor, pace: Tensor, reach: Tensor, rise: Tensor) -> Tensor:
 
 
 def _fill_steepest(slope: Tensor, reach: Tensor, rise: Tensor) -> Tensor:
-    """The elements of largest slope move first, all the way, until the rises add up; the last one in part."""
+    """|d| for L1: elements move in order of slope, largest first, each to its border, until <w, d> = rise."""
     order = slope.argsort(dim=1, descending=True, stable=True)
     gain = (slope * reach).gather(1, order)
     before = gain.cumsum(1) - gain

@@ -1,4 +1,4 @@
-"""The state of a model and of PyTorch while a model is attacked, and what a lack of memory looks like."""
+"""Contexts that set the state of a model and of PyTorch during an attack; recognition of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-_SHORT = (
+_MEMORY_ERRORS = (
     "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
-    "unable to find an engine to execute this computation",  # of cuDNN, when no workspace fits
+    "unable to find an engine to execute this computation",  # from cuDNN, if no workspace fits
 )  # fmt: skip
 
 
 @contextmanager
 def untouched(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's mode and the global random state are put back at the end."""
+    """Eval mode inside. Every module's mode and PyTorch's global random state are restored at the end."""
     modes = {module: module.training for module in net.modules()}
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -34,8 +34,10 @@ def untouched(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_kernels(device: torch.device) -> Iterator[None]:
-    """Inside, fp32 means fp32 on CUDA too (convolutions in TF32 keep 10 bits), by kernels that repeat themselves; and
-    `device` is the current one, which streams and graphs belong to."""
+    """Inside, CUDA computes fp32 in full precision with deterministic kernels, and `device` is the current device.
+
+    By default convolutions run in TF32, which keeps 10 bits. Streams and graphs belong to the current device.
+    """
     with ExitStack() as stack:
         for owner, name, value in _switches():
             stack.callback(setattr, owner, name, getattr(owner, name))
@@ -46,8 +48,10 @@ def exact_kernels(device: torch.device) -> Iterator[None]:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """What decides how exact and how repeatable fp32 is: owner, attribute, and the value for that. From PyTorch 2.9 on
-    each kind of operation has a switch of its own, and the older ones raise once somebody has used these."""
+    """The switches for exact and deterministic fp32: owner, attribute and value.
+
+    From PyTorch 2.9 on each kind of operation has its own switch; once one of these was used, the older ones raise.
+    """
     b = torch.backends
     kernels: list[tuple[Any, str, Any]] = [(b.cudnn, "benchmark", False), (b.cudnn, "deterministic", True)]
     if not hasattr(b.cuda.matmul, "fp32_precision"):
@@ -57,5 +61,5 @@ def _switches() -> list[tuple[Any, str, Any]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` tells of a lack of memory, on CUDA or CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _SHORT)
+    """Whether `error` is an out-of-memory error, on CUDA or CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _MEMORY_ERRORS)

@@ -1,4 +1,4 @@
-"""The model as an attack sees it: it answers queries, and counts every pass it makes."""
+"""The oracle: the model as an attack sees it. It answers queries and counts every pass."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from advbench.engine.attack import Answer, Asks, Attack, Problem, Samples
 from advbench.engine.losses import wrong
 from advbench.models.base import straight_through
 
-RANDOM_PASSES = 20  # contract.md: the mean of so many passes decides for a model with random outputs
+RANDOM_PASSES = 20  # contract.md: a model with random outputs is judged by the mean of 20 passes
 
 
 def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
-    """The gradient of the sum of `value` by `query`, as it is: zero where no graph leads from one to the other.
+    """The gradient of value.sum() with respect to `query`; zero if `value` does not depend on `query`.
 
-    `again`: the graph is kept for another value.
+    NaN and infinities are kept. `again` keeps the graph for another call.
     """
     if not value.requires_grad:
         return torch.zeros_like(query)
@@ -26,10 +26,10 @@ def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:
 
 
 class Oracle:
-    """Answers queries with `search`, a copy of the model made for speed, and verifies with `net` itself.
+    """Answers queries with `search`, the search copy of the model, and verifies hits with the model `net` itself.
 
-    `slots` is the number of rows of every pass: verdicts are those of that batch size. `random`: outputs
-    vary from pass to pass, so that verification averages 20 of them.
+    `slots`: number of rows of every pass, so that verdicts are those of one batch size. `random`: the outputs vary from
+    pass to pass, so verification averages 20 passes. `forwards` and `backwards` count the passes of single images.
     """
 
     def __init__(self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False) -> None:
@@ -41,24 +41,24 @@ class Oracle:
         self.backwards = 0
 
     def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
-        """The model at `query` (slots, C, H, W): what `asks` says, or else `attack`. Non-finite gradients become 0."""
+        """Answer `query` (slots, C, H, W) as `asks` says, or else `attack.asks`. Non-finite gradients become 0."""
         asks = asks or attack.asks
         passes = len(query) * attack.eot
         self.forwards += passes
         if asks == "logits":
-            return self._looked(attack, p, query)
+            return self._with_logits(attack, p, query)
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with through:
-            answer = self._derived(attack, p, query, asks)
+            answer = self._with_gradient(attack, p, query, asks)
         self.backwards += passes * (answer.gradient.shape[1] if asks == "jacobian" else 1)
         return answer
 
-    def _looked(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
+    def _with_logits(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
         with torch.no_grad():
             logits, read = self._outputs(attack, p, query)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
 
-    def _derived(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
+    def _with_gradient(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
         query = query.detach().requires_grad_()
         with torch.enable_grad():
             logits, read = self._outputs(attack, p, query)
@@ -69,15 +69,11 @@ class Oracle:
                 value = attack.objective(p, read)
                 grad = gradient(value, query)
         logits, value = logits.detach(), value.detach()
-        # In the layout of the images, not of the search copy: what mixes two of them is slow.
+        # In the memory layout of the images, not of the search copy: operations on mixed layouts are slow.
         return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0).contiguous())
 
-    def verify(self, z: Tensor, y: Tensor) -> Tensor:
-        """Whether `net` gets z (n, C, H, W), n <= slots, wrong, in a pass of its own of `slots` rows: (n,) bool."""
-        return wrong(self.logits(z), y)
-
     def logits(self, z: Tensor) -> Tensor:
-        """Logits (n, K) of `net` in float32, in passes of `slots` rows; what is short is filled with zeros."""
+        """Logits (n, K) of `net` in float32, in passes of `slots` rows; the last pass is filled up with zeros."""
         out = []
         for part in z.split(self.slots):
             filled = torch.zeros(self.slots, *part.shape[1:], dtype=part.dtype, device=part.device)
@@ -89,17 +85,19 @@ class Oracle:
         return torch.cat(out)
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:
-        """What the objective may compare with, (S, R), for items of the samples `row` and classes `target` (S,)."""
+        """`Problem.reference` (S, R) of items: `row` (S,) of `samples` and `target` (S,). Here the clean logits."""
         return samples.logits[row]
 
     def read(self, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (S, K) of the search copy, and what the objective is a function of (S, R): these, or in an attack's
-        own oracle something else, from the same pass."""
+        """Logits (S, K) of the search copy, and the input (S, R) of the objective, both from the same pass.
+
+        Here the input of the objective is the logits; an attack's own oracle may read something else.
+        """
         logits = self.search(query).float()
         return logits, logits
 
     def _outputs(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
-        """What `read` gives; means over `eot` passes."""
+        """The results of `read`, averaged over `eot` passes."""
         logits, read = self.read(p, query)
         if attack.eot == 1:
             return logits, read

@@ -1,10 +1,11 @@
-"""The evaluation driver: a fixed number of slots, each refilled as soon as its item ends.
+"""The search: runs one attack on many samples, in a fixed number of slots that are refilled as soon as an item ends.
 
-An item is (sample, target, restart). It ends when its attack is done, or when it or a sibling felled the
-sample. Items are queued target by target, samples of large clean margin first: a sample's later targets
-start when the earlier ones are decided, and the short items come last, so that few slots idle at the
-end. Shapes do not change, and what an item meets does not depend on its neighbours, so verdicts are those of
-any order, sharding or interruption at the same slot count.
+An item is (sample, target, restart). It ends when its attack is done, or when the sample falls to it or to another
+item. Items are queued target by target, samples of large clean margin first. So a sample's later targets start after
+its earlier ones are decided, and short items come last, which leaves few slots idle at the end.
+
+Shapes never change and no item depends on the other slots. So verdicts do not depend on the order of the samples,
+sharding or interruption, as long as the number of slots is the same.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from advbench.engine.attack import Asks, Attack, Problem, Samples, State
 from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
-from advbench.engine.slots import Hits, Slots, copied, kept
+from advbench.engine.slots import Hits, Slots, copied, cpu_copies
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
 
 
 @dataclass
 class Verdicts:
-    """What an attack did to n samples.
+    """The results of one attack on n samples, on the CPU.
 
-    `fell` (n,) bool; `distance` (n,) float64 of the nearest verified adversarial point, inf where there is none;
-    `points`, by row, those points where they were asked for; `best_margin` (n,), on the CPU, the largest margin on the
-    search copy by `Attack.best_margin`, -inf where no item tells. `unverified` counts refused hits, `nonfinite` hits
-    that are wrong by NaN or infinite logits, `outside` points that an attack gave outside of the ball.
+    `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
+    `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
+    by `Attack.best_margin`, -inf if unknown. `unverified` counts hits that the model refused, `nonfinite` hits with NaN
+    or infinite logits, `outside` points returned by the attack that lie outside the ball.
     """
 
     fell: Tensor
@@ -46,11 +47,11 @@ class Verdicts:
 
 
 class Search:
-    """One attack on samples. `run` ends with the verdicts; `snapshot` and `restore` carry it across a kill.
+    """One attack on samples. `run` returns the verdicts; `snapshot` and `restore` resume a search that was stopped.
 
-    `stride` steps are made between two looks of the host (1 on CPU, where a look costs nothing). With `capture` a
-    step is recorded once and then replayed; `eager` says why it is not. Samples that fell in `before`, the verdicts
-    of an earlier go, are left alone.
+    `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `capture`:
+    record a turn once, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search on the
+    same samples; samples that fell there are skipped.
     """
 
     def __init__(
@@ -76,47 +77,48 @@ class Search:
             torch.full((n,), -torch.inf),
         )
         self.targets = attack.targets(samples.logits, samples.y)
-        easy_last = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
+        by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
             (row, rank, restart)
             for restart in range(attack.restarts)
             for rank in range(self.targets.shape[1])
-            for row in easy_last
+            for row in by_margin
         ]
         self.next = 0
-        self.item = [-1] * slots  # the place in the queue of each slot's item; -1: idle
-        self._busy = torch.zeros(slots, dtype=torch.bool, device=device)  # whether a slot has one
-        self._idle = True  # whether slots may have become idle since they were last filled
+        self.item = [-1] * slots  # the queue position of each slot's item; -1: idle
+        self._busy = torch.zeros(slots, dtype=torch.bool, device=device)  # slots with an item
+        self._idle = True  # whether slots may have become idle since the last fill
         problem = self._problem([0] * slots)
         self.slots = Slots(
             problem,
-            mapped(torch.clone, attack.start(problem)),  # no two tensors the same one: they are written into
+            mapped(torch.clone, attack.start(problem)),  # in-place writes need separate tensors
             torch.empty_like(problem.region.x),
             torch.zeros(slots, dtype=torch.bool, device=device),
             torch.zeros(slots, device=device),
             torch.zeros(slots, device=device),
         )
         self.unchecked: list[Hits] = []
-        self._waiting = 0  # items in them
+        self._waiting = 0  # number of items in `unchecked`
         self.refused: list[tuple[int, State, Tensor]] = []
-        # A hit cancels its sample's other items, where there are any, once it is verified: then it must not wait long.
-        self.enough = slots if len(self.queue) == n else max(1, slots // 8)
+        # Hits are verified once so many wait. A verified hit cancels its sample's other items, so if samples have
+        # several items, it must not wait for a full batch.
+        self.verify_at = slots if len(self.queue) == n else max(1, slots // 8)
         self.eager = ""
         self._capture = capture
         self._replay: Callable[[], None] | None = None
 
     @property
     def finished(self) -> int:
-        """Items that have ended or were cancelled, of `len(queue)`."""
+        """The number of items that ended or were cancelled, out of `len(queue)`."""
         return self.next - sum(item >= 0 for item in self.item) - self._waiting - len(self.refused)
 
     @property
     def state(self) -> State:
-        """Where the items in the slots stand."""
+        """The states of the items in the slots."""
         return self.slots.state
 
     def run(self, watch: Callable[[Search], None] | None = None) -> Verdicts:
-        """Work the queue off. `watch` is called after every round; what it raises stops the search."""
+        """Run all items. `watch` is called after every round; it can stop the search by raising."""
         while True:
             self._fill()
             if any(item >= 0 for item in self.item):
@@ -125,25 +127,25 @@ class Search:
                 self._verify()
             else:
                 return self.verdicts
-            if self._waiting >= self.enough:
+            if self._waiting >= self.verify_at:
                 self._verify()
             if watch is not None:
                 watch(self)
 
     def snapshot(self) -> dict[str, Any]:
-        """Tensors (copies, on the CPU) and plain values from which `restore` goes on to the same verdicts."""
+        """CPU copies of tensors and plain values, from which `restore` continues to the same verdicts."""
         while self.unchecked:
             self._verify()
         v = self.verdicts
         return {
             "next": self.next,
             "item": list(self.item),
-            "state": kept(self.state),
+            "state": cpu_copies(self.state),
             "candidate": copied(self.slots.candidate),
             "best_size": copied(self.slots.best_size),
             "has_candidate": copied(self.slots.has_candidate),
             "margin_to_beat": copied(self.slots.margin_to_beat),
-            "refused": [(item, kept(state), copied(to_beat)) for item, state, to_beat in self.refused],
+            "refused": [(item, cpu_copies(state), copied(to_beat)) for item, state, to_beat in self.refused],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
@@ -153,7 +155,7 @@ class Search:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take the place of the search that made `saved` (same attack, samples, model and slots)."""
+        """Continue the search whose `snapshot` is `saved` (same attack, samples, model and number of slots)."""
         kind, device = type(self.state), self.slots.has_candidate.device
 
         def state(fields: dict[str, Tensor]) -> State:
@@ -185,7 +187,7 @@ class Search:
         return Problem(region, self.samples.y[row], target, key, restart, reference, index)
 
     def _fill(self) -> None:
-        """Give idle slots the refused items, then the next of the queue whose samples still stand."""
+        """Give idle slots the refused items, then the next items of the queue whose samples still stand."""
         if not self._idle:
             return
         self._idle = False
@@ -216,7 +218,7 @@ class Search:
             self.item[slot] = item
 
     def _advance(self) -> None:
-        """`stride` turns of answers and steps for all slots, then end the items that are felled or done."""
+        """Run `stride` turns in all slots, then end the items that are done or have a hit."""
         if self._capture is not None:
             self._record(self._capture)
         for _ in range(self.stride):
@@ -245,13 +247,13 @@ class Search:
         self._leave(over)
 
     def _leave(self, slots: list[bool]) -> None:
-        """Make these idle."""
+        """Make `slots` idle: those whose entry is true."""
         self.item = [-1 if left else item for left, item in zip(slots, self.item, strict=True)]
         self._busy = torch.tensor([item >= 0 for item in self.item], device=self._busy.device)
         self._idle = True
 
     def _step(self, slots: Slots) -> Slots:
-        """One turn of answers and steps for all slots."""
+        """One turn in all slots: the oracle's answers and the attack's steps."""
         for asks in self.attack.turn:
             slots = self._ask(slots, asks)
         return slots
@@ -262,7 +264,7 @@ class Search:
         hit, best, to_beat = answer.wrong & ~attack.done(slots.state), slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
             hit = hit & ~slots.has_candidate
-        if surely_none(hit):  # mostly so, and what follows takes its time
+        if surely_none(hit):  # the common case; what follows is slow
             return replace(slots, state=attack.step(p, slots.state, answer))
         if self.minimum_norm:
             size = p.region.size(query - p.region.x)
@@ -270,15 +272,15 @@ class Search:
             best = torch.where(hit, size, best)
         else:
             hit = hit & p.region.contains(query)
-            if not self.oracle.random:  # whose margin says little of what the mean of its passes will be
-                beyond = margin(answer.logits, p.y)
-                hit = hit & ~(beyond <= to_beat)  # NaN is beyond all
-                to_beat = torch.where(hit, beyond, to_beat)
+            if not self.oracle.random:  # one pass of a random model says little about its mean
+                reached = margin(answer.logits, p.y)
+                hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
+                to_beat = torch.where(hit, reached, to_beat)
         candidate = rows(hit, query, slots.candidate)
         return Slots(p, attack.step(p, slots.state, answer), candidate, slots.has_candidate | hit, best, to_beat)
 
     def _record(self, capture: Capture) -> None:
-        """Make a step as a graph, and from now on replay it; or say why not."""
+        """Record a turn and replay it from now on, or note in `eager` why not."""
         self._capture = None
         oracle = self.oracle
         before = oracle.forwards, oracle.backwards
@@ -287,7 +289,7 @@ class Search:
         replay = recorded.replay
         if replay is None:
             return
-        # What a step passes through the model is counted as Python runs, which it does not in a replay.
+        # The oracle counts passes as Python runs, so a replay has to add them.
         passes = [(now - then) // recorded.runs for now, then in
                   zip((oracle.forwards, oracle.backwards), before, strict=True)]  # fmt: skip
 
@@ -299,7 +301,7 @@ class Search:
         self._replay = again
 
     def _verify(self) -> None:
-        """Let the model itself judge the candidates, in passes of `slots` rows; free the slots of the fallen."""
+        """Let the model judge up to `slots` waiting hits; free the slots of samples that fell."""
         waiting = join(self.unchecked)
         first = torch.arange(min(len(waiting), self.oracle.slots))
         batch = take(waiting, first)

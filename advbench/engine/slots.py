@@ -1,4 +1,4 @@
-"""What the slots of a search hold, and what leaves them."""
+"""The contents of a search's slots, and the hits that leave them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from advbench.engine.tensors import mapped
 
 @dataclass
 class Slots:
-    """What a step changes, a row a slot.
+    """Everything a step changes, one row per slot.
 
-    `candidate` (S, C, H, W) is the point that counts once verified, `has_candidate` (S,) whether there is one,
-    `best_size` (S,) its size where the nearest point is sought, which a nearer one must be under. `margin_to_beat` (S,)
-    is the candidate's margin on the search copy; once one was refused, by how much the copy overstated its margin,
-    which the next one must exceed.
+    `candidate` (S, C, H, W): the point to verify; `has_candidate` (S,) bool: whether there is one; `best_size` (S,): in
+    a search for the nearest adversarial example, the candidate's norm, which the next hit must be below.
+
+    `margin_to_beat` (S,): the margin on the search copy that the next hit must exceed. It is -inf for a new item, the
+    candidate's margin once there is one, and after a refusal the amount by which the copy overstated the margin.
     """
 
     problem: Problem
@@ -31,7 +32,7 @@ class Slots:
 
 @dataclass
 class Hits:
-    """Ended items with the points (m, C, H, W) found, and what to go on from where the model refuses them."""
+    """Ended items with their hits `points` (m, C, H, W), and what refused items need to continue."""
 
     items: Tensor  # (m,) int64, on the CPU
     points: Tensor
@@ -43,10 +44,10 @@ class Hits:
 
 
 def copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """A copy of `value` on `device`, even where it is there already."""
+    """A copy of `value` on `device`, even if `value` is there already."""
     return value.to(device, copy=True)
 
 
-def kept(state: State) -> dict[str, Tensor]:
+def cpu_copies(state: State) -> dict[str, Tensor]:
     """Copies of a state's tensors on the CPU, by field."""
     return vars(mapped(copied, state))

@@ -1,8 +1,8 @@
-"""Attacks that run the model themselves, on a whole batch at one eps: another library's, or somebody's function.
+"""Attacks that run the model themselves on a whole batch at one eps: those of other libraries, or a user's function.
 
-They are called once for each batch and point of the curve, always with the same batches and a seed of the batch. What
-they return is believed no more than what a search finds: the untouched model judges each point, and one outside of the
-ball counts for nothing.
+They are called once per batch and grid point, always with the same batches and with the batch's own seed. Their results
+are checked like those of a search: the untouched model judges each returned point, and points outside the ball do not
+count.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from advbench.threat import around
 
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch(Attack):
-    """`points` is all that such an attack must have."""
+    """Base class. A subclass must define `points` only."""
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
     steps: int = 1
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
-        """Points (B, C, H, W) near the images x of classes y (B,), which `net` is to get wrong."""
+        """Candidate adversarial examples (B, C, H, W) for `net`, images x (B, C, H, W) in [0, 1] and labels y (B,)."""
         raise NotImplementedError
 
 
 def attack_batch(
     attack: WholeBatch, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float, *, norm: str, seed: int
 ) -> dict[str, Any]:
-    """What `attack` does to one batch: the fields of Verdicts but `best_margin`; `points` (B, C, H, W) are all of them.
+    """Run `attack` on one batch of images x (B, C, H, W), labels y (B,) and places `index` (B,) in the dataset.
 
-    Raises UserError where it does not return such points, or raises itself.
+    Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`, and `points` (B, C, H, W), all points that
+    the attack returned. UserError if the attack raises, or does not return a tensor of the shape of x.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
-    net = copy.deepcopy(oracle.net)  # whose mode, weights or gradients it may change
+    net = copy.deepcopy(oracle.net)  # the attack may change its mode, weights or gradients
     try:
         with seeded(batch_seed), torch.enable_grad():
             z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
-    except Exception as error:  # somebody's code may raise anything
+    except Exception as error:  # a user's code may raise anything
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:160]
@@ -76,14 +77,14 @@ def attack_batch(
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The batches of one attack, one after the other."""
+    """The results of `attack_batch` on several batches, concatenated."""
     counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside")}
     return {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")} | counts
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the random numbers of PyTorch, NumPy and Python are those of `seed`; then as they were."""
+    """Seed PyTorch, NumPy and Python with `seed` inside; their random states are restored at the end."""
     state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

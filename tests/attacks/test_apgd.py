@@ -1,4 +1,4 @@
-"""Auto-PGD's schedules."""
+"""Auto-PGD's schedules and its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advbench.threat import around
 
 
 def queries(attack: Attack, norm: str) -> list[State]:
-    """The states that ask a linear model, until the attack is done, in balls that no border of [0, 1] cuts."""
+    """The states of the attack on a linear model until it is done, in balls that [0, 1] does not cut."""
     index = torch.arange(3)
     x = torch.full((3, 1, 8, 8), 0.5)
     w = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -28,27 +28,27 @@ def queries(attack: Attack, norm: str) -> list[State]:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_every_step_is_followed_by_a_look(norm: str) -> None:
+def test_the_point_after_every_step_is_queried(norm: str) -> None:
     assert len(queries(APGD(name="apgd", steps=10).for_model(norm, 10), norm)) == 11
 
 
-# AutoAttack's run of 100 is made of three: 30, 30 and 40 steps, each from a look at its first point.
+# AutoAttack splits 100 steps into 30, 30 and 40, each preceded by a query of the ball's first point.
 @pytest.mark.parametrize(("steps", "lengths"), [(100, (30, 30, 40)), (7, (3, 3, 1))])
-def test_larger_balls_first(steps: int, lengths: tuple[int, int, int]) -> None:
+def test_larger_balls_come_first(steps: int, lengths: tuple[int, int, int]) -> None:
     asked = queries(APGD(name="apgd", steps=steps, larger_eps=True).for_model("l1", 10), "l1")
     wanted = [factor for factor, length in zip((3, 2, 1), lengths, strict=True) for _ in range(length + 1)]
     sizes = torch.stack([(state.query - 0.5).abs().flatten(1).sum(1) / 0.25 for state in asked])
     assert torch.allclose(sizes, torch.tensor(wanted).float()[:, None].expand_as(sizes), atol=1e-4)
 
 
-def test_the_version_tells_them_apart() -> None:
+def test_larger_eps_has_its_own_version() -> None:
     assert APGD(name="apgd", steps=10, larger_eps=True).version == 2
     assert APGD(name="apgd", steps=10).version == 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_training_gets_the_best_point_not_the_last(norm: str) -> None:
-    """Of an objective that is largest between the image and where the first steps lead."""
+    """The objective is largest between the image and the points of the first steps."""
     index = torch.arange(4)
     x = torch.full((4, 1, 8, 8), 0.5)
     target = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def test_training_gets_the_best_point_not_the_last(norm: str) -> None:
 
 
 def test_steps_are_halved_by_the_papers_two_rules() -> None:
-    """Values that are given: random walks, and long climbs from far below that never reach the best value so far."""
+    """On given values: random walks, and long rises from far below that never reach the best value so far."""
     count, steps = 20, 100
     values = np.random.default_rng(0).normal(size=(count, steps + 1)).cumsum(1)
     values[5:, 23:] = -1000 + np.arange(steps - 22)
@@ -87,7 +87,7 @@ def test_steps_are_halved_by_the_papers_two_rules() -> None:
 
 
 def halvings(values: NDArray[np.float64]) -> tuple[list[float], bool]:
-    """The step after each of the 101 values, and whether the second rule alone halved it somewhere."""
+    """The step size after each of the 101 values, and whether the second rule alone halved it at some checkpoint."""
     length, lengths, alone = 1.0, [1.0], False
     window, checkpoint, rises = 22, 22, 0
     halved, best = True, values[0]

@@ -1,4 +1,4 @@
-"""Auto-PGD beside the package it comes from: from the same start, every point asked for is pyautoattack's."""
+"""Auto-PGD against pyautoattack: from the same start, every query is the package's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNT = 12
 
 
 def curved() -> nn.Module:
-    """A net whose loss has bends, so that steps overshoot and are halved."""
+    """A network with a curved loss, so that steps overshoot and are halved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.ReLU(), nn.Linear(32, 6))
@@ -37,14 +37,14 @@ def curved() -> nn.Module:
 )
 def test_every_query_is_the_packages(norm: str, steps: int, larger_eps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = curved()
-    # Grey images, whose balls no border of [0, 1] cuts: the package projects onto ball and box one after the other.
+    # Grey images, whose balls [0, 1] does not cut: the package projects onto ball and box one after the other.
     x = 0.5 + 0.1 * (torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5)
     y = net(x).argmax(1)
     region = around(norm, x, torch.full((COUNT,), EPS[norm], dtype=torch.float64))
     p = Problem(region, y, torch.full_like(y, -1), rng.keys(0, "apgd", torch.arange(COUNT)))
     ours = queries(net, APGD(name="apgd", steps=steps, larger_eps=larger_eps), p)
 
-    # The package's start is made of our noise, and rounding errors are not among the elements it counts.
+    # Give the package our noise, and keep it from counting rounding errors as non-zero elements.
     noise = {"rand": rng.uniform, "randn": rng.normal}
     for name, draw in noise.items():
         monkeypatch.setattr(torch, name, lambda shape, draw=draw: draw(p.key, tuple(shape)[1:]))
@@ -57,7 +57,7 @@ def test_every_query_is_the_packages(norm: str, steps: int, larger_eps: bool, mo
 
 
 def queries(net: nn.Module, attack: APGD, p: Problem) -> Tensor:
-    """All that our attack asks for: (steps, S, C, H, W)."""
+    """All queries of our attack: (queries, S, C, H, W)."""
     state, asked = attack.start(p), []
     while not bool(attack.done(state).all()):
         query = state.query.detach().requires_grad_()
@@ -70,7 +70,7 @@ def queries(net: nn.Module, attack: APGD, p: Problem) -> Tensor:
 
 
 def package(net: nn.Module, x: Tensor, y: Tensor, norm: str, steps: int, larger_eps: bool) -> Tensor:
-    """All that the package asks for, in the same form."""
+    """All queries of the package: (queries, S, C, H, W)."""
     asked = []
 
     def noted(query: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sets hold the attacks, in the order and with the numbers of the papers."""
+"""AutoAttack's sets have the papers' attacks, order and budgets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_plus_and_rand_are_the_papers_sets(norm):
 
 
 def test_the_registered_attacks_have_the_papers_budgets():
-    """Those that are no member of a set."""
+    """For attacks that are in no set."""
     made = {name: find("attacks", name).create() for name in ("cw-l2", "ddn", "fmn", "deepfool", "transfer")}
     assert (made["cw-l2"].searches, made["cw-l2"].iterations, made["cw-l2"].c_init) == (9, 1000, 1e-3)
     assert (made["ddn"].steps, made["ddn"].gamma, made["ddn"].init_norm) == (1000, 0.05, 1.0)
@@ -51,7 +51,7 @@ def test_the_registered_attacks_have_the_papers_budgets():
 
 
 def test_members_are_the_registered_attacks_of_their_names():
-    """A member and the single attack of its name draw the same noise and differ in settings at most."""
+    """A member and the registered attack of the same name draw the same noise; only settings may differ."""
     for name, entry in entries("attacks").items():
         made = entry.create()
         if name == "corruptions":  # its members are kinds of noise, not attacks of their own
@@ -86,7 +86,7 @@ def test_every_entry_has_a_summary_of_one_line():
         ("transfer", {}, "linf", "source"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(name, settings, norm, reason):
+def test_invalid_settings_are_refused_in_one_line(name, settings, norm, reason):
     with pytest.raises(UserError, match=reason) as caught:
         find("attacks", name).create(**settings).for_model(norm, 10)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Every attack of the registry, in every norm it has a form for, on models whose answer is known exactly."""
+"""Every registered attack, in every norm it has a form for, on models whose distances are known exactly."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SHORTER = {
     "fmn": {"steps": 300},
     "transfer": {"source": "-"},
 }
-FREE, BOUND = False, True  # whether the borders of [0, 1] cut the balls
+FREE, BOUND = False, True  # whether [0, 1] cuts the balls
 
-# How many times the exact eps an attack may need to fell every sample, where that is not 1.001. Single steps lose some
-# of it to a random start, or do not see the border of [0, 1] (inf: one element alone does not get there); the L2 step
-# onto ball and box is not the exact one.
+# The factor of the exact eps at which an attack must fell all samples, if it is not 1.001. Single steps lose some of
+# eps to a random start, or ignore the border of [0, 1] (inf: one element alone is not enough). In L2, a step and the
+# projection onto ball and box do not give the exact maximum.
 NEEDS: dict[tuple[str, str, bool], float] = {
     ("apgd-ce", "l2", BOUND): 1.01,
     ("apgd-ce", "l1", FREE): 1.1,
@@ -68,7 +68,7 @@ NEEDS: dict[tuple[str, str, bool], float] = {
     ("transfer", "l1", FREE): 1.1,
     ("transfer", "l1", BOUND): 1.1,
 }
-# How many times the exact distance the nearest point may be, where that is not 1.001.
+# The allowed factor between the distance found and the exact one, if it is not 1.001.
 NEAREST: dict[tuple[str, str, bool], float] = {
     ("cw-l2", "l2", FREE): 1.6,
     ("cw-l2", "l2", BOUND): 1.06,
@@ -95,7 +95,7 @@ def registered(minimum_norm: bool) -> list[tuple[str, str, bool]]:
                 attack.for_model(norm, 4)
             except UserError:
                 continue
-            # The closed form of the Fourier norm does not know the box.
+            # The closed form of the Fourier norm holds without the box only.
             found += [(name, norm, bound) for bound in (FREE, BOUND) if not (bound and norm == "fourier-linf")]
     return found
 
@@ -108,8 +108,8 @@ def test_fells_all_that_can_fall_and_none_other(cases, name, norm, bound):
     if factor < np.inf:
         standing = ~case.strike(made(name), norm, exact * factor).fell
         assert not standing.any(), f"{int(standing.sum())} stand at {factor} times the exact eps"
-    few = dataclasses.replace(made(name), **({"n_queries": 200} if name == "square" else {}))
-    assert not case.strike(few, norm, exact * 0.999).fell.any()
+    attack = dataclasses.replace(made(name), **({"n_queries": 200} if name == "square" else {}))
+    assert not case.strike(attack, norm, exact * 0.999).fell.any()
 
 
 @pytest.mark.parametrize(("name", "norm", "bound"), registered(minimum_norm=True))
@@ -202,8 +202,8 @@ def test_models_of_two_and_three_classes(cases, name, classes):
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "square"])
-def test_a_chosen_target_is_gone_to(cases, name):
-    """On classes in random directions, points are made along the one asked for, whatever the nearest is."""
+def test_a_chosen_target_is_reached(cases, name):
+    """On classes in random directions, points move towards the chosen class, even if another one is nearer."""
     case = cases["several"](FREE)
     own = case.y == 2
     aimed = dataclasses.replace(made(name), target=2, loss="cw").for_model("linf", 4)
@@ -213,7 +213,7 @@ def test_a_chosen_target_is_gone_to(cases, name):
         logits = case.net.double()(case.x.double()).numpy()
     case.net.float()
     away = np.abs(case.weight[2] - case.weight[case.y.numpy()]).sum(1)
-    towards = (logits[np.arange(len(case.y)), case.y] - logits[:, 2])[~own] / away[~own]  # no border is in the way
+    towards = (logits[np.arange(len(case.y)), case.y] - logits[:, 2])[~own] / away[~own]  # without the box
     eps = np.full(len(case.y), 0.9)
     eps[~own.numpy()] = towards * (1.3 if name == "square" else 1.01)
     verdicts = case.strike(aimed, "linf", eps)
@@ -226,7 +226,7 @@ def test_kl_is_that_of_the_clean_answer(cases):
     case = cases["two-sided"](FREE)
     exact = case.distance("linf")
     attack = dataclasses.replace(made("pgd"), loss="kl")
-    # It rises on both sides of the image: where the start makes the answer surer, that is where it goes.
+    # The loss rises on both sides of the image, so some starts lead to a surer right answer.
     assert 0 < case.strike(attack, "linf", exact * 1.001).fell.sum() < len(case.y)
     assert case.strike(dataclasses.replace(attack, restarts=20), "linf", exact * 1.001).fell.all()
     assert not case.strike(attack, "linf", exact * 0.999).fell.any()
@@ -246,7 +246,7 @@ def test_kl_is_that_of_the_clean_answer(cases):
         ("pgd", {"loss": "hinge"}, 4, "choose from ce, cw, dlr, kl"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(name, settings, classes, words):
+def test_invalid_losses_and_targets_are_refused_in_one_line(name, settings, classes, words):
     with pytest.raises(UserError, match=words) as raised:
         find("attacks", name).create(**settings).for_model("linf", classes)
     assert "\n" not in str(raised.value)

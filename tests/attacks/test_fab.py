@@ -1,4 +1,4 @@
-"""FAB's steps against algorithm 1 of its paper, where no border of [0, 1] is in the way."""
+"""FAB's steps against algorithm 1 of its paper, on images whose steps [0, 1] does not clip."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answer(value: Tensor, grad: Tensor | None, wrong: Tensor) -> Answer:
 
 @pytest.mark.parametrize("alpha_max", [0.1, 0.9])
 @pytest.mark.parametrize("norm", sorted(ORDER))
-def test_a_step_mixes_the_ways_from_here_and_from_the_image(norm: str, alpha_max: float) -> None:
+def test_a_step_mixes_those_from_the_query_and_from_the_image(norm: str, alpha_max: float) -> None:
     p = problem(norm)
     draw = torch.Generator().manual_seed(1)
     w, f = torch.randn(COUNT, 1, 6, 6, generator=draw), 0.1 * torch.randn(COUNT, generator=draw)
@@ -66,7 +66,7 @@ def test_a_step_mixes_the_ways_from_here_and_from_the_image(norm: str, alpha_max
     assert max(shares) > 0.1 and min(shares) < 0.9
 
 
-def test_who_is_wrong_is_drawn_back_to_the_image_and_nobody_else() -> None:
+def test_only_adversarial_points_are_moved_back_to_the_image() -> None:
     p = problem("l2")
     query = p.region.x + 0.1
     attack = FABT(name="fab-t")
@@ -75,7 +75,7 @@ def test_who_is_wrong_is_drawn_back_to_the_image_and_nobody_else() -> None:
     assert torch.allclose(back - p.region.x, torch.where(wrong, 0.09, 0.1).view(-1, 1, 1, 1), atol=1e-6)
 
 
-def test_each_step_has_a_gradient_and_a_look() -> None:
+def test_each_step_queries_a_gradient_and_logits() -> None:
     attack, p = FABT(name="fab-t", steps=7), problem("l2")
     assert attack.turn == ("gradient", "logits")
     state, answers = attack.start(p), 0

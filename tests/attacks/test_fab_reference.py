@@ -1,4 +1,4 @@
-"""FAB beside the package it comes from: on a trained net our points are as near as pyautoattack's."""
+"""FAB against pyautoattack: on a trained network our adversarial examples are as near as the package's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[Attack, int]] = {
 
 @dataclass
 class Trained:
-    """A small net, and test images that it gets right."""
+    """A small network, and test images that it classifies correctly."""
 
     net: nn.Module
     x: Tensor
@@ -62,13 +62,13 @@ def test_the_nearest_points_are_as_near_as_the_packages(trained: Trained, norm: 
     ours, theirs = distances(trained, norm, attack), package(trained, norm, targets)
     assert np.isfinite(ours).all() and np.isfinite(theirs).all()
     assert np.median(ours) <= 1.01 * np.median(theirs)
-    # Not by luck in the middle: sample by sample, and at both ends.
+    # Also sample by sample, and at both ends of the distribution.
     assert np.median(ours / theirs) <= 1.01
     assert (np.quantile(ours, [0.1, 0.9]) <= 1.02 * np.quantile(theirs, [0.1, 0.9])).all()
 
 
 def distances(of: Trained, norm: str, attack: Attack) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of the nearest points that the engine finds (n,)."""
+    """Distances (n,) of the nearest adversarial examples that the engine finds."""
     oracle = Oracle(of.net, slots=COUNT)
     rows = torch.arange(len(of.y))
     eps = torch.full((len(of.y),), torch.inf, dtype=torch.float64)
@@ -77,7 +77,7 @@ def distances(of: Trained, norm: str, attack: Attack) -> np.ndarray[Any, np.dtyp
 
 
 def package(of: Trained, norm: str, targets: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of the nearest points that the package finds (n,), over all targets where there are any; inf where none is."""
+    """Distances (n,) of the nearest adversarial examples that the package finds over all targets; inf if none."""
     fab: Any = FABAttack_PT(of.net, norm=NORMS[norm], n_iter=STEPS, eps=1e6, targeted=bool(targets))
     best = np.full(len(of.y), np.inf)
     for rank in range(max(targets, 1)):

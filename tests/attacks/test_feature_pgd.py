@@ -1,4 +1,4 @@
-"""Features pulled to centres: the mean ones of the clean images, a class each."""
+"""Feature PGD: the class centres, and models without features."""
 
 from __future__ import annotations
 

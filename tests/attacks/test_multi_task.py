@@ -1,4 +1,4 @@
-"""The attack on several tasks: its weights by hand, and what it must do on encoders whose answer is known exactly."""
+"""The multi-task attack: its weights by hand, and its results on encoders with closed forms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def strike(
     rows: Tensor | None = None,
     search: nn.Module | None = None,
 ) -> Verdicts:
-    """`one` on those rows of the images, with points."""
+    """The verdicts, with points, of attack `one` on `rows` of the images (all if not given)."""
     at = torch.arange(len(y)) if rows is None else rows
     oracle = Oracle(net, search, slots=SLOTS)
     sizes = torch.as_tensor(np.broadcast_to(eps, len(y)).copy(), dtype=torch.float64)[at]
@@ -62,7 +62,7 @@ def test_the_weights_are_the_papers() -> None:
         "sum": np.ones((2, 3)),
         "relative": 1 / floor,
         "wgd": rate / rate.mean(1, keepdims=True),
-        "cyclic": np.array([[1, 0, 0], [0, 1, 0]]),  # the main task first, and after as many steps as there are tasks
+        "cyclic": np.array([[1, 0, 0], [0, 1, 0]]),  # the main task at step 0 and every 3 steps
     }
     for name in COMBINED:
         assert np.allclose(weights(name, now, first, i).numpy(), expected[name]), name
@@ -93,7 +93,7 @@ class Normed(Model):
 
 @pytest.fixture(scope="module")
 def net(taught: Callable[[Model], Model]) -> Model:
-    """A few steps of training, so that there are statistics, and answers to bring down."""
+    """Trained for a few steps, so that it has BatchNorm statistics and right answers to attack."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = Normed()
@@ -110,7 +110,7 @@ def heads(net: Model) -> dict[str, Head]:
 def test_a_step_goes_along_the_gradient_of_the_weighted_losses(
     attacked: str, net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
 ) -> None:
-    """By autograd through all at once; the weights carry no gradient."""
+    """Compared with autograd through the weighted sum, with constant weights."""
     (x, y), index = images, torch.arange(COUNT)
     one = attack(attacked, random_start=False, heads=heads).for_model("l2", 10)
     assert isinstance(one, MultiTask)
@@ -134,7 +134,7 @@ def test_on_the_main_task_alone_it_is_pgd_point_by_point(
 ) -> None:
     copy, notes = search_copy(net)
     assert any("folded" in note for note in notes)
-    plain = PGD(name="multi-task", steps=25)  # of the same name, and so from the same starts
+    plain = PGD(name="multi-task", steps=25)  # the name decides the random start
     ours, theirs = (strike(net, heads, one, "linf", 0.08, *images, search=copy) for one in (attack("main"), plain))
     assert torch.equal(ours.fell, theirs.fell) and 0 < ours.fell.sum() < COUNT
     assert ours.points.keys() == theirs.points.keys()
@@ -142,7 +142,7 @@ def test_on_the_main_task_alone_it_is_pgd_point_by_point(
 
 
 class Halves(nn.Module):
-    """Features are the pixels; the upper half alone tells the two classes apart."""
+    """Features are the pixels; only the upper half distinguishes the two classes."""
 
     num_classes = 10
 
@@ -162,7 +162,7 @@ class Halves(nn.Module):
         return self.head(self.features(x))
 
     def distance(self, x: Tensor, norm: str) -> np.ndarray:
-        """|w.x| / ||w||_dual; no border of [0, 1] is near."""
+        """The exact distances |w.x| / ||w||_dual; [0, 1] does not cut the balls."""
         score = (self.features(x) * self.w).sum(1).abs().double().numpy()
         w = self.w.double().numpy()
         return np.asarray(score / (np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)))
@@ -170,7 +170,7 @@ class Halves(nn.Module):
 
 @pytest.fixture(scope="module")
 def halves() -> tuple[Halves, dict[str, Head], Tensor, Tensor]:
-    """An auxiliary task in the lower half: its loss has the size of the main one's, its gradient is at right angles."""
+    """With an auxiliary task on the lower half: a loss of the main loss's size, and an orthogonal gradient."""
     net, x = Halves(), 0.5 + 0.05 * (torch.rand(COUNT, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) - 0.5)
     head = nn.Linear(SIDE * SIDE, 2)
     head.weight.data = torch.stack([net.w, -net.w]).flip(1)
@@ -186,10 +186,10 @@ def test_closed_forms_of_a_linear_encoder(halves: tuple[Halves, dict[str, Head],
         one = attack(attacked, steps=40, random_start=False)
         return int(strike(net, heads, one, norm, exact[norm] * factor, x, y).fell.sum())
 
-    # An element of the sign of the gradient is one task's alone, whatever its weight.
+    # In Linf each element's sign is decided by one task alone, whatever the weights.
     for attacked in ("main", "sum", "relative", "wgd"):
         assert fell(attacked, "linf", 1.001) == COUNT and fell(attacked, "linf", 0.999) == 0
-    # In L2 what is spent on one task is lost to the other.
+    # In L2 the norm spent on one task is lost to the other.
     assert fell("main", "l2", 1.001) == COUNT
     for attacked in ("sum", "relative", "wgd", "cyclic"):
         assert fell(attacked, "l2", 1.001) < COUNT / 4 and fell(attacked, "l2", 0.999) == 0
@@ -204,17 +204,17 @@ def test_cyclic_takes_turns(halves: tuple[Halves, dict[str, Head], Tensor, Tenso
     oracle = TaskOracle(Oracle(net, slots=COUNT), one, seed=0)
     region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
     p = Problem(region, y, torch.full_like(y, -1), index, reference=torch.ones(COUNT, 2), index=index)
-    state, moved = one.start(p), []
+    state, halves_moved = one.start(p), []
     for _ in range(4):
         after = one.step(p, state, oracle.answer(one, p, state.query))
         d = (after.query - state.query).flatten(1).abs().sum(0)
-        moved.append(["upper"] * bool(d[:32].sum() > 1e-3) + ["lower"] * bool(d[32:].sum() > 1e-3))
+        halves_moved.append(["upper"] * bool(d[:32].sum() > 1e-3) + ["lower"] * bool(d[32:].sum() > 1e-3))
         state = after
-    assert moved == [["upper"], ["lower"], ["upper"], ["lower"]]
+    assert halves_moved == [["upper"], ["lower"], ["upper"], ["lower"]]
 
 
 @pytest.mark.parametrize("attacked", ALL)
-def test_verdicts_and_points_are_those_of_any_order_and_split(
+def test_verdicts_and_points_do_not_depend_on_order_or_split(
     attacked: str, net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
 ) -> None:
     one = attack(attacked, steps=6)
@@ -229,7 +229,7 @@ def test_verdicts_and_points_are_those_of_any_order_and_split(
 def test_passes_through_the_encoder_are_counted(
     net: Model, heads: dict[str, Head], images: tuple[Tensor, Tensor]
 ) -> None:
-    """A pass for the image, one for each task with a view of its own; a gradient for each task that is raised."""
+    """One forward pass for the image and one for each task with its own view; one backward pass per attacked task."""
     (x, y), index = images, torch.arange(COUNT)
     region = around("linf", x, torch.full((COUNT,), 0.1, dtype=torch.float64))
     for attacked, forwards, backwards in (("main", 1, 1), ("sum", 3, 5), ("jigsaw", 2, 1), ("macro", 1, 1)):
@@ -239,8 +239,8 @@ def test_passes_through_the_encoder_are_counted(
         assert (oracle.forwards, oracle.backwards) == (forwards * COUNT, backwards * COUNT)
 
 
-def test_losses_without_an_end_move_nothing_astray(images: tuple[Tensor, Tensor]) -> None:
-    """NaN or infinite losses of a task give no NaN images."""
+def test_losses_that_are_not_finite_give_finite_points(images: tuple[Tensor, Tensor]) -> None:
+    """NaN or infinite losses of a task must not give NaN images."""
     net, (x, _) = Halves(), images
     broken = nn.Linear(SIDE * SIDE, SIDE * SIDE)
     broken.weight.data.fill_(torch.inf)
@@ -256,7 +256,7 @@ def test_losses_and_targets_of_its_own_are_refused(setting: dict[str, object]) -
         attack("sum", **setting)
 
 
-def test_who_is_attacked_is_pinned_down(heads: dict[str, Head], net: Model) -> None:
+def test_attacked_tasks_and_heads_are_checked(heads: dict[str, Head], net: Model) -> None:
     found = attack("rotation").with_heads(heads)
     assert len(found.heads_sha256) == 64 and found.with_heads(heads) == found
     assert "heads" not in found.settings() and "heads" not in found.setting_names()

@@ -1,4 +1,4 @@
-"""DDN, FMN, CW and DeepFool step by step against the formulas of their papers, on answers that are given."""
+"""DDN, FMN, CW and DeepFool, step by step against the formulas of their papers, on given answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WRONG = torch.tensor([True, False] * 3)
 
 @pytest.fixture
 def p() -> Problem:
-    """Grey images, whose balls no border of [0, 1] cuts."""
+    """On grey images, whose balls [0, 1] does not cut."""
     return problem("l2")
 
 
@@ -55,9 +55,9 @@ def test_ddn_turns_along_the_gradient_and_scales_to_its_norm(p: Problem) -> None
         eps = torch.linspace(0.1, 0.6, COUNT, dtype=torch.float64)
         there = replace(state, i=torch.full((COUNT,), i), delta=delta, norm=eps)
         after = attack.step(p, there, answer(g))
-        moved = delta + alpha * g / l2(g)
+        turned = delta + alpha * g / l2(g)
         norm = torch.where(WRONG, 0.95, 1.05) * eps
-        wanted = p.region.x + norm.float().view(-1, 1, 1, 1) * moved / l2(moved)
+        wanted = p.region.x + norm.float().view(-1, 1, 1, 1) * turned / l2(turned)
         assert torch.allclose(after.norm, norm) and torch.allclose(after.query, wanted, atol=1e-6)
         assert torch.equal(after.delta, after.query - p.region.x)
 
@@ -86,7 +86,7 @@ def test_fmn_shrinks_grows_and_estimates_its_ball(norm: str) -> None:
     query = p.region.x + 0.01 * noise(2)
     order, dual = {"linf": (np.inf, 1), "l2": (2, 2), "l1": (1, np.inf)}[norm]
     here = (query - p.region.x).flatten(1).double().norm(order, dim=1)
-    # Item by item: wrong (in 0, 2 and 4) or not, an earlier hit farther away, nearer, none yet.
+    # Items 0, 2 and 4 are wrong. The earlier hit is farther (0, 3), nearer (1, 2), or missing (4, 5).
     nearest = torch.stack([2 * here[0], here[1] / 2, here[2] / 2, 2 * here[3], here[4], here[5]])
     nearest[4:] = torch.inf
     eps = torch.where(nearest.isinf(), torch.inf, 1.1 * here)
@@ -99,12 +99,12 @@ def test_fmn_shrinks_grows_and_estimates_its_ball(norm: str) -> None:
         size = torch.where(WRONG, torch.minimum(eps * (1 - gamma), known), eps * (1 + gamma))
         size = torch.where(~WRONG & nearest.isinf(), estimate, size)
         assert torch.allclose(after.nearest, known) and torch.allclose(after.size, size, rtol=1e-5)
-        moved = around(norm, p.region.x, after.size).project(query + alpha * g / l2(g))
-        assert torch.allclose(after.query, moved, atol=1e-6)
+        wanted = around(norm, p.region.x, after.size).project(query + alpha * g / l2(g))
+        assert torch.allclose(after.query, wanted, atol=1e-6)
 
 
 def test_cw_is_adam_on_distance_and_margin(p: Problem) -> None:
-    """Beside torch.optim.Adam, on a margin <v, x'> - b that is passed on the way and asked for no further."""
+    """Against torch.optim.Adam, with a margin <v, x'> - b that exceeds kappa on the way, where its gradient ends."""
     v, steps, c = noise(1), 60, 4.0
     x = p.region.x
     attack = CW(name="cw-l2", searches=1, iterations=steps, c_init=c, kappa=0.2, lr=0.02)
@@ -126,13 +126,13 @@ def test_cw_is_adam_on_distance_and_margin(p: Problem) -> None:
     assert reached.any()
 
 
-def test_cw_searches_c_between_what_was_enough_and_what_was_not(p: Problem) -> None:
+def test_cw_searches_c_between_its_bounds(p: Problem) -> None:
     attack = CW(name="cw-l2", searches=6, iterations=3, c_init=0.001)
     state, found = attack.start(p), (False, False, True, False, True, False)
     cs = []
     for search in found:
         cs.append(state.c[0].item())
-        assert torch.allclose(state.query, p.region.x, atol=1e-5)  # each begins anew
+        assert torch.allclose(state.query, p.region.x, atol=1e-5)  # every search starts from x
         for i in range(3):
             state = attack.step(p, state, answer(noise(i), torch.full((COUNT,), search and i == 1)))
     assert cs == pytest.approx([0.001, 0.01, 0.1, 0.055, 0.0775, 0.06625])
@@ -150,11 +150,11 @@ def test_deepfool_adds_up_the_steps_and_overshoots_their_sum(norm: str) -> None:
         for row in range(COUNT):
             y = int(p.y[row])
             others = [k for k in range(3) if k != y]
-            ways = [gradient[row, k] - gradient[row, y] for k in others]
+            differences = [gradient[row, k] - gradient[row, y] for k in others]
             gaps = [abs(float(logits[row, k] - logits[row, y])) for k in others]
-            duals = [float(w.flatten().norm(1 if norm == "linf" else 2)) for w in ways]
+            duals = [float(w.flatten().norm(1 if norm == "linf" else 2)) for w in differences]
             k = int(np.argmin(np.array(gaps) / duals))
-            direction = ways[k].sign() if norm == "linf" else ways[k] / duals[k]
+            direction = differences[k].sign() if norm == "linf" else differences[k] / duals[k]
             r[row] += (gaps[k] + 1e-4) / duals[k] * direction
         assert torch.allclose(state.query, p.region.x + 1.02 * r, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""PGD and its kin, step by step against the formulas in numpy, on gradients that are given."""
+"""PGD and its variants, step by step against formulas in numpy, on given gradients."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ STEPS = {"fgsm": 1.0, "rfgsm": 0.5, "fgsm-rs": 1.25, "n-fgsm": 1.0, "pgd": 0.25,
 
 @pytest.fixture
 def x() -> Tensor:
-    """Grey images, whose balls no border of [0, 1] cuts."""
+    """Grey images, whose balls [0, 1] does not cut."""
     return 0.5 + 0.2 * (torch.rand(COUNT, 2, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5)
 
 
 @pytest.fixture
 def gradients() -> Tensor:
-    """Three, each larger than the one before."""
+    """Gradients of three steps, each 10 times as large as the one before."""
     sizes = torch.tensor([1.0, 10, 100]).view(3, 1, 1, 1, 1)
     return sizes * torch.randn(3, COUNT, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -41,7 +41,7 @@ def problem(x: Tensor, norm: str = "linf", eps: float = EPS) -> Problem:
 
 
 def queries(attack: Any, p: Problem, gradients: Tensor) -> list[Tensor]:
-    """The first point, and one more after each gradient."""
+    """The first query, and the query after each gradient."""
     state = attack.start(p)
     asked, right = [state.query], torch.zeros(len(p.y), dtype=torch.bool)
     for g in gradients:

@@ -1,4 +1,4 @@
-"""Square Attack's schedule, windows and forms, from the paper's definitions."""
+"""Square Attack's schedule, windows and forms against the paper's definitions."""
 
 from __future__ import annotations
 

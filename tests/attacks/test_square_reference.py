@@ -1,4 +1,4 @@
-"""Square Attack beside the package it comes from: with the same random numbers, every query is pyautoattack's."""
+"""Square Attack against pyautoattack: with the same random numbers, every query is the package's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEY = rng.keys(0, "square", torch.arange(1))
 
 @pytest.fixture
 def net() -> nn.Module:
-    """Never wrong in these balls, so that all queries are made."""
+    """Never wrong in these balls, so that the package makes all queries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS * SIDE**2, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -68,7 +68,7 @@ def test_every_query_is_the_packages(norm: str, net: nn.Module, x: Tensor, monke
 
 
 def script(square: Any, norm: str) -> Iterator[bool]:
-    """Give the package our random numbers, in the order in which it asks for them; what turns a form is returned."""
+    """Give the package our random numbers in the order in which it draws them; returns which forms to transpose."""
     key, queries = rng.fold(KEY, 3), torch.arange(QUERIES)
     windows = 2 if norm == "linf" else 4  # numbers for places
     count = windows + CHANNELS + (norm != "linf")
@@ -79,13 +79,13 @@ def script(square: Any, norm: str) -> Iterator[bool]:
     if norm == "linf":
         choices = [rng.signs(KEY, (CHANNELS, 1, SIDE))]
         choices += [torch.where(row < 0, 1.0, -1.0) for row in drawn[:, 2:]]
-        turned: list[bool] = []
+        transposed: list[bool] = []
     else:
         tiles = 25
         choices = list(rng.signs(rng.fold(KEY, 2), (CHANNELS, tiles))[0].T)
         choices += [torch.where(row < 0, -1.0, 1.0) for row in drawn[:, 5:]]
-        turned = [bool(sign > 0) for sign in rng.signs(rng.fold(KEY, 1), (tiles,))[0]]
-        turned += (drawn[:, 4] < 0).tolist()
+        transposed = [bool(sign > 0) for sign in rng.signs(rng.fold(KEY, 1), (tiles,))[0]]
+        transposed += (drawn[:, 4] < 0).tolist()
     signs = iter(choices)
     square.random_choice = lambda shape: next(signs).view(shape)
-    return iter(turned)
+    return iter(transposed)

@@ -45,7 +45,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{BALLS}l2_projection_is_the_nearest_point": [
             ("l2-half-ball", "x, e = self.x.flatten(1), self", "x, e = self.x.flatten(1), 0.5 * self"),
-            ("l2-ball-then-box", "range(_CLIMBS)", "range(0)"),
+            ("l2-ball-then-box", "range(_MAX_ROUNDS)", "range(0)"),
         ],
         f"{BALLS}l1_projection_is_the_nearest_point": [
             ("l1-half-ball", "eps = self.eps.to(a.dtype)", "eps = 0.5 * self.eps.to(a.dtype)"),
@@ -90,7 +90,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("dlr-not-scaled", "(first - lower + 1e-12)", "1"),
         ],
         f"{VALUES}[dlr-True]": [("dlr-targeted-scale", "(third + fourth[0]) / 2", "third")],
-        f"{LOSSES}kl_is_not_symmetric_and_of_the_clean_answer_first": [
+        f"{LOSSES}kl_is_weighted_by_the_clean_answer": [
             ("kl-not-weighted", "was.exp() * (was -", "1 * (was -"),
         ],
         f"{LOSSES}targets_are_the_likeliest_wrong_classes_in_their_order": [
@@ -146,7 +146,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/apgd_l1.py": {
         f"{FELLS}[apgd-ce-l1-False]": [
             ("apgd-l1-flipped", "signs = g.sign()", "signs = -g.sign()"),
-            ("apgd-l1-no-projection", "moved = ball.project(", "moved = torch.clone("),
+            ("apgd-l1-no-projection", "stepped = ball.project(", "stepped = torch.clone("),
             ("apgd-l1-half-ball", "ball = _scaled(p.region, factor)", "ball = _scaled(p.region, factor / 2)"),
             ("apgd-l1-all-elements", "g.abs() >= least", "g.abs() >= 0"),
         ],
@@ -162,13 +162,13 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/fab.py": {
         f"{NEAREST}[fab-linf-False]": [
             ("fab-flipped", "w, -f, region", "w, f, region"),
-            ("fab-no-way-back", "x + self.beta * (s.query - x)", "s.query"),
+            ("fab-not-moved-back", "x + self.beta * (s.query - x)", "s.query"),
         ],
-        f"{FAB}a_step_mixes_the_ways_from_here_and_from_the_image": [
+        f"{FAB}a_step_mixes_those_from_the_query_and_from_the_image": [
             ("fab-alpha", "(one / (one", "(other / (one"),
             ("fab-no-eta", "add(near, alpha=self.eta)", "add(near, alpha=1)"),
         ],
-        f"{FAB}each_step_has_a_gradient_and_a_look": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
+        f"{FAB}each_step_queries_a_gradient_and_logits": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
         f"{STANDARD}[linf]": [("fab-beta", "beta: float = 0.9", "beta: float = 0.5")],
         f"{SEVERAL}[linf-fab-t]": [("fab-one-target", "y, self.n_targets)", "y, 1)")],
     },
@@ -204,7 +204,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/ddn.py": {
         f"{NEAREST}[ddn-l2-False]": [
             ("ddn-flipped", "s.delta + alpha", "s.delta - alpha"),
-            ("ddn-direction-of-signs", "p.region.steepest(_anywhere", "torch.sign(_anywhere"),
+            ("ddn-direction-of-signs", "p.region.steepest(_nonzero", "torch.sign(_nonzero"),
             ("ddn-shrinks-and-grows", "1 - self.gamma, 1 + self.gamma", "1 + self.gamma, 1 - self.gamma"),
         ],
         f"{STEPS}ddn_leaves_a_point_without_gradient_in_a_new_direction_each_time": [
@@ -219,7 +219,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/fmn.py": {
         f"{NEAREST}[fmn-linf-False]": [
             ("fmn-flipped", "s.query + (alpha", "s.query - (alpha"),
-            ("fmn-no-projection", ".project(moved)", ".project(moved) * 0 + moved"),
+            ("fmn-no-projection", ".project(stepped)", ".project(stepped) * 0 + stepped"),
             ("fmn-half-ball", "around(region.norm, x, size)", "around(region.norm, x, size / 2)"),
             ("fmn-never-shrinks", "s.size * (1 - gamma)", "s.size * (1 + gamma)"),
         ],
@@ -231,7 +231,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("cw-l2-no-distance", "g = 2 * (s.query", "g = 0 * (s.query"),
         ],
         f"{STEPS}cw_is_adam_on_distance_and_margin": [("cw-l2-kappa", "a.value < self.kappa", "a.value < 0")],
-        f"{STEPS}cw_searches_c_between_what_was_enough_and_what_was_not": [
+        f"{STEPS}cw_searches_c_between_its_bounds": [
             ("cw-l2-c", "10 * s.c", "s.c"),
             ("cw-l2-goes-on", "w = rows(over, self._first(p), w)", "w = w + 0"),
         ],
@@ -294,28 +294,28 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SEARCH}a_point_outside_of_the_ball_is_no_candidate": [
             ("ball-not-checked", "& p.region.contains(query)", ""),
         ],
-        f"{SEARCH}the_last_update_is_looked_at_and_nothing_after_it": [
+        f"{SEARCH}the_point_after_the_last_update_is_judged_and_none_after_it": [
             ("hit-after-the-end", "answer.wrong & ~attack.done(slots.state)", "answer.wrong"),
         ],
-        f"{SEARCH}who_is_refused_goes_on_and_may_still_fall": [
+        f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
             ("refused-given-up", "and again[place]", "and False"),
-            ("refused-again", "& ~(beyond <= to_beat)", ""),
+            ("refused-again", "& ~(reached <= to_beat)", ""),
         ],
-        f"{SEARCH}who_is_refused_goes_on_after_a_kill": [
+        f"{SEARCH}a_refused_item_continues_after_a_restart": [
             ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
             ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
             ("sibling-begins", "if self.minimum_norm or not", "if True or not"),
         ],
-        f"{SEARCH}a_slot_starts_without_what_its_last_item_found": [
-            ("limit-stays-in-slot", "self.slots.best_size[at] = torch.inf", "self.live.limit[at] += 0"),
+        f"{SEARCH}a_slot_forgets_what_its_last_item_found": [
+            ("limit-stays-in-slot", "self.slots.best_size[at] = torch.inf", "self.slots.best_size[at] += 0"),
         ],
         f"{SEARCH}the_nearest_point_of_all_items_and_queries_is_kept": [
-            ("limit-not-lowered", "torch.where(hit, size, best)", "limit"),
+            ("limit-not-lowered", "torch.where(hit, size, best)", "best"),
             ("last-point-kept", "if size[place] < self.verdicts.distance[row]", "if True"),
         ],
-        f"{SEARCH}each_item_has_numbers_of_its_own": [
+        f"{SEARCH}each_item_has_its_own_random_numbers": [
             ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
             ("search-restarts-alike", "index, target, restart)", "index, target)"),
         ],
@@ -332,7 +332,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{PROMISES}a_random_model_is_judged_by_the_mean_of_20_passes": [
             ("random-judged-once", "RANDOM_PASSES if self.random else 1", "1"),
         ],
-        f"{PROMISES}straight_through_finds_what_a_step_function_hides": [
+        f"{PROMISES}straight_through_attacks_through_a_step_function": [
             ("straight-through-off", "if attack.straight_through else", "if False else"),
         ],
         f"{PROMISES}gradients_that_are_not_finite_are_no_direction": [
@@ -432,7 +432,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/engine/search_copy/winograd.py": {
-        f"{_in('engine/search_copy/test_winograd')}the_plain_convolution": [
+        f"{_in('engine/search_copy/test_winograd')}it_equals_the_plain_convolution": [
             ("winograd-gradient", "x[some, 1:, :2, 1:, :2] +=", "x[some, 1:, :2, 1:, :2] -="),
         ],
     },

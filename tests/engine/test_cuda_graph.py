@@ -1,4 +1,4 @@
-"""A step recorded once and replayed gives what the step gives; no attack's step waits for the host."""
+"""Replayed steps give the results of eager ones, and no attack's step waits for the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advbench import rng
 from advbench.engine.attack import Answer, Attack, Problem, Samples
-from advbench.engine.cuda_graph import WARM_UP
+from advbench.engine.cuda_graph import WARM_UP_RUNS
 from advbench.engine.kernels import _switches, exact_kernels
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
@@ -26,7 +26,7 @@ from advbench.registry import entries, find
 from advbench.threat import around
 
 NORMS = ("linf", "l2", "l1", "fourier-linf")
-FEW: dict[str, dict[str, Any]] = {
+SHORT: dict[str, dict[str, Any]] = {
     "cw-l2": {"searches": 2, "iterations": 5},
     "fab": {"steps": 4, "restarts": 2},
     "pgd": {"steps": 4, "momentum": 0.5},
@@ -38,7 +38,7 @@ COUNT, SLOTS, CLASSES = 9, 4, 5
 
 def attacks() -> Iterator[Any]:
     for name in entries("attacks"):
-        made = find("attacks", name).create(**FEW.get(name, {}))
+        made = find("attacks", name).create(**SHORT.get(name, {}))
         if isinstance(made, tuple):
             continue
         for norm in NORMS:
@@ -49,7 +49,10 @@ def attacks() -> Iterator[Any]:
 
 
 class OnlyMeta(TorchDispatchMode):
-    """Meta tensors have no values to wait for; here even a tensor of the CPU, a copy from the host, is an error."""
+    """Fails if an operation makes a tensor that is not on the meta device: on CUDA it would be copied from the host.
+
+    Operations that wait for a value fail by themselves, because meta tensors have none.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -79,14 +82,14 @@ def test_no_step_waits_for_the_host(attack: Attack, norm: str) -> None:
             state = attack.step(p, state, Answer(meta(SLOTS, CLASSES), wrong, value, grad))
         return state
 
-    state = turn(attack.start(p))  # tables are made once, in the warm-up
+    state = turn(attack.start(p))  # makes the cached tables, as the warm-up does
     with OnlyMeta():
         turn(turn(state))
 
 
 def fake(body: Callable[[], None]) -> Callable[[], None]:
-    """As `cuda_graph` does: warm up, record without running, replay."""
-    for _ in range(WARM_UP):
+    """A `Capture` that acts as `cuda_graph` does: warm up, record without running, replay."""
+    for _ in range(WARM_UP_RUNS):
         body()
     return body
 
@@ -125,8 +128,8 @@ MIXED = [
 @pytest.mark.parametrize(("name", "norm"), MIXED)
 @pytest.mark.parametrize("stride", [1, 3])
 def test_replayed_steps_give_the_verdicts_of_eager_ones(net: nn.Module, name: str, norm: str, stride: int) -> None:
-    short = {"fmn": {"steps": 15}, "ddn": {"steps": 15}, "apgd-ce": {"steps": 15}, "apgd-t": {"steps": 15}}
-    attack = find("attacks", name).create(**FEW.get(name, short.get(name, {}))).for_model(norm, CLASSES)
+    fewer = {"fmn": {"steps": 15}, "ddn": {"steps": 15}, "apgd-ce": {"steps": 15}, "apgd-t": {"steps": 15}}
+    attack = find("attacks", name).create(**SHORT.get(name, fewer.get(name, {}))).for_model(norm, CLASSES)
     eager, replayed = search(net, attack, norm), search(net, attack, norm, capture=fake, stride=stride)
     one, two = eager.run(), replayed.run()
     assert replayed.eager == ""
@@ -146,9 +149,7 @@ def several() -> tuple[Model, dict[str, Head]]:
 
 
 @pytest.mark.parametrize("attacked", ATTACKED)
-def test_what_tasks_show_and_ask_for_is_not_made_on_the_host(
-    attacked: str, several: tuple[Model, dict[str, Head]]
-) -> None:
+def test_a_task_oracle_makes_no_tensor_on_the_host(attacked: str, several: tuple[Model, dict[str, Head]]) -> None:
     attack = find("attacks", "multi-task").create(attacked=attacked).for_model("linf", CLASSES)
     net = copy.deepcopy(several[0]).to("meta")
     heads = {name: copy.deepcopy(head).to("meta") for name, head in several[1].items()}
@@ -181,11 +182,11 @@ def test_replayed_steps_on_tasks_give_the_points_of_eager_ones(
     assert all(torch.equal(point, found[1][row]) for row, point in found[0].items())
 
 
-def test_passes_are_counted_though_a_replay_runs_no_python(net: nn.Module) -> None:
+def test_passes_of_replays_are_counted(net: nn.Module) -> None:
     attack = find("attacks", "apgd-ce").create(steps=20).for_model("linf", CLASSES)
     eager = search(net, attack, "linf")
 
-    def silent(body: Callable[[], None]) -> Callable[[], None]:
+    def uncounted(body: Callable[[], None]) -> Callable[[], None]:
         oracle = replayed.oracle
         fake(body)
         body()
@@ -197,11 +198,11 @@ def test_passes_are_counted_though_a_replay_runs_no_python(net: nn.Module) -> No
 
         return replay
 
-    replayed = search(net, attack, "linf", capture=silent)
+    replayed = search(net, attack, "linf", capture=uncounted)
     for run in (eager, replayed):
-        run.samples.eps.fill_(1e-6)  # nothing falls: all takes its whole course
+        run.samples.eps.fill_(1e-6)  # no sample falls, so every item runs to its end
         run.run()
-    more = (WARM_UP + 1) * SLOTS  # the warm-up, and the eager step that the first replay is held against
+    more = (WARM_UP_RUNS + 1) * SLOTS  # the warm-up, and the eager step with which the first replay is compared
     assert replayed.oracle.forwards == eager.oracle.forwards + more
     assert replayed.oracle.backwards == eager.oracle.backwards + more
 
@@ -224,7 +225,7 @@ def test_a_replay_that_gives_other_numbers_is_not_used(net: nn.Module) -> None:
     assert run.eager == "a replay of the step gives other numbers than the step"
 
 
-def test_a_lack_of_memory_is_no_reason_to_stay_eager(net: nn.Module) -> None:
+def test_out_of_memory_errors_are_raised(net: nn.Module) -> None:
     def full(body: Callable[[], None]) -> Callable[[], None]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -232,7 +233,7 @@ def test_a_lack_of_memory_is_no_reason_to_stay_eager(net: nn.Module) -> None:
         search(net, find("attacks", "pgd").create(), "linf", capture=full).run()
 
 
-def test_a_killed_replaying_search_goes_on(net: nn.Module) -> None:
+def test_a_stopped_search_with_replays_resumes(net: nn.Module) -> None:
     attack = find("attacks", "apgd-t").create(steps=12).for_model("linf", CLASSES)
     whole = search(net, attack, "linf").run()
     rounds = iter(range(5))
@@ -246,7 +247,7 @@ def test_a_killed_replaying_search_goes_on(net: nn.Module) -> None:
         killed.run(stop)
     saved = killed.snapshot()
     before = {name: value.clone() for name, value in saved["state"].items()}
-    killed.run()  # what is saved is no part of what runs on
+    killed.run()  # must not change the snapshot
     assert all(torch.equal(before[name], value) for name, value in saved["state"].items())
     resumed = search(net, attack, "linf", capture=fake)
     resumed.restore(saved)
@@ -256,8 +257,8 @@ def test_a_killed_replaying_search_goes_on(net: nn.Module) -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
 @pytest.mark.parametrize("where", ["", "cuda.matmul", "cudnn.conv"])
-def test_fp32_is_exact_inside_and_as_it_was_after(where: str) -> None:
-    """However it was lowered: the older functions raise once somebody has used the newer switches."""
+def test_fp32_is_exact_inside_and_restored_after(where: str) -> None:
+    """Also if precision was lowered with the newer switches, after which the older functions raise."""
     switches = [*_switches(), (torch.backends, "fp32_precision", "ieee")]
     before = [getattr(owner, name) for owner, name, _ in switches]
     try:

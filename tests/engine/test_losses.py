@@ -1,4 +1,4 @@
-"""What attacks maximise, against the definitions in numpy, sample by sample; and the gradients of it."""
+"""Losses against their definitions in numpy, sample by sample, and their gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Logits = NDArray[np.float64]
 
 
 def by_hand(name: str, z: Logits, y: int, target: int) -> float:
-    """The loss of one sample; the target is -1 where there is none."""
+    """The loss of one sample; a target of -1 means untargeted."""
     reached = z[target] if target >= 0 else np.delete(z, y).max()
     if name == "ce":
         return float(z[target] - logsumexp(z) if target >= 0 else logsumexp(z) - z[y])
@@ -50,14 +50,14 @@ def test_values_and_gradients_are_those_of_the_definition(name: str, targeted: b
     assert torch.autograd.gradcheck(partial(LOSSES[name], y=y, target=target), logits.requires_grad_())
 
 
-def test_a_batch_may_have_targets_in_part(logits: Tensor, y: Tensor) -> None:
+def test_a_batch_may_mix_targeted_and_untargeted_rows(logits: Tensor, y: Tensor) -> None:
     target = torch.where(torch.arange(COUNT) % 3 == 0, (y + 2) % 6, -1)
     for name, loss in LOSSES.items():
         wanted = [by_hand(name, *row) for row in zip(logits.numpy(), y.tolist(), target.tolist(), strict=True)]
         assert np.allclose(loss(logits, y, target).numpy(), wanted), name
 
 
-def test_kl_is_not_symmetric_and_of_the_clean_answer_first(logits: Tensor) -> None:
+def test_kl_is_weighted_by_the_clean_answer(logits: Tensor) -> None:
     here, clean = logits, logits.flip(0)
     p, q = (np.exp(z - logsumexp(z, axis=1, keepdims=True)) for z in (clean.numpy(), here.numpy()))
     assert np.allclose(kl(here, clean).numpy(), (p * np.log(p / q)).sum(1))
@@ -72,7 +72,7 @@ def test_the_margin_is_above_0_where_the_answer_is_wrong(logits: Tensor, y: Tens
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_wrong(bad: float) -> None:
-    """Also where the class itself has the largest logit, or the only one that is not finite."""
+    """Also if the right class has the largest logit, or the only one that is not finite."""
     y = torch.tensor([0, 0, 0, 1])
     logits = torch.tensor([[3.0, 1, bad], [3, 1, 2], [bad, 1, 2], [1, 3, 2]])
     assert wrong(logits, y).tolist() == [True, False, True, False]
@@ -87,7 +87,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_their_order(logits: Tensor, 
             assert row == [k for k in np.argsort(-z).tolist() if k != own][:n]
 
 
-def test_a_chosen_target_is_everyones_but_its_own_images(logits: Tensor, y: Tensor) -> None:
+def test_a_chosen_target_applies_to_all_but_its_own_images(logits: Tensor, y: Tensor) -> None:
     assert aims(logits, y, 3, 2)[:, 0].tolist() == [-1 if own == 2 else 2 for own in y.tolist()]
     assert torch.equal(aims(logits, y, 3, None), likeliest(logits, y, 3))
     assert aims(logits, y, 0, None).tolist() == [[-1]] * COUNT

@@ -1,5 +1,5 @@
-"""What the engine promises of every attack: verdicts that do not depend on order, shards or interruption; a model that
-is left alone; hits that are real."""
+"""What the engine promises for every attack: verdicts do not depend on order, shards or interruption; the model is not
+changed; every counted hit is real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from advbench.models.tasks import Jigsaw, Rotation, make_heads
 from advbench.registry import entries, find
 from advbench.threat import around
 
-FEW = {
+SHORT = {
     "square": {"n_queries": 25},
     "cw-l2": {"searches": 2, "iterations": 6},
     "fab": {"steps": 4, "restarts": 2},
@@ -50,7 +50,7 @@ COUNT, SLOTS = 12, 5
 def attacks():
     pairs = []
     for name in entries("attacks"):
-        made = find("attacks", name).create(**FEW.get(name, {}))
+        made = find("attacks", name).create(**SHORT.get(name, {}))
         if isinstance(made, tuple):
             continue
         if name == "multi-task":
@@ -66,7 +66,7 @@ def attacks():
 
 
 class Small(nn.Module):
-    """A convolution, a BatchNorm, dropout and a linear layer: with buffers and modes that an attack could disturb."""
+    """A convolution, a BatchNorm, dropout and a linear layer: buffers and modes that an attack could change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ def make(net, x, attack, norm, rows=None, eps=None):
         logits[rows],
     )
     heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
-    shown = prepared(attack, net, 4, heads)
-    return Search(shown, samples, shown.oracle(oracle, 3), norm=norm, seed=3, keep_points=True)
+    ready = prepared(attack, net, 4, heads)
+    return Search(ready, samples, ready.oracle(oracle, 3), norm=norm, seed=3, keep_points=True)
 
 
 def outcome(search, rows):
@@ -129,9 +129,9 @@ def outcome(search, rows):
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
-def test_verdicts_are_those_of_any_order_shards_and_interruption(net, x, attack, norm):
-    everyone = torch.arange(COUNT)
-    fell, distance = outcome(make(net, x, attack, norm), everyone)
+def test_verdicts_do_not_depend_on_order_shards_or_interruption(net, x, attack, norm):
+    all_rows = torch.arange(COUNT)
+    fell, distance = outcome(make(net, x, attack, norm), all_rows)
     nearest = attack.minimum_norm
 
     shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(2))
@@ -140,7 +140,7 @@ def test_verdicts_are_those_of_any_order_shards_and_interruption(net, x, attack,
     assert not nearest or torch.equal(distance, other)
 
     sharded, other = torch.zeros_like(fell), torch.full_like(distance, torch.inf)
-    for shard in (everyone[::2], everyone[1::2]):
+    for shard in (all_rows[::2], all_rows[1::2]):
         some, far = outcome(make(net, x, attack, norm, shard), shard)
         sharded |= some
         other = torch.minimum(other, far)
@@ -165,7 +165,7 @@ def test_verdicts_are_those_of_any_order_shards_and_interruption(net, x, attack,
     torch.save(killed.snapshot(), file)
     resumed = make(net, x, attack, norm)
     resumed.restore(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    again, other = outcome(resumed, everyone)
+    again, other = outcome(resumed, all_rows)
     assert torch.equal(fell, again)
     assert not nearest or torch.equal(distance, other)
 
@@ -188,14 +188,14 @@ def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm)
         size = torch.from_numpy(np.abs(f)).flatten(1).amax(1)
     else:
         size = d.norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
-    # Linf is exact in float32: x - eps and x + eps there are within half a unit of the last place.
+    # Linf bounds are computed in float32, so they may be off by half a unit in the last place.
     assert (size <= EPS[norm] * (1 + 1e-5) + 1e-6).all()
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
 def test_no_row_depends_on_another(x, attack, norm):
-    """Start and step on all rows, and on some of them, give the same rows: to a rounding, for tensors of other shapes
-    may be worked off by other kernels."""
+    """`start` and `step` on some of the rows give the same as on all rows, up to rounding: tensors of other shapes may
+    be computed by other kernels."""
     y = torch.arange(6) % 4
     target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
     eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
@@ -205,8 +205,8 @@ def test_no_row_depends_on_another(x, attack, norm):
         key = rng.keys(0, attack.name, rows, target[rows])
         return Problem(around(norm, x[rows], eps[rows]), y[rows], target[rows], key, rows % 2, first[rows])
 
-    everyone, some = torch.arange(6), torch.tensor([4, 1])
-    whole, part = problem(everyone), problem(some)
+    all_rows, some = torch.arange(6), torch.tensor([4, 1])
+    whole, part = problem(all_rows), problem(some)
     a, b = attack.start(whole), attack.start(part)
     draw = torch.Generator().manual_seed(5)
     for _ in range(min(attack.steps, 12)):
@@ -247,13 +247,13 @@ def test_model_and_global_randomness_are_left_as_they_were(net, x, attack, norm)
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
-    """The search copy is wrong on everything, the model on nothing: no sample falls, and the refusals are counted."""
+    """The search copy misclassifies everything, the model nothing: no sample falls, and refused hits are counted."""
 
-    class Liar(nn.Module):
+    class Negated(nn.Module):
         def forward(self, z):
             return -net(z)
 
-    oracle = Oracle(net, Liar(), slots=SLOTS)
+    oracle = Oracle(net, Negated(), slots=SLOTS)
     logits = oracle.logits(x)
     samples = Samples(
         lambda rows: x[rows],
@@ -263,14 +263,14 @@ def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
         logits,
     )
     for name in ("pgd", "apgd-t", "fab-t", "square"):
-        attack = find("attacks", name).create(**FEW.get(name, {})).for_model(norm, 4)
+        attack = find("attacks", name).create(**SHORT.get(name, {})).for_model(norm, 4)
         verdicts = Search(attack, samples, oracle, norm=norm, seed=0).run()
         assert not verdicts.fell.any()
         assert verdicts.unverified > 0
 
 
 class Biased(nn.Module):
-    """`net`, but that it takes every image for one of class 1 by so much more."""
+    """`net` with `by` added to the logit of class 1."""
 
     def __init__(self, net, by):
         super().__init__()
@@ -280,9 +280,12 @@ class Biased(nn.Module):
         return self.net(z) + self.by * torch.tensor([0.0, 1.0, 0.0, 0.0])
 
 
-def test_a_refused_hit_is_followed_by_one_that_the_copy_overstates_no_more(cases):
-    """A copy that overstates margins comes to its boundary early: it is refused once there, not at each step on the way
-    from its boundary to the model's, and what the model gets wrong falls all the same."""
+def test_after_a_refusal_hits_must_exceed_what_the_copy_overstates(cases):
+    """A search copy that overstates margins crosses its boundary before the model does.
+
+    Its first hit is refused. Between the two boundaries no further hit is, and samples that the model misclassifies
+    still fall.
+    """
     case = cases["two-sided"](False)
     exact = case.distance("linf")
     own = (case.y == 0).nonzero()[:, 0]
@@ -295,16 +298,16 @@ def test_a_refused_hit_is_followed_by_one_that_the_copy_overstates_no_more(cases
         assert verdicts.unverified == len(own)
 
 
-def test_hits_are_verified_before_their_samples_other_items_are_worked_off(cases):
+def test_hits_are_verified_before_the_samples_other_items_run(cases):
     case = cases["several"](False)
     weak = np.arange(COUNT + 4) < 3
     attack = find("attacks", "apgd-t").create(steps=20, n_targets=3)
     found = {}
-    for enough in (1, 8):
+    for verify_at in (1, 8):
         search = case.search(attack, "linf", np.where(weak, 1.5, 0.1) * case.distance("linf"), slots=8)
-        assert search.enough == 1
-        search.enough = enough
-        found[enough] = search.run().fell, search.oracle.forwards
+        assert search.verify_at == 1
+        search.verify_at = verify_at
+        found[verify_at] = search.run().fell, search.oracle.forwards
     assert found[1][0].tolist() == found[8][0].tolist() == weak.tolist()
     assert found[1][1] < found[8][1]
 
@@ -313,42 +316,42 @@ def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
     case = cases["several"](True)
     exact = case.distance("linf")
     for member in members(find("attacks", "autoattack").create()):
-        made = dataclasses.replace(member, **{k: v for k, v in FEW[member.name].items() if k != "restarts"})
+        made = dataclasses.replace(member, **{k: v for k, v in SHORT[member.name].items() if k != "restarts"})
         one, two = (case.strike(made, "linf", exact * 1.3, slots=slots).fell for slots in (3, 16))
         assert torch.equal(one, two)
 
 
-def test_transfer_takes_gradients_of_the_source_and_verdicts_of_the_model(net, x):
-    """A source that is the model itself fells what the white-box attack fells; a blind one fells nothing more than
-    its random starts do."""
+def test_transfer_uses_gradients_of_the_source_and_verdicts_of_the_model(net, x):
+    """With the model itself as source, the samples that fall are those of the white-box attack. A source without
+    gradients fells fewer."""
     logits = Oracle(net, slots=SLOTS).logits(x)
     samples = Samples(
         lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), torch.full((COUNT,), 0.06).double(), logits
     )
 
-    class Blind(nn.Module):
+    class Flat(nn.Module):
         def forward(self, z):
             return 0 * net(z) + torch.tensor([3.0, 2.0, 1.0, 0.0])
 
     attack = find("attacks", "transfer").create(source="-", steps=8).for_model("linf", 4)
     felled = {}
-    for name, source in (("same", net), ("blind", Blind())):
+    for name, source in (("same", net), ("flat", Flat())):
         oracle = SourceOracle(net, source, slots=SLOTS)
         felled[name] = Search(attack, samples, oracle, norm="linf", seed=0).run().fell
     white = dataclasses.replace(find("attacks", "apgd-dlr").create(), name="transfer", steps=8).for_model("linf", 4)
-    box = Search(white, samples, Oracle(net, slots=SLOTS), norm="linf", seed=0).run().fell
-    assert torch.equal(felled["same"], box)
-    assert felled["same"].sum() > felled["blind"].sum()
+    white_box = Search(white, samples, Oracle(net, slots=SLOTS), norm="linf", seed=0).run().fell
+    assert torch.equal(felled["same"], white_box)
+    assert felled["same"].sum() > felled["flat"].sum()
 
 
 def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
-    """The source is the model with its answers turned over: wrong where the model is right."""
+    """The source has the model's logits negated, so it is wrong where the model is right."""
 
-    class Turned(nn.Module):
+    class Negated(nn.Module):
         def forward(self, z):
             return -net(z)
 
-    oracle = SourceOracle(net, Turned(), slots=SLOTS)
+    oracle = SourceOracle(net, Negated(), slots=SLOTS)
     some = x[:SLOTS]
     y = net(some).argmax(1)
     attack = find("attacks", "transfer").create(source="-", loss="cw").for_model("linf", 4)
@@ -357,11 +360,11 @@ def test_transfer_is_judged_by_the_model_and_counts_the_passes_of_both(net, x):
     assert (oracle.forwards, oracle.backwards) == (2 * SLOTS, SLOTS)
     assert not answer.wrong.any() and torch.allclose(answer.logits, net(some), atol=1e-6)
     assert torch.allclose(answer.value, margin(-net(some), y), atol=1e-6)
-    twin = Oracle(Turned(), slots=SLOTS).answer(attack, p, some)
+    twin = Oracle(Negated(), slots=SLOTS).answer(attack, p, some)
     assert torch.allclose(answer.gradient, twin.gradient, atol=1e-6) and bool(answer.gradient.any())
 
 
-def test_straight_through_finds_what_a_step_function_hides(x):
+def test_straight_through_attacks_through_a_step_function(x):
     class Steps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -401,7 +404,7 @@ class Counting(nn.Module):
         return 2 * logits, logits
 
 
-def two(x):
+def problem_of_two(x):
     return Problem(
         around("linf", x[:2], torch.ones(2).double()), torch.zeros(2).long(), -torch.ones(2).long(), torch.arange(2)
     )
@@ -411,7 +414,7 @@ def test_expectation_over_transformation_averages_passes(x):
     noisy = Counting()
     oracle = Oracle(noisy, slots=2)
     attack = find("attacks", "pgd").create(eot=5).for_model("linf", 4)
-    answer = oracle.answer(attack, two(x), x[:2])
+    answer = oracle.answer(attack, problem_of_two(x), x[:2])
     assert noisy.calls == 5 and oracle.forwards == 10
     assert torch.allclose(answer.logits, x[:2].flatten(1)[:, :4] + 3.0)  # the mean of 1 to 5
 
@@ -420,7 +423,7 @@ def test_expectation_over_transformation_averages_features(x):
     noisy = Counting()
     attack = prepared(find("attacks", "feature-pgd").create(eot=5).for_model("linf", 4), noisy, 4)
     oracle = attack.oracle(Oracle(noisy, slots=2), 0)
-    p = dataclasses.replace(two(x), reference=torch.zeros(2, 4))
+    p = dataclasses.replace(problem_of_two(x), reference=torch.zeros(2, 4))
     answer = oracle.answer(attack, p, x[:2])
     assert noisy.calls == 5 and oracle.forwards == 10
     logits = x[:2].flatten(1)[:, :4] + 3.0
@@ -428,9 +431,9 @@ def test_expectation_over_transformation_averages_features(x):
     assert torch.allclose(answer.value, -(2 * logits).square().sum(1))
 
 
-def test_a_gradient_of_every_logit_is_a_pass_each(x):
+def test_each_logits_gradient_counts_as_a_backward_pass(x):
     oracle = Oracle(Counting(), slots=2)
-    answer = oracle.answer(find("attacks", "fab").create().for_model("linf", 4), two(x), x[:2])
+    answer = oracle.answer(find("attacks", "fab").create().for_model("linf", 4), problem_of_two(x), x[:2])
     assert (oracle.forwards, oracle.backwards) == (2, 8)
     assert torch.equal(answer.gradient.flatten(2)[:, :, :4], torch.eye(4).expand(2, 4, 4))
 
@@ -450,6 +453,6 @@ def test_gradients_that_are_not_finite_are_no_direction(x):
             return (z * torch.tensor([0.0, 1.0])[: len(z), None, None, None]).flatten(1)[:, :4].sqrt()
 
     attack = find("attacks", "pgd").create(loss="cw").for_model("linf", 4)
-    gradient = Oracle(Rooted(), slots=2).answer(attack, two(x), x[:2]).gradient
+    gradient = Oracle(Rooted(), slots=2).answer(attack, problem_of_two(x), x[:2]).gradient
     assert torch.equal(gradient[0], torch.zeros_like(gradient[0])) and gradient[1].isfinite().all()
     assert gradient[1].any()

@@ -1,4 +1,4 @@
-"""What a search makes of points that are wrong: attacks whose points are given, on a model with a threshold."""
+"""How a search treats hits: attacks with given queries, on a model that is wrong above a threshold."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
 
 EPS, GREY = 0.2, 0.3
-KEYS: list[tuple[int, int, int, int]] = []  # what `Path.start` was given: sample, target, restart, key
+KEYS: list[tuple[int, int, int, int]] = []  # of the problems given to `Path.start`: label, target, restart, key
 
 
 @dataclass
 class PathState(State):
     x: Tensor
-    steps: Tensor  # (S, n): how far from the image, query by query
+    distances: Tensor  # (S, n): distance of each query from the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Path(Attack):
-    """Queries at fixed distances from the image, one list of them a target and restart."""
+    """Queries at fixed distances from the image, with one path (list of distances) for each target and restart."""
 
     asks = "logits"
     norms = ("linf",)
     steps: int = field(init=False, default=1)
-    ways: tuple[tuple[float, ...], ...] = ((0.0,),)
-    beyond: float = 0.0  # how far what is asked after the last look lies
+    paths: tuple[tuple[float, ...], ...] = ((0.0,),)
+    beyond: float = 0.0  # distance of the queries after the end of the path
     n_targets: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", len(self.ways[0]) - 1)
+        object.__setattr__(self, "steps", len(self.paths[0]) - 1)
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
         return torch.arange(1, self.n_targets + 1).expand(len(y), -1)
@@ -46,17 +46,17 @@ class Path(Attack):
         assert p.restart is not None
         number = p.restart * self.n_targets + p.target - 1
         KEYS.extend(zip(p.y.tolist(), p.target.tolist(), p.restart.tolist(), p.key.tolist(), strict=True))
-        steps = torch.tensor(self.ways)[number % len(self.ways)]
-        return PathState(p.region.x + steps[:, 0].view(-1, 1, 1, 1), torch.zeros_like(p.y), p.region.x, steps)
+        distances = torch.tensor(self.paths)[number % len(self.paths)]
+        return PathState(p.region.x + distances[:, 0].view(-1, 1, 1, 1), torch.zeros_like(p.y), p.region.x, distances)
 
     def step(self, p: Problem, s: PathState, a: Answer) -> PathState:
-        far = s.steps.gather(1, (s.i + 1).clamp_max(self.steps)[:, None])[:, 0]
+        far = s.distances.gather(1, (s.i + 1).clamp_max(self.steps)[:, None])[:, 0]
         far = torch.where(s.i < self.steps, far, self.beyond).view(-1, 1, 1, 1)
-        return PathState(s.x + far, s.i + 1, s.x, s.steps)
+        return PathState(s.x + far, s.i + 1, s.x, s.distances)
 
 
 class Above(nn.Module):
-    """Wrong (its answer is the last class) where the mean of an image is above `at`; class 0 below."""
+    """Predicts the last class, which is wrong, if the mean of an image is above `at`, and class 0 below."""
 
     def __init__(self, at: float) -> None:
         super().__init__()
@@ -79,28 +79,28 @@ def search(attack: Attack, net: nn.Module, copy: nn.Module | None = None, **more
 
 
 def test_a_point_outside_of_the_ball_is_no_candidate() -> None:
-    """0.3 away the model is wrong, where nothing counts; 0.2 away it is right."""
-    verdicts = search(Path(name="path", ways=((0.3, 0.2, 0.3),)), Above(GREY + 0.25)).run()
+    """At distance 0.3 the model is wrong, but the point is outside; at 0.2 it is inside, but the model is right."""
+    verdicts = search(Path(name="path", paths=((0.3, 0.2, 0.3),)), Above(GREY + 0.25)).run()
     assert not verdicts.fell.any() and verdicts.unverified == 0 and verdicts.distance.isinf().all()
-    later = search(Path(name="path", ways=((0.3, 0.1, 0.15),)), Above(GREY + 0.12)).run()
+    later = search(Path(name="path", paths=((0.3, 0.1, 0.15),)), Above(GREY + 0.12)).run()
     assert later.fell.all() and later.unverified == 0
     assert torch.allclose(later.points[0], torch.tensor(GREY + 0.15))
 
 
-def test_the_last_update_is_looked_at_and_nothing_after_it() -> None:
+def test_the_point_after_the_last_update_is_judged_and_none_after_it() -> None:
     fell = [
-        bool(search(Path(name="path", ways=(way,)), Above(GREY + 0.1)).run().fell)
-        for way in ((0.0, 0.0, 0.15), (0.0, 0.15, 0.0), (0.15, 0.0, 0.0), (0.0, 0.0, 0.05))
+        bool(search(Path(name="path", paths=(path,)), Above(GREY + 0.1)).run().fell)
+        for path in ((0.0, 0.0, 0.15), (0.0, 0.15, 0.0), (0.15, 0.0, 0.0), (0.0, 0.0, 0.05))
     ]
     assert fell == [True, True, True, False]
-    attack = Path(name="path", ways=((0.0, 0.0),), beyond=0.15)
+    attack = Path(name="path", paths=((0.0, 0.0),), beyond=0.15)
     assert not search(attack, Above(GREY + 0.1), stride=8).run().fell.any()
 
 
-def test_who_is_refused_goes_on_and_may_still_fall() -> None:
-    """The copy is wrong from 0.05 on, the model itself from 0.12 on. Refused once, it is known by how much the copy
-    overstates, and 0.08 is no hit any more."""
-    attack = Path(name="path", ways=((0.06, 0.08, 0.15, 0.06),))
+def test_a_refused_item_continues_and_may_still_fall() -> None:
+    """The copy is wrong from 0.05 on, the model itself from 0.12 on. After the first refusal it is known by how much
+    the copy overstates margins, so 0.08 is no hit."""
+    attack = Path(name="path", paths=((0.06, 0.08, 0.15, 0.06),))
     verdicts = search(attack, Above(GREY + 0.12), Above(GREY + 0.05)).run()
     assert verdicts.fell.all() and verdicts.unverified == 1
     assert verdicts.distance[0] == pytest.approx(0.15)
@@ -108,10 +108,10 @@ def test_who_is_refused_goes_on_and_may_still_fall() -> None:
     assert not never.fell.any() and never.unverified == 1
 
 
-def test_who_is_refused_goes_on_after_a_kill() -> None:
-    """Stopped after each round in turn."""
+def test_a_refused_item_continues_after_a_restart() -> None:
+    """The search is stopped after each of its rounds in turn, and resumed from the snapshot."""
     nets = Above(GREY + 0.12), Above(GREY + 0.05)
-    attack = Path(name="path", ways=((0.06, 0.08, 0.15, 0.06),))
+    attack = Path(name="path", paths=((0.06, 0.08, 0.15, 0.06),))
     whole = search(attack, *nets, count=3).run()
     assert whole.fell.all() and whole.unverified == 3
     rounds = 0
@@ -138,20 +138,20 @@ def test_who_is_refused_goes_on_after_a_kill() -> None:
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_hit_spares_the_sample_all_its_other_items(slots: int) -> None:
-    """Hits at the second query of two of four targets; the others would ask 40 times. With so few slots hits are
+    """Two of four targets hit at their second query; the other two would make 40 queries. With so few slots hits are
     verified at once."""
     hit, none = (0.0, 0.15, *[0.0] * 38), (0.0,) * 40
-    run = search(Path(name="path", ways=(hit, none, hit, none), n_targets=4), Above(GREY + 0.1), slots=slots)
+    run = search(Path(name="path", paths=(hit, none, hit, none), n_targets=4), Above(GREY + 0.1), slots=slots)
     assert run.run().fell.all()
     assert run.oracle.forwards == (2 + 1) * slots
-    whole = search(Path(name="path", ways=(none,), n_targets=4), Above(GREY + 0.1), slots=slots)
+    whole = search(Path(name="path", paths=(none,), n_targets=4), Above(GREY + 0.1), slots=slots)
     assert not whole.run().fell.any()
     assert whole.oracle.forwards == 4 * 40
 
 
-def test_a_slot_starts_without_what_its_last_item_found() -> None:
-    """Two samples one after the other in one slot: the nearest point of the first is no limit for the second."""
-    attack = Nearest(name="path", ways=((0.15, 0.2, 0.0),))
+def test_a_slot_forgets_what_its_last_item_found() -> None:
+    """Two samples, one after the other in one slot: the best size of the first is no limit for the second."""
+    attack = Nearest(name="path", paths=((0.15, 0.2, 0.0),))
     verdicts = search(attack, Above(GREY + 0.1), count=2, slots=1, eps=torch.inf).run()
     assert torch.allclose(verdicts.distance, torch.tensor(0.15, dtype=torch.float64))
 
@@ -162,18 +162,18 @@ class Nearest(Path):
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_the_nearest_point_of_all_items_and_queries_is_kept(slots: int) -> None:
-    ways = ((0.4, 0.2, 0.3), (0.5, 0.15, 0.2), (0.14, 0.3, 0.0), (0.4, 0.05, 0.0))
-    verdicts = search(Nearest(name="path", ways=ways, n_targets=2, restarts=2), Above(GREY + 0.1), slots=slots,
+    paths = ((0.4, 0.2, 0.3), (0.5, 0.15, 0.2), (0.14, 0.3, 0.0), (0.4, 0.05, 0.0))
+    verdicts = search(Nearest(name="path", paths=paths, n_targets=2, restarts=2), Above(GREY + 0.1), slots=slots,
                       eps=torch.inf).run()  # fmt: skip
     assert verdicts.distance[0] == pytest.approx(0.14)
     assert torch.allclose(verdicts.points[0], torch.tensor(GREY + 0.14))
 
 
-def test_each_item_has_numbers_of_its_own() -> None:
+def test_each_item_has_its_own_random_numbers() -> None:
     KEYS.clear()
-    run = search(Path(name="path", ways=((0.0, 0.0),), n_targets=3, restarts=2), Above(1.0), count=4, slots=5)
+    run = search(Path(name="path", paths=((0.0, 0.0),), n_targets=3, restarts=2), Above(1.0), count=4, slots=5)
     run.samples.index = run.samples.index + 10
-    KEYS.clear()  # those of the empty slots
+    KEYS.clear()  # drops those of the initial fill of the slots
     run.run()
     wanted = {
         int(rng.keys(7, "path", torch.tensor([10 + sample]), torch.tensor(target), torch.tensor(restart)))

@@ -1,4 +1,4 @@
-"""Linear classifiers, whose distances to the boundary are known, and a way to run one attack on them."""
+"""Linear classifiers with known distances to the decision boundary, and functions that attack them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIDE, COUNT = 6, 16
 
 @pytest.fixture(scope="session")
 def taught() -> Callable[[Net], Net]:
-    """Gives a network for digits a few steps of training, so that attacks have something to do."""
+    """A function that trains a network on digits for a few steps and returns it in eval mode."""
 
     def teach(made: Net) -> Net:
         data, optimizer = load("digits", "train"), torch.optim.Adam(made.parameters(), 0.01)
@@ -54,7 +54,7 @@ class Affine(nn.Module):
         return self.linear(x.flatten(1) - 0.5)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits are their own features."""
+        """The logits serve as features."""
         return self(x), self(x)
 
     def features(self, x: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ class Affine(nn.Module):
 
 
 def gain(norm: str, w: Floats, room: Floats, eps: float) -> float:
-    """max <w, d> over ||d|| <= eps with x + d in [0, 1]; `room` is how far each element can go along w."""
+    """max <w, d> over ||d|| <= eps with x + d in [0, 1]; `room`: how far each element can move in w's direction."""
     a = np.abs(w)
     if norm == "linf":
         return float((a * np.minimum(room, eps)).sum())
-    if norm == "fourier-linf":  # where the box does not bind
+    if norm == "fourier-linf":  # ignores the box
         return float(eps * np.abs(np.fft.fft2(w.reshape(1, SIDE, SIDE), norm="ortho")).sum())
     if norm == "l1":
         order = np.argsort(-a)
@@ -87,8 +87,8 @@ def gain(norm: str, w: Floats, room: Floats, eps: float) -> float:
     return float((a * np.minimum(room, low * a)).sum())
 
 
-def least(norm: str, w: Floats, room: Floats, need: float) -> float:
-    """The smallest eps whose gain is `need`; inf where the box is in the way."""
+def smallest_eps(norm: str, w: Floats, room: Floats, need: float) -> float:
+    """The smallest eps whose gain is `need`; inf if the box does not allow it."""
     a = np.abs(w)
     if norm == "fourier-linf":
         return need / gain(norm, w, room, 1.0)
@@ -113,7 +113,7 @@ def least(norm: str, w: Floats, room: Floats, need: float) -> float:
 
 
 def prepared(attack: Attack, net: nn.Module, classes: int, heads: Mapping[str, Head] | None = None) -> Attack:
-    """`attack` with what `prepare` finds elsewhere: the model itself as source, far centres, and `heads` of tasks."""
+    """`attack` as if prepared: the model itself as source, far-away class centres, and `heads` of tasks."""
     if isinstance(attack, Transfer):
         return replace(attack, source_net=net)
     if isinstance(attack, FeaturePGD):
@@ -125,7 +125,7 @@ def prepared(attack: Attack, net: nn.Module, classes: int, heads: Mapping[str, H
 
 @dataclass
 class Case:
-    """A linear model and samples that it gets right; `distance(norm)` (n,) is exact."""
+    """A linear model and samples that it classifies correctly; `distance(norm)` (n,) is exact."""
 
     net: nn.Module
     x: Tensor
@@ -144,7 +144,7 @@ class Case:
                 w = self.weight[k] - self.weight[own]
                 if k != own and np.abs(w).sum() > 0:
                     need = logits[i, own] - logits[i, k]
-                    best[i] = min(best[i], least(norm, w, np.where(w > 0, 1 - at, at), need))
+                    best[i] = min(best[i], smallest_eps(norm, w, np.where(w > 0, 1 - at, at), need))
         return best
 
     def strike(self, attack: Attack, norm: str, eps: Floats | float, slots: int = COUNT, seed: int = 0) -> Verdicts:
@@ -160,7 +160,7 @@ class Case:
         seed: int = 0,
         rows: Tensor | None = None,
     ) -> Search:
-        """The attack on `rows` of the samples, in that order; all of them when not given."""
+        """The attack on `rows` of the samples, in that order (all if not given)."""
         at = torch.arange(len(self.y)) if rows is None else rows
         oracle = Oracle(self.net, slots=slots)
         made = prepared(attack.for_model(norm, self.classes), self.net, self.classes)
@@ -170,7 +170,7 @@ class Case:
 
 
 def images(bound: bool, count: int = COUNT) -> Tensor:
-    """Grey images, whose balls no border of [0, 1] cuts, or (bound) nearly black and white ones."""
+    """Grey images, whose balls [0, 1] does not cut, or with `bound` nearly black and white ones."""
     noise = torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     if not bound:
         return 0.5 + 0.15 * (noise - 0.5)
@@ -179,7 +179,7 @@ def images(bound: bool, count: int = COUNT) -> Tensor:
 
 
 def two_sided(bound: bool, classes: int = 4) -> Case:
-    """logits u, -u and a constant far below for the rest: every loss's gradient is along the same w."""
+    """Logits u, -u and constants far below them: the gradients of all losses are along the same w."""
     w = torch.randn(SIDE * SIDE, generator=torch.Generator().manual_seed(3))
     weight = torch.zeros(classes, SIDE * SIDE)
     weight[0], weight[1] = w, -w
@@ -191,7 +191,7 @@ def two_sided(bound: bool, classes: int = 4) -> Case:
 
 
 def several(bound: bool, classes: int = 4) -> Case:
-    """Classes in random directions: an attack has to find the nearest."""
+    """Classes in random directions, among which an attack has to find the nearest."""
     weight = torch.randn(classes, SIDE * SIDE, generator=torch.Generator().manual_seed(4))
     net = Affine(weight, torch.zeros(classes)).eval()
     x = images(bound)

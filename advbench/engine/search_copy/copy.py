@@ -1,4 +1,4 @@
-"""A faster twin of a network for searching adversarial inputs; what it finds is verified by the original."""
+"""The search copy: a faster twin of a network for the search; the network itself verifies its hits."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from advbench.engine.search_copy.winograd import WinogradConv2d
 from advbench.errors import UserError
 from advbench.models.base import straight_through
 
-# Largest difference of logits, relative to the largest logit, that folding may make in fp32.
+# Largest allowed difference of fp32 logits, relative to the largest logit.
 TOLERANCE = 1e-4
-# Sum of the differences of gradients, relative to their sum: a ReLU next to zero may be on in one of the two alone.
-SLOPES = 1e-2
-MAX_FILTER_BYTES = 2**30  # of all Winograd filters
+# Largest allowed sum of gradient differences, relative to the sum of gradients. It is larger because a ReLU near zero
+# may be active in only one of the two networks.
+GRADIENT_TOLERANCE = 1e-2
+MAX_FILTER_BYTES = 2**30  # of all Winograd filters together
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SearchCopy(nn.Module):
-    """`net` behind a border: any float input in, logits in the input's dtype out."""
+    """`net`, which computes in `dtype`, behind an interface with inputs and outputs of any float dtype."""
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
-        self.quick = net  # gives the logits of `net`
-        self.straight = False  # whatever the input, `net` does the same
+        self.quick = net  # `net` or a faster module with the same logits and gradients
+        self.traceable = False  # whether `net` performs the same operations on every input
         self.layout = torch.contiguous_format
         self._packed: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.straight and not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
+        if self.traceable and not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
             if x.shape not in self._packed:
                 self._packed[x.shape] = prepacked(self.net, x)
             packed = self._packed[x.shape]
@@ -50,20 +51,20 @@ class SearchCopy(nn.Module):
         return logits.to(x.dtype)
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The penultimate layer (B, D) and the logits (B, K) that follow from it; of a Model of the zoo only."""
+        """Features (B, D), the penultimate layer's outputs, and logits (B, K), in one pass; only for a zoo's Model."""
         z, logits = self.net.features_and_logits(self._inner(x))  # type: ignore[operator]
         return z.to(x.dtype), logits.to(x.dtype)
 
     def features(self, x: Tensor) -> Tensor:
-        """The penultimate layer (B, D); of a Model of the zoo only."""
+        """Features (B, D), the penultimate layer's outputs; only for a zoo's Model."""
         return self.net.features(self._inner(x)).to(x.dtype)  # type: ignore[operator, no-any-return]
 
     def head(self, z: Tensor) -> Tensor:
-        """The logits (B, K) that follow from `features`."""
+        """Logits (B, K) of features z (B, D); only for a zoo's Model."""
         return self.net.head(self._inner(z)).to(z.dtype)  # type: ignore[operator, no-any-return]
 
     def in_layout(self, layout: torch.memory_format) -> None:
-        """Keep weights and images in `layout`."""
+        """Store weights, and convert images, in memory layout `layout`."""
         self.layout = layout
         self.to(memory_format=layout)  # type: ignore[call-overload]
 
@@ -79,27 +80,31 @@ def search_copy(
     *,
     example: Tensor | None = None,
 ) -> tuple[SearchCopy, list[str]]:
-    """A deep copy of `net` in eval mode, its parameters frozen, and notes on what was done to it.
+    """A search copy of `net` in eval mode with frozen parameters, and notes on what was changed. `net` stays as it is.
 
-    Each BatchNorm that follows a convolution is folded into it, where the traced graph shows that
-    nothing else sees the value between the two; one that comes first (pre-activation) stays. The
-    folded copy must agree with `net` on random images to TOLERANCE, else the copy is unfolded and a
-    note says why. On a CPU first layers get the gradient of `first_layer`, wide 3x3 convolutions are those of
-    `winograd`, and where a ReLU is max pooled, the pooling comes first. All of it is tried, forward and backward,
-    before it is used. `example` (B, C, H, W) gives shape and device of the random images; a Model of the zoo knows its
-    own. `dtype` (such as torch.bfloat16) is what the copy computes in. Its layout is `channels_last`, if `net` runs in
-    it: by default everywhere but on CUDA in fp32, whose fast convolutions without TF32 want the other one. `net` stays
-    as it is. Raises UserError when `net` cannot be copied.
+    - BatchNorms are folded into the convolution before them, if the traced graph shows that nothing else reads the
+      value between the two. A BatchNorm that comes first (pre-activation) stays.
+    - On a CPU, first layers get the faster gradient of `first_layer`, and wide 3x3 convolutions become those of
+      `winograd`.
+    - A ReLU followed by max pooling is moved behind it (`pool_first`).
+
+    Logits on random images must agree with those of `net` to TOLERANCE, and gradients to GRADIENT_TOLERANCE; otherwise
+    the change is undone and a note says why. Forward and backward passes are both tried before the copy is used.
+
+    `dtype`: what the copy computes in, such as torch.bfloat16; that of `net` by default. `channels_last`: the memory
+    layout, if `net` runs in it; by default used everywhere but on CUDA in fp32, where the fast convolutions without
+    TF32 need contiguous tensors. `example` (B, C, H, W): gives the shape and device of the random images; not needed
+    for a zoo's Model. Raises UserError if `net` cannot be copied.
     """
     frozen = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
     if channels_last is None:
         channels_last = dtype is not None or not devices
     x = _images(frozen, example)
-    with torch.random.fork_rng(devices=list(devices)):  # a random network must not move others' numbers
+    with torch.random.fork_rng(devices=list(devices)):  # a random network must not advance the global generator
         plain, notes = _folded(frozen, example)
         if plain is frozen:
-            plain = _frozen(net)  # what is changed below is not what it is compared with
+            plain = _frozen(net)  # the copy is changed below and `frozen` is its reference
         if dtype is not None:
             plain = plain.to(dtype)
         memory = MAX_FILTER_BYTES
@@ -111,7 +116,7 @@ def search_copy(
                 memory -= size
         twin = SearchCopy(plain, dtype)
         graph = _trace(plain)
-        twin.straight = graph is not None
+        twin.traceable = graph is not None
         twin.quick = _rewritten(plain, graph, pool_first, x if x is None else x.to(dtype or x.dtype))
         for layout in (torch.channels_last, torch.contiguous_format) if channels_last else (torch.contiguous_format,):
             twin.in_layout(layout)
@@ -124,38 +129,40 @@ def search_copy(
 
 
 def _fault(net: nn.Module, twin: SearchCopy, x: Tensor | None) -> str:
-    """What `twin` does wrong at images x where `net` does well: an error, or in the same precision other logits or
-    gradients. Empty if nothing, or where that cannot be told."""
+    """Why `twin` cannot replace `net`: it raises on images x, or differs in logits or gradients (same dtype only).
+
+    Empty if there is no such fault, if there are no images, or if `net` itself raises on them.
+    """
     try:
-        expected = None if x is None else _derived(net, x)
-    except Exception:  # the model itself may do anything: who attacks it will see
+        expected = None if x is None else _logits_and_gradient(net, x)
+    except Exception:  # a fault of the model itself, which the attack will meet
         return ""
     if x is None or expected is None:
         return ""
     try:
-        found = _derived(twin, x)
+        found = _logits_and_gradient(twin, x)
     except Exception as error:  # such as `view` on maps in another layout
         return f"{type(error).__name__}: {_line(error)}"
     if twin.dtype is None:
         tiny = torch.finfo(x.dtype).tiny
-        (logits, slope), (their_logits, their_slope) = expected, found
-        difference = float((logits - their_logits).abs().max() / logits.abs().max().clamp(min=tiny))
-        if difference > TOLERANCE:  # no difference where there is no number
+        (logits, gradient), (twin_logits, twin_gradient) = expected, found
+        difference = float((logits - twin_logits).abs().max() / logits.abs().max().clamp(min=tiny))
+        if difference > TOLERANCE:  # NaN is not counted as a difference
             return f"logits differ by {difference:.1e} of the largest"
-        difference = float((slope - their_slope).abs().sum() / slope.abs().sum().clamp(min=tiny))
-        if difference > SLOPES:
+        difference = float((gradient - twin_gradient).abs().sum() / gradient.abs().sum().clamp(min=tiny))
+        if difference > GRADIENT_TOLERANCE:
             return f"gradients differ by {difference:.1e}"
     return ""
 
 
 def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[str]]:
-    """A folded copy of `plain` if there is one to trust, else `plain`; and notes."""
+    """A copy of `plain` with BatchNorms folded if its logits agree, otherwise `plain`; and notes."""
     folded = _frozen(plain)
     try:
         count, left = _fold(folded)
-    except Exception as error:  # fx raises whatever the model's own code meets when given a proxy
+    except Exception as error:  # the model's own code may raise anything when given a proxy
         return plain, [f"BatchNorm not folded: the model cannot be traced ({type(error).__name__}: {_line(error)})"]
-    notes = [f"{left} BatchNorm kept: no convolution of their own comes before"] if left else []
+    notes = [f"{left} BatchNorm kept: not preceded by a convolution that nothing else reads"] if left else []
     if not count:
         return plain, notes
     difference = _difference(plain, folded, example)
@@ -168,11 +175,11 @@ def _folded(plain: nn.Module, example: Tensor | None) -> tuple[nn.Module, list[s
 
 
 def _convs(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """The plain convolutions that another module can take the place of."""
+    """Names and modules of the plain 2-D convolutions without hooks, which another module can replace."""
     return [
         (name, module)
         for name, module in net.named_modules()
-        if name and type(module) is nn.Conv2d and not _watched(module)
+        if name and type(module) is nn.Conv2d and not _has_hooks(module)
     ]
 
 
@@ -186,10 +193,10 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(net: nn.Module) -> fx.Graph | None:
-    """What `net` does, None where that may depend on its input."""
+    """A trace of `net`; None if its operations depend on the input."""
     try:
         return _Tracer().trace(net)
-    except Exception:  # fx raises whatever the model's own code meets when given a proxy
+    except Exception:  # the model's own code may raise anything when given a proxy
         return None
 
 
@@ -197,9 +204,10 @@ _Rewrite = Callable[[nn.Module, fx.Graph], fx.GraphModule | None]
 
 
 def _rewritten(net: nn.Module, graph: fx.Graph | None, rewrite: _Rewrite, x: Tensor | None) -> nn.Module:
-    """`net`, or what `rewrite` makes of it and `graph`, a trace of it, if logits and gradients at images x are equal.
+    """`rewrite(net, graph)`, `graph` a trace of `net`, if its logits and gradients at images x equal those of `net`.
 
-    A trace takes what is random for constant, and loses where gradients are to stop, or to be others.
+    Otherwise `net`. The check is needed because a trace turns random values into constants, and loses where gradients
+    are stopped or replaced.
     """
     try:
         quick = None if graph is None or x is None else rewrite(net, graph)
@@ -207,16 +215,16 @@ def _rewritten(net: nn.Module, graph: fx.Graph | None, rewrite: _Rewrite, x: Ten
             return net
         for through in (False, True):
             with straight_through(net) if through else nullcontext():
-                for one, other in zip(_derived(net, x), _derived(quick, x), strict=True):
+                for one, other in zip(_logits_and_gradient(net, x), _logits_and_gradient(quick, x), strict=True):
                     if not torch.equal(one, other):
                         return net
-    except Exception:  # a model may do anything; it is the one that counts
+    except Exception:  # a model may raise anything; without a check there is no rewrite
         return net
     return quick
 
 
-def _derived(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits at x, and the gradient by x of a sum that weighs them all."""
+def _logits_and_gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at x, and the gradient with respect to x of their sum of squares."""
     with torch.enable_grad():
         z = x.clone().requires_grad_()
         logits = net(z)
@@ -225,14 +233,14 @@ def _derived(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fold(net: nn.Module) -> tuple[int, int]:
-    """Fold in place; how many BatchNorms were folded, and how many stay."""
+    """Fold BatchNorms in place. Returns the numbers of those folded and of those kept."""
     graph = _Tracer().trace(net)
     modules = dict(net.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    times: dict[int, int] = {}
+    uses: dict[int, int] = {}
     for node in calls:
         module = modules[str(node.target)]
-        times[id(module)] = times.get(id(module), 0) + 1
+        uses[id(module)] = uses.get(id(module), 0) + 1
     count = left = 0
     for node in calls:
         norm = modules[str(node.target)]
@@ -244,10 +252,10 @@ def _fold(net: nn.Module) -> tuple[int, int]:
             isinstance(conv, _CONVS)
             and isinstance(source, fx.Node)
             and len(source.users) == 1
-            and times[id(conv)] == times[id(norm)] == 1
+            and uses[id(conv)] == uses[id(norm)] == 1
             and norm.running_var is not None
-            and not _watched(conv)
-            and not _watched(norm)
+            and not _has_hooks(conv)
+            and not _has_hooks(norm)
         ):
             _replace(net, str(source.target), fuse_conv_bn_eval(conv, norm))
             _replace(net, str(node.target), nn.Identity())
@@ -257,8 +265,8 @@ def _fold(net: nn.Module) -> tuple[int, int]:
     return count, left
 
 
-def _watched(module: nn.Module) -> bool:
-    # Hooks may change what passes, and parametrisations what the weights are.
+def _has_hooks(module: nn.Module) -> bool:
+    # Hooks may change inputs and outputs, parametrisations the weights.
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
 
 
@@ -270,7 +278,7 @@ def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
 
 
 class _Linear(nn.Linear):
-    """`linear`, as it is: what a recording makes of the plain one rounds rows in odd places otherwise."""
+    """`linear` as an explicit matrix product. With nn.Linear, a recording rounds a row depending on its place."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -279,20 +287,24 @@ class _Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2:
             return super().forward(x)
-        turned = self.weight.t()
-        return torch.mm(x, turned) if self.bias is None else torch.addmm(self.bias, x, turned)
+        transposed = self.weight.t()
+        return torch.mm(x, transposed) if self.bias is None else torch.addmm(self.bias, x, transposed)
 
 
 def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Forward passes of `net` alone, for inputs of the shape of x: its weights laid out once as the CPU's kernels want
-    them, which takes a half to a third of the time. What it does must not depend on its input. None where it has no
-    convolution or quicker ones, or where its logits would differ by more than TOLERANCE, or by a row's place."""
+    """Faster forward passes of `net` on a CPU for inputs of the shape of x, without gradients.
+
+    The weights are laid out once as the CPU's kernels need them, which cuts the time to a half or a third. The
+    operations of `net` must not depend on its input. None if `net` has no convolution, has faster ones (`winograd`) or
+    cannot be recorded, if logits would differ by more than TOLERANCE, or if a row's logits would depend on its place in
+    the batch.
+    """
     kinds = {type(module) for module in net.modules()}
     if WinogradConv2d in kinds or not any(issubclass(kind, _CONVS) for kind in kinds):
         return None
     twin = _frozen(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, module in list(twin.named_modules()):
-        if name and type(module) is nn.Linear and not _watched(module):
+        if name and type(module) is nn.Linear and not _has_hooks(module):
             _replace(twin, name, _Linear(module))
     z, other = torch.rand(2, *x.shape, generator=torch.Generator().manual_seed(0))
     try:
@@ -301,12 +313,12 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
             packed: Callable[[Tensor], Tensor] = torch.jit.optimize_for_inference(
                 torch.jit.freeze(torch.jit.trace(twin, z, check_trace=False))
             )
-            for _ in range(2):  # it settles on its kernels in the first runs
+            for _ in range(2):  # the first runs choose the kernels
                 packed(z)
             ours, theirs = packed(other), net(other)
-            if not torch.equal(packed(other.roll(1, 0)), ours.roll(1, 0)):  # a row's place must not tell
+            if not torch.equal(packed(other.roll(1, 0)), ours.roll(1, 0)):  # logits depend on a row's place
                 return None
-    except Exception:  # whatever the model's own code, or a PyTorch without this compiler, meets
+    except Exception:  # raised by the model's own code, or by a PyTorch without this compiler
         return None
     difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
     return packed if difference <= TOLERANCE else None
@@ -315,7 +327,7 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
 def _frozen(net: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(net)
-    except Exception as error:  # modules may hold anything
+    except Exception as error:  # a module may hold objects that cannot be copied
         raise UserError(f"the model cannot be copied: {type(error).__name__}: {_line(error)}") from error
     return twin.eval().requires_grad_(False)
 
@@ -331,8 +343,10 @@ def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> flo
 
 
 def _images(net: nn.Module, example: Tensor | None) -> Tensor | None:
-    """4 random images of the shape and on the device of `example`, or as a Model of the zoo has them; in the type that
-    `net` computes in."""
+    """4 random images in the dtype of `net`, with the shape and device of `example`, or else those of a zoo's Model.
+
+    None if neither is known.
+    """
     first = next(iter(net.parameters()), None)
     if example is not None:
         shape, device = tuple(example.shape[1:]), example.device

@@ -1,4 +1,4 @@
-"""The faster twin: equal logits, folded where it may be, the original untouched."""
+"""The search copy: equal logits and gradients, BatchNorms folded where allowed, the original untouched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advbench.registry import find
 
 
 def trained(arch: str) -> Model:
-    """A network whose BatchNorms have statistics of their own, in train mode."""
+    """A network in train mode whose BatchNorms have random weights and statistics."""
     known = settings_of(find("models", arch))
     small = {"widen": 1, "depth": 10} if "widen" in known else {"width": 8} if "width" in known else {}
     net = build(arch, num_classes=10, in_channels=3, image_size=32, seed=0, **small)
@@ -56,7 +56,7 @@ def test_what_is_folded() -> None:
     plain, notes = search_copy(trained("resnet18"))
     assert count(plain) == 0 and notes[0].startswith("20 BatchNorm folded into convolutions")
     pre, notes = search_copy(trained("preact_resnet18"))
-    assert count(pre) == 9  # the first of each of the 8 blocks, and the last of all, have no convolution before
+    assert count(pre) == 9  # the first one of each of the 8 blocks and the last one follow no convolution
     assert notes[0].startswith("9 BatchNorm kept") and notes[1].startswith("8 BatchNorm folded")
 
 
@@ -86,7 +86,7 @@ class Untraceable(nn.Module):
 
 
 class Peeking(nn.Module):
-    """Uses the convolution's output twice, and a folded weight by name: folding would change it."""
+    """Folding would change it: it reads the convolution's output twice, or (`weight`) its weight by name."""
 
     def __init__(self, weight: bool) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Peeking(nn.Module):
 X = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-def test_what_cannot_be_traced_is_copied_as_it_is() -> None:
+def test_a_model_that_cannot_be_traced_is_copied_as_it_is() -> None:
     net = Untraceable()
     twin, notes = search_copy(net, channels_last=False, example=X)
     assert len(notes) == 1 and notes[0].startswith("BatchNorm not folded: the model cannot be traced (TraceError")
@@ -112,7 +112,7 @@ def test_what_cannot_be_traced_is_copied_as_it_is() -> None:
 def test_a_convolution_seen_by_others_is_not_folded() -> None:
     net = Peeking(weight=False)
     twin, notes = search_copy(net, example=X)
-    assert notes == ["1 BatchNorm kept: no convolution of their own comes before"]
+    assert notes == ["1 BatchNorm kept: not preceded by a convolution that nothing else reads"]
     assert torch.allclose(twin(X), net.eval()(X))
 
 
@@ -134,7 +134,7 @@ class Noisy(nn.Sequential):
         return super().forward(x) + torch.randn(1)  # type: ignore[no-any-return]
 
 
-def test_a_random_model_is_searched_as_it_is_and_draws_from_no_ones_numbers() -> None:
+def test_a_random_model_is_searched_as_it_is_and_the_global_generator_left_alone() -> None:
     net = Noisy(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
     before = torch.get_rng_state()
     twin, notes = search_copy(net, example=X)
@@ -143,7 +143,7 @@ def test_a_random_model_is_searched_as_it_is_and_draws_from_no_ones_numbers() ->
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_a_hook_changes_is_not_folded() -> None:
+def test_a_convolution_with_a_hook_is_not_folded() -> None:
     net = trained("resnet18")
     net.get_submodule("conv1").register_forward_hook(lambda _m, _i, out: F.relu(out))
     twin, notes = search_copy(net)
@@ -165,7 +165,7 @@ def test_a_quantised_layer_keeps_its_switch() -> None:
 
 
 @pytest.mark.parametrize(("arch", "channels", "side"), [("lenet5", 1, 28), ("small_cnn_16_32_100", 1, 28)])
-def test_forward_passes_alone_are_prepacked_and_say_the_same(arch, channels, side):
+def test_forward_passes_without_gradient_are_prepacked_with_equal_logits(arch, channels, side):
     net = build(arch, num_classes=10, in_channels=channels, image_size=side, seed=0).eval()
     copy, _ = search_copy(net)
     x = torch.rand(6, channels, side, side, generator=torch.Generator().manual_seed(3))
@@ -178,9 +178,9 @@ def test_forward_passes_alone_are_prepacked_and_say_the_same(arch, channels, sid
     assert torch.allclose(quick, net(x), atol=1e-4)
 
 
-def test_what_cannot_be_recorded_is_not_prepacked():
-    class Turning(nn.Module):
-        """Goes elsewhere with some inputs."""
+def test_models_that_cannot_be_recorded_are_not_prepacked():
+    class Branching(nn.Module):
+        """Negates its output for bright inputs."""
 
         def __init__(self):
             super().__init__()
@@ -190,7 +190,7 @@ def test_what_cannot_be_recorded_is_not_prepacked():
             z = self.conv(x).mean((2, 3))
             return -z if bool(x.mean() > 0.9) else z
 
-    class Noisy(Turning):
+    class Noisy(Branching):
         def forward(self, x):
             return self.conv(x + torch.rand_like(x)).mean((2, 3))
 
@@ -198,35 +198,35 @@ def test_what_cannot_be_recorded_is_not_prepacked():
     for net in (Noisy(), nn.Sequential(nn.Flatten(), nn.Linear(36, 2))):
         assert prepacked(net.eval(), x) is None
     bright = torch.ones(4, 1, 6, 6)
-    net = Turning().eval()
+    net = Branching().eval()
     copy, _ = search_copy(net, example=x)
     with torch.no_grad():
         copy(x)
         assert torch.allclose(copy(bright), net(bright), atol=1e-6)
-    assert not copy.straight
+    assert not copy.traceable
 
 
 @pytest.mark.parametrize("arch", ["lenet5", "small_cnn", "small_cnn_16_32_100", "mlp", "linear"])
-def test_a_rows_place_does_not_tell(arch: str) -> None:
-    """By each of the three ways: forward alone, forward with a graph, and the gradient, to the bit."""
+def test_a_rows_results_do_not_depend_on_its_place(arch: str) -> None:
+    """To the bit, for logits without gradient, logits with gradient, and the gradient."""
     net = build(arch, num_classes=10, in_channels=1, image_size=28, seed=0).eval()
     copy, _ = search_copy(net)
     x = torch.rand(48, 1, 28, 28, generator=torch.Generator().manual_seed(3))
 
-    def told(x):
+    def results(x):
         with torch.no_grad():
-            looked = copy(x)
+            quick = copy(x)
         z = x.clone().requires_grad_()
         logits = copy(z)
-        return looked, logits.detach(), torch.autograd.grad(logits.square().sum(), z)[0]
+        return quick, logits.detach(), torch.autograd.grad(logits.square().sum(), z)[0]
 
-    ours = told(x)
+    ours = results(x)
     for order in (torch.arange(48).roll(1), torch.randperm(48, generator=torch.Generator().manual_seed(1))):
-        assert all(torch.equal(here[order], there) for here, there in zip(ours, told(x[order]), strict=True))
+        assert all(torch.equal(here[order], there) for here, there in zip(ours, results(x[order]), strict=True))
 
 
 def test_a_recording_that_rounds_by_a_rows_place_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyTorch's own recording of linear layers does on some CPUs."""
+    """PyTorch's own recording of linear layers does so on some CPUs."""
     net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0).eval()
     x = torch.rand(4, 1, 28, 28)
     assert prepacked(net, x) is not None
@@ -237,7 +237,7 @@ def test_a_recording_that_rounds_by_a_rows_place_is_not_used(monkeypatch: pytest
 
 
 class Rewritten(nn.Conv2d):
-    """Stands for a rewrite that fails: by an error forward or backward, by other logits, by other gradients."""
+    """A faulty rewrite: an error in the forward or backward pass, other logits, or other gradients."""
 
     fault = ""
 
@@ -264,7 +264,7 @@ class Rewritten(nn.Conv2d):
 
 
 @pytest.mark.parametrize("fault", ["forward", "backward", "logits", "gradients"])
-def test_a_rewrite_that_fails_is_let_go(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_rewrite_is_discarded(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
     monkeypatch.setattr("advbench.engine.search_copy.copy.NarrowConv2d", Rewritten)
     monkeypatch.setattr(Rewritten, "fault", fault)

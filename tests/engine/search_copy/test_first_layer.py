@@ -1,4 +1,4 @@
-"""First layers' gradients by the input: PyTorch's own to rounding, and only where they are meant."""
+"""Input gradients of first layers: equal to PyTorch's up to rounding, and used only where they apply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advbench.models import build
 CONVS = {
     "lenet5": nn.Conv2d(1, 32, 5, padding=2),
     "strided": nn.Conv2d(1, 16, 4, stride=2, padding=1),
-    "a rest": nn.Conv2d(3, 8, 3, stride=2),  # the last row and column of 12 x 9 are read by none of its places
+    "remainder": nn.Conv2d(3, 8, 3, stride=2),  # no window reads the last row and column of 12 x 9
     "one by one": nn.Conv2d(2, 5, 1, bias=False),
     "oblong": nn.Conv2d(3, 4, (5, 2), stride=(1, 3), padding=(0, 1)),
 }
@@ -33,7 +33,7 @@ def test_the_gradient_is_pytorchs(name: str, layout: torch.memory_format) -> Non
     assert torch.allclose(theirs, ours, atol=1e-5 * float(theirs.abs().max())) and ours.abs().sum() > 0
 
 
-def test_first_layers_of_copies_on_a_cpu_alone() -> None:
+def test_only_first_layers_of_fp32_search_copies_on_a_cpu_are_replaced() -> None:
     net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0)
     twin, _ = search_copy(net)
     found = [name for name, module in twin.named_modules() if isinstance(module, NarrowConv2d)]
@@ -55,12 +55,12 @@ def test_first_layers_of_copies_on_a_cpu_alone() -> None:
         nn.Conv2d(3, 64, 3, padding=1, padding_mode="circular"),
     ],
 )
-def test_what_stays_as_it_is(conv: nn.Conv2d) -> None:
+def test_convolutions_that_do_not_fit_stay(conv: nn.Conv2d) -> None:
     twin, _ = search_copy(nn.Sequential(conv, nn.ReLU(), nn.Conv2d(1, 16, 3)))
     assert type(twin.net[0]) is nn.Conv2d and type(twin.net[2]) is NarrowConv2d
 
 
-def test_a_hook_stays_where_it_is() -> None:
+def test_a_convolution_with_a_hook_is_not_replaced() -> None:
     net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU())
     net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     x = torch.rand(2, 1, 8, 8, requires_grad=True)

@@ -1,4 +1,4 @@
-"""ReLU behind max pooling: the same logits and gradients to the bit, and only where nothing else sees them."""
+"""ReLU moved behind max pooling: equal logits and gradients to the bit, and only where nothing else reads the ReLU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from advbench.models.base import straight_through
 
 
 class Layers(nn.Module):
-    """A convolution, and what is told to follow it."""
+    """A convolution, and the layers after it that `how` names."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_logits_and_gradients_are_the_same_to_the_bit(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["read twice", "another function", "mean", "random", "branch"])
-def test_what_is_no_such_pair_stays(how: str) -> None:
+def test_other_layers_stay(how: str) -> None:
     x, _ = load("digits", "test").batch(slice(0, 8))
     twin, _ = search_copy(Layers(how), example=x[:1])
     assert twin.quick is twin.net
@@ -76,7 +76,7 @@ def test_what_is_no_such_pair_stays(how: str) -> None:
 
 
 class Stopped(Layers):
-    """Gradients stop in it, which a trace does not see."""
+    """Stops gradients, which a trace does not show."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Stopped(Layers):
 
 
 class Rounds(torch.autograd.Function):
-    """Its gradient is its own."""
+    """Rounds, with the identity as gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Own(Layers):
 
 
 class Declared(Layers):
-    """The root itself is declared non-differentiable: `straight_through` is read as it runs."""
+    """The root module itself is declared non-differentiable: it reads `straight_through` in its forward pass."""
 
     straight_through = False
 
@@ -117,7 +117,7 @@ class Named(Layers):
 
 
 class Graph(Layers):
-    """A module by the name of what fx keeps."""
+    """Has a submodule named `graph`, which is an attribute of fx.GraphModule."""
 
     def __init__(self, how: str) -> None:
         super().__init__(how)
@@ -128,7 +128,7 @@ class Graph(Layers):
 
 
 @pytest.mark.parametrize("kind", [Stopped, Own, Declared, Named, Graph])
-def test_what_a_trace_loses_stays_as_it_is(kind: type[Layers]) -> None:
+def test_models_that_a_trace_would_change_stay(kind: type[Layers]) -> None:
     x, _ = load("digits", "test").batch(slice(0, 8))
     torch.manual_seed(0)
     net = kind("modules")
@@ -139,11 +139,11 @@ def test_what_a_trace_loses_stays_as_it_is(kind: type[Layers]) -> None:
         with straight_through(twin) if through else nullcontext():
             for ours, wanted in zip(derived(twin, x), derived(plain, x), strict=True):
                 assert torch.equal(ours, wanted)
-    if kind not in (Own, Named):  # which releases of fx may carry over
+    if kind not in (Own, Named):  # some releases of fx handle these two
         assert twin.quick is twin.net
 
 
-def test_hooks_see_what_they_saw() -> None:
+def test_layers_with_hooks_stay() -> None:
     x, _ = load("digits", "test").batch(slice(0, 8))
     net = Layers("modules")
     net.relu.register_forward_hook(lambda module, given, out: out + 1)

@@ -1,5 +1,5 @@
-"""Winograd's convolutions: the plain ones' values and gradients to rounding, row by row the same, and only where they
-are meant."""
+"""Winograd convolutions: values and gradients equal to the plain ones up to rounding, rows independent of each other,
+used only where they apply."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _value_and_gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), torch.autograd.grad((y * weights).sum(), z)[0]
 
 
-# 14 and 7 are not a number of whole tiles; 5 and 2 have too many places outside of the image.
+# 14 and 7 are no whole number of tiles; with 5 and 2 too much of the tiles lies outside the image.
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (16, 12), (14, 14), (7, 7), (5, 5), (2, 9)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_plain_convolution(height: int, width: int, layout: torch.memory_format, bias: bool) -> None:
+def test_it_equals_the_plain_convolution(height: int, width: int, layout: torch.memory_format, bias: bool) -> None:
     conv = _conv(128, 160, bias=bias)
     x = _images(5, 128, height, width).contiguous(memory_format=layout)
     y, grad = _value_and_gradient(WinogradConv2d(conv), x)
@@ -77,7 +77,7 @@ def test_a_row_is_the_same_whatever_its_neighbours(side: int) -> None:
         _conv().double(),
     ],
 )
-def test_what_stays_as_it_is(conv: nn.Conv2d) -> None:
+def test_convolutions_that_do_not_fit(conv: nn.Conv2d) -> None:
     assert WinogradConv2d.fits(_conv()) and not WinogradConv2d.fits(conv)
 
 
@@ -86,18 +86,18 @@ def _filtered(net: nn.Module) -> list[str]:
 
 
 class TestSearchCopies:
-    def test_of_wide_nets_have_them(self) -> None:
+    def test_of_wide_networks_use_them(self) -> None:
         net = build("resnet18", num_classes=10, in_channels=3, image_size=32, seed=0).eval()
         twin, _ = search_copy(net)
-        assert len(_filtered(twin)) == 9 and not _filtered(net)  # three blocks' but for the ones with stride 2
+        assert len(_filtered(twin)) == 9 and not _filtered(net)  # those of three stages without stride 2
         assert prepacked(twin.net, _images(2, 3, 32, 32)) is None
         x = _images(4, 3, 32, 32)
         (_, ours), (_, theirs) = _value_and_gradient(twin, x), _value_and_gradient(net, x)
-        assert (ours - theirs).abs().sum() < 1e-2 * theirs.abs().sum()  # some ReLU next to zero may be on in one alone
+        assert (ours - theirs).abs().sum() < 1e-2 * theirs.abs().sum()  # a ReLU near zero may be active in one only
         with torch.no_grad():
             assert (twin(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
 
-    def test_in_half_precision_or_layers_watched_by_hooks_have_none(self) -> None:
+    def test_do_not_use_them_in_half_precision_or_for_layers_with_hooks(self) -> None:
         net = nn.Sequential(nn.Conv2d(3, 128, 3), _conv(), _conv())
         net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
         x = _images(2, 3, 12, 12)
@@ -113,23 +113,23 @@ class TestSearchCopies:
             monkeypatch.setattr("advbench.engine.search_copy.copy.MAX_FILTER_BYTES", int(times * room))
             assert _filtered(search_copy(net, example=x)[0]) == ["net.1", "net.2", "net.3"][:found]
 
-    def test_are_plain_where_the_logits_would_be_others(self) -> None:
+    def test_stay_plain_if_logits_would_differ(self) -> None:
         net = nn.Sequential(nn.Conv2d(3, 128, 1), _conv(bias=False), _Cancelling())
         twin, notes = search_copy(net, example=_images(1, 3, 8, 8))
         assert not _filtered(twin) and "logits differ" in notes[0]
 
 
 class _Cancelling(nn.Module):
-    """Logits that are made of the last digits of what comes in."""
+    """Its logits depend on the last digits of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3))
         return 1 + 1e4 * (mean - mean.half().float())
 
 
-@pytest.mark.parametrize("side", [8, 9])  # whole tiles, and tiles that are cut
-def test_what_it_gives_may_be_changed_in_place(side: int) -> None:
-    """As torchvision's residual blocks and their in-place ReLU do."""
+@pytest.mark.parametrize("side", [8, 9])  # whole tiles, and tiles that the image cuts
+def test_the_output_may_be_changed_in_place(side: int) -> None:
+    """As in torchvision's residual blocks with their in-place ReLU."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
