@@ -210,4 +210,4 @@ def exact_gain() -> Callable[[str, Floats, Floats, float], float]:
 
 @pytest.fixture(scope="session")
 def exact_least() -> Callable[[str, Floats, Floats, float], float]:
-    return least
+    return smallest_eps
