@@ -32,7 +32,7 @@ class Entry:
     """One registered name.
 
     `make`: the class or function of `module` that makes the object; `set`: settings for it; `proof`: what the tests of
-    all entries allow this one (see CONTRIBUTING.md); `about`: everything else that ENTRIES says, such as the summary.
+    all attacks allow this one (tests/support/proofs.py); `about`: whatever else ENTRIES says, such as the summary.
     """
 
     name: str
