@@ -2,9 +2,9 @@
 
 A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` is an entry when it has a
 top-level literal `ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`.
-The literal is read from the source, so names are listed without importing torch. Code from outside
-comes by `package.module:name`, and is the same: an entry of its module's ENTRIES, or a class or
-function that needs none.
+The literal is read from the source, so names are listed without importing torch. Code outside of the
+package is named by `package.module:name`: an entry of that module's ENTRIES, or a class or function
+without an entry.
 """
 
 from __future__ import annotations
@@ -29,13 +29,24 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: where its maker lives, the settings bound to it, and what is told about it."""
+    """One registered name.
+
+    `make`: the class or function of `module` that makes the object; `set`: settings for it; `proof`: what the tests of
+    all attacks allow this one (tests/support/proofs.py); `about`: whatever else ENTRIES says, such as the summary.
+    """
 
     name: str
     module: str
     make: str
     set: dict[str, Any] = field(default_factory=dict)
+    proof: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, module: str, literal: Mapping[str, Any]) -> Entry:
+        """The entry that a module's ENTRIES describe by `literal`. Raises KeyError without "make"."""
+        about = dict(literal)
+        return cls(name, module, about.pop("make"), about.pop("set", {}), about.pop("proof", {}), about)
 
     @property
     def summary(self) -> str:
@@ -46,8 +57,10 @@ class Entry:
         return operator.attrgetter(self.make)(importlib.import_module(self.module))  # type: ignore[no-any-return]
 
     def create(self, **settings: Any) -> Any:
-        """Make the object with `settings` over the entry's own. Raises UserError for a setting that is unknown, or one
-        that is needed and not there."""
+        """Make the object with the entry's own settings, overridden by `settings`.
+
+        Raises UserError for an unknown setting, and for a missing one that has no default.
+        """
         maker = self.load()
         if not callable(maker):
             raise UserError(f"{self.name} is a {type(maker).__name__}: a class or a function is needed")
@@ -64,7 +77,7 @@ class Entry:
 
 
 def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
-    """What a class or function takes, by name; nothing where that is not told, as of some that are written in C."""
+    """The parameters of a class or function by name; empty if Python does not know them (some code written in C)."""
     try:
         return inspect.signature(maker).parameters
     except (TypeError, ValueError):
@@ -82,15 +95,14 @@ def entries(folder: str) -> dict[str, Entry]:
         for name, about in _literal(file.read_text(encoding="utf-8")).items():
             if name in found:
                 raise ValueError(f"{name!r} is registered by {found[name].module} and by {module}")
-            about = dict(about)
-            found[name] = Entry(name, module, about.pop("make"), about.pop("set", {}), about)
+            found[name] = Entry.of(name, module, about)
     return dict(sorted(found.items()))
 
 
 def find(folder: str, name: str) -> Entry:
-    """The entry called `name`; UserError naming the near ones when there is none.
+    """The entry called `name`, or the code that `module:name` names (see `outside`).
 
-    `module:name` is the entry `name` of that module's ENTRIES, else its class or function of that name: see `outside`.
+    Raises UserError, which suggests similar names, when there is none.
     """
     known = entries(folder)
     if name in known:
@@ -102,10 +114,10 @@ def find(folder: str, name: str) -> Entry:
 
 
 def outside(kind: str, spec: str) -> Entry:
-    """What `module:name` names. Modules are looked for in the current folder too.
+    """The entry `name` of that module's ENTRIES, else its class or function of that name.
 
-    Imports, and so runs, code from outside, which a CodeRuns warning says. Raises UserError where there is no such
-    module or name, or its code raises.
+    Modules are looked for in the current folder too. This imports, and so runs, code outside of the package; a CodeRuns
+    warning says so. Raises UserError if there is no such module or name, or if the code raises.
     """
     module, _, name = spec.partition(":")
     if module.partition(".")[0] != "advbench":
@@ -115,10 +127,9 @@ def outside(kind: str, spec: str) -> Entry:
     importlib.invalidate_caches()
     try:
         table = getattr(importlib.import_module(module), "ENTRIES", {})
-        about: dict[str, Any] = dict(table.get(name, {"make": name, "summary": "plug-in"}))
-        entry = Entry(spec, module, about.pop("make"), about.pop("set", {}), about)
+        entry = Entry.of(spec, module, dict(table.get(name, {"make": name, "summary": "plug-in"})))
         entry.load()
-    except Exception as error:  # no module or name like that, or whatever its code raises
+    except Exception as error:  # no such module or name, or anything that its code raises
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"cannot load {kind} {spec!r}: {reason}; it is meant as package.module:name") from error
     return entry

@@ -1,4 +1,4 @@
-"""The folder is the registry: what every entry must tell, and that entries stand alone."""
+"""The folder is the registry: what every entry must say, and that no entry needs another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import proofs
 import pytest
 
 import advbench
@@ -21,8 +22,24 @@ FOLDERS = ("methods", "attacks", "models", "data", "analyses")
 def test_every_entry_has_a_maker_and_a_summary(folder: str) -> None:
     assert entries(folder)
     for name, entry in entries(folder).items():
-        assert entry.summary and "\n" not in entry.summary, name
-        assert callable(entry.load()), name
+        place = f"ENTRIES[{name!r}] of {proofs.file_of(entry)}"
+        assert entry.summary and "\n" not in entry.summary, f"{place} needs a 'summary' of one line"
+        assert callable(entry.load()), f"'make' in {place} must name a class or a function, not {entry.make!r}"
+
+
+@pytest.mark.parametrize("name", entries("attacks"))
+def test_the_proof_of_an_attack_is_what_the_tests_read(name: str) -> None:
+    """A misspelt part or key would change nothing."""
+    entry = entries("attacks")[name]
+    place = f"ENTRIES[{name!r}]['proof'] of {proofs.file_of(entry)}"
+    unknown = sorted(set(entry.proof) - set(proofs.PARTS))
+    assert not unknown, f"{place} has {', '.join(unknown)}: its parts are {', '.join(proofs.PARTS)}"
+    keys = {*proofs.NORMS, *(f"{norm} {side}" for norm in proofs.NORMS for side in proofs.SIDES.values())}
+    for part in ("needs", "nearest"):
+        unknown = sorted(set(entry.proof.get(part, {})) - keys)
+        assert not unknown, f"{place}[{part!r}] has {', '.join(unknown)}: write a norm, or a norm with free or bound"
+    for part in ("quick", "settings"):
+        proofs.made(name, part)  # UserError for a setting that it does not have
 
 
 @pytest.mark.parametrize("folder", ["methods", "attacks"])
@@ -34,7 +51,10 @@ def test_no_entry_imports_another(folder: str) -> None:
         file = PACKAGE / folder / f"{module.rpartition('.')[2]}.py"
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                assert node.module not in own - {module}, f"{module} imports {node.module}"
+                assert node.module not in own - {module}, (
+                    f"{module} imports the entry {node.module}: move what both need into a file of advbench/{folder} "
+                    "without ENTRIES; a set names its parts as 'members' in ENTRIES"
+                )
 
 
 def test_names_are_listed_and_misspelt_ones_hinted_at_without_torch() -> None:

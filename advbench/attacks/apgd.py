@@ -28,16 +28,22 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "APGD",
         "set": {"name": "apgd-ce", "loss": "ce"},
         "summary": "Auto-PGD on the cross-entropy, 100 steps (Croce and Hein 2020)",
+        "proof": {
+            "quick": {"steps": 12, "restarts": 2},
+            "needs": {"l2 bound": 1.01, "l1 free": 1.1, "l1 bound": 1.02},
+        },
     },
     "apgd-dlr": {
         "make": "APGD",
         "set": {"name": "apgd-dlr", "loss": "dlr"},
         "summary": "Auto-PGD on the difference of logits ratio, 100 steps",
+        "proof": {"quick": {"steps": 8}, "needs": {"l2 bound": 1.01, "l1 free": 1.02, "l1 bound": 1.02}},
     },
     "apgd-t": {
         "make": "APGD",
         "set": {"name": "apgd-t", "loss": "dlr", "n_targets": 9},
         "summary": "Auto-PGD on the targeted DLR, the 9 likeliest wrong classes, 100 steps each",
+        "proof": {"quick": {"steps": 8}, "needs": {"l2 bound": 1.02, "l1 free": 1.05, "l1 bound": 1.02}},
     },
 }
 

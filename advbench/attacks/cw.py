@@ -21,6 +21,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "CW",
         "set": {"name": "cw-l2"},
         "summary": "Carlini and Wagner's L2 attack: nearest point, 9 searches of 1000 steps (2017)",
+        "proof": {
+            "quick": {"searches": 2, "iterations": 6},
+            "settings": {"iterations": 200},
+            "nearest": {"l2 free": 1.6, "l2 bound": 1.06},
+        },
     },
 }
 _BETA_1, _BETA_2 = 0.9, 0.999

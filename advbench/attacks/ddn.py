@@ -23,6 +23,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "DDN",
         "set": {"name": "ddn"},
         "summary": "Decoupled Direction and Norm: nearest point in L2, 1000 steps (Rony et al. 2019)",
+        "proof": {"quick": {"steps": 12}, "settings": {"steps": 300}, "nearest": {"l2 free": 1.003}},
     },
 }
 

@@ -31,11 +31,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "FAB",
         "set": {"name": "fab"},
         "summary": "Fast Adaptive Boundary, nearest point over all classes, 100 steps (Croce and Hein 2020)",
+        "proof": {"quick": {"steps": 4, "restarts": 2}, "nearest": {"linf": 1.01, "l2": 1.01, "l1": 1.01}},
     },
     "fab-t": {
         "make": "FABT",
         "set": {"name": "fab-t"},
         "summary": "Fast Adaptive Boundary towards the 9 likeliest wrong classes, 100 steps each",
+        "proof": {"quick": {"steps": 4}, "nearest": {"linf": 1.01, "l2": 1.01, "l1": 1.01}},
     },
 }
 _START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # replaces an infinite eps in random starts

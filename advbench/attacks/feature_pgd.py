@@ -27,6 +27,7 @@ ENTRIES = {
         "set": {"name": "feature-pgd"},
         "members": ["pgd"],
         "summary": "features pulled to the mean ones of 3 wrong classes, 40 steps (after Sabour et al. 2016)",
+        "proof": {"needs": {"l2 free": 1.03, "l2 bound": 1.1, "l1 bound": 2, "fourier-linf": 1.01}},
     },
 }
 BATCH = 256

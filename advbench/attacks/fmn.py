@@ -23,6 +23,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "FMN",
         "set": {"name": "fmn"},
         "summary": "Fast Minimum-Norm attack: nearest point in Linf, L2 or L1, 1000 steps (Pintor et al. 2021)",
+        "proof": {"quick": {"steps": 12}, "settings": {"steps": 300}, "nearest": {"l1 bound": 1.003}},
     },
 }
 

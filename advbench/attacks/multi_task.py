@@ -38,6 +38,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "members": ["pgd"],
         "summary": "PGD on the tasks of a run, all or one (Ghamizi et al. 2022): a subject of study; "
         "autoattack gives the main task's worst case",
+        "proof": {"quick": {"steps": 4}, "needs": {"l1 bound": 1.5}},
     },
 }
 COMBINED = ("sum", "relative", "wgd", "cyclic")

@@ -26,31 +26,40 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "PGD",
         "set": {"name": "pgd", "steps": 10},
         "summary": "projected gradient descent, 10 steps of eps / 4, uniform start (Madry et al. 2018)",
+        "proof": {
+            "quick": {"steps": 4},
+            "needs": {"l2 free": 1.03, "l2 bound": 1.1, "l1 bound": 2, "fourier-linf": 1.01},
+        },
     },
     "fgsm": {
         "make": "PGD",
         "set": {"name": "fgsm", "steps": 1, "rel_step": 1.0, "random_start": False},
         "summary": "fast gradient sign method, one step of size eps (Goodfellow et al. 2015)",
+        "proof": {"needs": {"l2 bound": 1.3, "l1 bound": None}},
     },
     "mi-fgsm": {
         "make": "PGD",
         "set": {"name": "mi-fgsm", "steps": 10, "rel_step": 0.1, "random_start": False, "momentum": 1.0},
         "summary": "momentum iterative FGSM, 10 steps of eps / 10 (Dong et al. 2018)",
+        "proof": {"quick": {"steps": 4}, "needs": {"l2 bound": 1.3, "l1 bound": 1.3}},
     },
     "rfgsm": {
         "make": "PGD",
         "set": {"name": "rfgsm", "steps": 1, "rel_step": 0.5, "init": "signs"},
         "summary": "half a step of random signs, half a gradient step (Tramer et al. 2018)",
+        "proof": {"needs": {"linf": 5}},
     },
     "fgsm-rs": {
         "make": "PGD",
         "set": {"name": "fgsm-rs", "steps": 1, "rel_step": 1.25},
         "summary": "uniform start and one step of 1.25 eps (Wong et al. 2020)",
+        "proof": {"needs": {"linf": 1.3, "l2": 1.5, "l1 bound": None, "fourier-linf": 1.5}},
     },
     "n-fgsm": {
         "make": "PGD",
         "set": {"name": "n-fgsm", "steps": 1, "rel_step": 1.0, "init": "noise"},
         "summary": "noise in 2 eps and one step of eps, projected at the end (de Jorge et al. 2022)",
+        "proof": {"needs": {"linf free": 10, "linf bound": 5}},
     },
 }
 INITS = ("uniform", "gauss", "signs", "noise")

@@ -30,6 +30,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "Square",
         "set": {"name": "square"},
         "summary": "Square Attack: random search by logits, 5000 queries (Andriushchenko et al. 2020)",
+        "proof": {
+            "quick": {"n_queries": 25},
+            "settings": {"n_queries": 1500},
+            "needs": {"l2 free": 1.4, "l2 bound": 1.5, "l1": 2},
+        },
     },
 }
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # out of 10,000 queries

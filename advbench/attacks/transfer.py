@@ -25,6 +25,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "set": {"name": "transfer", "loss": "dlr"},
         "members": ["apgd-dlr"],
         "summary": "Auto-PGD on another model (--set source=RUN), judged on this one (Papernot et al. 2016)",
+        "proof": {
+            "quick": {"steps": 8, "source": "-"},
+            "settings": {"source": "-"},
+            "needs": {"l2 bound": 1.01, "l1": 1.1},
+        },
     },
 }
 

@@ -89,7 +89,7 @@ def check(table: list[Mutation]) -> None:
     for path in sorted((ROOT / "advbench/attacks").glob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         if "\nENTRIES" in path.read_text() and file not in MUTANTS:
-            wrong.append(f"{file} has attacks, and no mutation")
+            wrong.append(f"{file} has attacks and no mutation: add one, such as a flipped sign, and its test")
     if wrong:
         raise SystemExit("mutants.py is not up to date:\n" + "\n".join(wrong))
 

@@ -8,6 +8,7 @@ import dataclasses
 import io
 
 import numpy as np
+import proofs
 import pytest
 import torch
 from linear_classifiers import prepared
@@ -27,22 +28,6 @@ from advbench.models.tasks import Jigsaw, Rotation, make_heads
 from advbench.registry import entries, find
 from advbench.threat import around
 
-SHORT = {
-    "square": {"n_queries": 25},
-    "cw-l2": {"searches": 2, "iterations": 6},
-    "fab": {"steps": 4, "restarts": 2},
-    "fab-t": {"steps": 4},
-    "ddn": {"steps": 12},
-    "fmn": {"steps": 12},
-    "apgd-ce": {"steps": 12, "restarts": 2},
-    "apgd-dlr": {"steps": 8},
-    "apgd-t": {"steps": 8},
-    "pgd": {"steps": 4},
-    "multi-task": {"steps": 4},
-    "mi-fgsm": {"steps": 4},
-    "deepfool": {"steps": 5},
-    "transfer": {"steps": 8, "source": "-"},
-}
 EPS = {"linf": 0.06, "l2": 0.3, "l1": 1.0, "fourier-linf": 0.06}
 COUNT, SLOTS = 12, 5
 
@@ -50,7 +35,7 @@ COUNT, SLOTS = 12, 5
 def attacks():
     pairs = []
     for name in entries("attacks"):
-        made = find("attacks", name).create(**SHORT.get(name, {}))
+        made = proofs.made(name, "quick")
         if isinstance(made, tuple):
             continue
         if name == "multi-task":
@@ -128,24 +113,34 @@ def outcome(search, rows):
     return fell, distance
 
 
+def said_of(attack):
+    """How a failure names an attack and its file."""
+    return f"{attack.name} ({proofs.file_of(entries('attacks')[attack.name])})"
+
+
+def check_alike(attack, when, expected, found):
+    """(fell, distance) twice: the same verdicts, and for minimum-norm attacks the same distances."""
+    for what, one, other in zip(("verdicts", "distances"), expected, found, strict=True):
+        differ = 0 if what == "distances" and not attack.minimum_norm else int((one != other).sum())
+        assert not differ, (
+            f"{said_of(attack)}: {differ} of {COUNT} {what} differ {when}. What `start` and `step` give for a row may "
+            "depend on that row of the problem, the state and the answer alone; random numbers must come from p.key by "
+            "advbench/rng.py, and whatever lasts from step to step must be a field of the state"
+        )
+
+
 @pytest.mark.parametrize(("attack", "norm"), attacks())
 def test_verdicts_do_not_depend_on_order_shards_or_interruption(net, x, attack, norm):
     all_rows = torch.arange(COUNT)
-    fell, distance = outcome(make(net, x, attack, norm), all_rows)
-    nearest = attack.minimum_norm
+    expected = outcome(make(net, x, attack, norm), all_rows)
 
     shuffled = torch.randperm(COUNT, generator=torch.Generator().manual_seed(2))
-    again, other = outcome(make(net, x, attack, norm, shuffled), shuffled)
-    assert torch.equal(fell, again)
-    assert not nearest or torch.equal(distance, other)
+    check_alike(attack, "in another order", expected, outcome(make(net, x, attack, norm, shuffled), shuffled))
 
-    sharded, other = torch.zeros_like(fell), torch.full_like(distance, torch.inf)
-    for shard in (all_rows[::2], all_rows[1::2]):
-        some, far = outcome(make(net, x, attack, norm, shard), shard)
-        sharded |= some
-        other = torch.minimum(other, far)
-    assert torch.equal(fell, sharded)
-    assert not nearest or torch.equal(distance, other)
+    (fell, distance), (others, farther) = (
+        outcome(make(net, x, attack, norm, shard), shard) for shard in (all_rows[::2], all_rows[1::2])
+    )
+    check_alike(attack, "in two shards", expected, (fell | others, torch.minimum(distance, farther)))
 
     class Stop(Exception):
         pass
@@ -165,9 +160,7 @@ def test_verdicts_do_not_depend_on_order_shards_or_interruption(net, x, attack, 
     torch.save(killed.snapshot(), file)
     resumed = make(net, x, attack, norm)
     resumed.restore(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    again, other = outcome(resumed, all_rows)
-    assert torch.equal(fell, again)
-    assert not nearest or torch.equal(distance, other)
+    check_alike(attack, "after an interruption", expected, outcome(resumed, all_rows))
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
@@ -180,8 +173,9 @@ def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm)
         return
     z = torch.stack([verdicts.points[row] for row in rows.tolist()])
     with torch.no_grad():
-        assert (net(z).argmax(1) != net(x[rows]).argmax(1)).all()
-    assert z.min() >= 0 and z.max() <= 1
+        right = int((net(z).argmax(1) == net(x[rows]).argmax(1)).sum())
+    assert not right, f"{said_of(attack)}: {right} counted points do not fool the model: look at Search"
+    assert z.min() >= 0 and z.max() <= 1, f"{said_of(attack)}: counted points leave [0, 1]: look at Region.contains"
     d = (z.double() - x[rows].double()).flatten(1)
     if norm == "fourier-linf":
         f = np.fft.fft2((z.double() - x[rows].double()).numpy(), norm="ortho")
@@ -189,7 +183,10 @@ def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm)
     else:
         size = d.norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1)
     # Linf bounds are computed in float32, so they may be off by half a unit in the last place.
-    assert (size <= EPS[norm] * (1 + 1e-5) + 1e-6).all()
+    assert (size <= EPS[norm] * (1 + 1e-5) + 1e-6).all(), (
+        f"{said_of(attack)}: a counted point has size {float(size.max()):.6g} in {norm}, above eps = {EPS[norm]:g}: "
+        "look at Region.contains"
+    )
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
@@ -210,7 +207,7 @@ def test_no_row_depends_on_another(x, attack, norm):
     a, b = attack.start(whole), attack.start(part)
     draw = torch.Generator().manual_seed(5)
     for _ in range(min(attack.steps, 12)):
-        same(take(a, some), b)
+        same(attack, take(a, some), b)
         logits = torch.randn(6, 4, generator=draw)
         shape = (6, 4, 1, 6, 6) if attack.asks == "jacobian" else (6, 1, 6, 6)
         grad = torch.randn(shape, generator=draw)
@@ -218,14 +215,19 @@ def test_no_row_depends_on_another(x, attack, norm):
         value = logits if attack.asks == "jacobian" else margin(logits, y)
         a = attack.step(whole, a, Answer(logits, wrong, value, grad))
         b = attack.step(part, b, Answer(logits[some], wrong[some], value[some], grad[some]))
-    same(take(a, some), b)
+    same(attack, take(a, some), b)
 
 
-def same(one, other):
+def same(attack, one, other):
+    """Equal rows of two states, up to rounding."""
     for f in dataclasses.fields(one):
         a, b = getattr(one, f.name), getattr(other, f.name)
         close = 1e-5 if a.is_floating_point() else 0
-        torch.testing.assert_close(a, b, rtol=close, atol=close, msg=f.name)
+        advice = (
+            f"{said_of(attack)}: rows of the state's {f.name} depend on the other rows of the batch (answer "
+            f"{int(one.i[0])}): reduce over the dimensions of one row only, and draw noise from p.key"
+        )
+        torch.testing.assert_close(a, b, rtol=close, atol=close, msg=advice)
 
 
 @pytest.mark.parametrize(("attack", "norm"), attacks())
@@ -239,10 +241,15 @@ def test_model_and_global_randomness_are_left_as_they_were(net, x, attack, norm)
     with untouched(model):
         assert not any(module.training for module in model.modules())
         make(model, x, attack, norm).run()
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert torch.equal(torch.get_rng_state(), state)
+    rule = "an attack must not touch the model: what it needs of it comes in answers, `prepare` and `oracle`"
+    changed = [key for key, value in model.state_dict().items() if not torch.equal(before[key], value)]
+    assert not changed, f"{said_of(attack)}: changed {', '.join(changed)}: {rule}"
+    assert [module.training for module in model.modules()] == modes, f"{said_of(attack)}: changed modes: {rule}"
+    graded = [name for name, one in model.named_parameters() if one.grad is not None or not one.requires_grad]
+    assert not graded, f"{said_of(attack)}: changed the gradients of {', '.join(graded)}: {rule}"
+    assert torch.equal(torch.get_rng_state(), state), (
+        f"{said_of(attack)}: drew from PyTorch's global random numbers: draw from p.key by advbench/rng.py"
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -263,7 +270,7 @@ def test_a_hit_of_the_search_copy_alone_does_not_count(net, x, norm):
         logits,
     )
     for name in ("pgd", "apgd-t", "fab-t", "square"):
-        attack = find("attacks", name).create(**SHORT.get(name, {})).for_model(norm, 4)
+        attack = proofs.made(name, "quick").for_model(norm, 4)
         verdicts = Search(attack, samples, oracle, norm=norm, seed=0).run()
         assert not verdicts.fell.any()
         assert verdicts.unverified > 0
@@ -316,7 +323,8 @@ def test_slots_change_no_verdict_of_a_deterministic_linear_model(cases):
     case = cases["several"](True)
     exact = case.distance("linf")
     for member in members(find("attacks", "autoattack").create()):
-        made = dataclasses.replace(member, **{k: v for k, v in SHORT[member.name].items() if k != "restarts"})
+        quick = {key: value for key, value in proofs.settings(member.name, "quick").items() if key != "restarts"}
+        made = dataclasses.replace(member, **quick)
         one, two = (case.strike(made, "linf", exact * 1.3, slots=slots).fell for slots in (3, 16))
         assert torch.equal(one, two)
 
