@@ -117,13 +117,13 @@ def test_relative_gradients_are_shown_by_their_size_in_the_batch(size: float) ->
     g = size * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     g[0] *= 10
     g.requires_grad_()
-    shown = GREAT(relative=True, scale=3.0)._shown(g)
+    shown = GREAT(relative=True, scale=3.0)._seen_by_auxiliary(g)
     assert float(shown.detach().square().mean().sqrt()) == pytest.approx(3.0 if size else 0.0, rel=1e-5)
     if size:
         assert torch.allclose(shown * float(g.detach()[0, 0, 0, 0]), g * float(shown.detach()[0, 0, 0, 0]), rtol=1e-4)
     (back,) = torch.autograd.grad(functional.softplus(shown).sum(), g)
     assert bool(back.isfinite().all())
-    assert torch.equal(GREAT(scale=3.0)._shown(g), 3 * g)
+    assert torch.equal(GREAT(scale=3.0)._seen_by_auxiliary(g), 3 * g)
 
 
 def test_the_ramp_is_linear() -> None:

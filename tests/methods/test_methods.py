@@ -142,5 +142,5 @@ def test_the_same_step_gives_the_same_weights(name: str, recipe: Make) -> None:
 
 
 def test_a_class_that_is_no_method_is_refused(recipe: Make) -> None:
-    with pytest.raises(UserError, match="is no advbench"):
+    with pytest.raises(UserError, match="is not a subclass of advbench"):
         make(recipe("pathlib:Path"))
