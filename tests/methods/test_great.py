@@ -129,7 +129,7 @@ def test_relative_gradients_are_shown_by_their_size_in_the_batch(size: float) ->
 def test_the_ramp_is_linear() -> None:
     method = GREAT(alpha=2.0, beta=4.0, ramp=0.5)
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
-        assert method._grown(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
+        assert method._ramped(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
 
 
 def test_distillation_leaves_the_teacher_as_it_was(recipe: Make, teacher: Path) -> None:

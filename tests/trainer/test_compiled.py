@@ -38,9 +38,9 @@ def test_what_cannot_be_compiled_goes_on_without(recipe: Make) -> None:
     session = Session(recipe("pgd-at", "compile=aot_eager"), torch.device("cpu"))
     (net,) = session.compiled
     net.call = torch.compile(net.net._call_impl, backend=broken)
-    with pytest.warns(UserWarning, match="goes on without torch.compile.*no compiler here"):
+    with pytest.warns(UserWarning, match="continues without torch.compile.*no compiler here"):
         session.step(session.order())
-    assert "no compiler here" in session.compile_told and session.compile_told.startswith("off")
+    assert "no compiler here" in session.compile_status and session.compile_status.startswith("off")
     session.step(session.order())
     assert session.means()[0]["loss"] > 0
 
@@ -50,7 +50,7 @@ def test_copies_and_second_derivatives_are_not_compiled(recipe: Make) -> None:
     assert session.nets.f._compiled_call_impl is session.compiled[0]
     assert session.deployed._compiled_call_impl is None
     assert copy.deepcopy(session.nets.f)._compiled_call_impl is None
-    assert Session(recipe("great", "compile=aot_eager", arch="mlp"), torch.device("cpu")).compile_told == "off"
+    assert Session(recipe("great", "compile=aot_eager", arch="mlp"), torch.device("cpu")).compile_status == "off"
 
 
 def test_attacks_ask_weights_for_no_gradient(recipe: Make) -> None:

@@ -169,7 +169,7 @@ def test_a_taken_folder_is_refused_and_left_alone(recipe: Make, tmp_path: Path) 
     stranger.mkdir()
     (stranger / "thesis.tex").write_text("mine", encoding="utf-8")
     for resume, force in ((False, False), (True, False), (False, True)):
-        with pytest.raises(UserError, match="something else than a run"):
+        with pytest.raises(UserError, match="something other than a run"):
             train(recipe(), stranger, device="cpu", resume=resume, force=force)
     assert [file.name for file in stranger.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
@@ -203,7 +203,7 @@ def test_other_data_or_a_damaged_state_is_refused(
             train(recipe(), out, device="cpu", resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(folder, "__version__", "9.9")
-        with pytest.raises(UserError, match=r"was begun with advbench 0\.1\.0, here is 9\.9"):
+        with pytest.raises(UserError, match=r"was begun with advbench 0\.1\.0, this is 9\.9"):
             train(recipe(), out, device="cpu", resume=True)
     state = out / "train_state" / "state.bin"
     state.write_bytes(state.read_bytes()[:-1])
@@ -234,7 +234,7 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     monkeypatch.setattr(Session, "step", poisoned)
     out = tmp_path / "run"
     with pytest.raises(
-        UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*are from before"
+        UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*were saved before that"
     ):
         train(recipe(), out, device="cpu")
     loaded = load_model(str(out), trust_pickle=True)
@@ -243,7 +243,7 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
 
 
 def test_what_a_watch_is_told(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     told: list[object] = []
 
     class Listener(Watch):
@@ -284,7 +284,7 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["model.seed=3"], "model.seed follows from"),
         (["model.droput=0.5"], "droput"),
         (["validation.fraction=0.001"], "leaves a part empty"),
-        (["augment.policy=autoaugment"], "values to 255, which digits has not"),
+        (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
