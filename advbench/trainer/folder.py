@@ -61,7 +61,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
         raise UserError(f"{out} exists: resume it with --resume, overwrite it with --force, or name another --out")
     changed = differences(Recipe.load(out / RECIPE), recipe)
     if changed:
-        raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or use --force")
+        raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or --force")
     return (out / STATE).is_dir() and any((out / STATE).iterdir())
 
 

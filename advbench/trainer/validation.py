@@ -81,10 +81,12 @@ def catastrophic_overfitting(scores: Sequence[Scores], classes: int, deployed: i
     `scores`: one for each epoch. The flag is a mere note if the epoch `deployed` (from 1) is before the collapse.
     """
     best = 0.0
-    for epoch, current in enumerate(scores, 1):
-        if best >= 2 / classes and current.robust < best / 2 and current.fgsm - current.robust > 0.2:
-            detail = f"epoch {epoch}: PGD {current.robust:.1%}, FGSM {current.fgsm:.1%}, after a best PGD accuracy of {best:.1%}"
+    for epoch, now in enumerate(scores, 1):
+        if best >= 2 / classes and now.robust < best / 2 and now.fgsm - now.robust > 0.2:
+            detail = (
+                f"epoch {epoch}: PGD {now.robust:.1%}, FGSM {now.fgsm:.1%}, after a best PGD accuracy of {best:.1%}"
+            )
             severity: Literal["note", "suspect"] = "note" if deployed < epoch else "suspect"
             return Flag(name="catastrophic-overfitting", severity=severity, detail=detail)
-        best = max(best, current.robust)
+        best = max(best, now.robust)
     return None
