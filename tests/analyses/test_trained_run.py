@@ -103,10 +103,10 @@ def test_spectrum_of_digits(trained: Trained) -> None:
     assert (matrix.diff(axis=1).iloc[:, 1:] <= 0).all(axis=None)
     assert len(found.notes) == 2 and "spectrum" in found.figures
     for place, (run, eps) in enumerate(zip(runs, (0.05, 0.1), strict=True)):
-        subject = load_runs([run], torch.device("cpu"))[0]
-        data = images([subject], "test", 80, torch.device("cpu"))
-        stands = withstands(subject.net, data, named_attack("pgd", "linf", 5), norm="linf", eps=0.0)
-        assert stands.double().mean() == matrix.iloc[place, 0] and subject.trained_eps.value == eps
+        one = load_runs([run], torch.device("cpu"))[0]
+        data = images([one], "test", 80, torch.device("cpu"))
+        stands = withstands(one.net, data, named_attack("pgd", "linf", 5), norm="linf", eps=0.0)
+        assert stands.double().mean() == matrix.iloc[place, 0] and one.trained_eps.value == eps
     with pytest.raises(UserError, match="more than eps and seed"):
         spectrum.run([runs[0], trained("pgd-at", "epochs=10")], n=10)
 

@@ -137,7 +137,7 @@ def test_a_learned_optimiser_is_carried_to_a_wider_net(short: Callable[..., Reci
         ("method.meta=1", "meta"),
         ("method.gamma=2", "gamma"),
         ("method.T=2", "T_first"),
-        ("method.source=nowhere", "no run of learned-optimizer"),
+        ("method.source=nowhere", "not a run of learned-optimizer"),
     ],
 )
 def test_bad_settings_are_refused_before_training(short: Callable[..., Recipe], setting: str, says: str) -> None:
