@@ -140,7 +140,7 @@ def _counts(sizes: str | int, dim: int) -> list[int]:
     try:
         counts = [int(size) for size in str(sizes).split(",")]
     except ValueError as error:
-        raise UserError(f"sizes {sizes!r} is not a comma-separated list of whole numbers") from error
+        raise UserError(f"sizes {sizes!r} is not a comma list of whole numbers") from error
     if not counts or min(counts) < 1 or max(counts) > dim:
         raise UserError(f"sizes {sizes!r} must lie in 1 to dim, {dim}: more points may not be separable")
     return counts

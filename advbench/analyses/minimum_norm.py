@@ -28,7 +28,7 @@ DUALS: dict[str, Callable[[Array], float]] = {
 
 
 def margin(z: Array, w: Array, norm: str) -> float:
-    """The largest size in `norm` at which no perturbation changes a prediction; negative if a point is misclassified."""
+    """The size in `norm` below which no perturbation changes a prediction; negative if a point is misclassified."""
     return float((z @ w).min()) / DUALS[norm](w)
 
 

@@ -43,7 +43,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 1.05,
         "cautions": [
             "the released base has a clean CE term, which alone costs 4 to 5 points under AutoAttack: method.natural",
-            "without BatchNorm the held side lets the feature norm run away: see feature_norm and norm_alarm",
+            "without BatchNorm the feature norm may grow without bound: see feature_norm and norm_alarm",
         ],
     },
     "compactness-trades": {
@@ -55,7 +55,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2020,
         "claim": "more robust than TRADES",
         "cost": 1.18,
-        "cautions": ["without BatchNorm the held side lets the feature norm run away: see feature_norm and norm_alarm"],
+        "cautions": ["without BatchNorm the feature norm may grow without bound: see feature_norm and norm_alarm"],
         "recipe": {"inner.init": "gauss", "inner.rel_step": 0.2258},
     },
 }

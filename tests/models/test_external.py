@@ -65,7 +65,7 @@ def test_a_callable_in_the_current_folder(code: str) -> None:
     load_model(f"{code}:plain", dataset="digits")
     assert sys.path.count(os.getcwd()) == 1
     assert loaded.num_classes == 10 and not loaded.net.training and loaded.trained is None
-    assert loaded.arch == f"{code}:plain" and loaded.notes == (f"{code}:plain ran code of its own",)
+    assert loaded.arch == f"{code}:plain" and loaded.notes == (f"{code}:plain ran its own code",)
     assert load_model(f"{code}:plain").num_classes == 10  # without a dataset: its last layer's outputs
 
 
@@ -92,7 +92,7 @@ def test_other_precisions_are_made_fp32(code: str) -> None:
         ("broken", "digits", "failed: ValueError: no weights"),
         ("number", "digits", "returned int, not a torch.nn.Module"),
         ("constant", "digits", "is a int: a class or a function is needed"),
-        ("sized", None, "asks for num_classes: name the --dataset"),
+        ("sized", None, "needs num_classes: name the --dataset"),
         ("plain", "mnist", "does not take the 1x28x28 images of mnist"),
         ("plain", "cifar100", "does not take the 3x32x32 images of cifar100"),
         ("Rude", "digits", r"does not answer images with logits \(B, classes\)"),
@@ -148,7 +148,7 @@ def test_a_callable_can_be_the_architecture_of_a_file(code: str, tmp_path: Path)
     torch.save(net.state_dict(), tmp_path / "x.pt")
     loaded = load_model(str(tmp_path / "x.pt"), arch=f"{code}:plain", dataset="digits")
     assert loaded.weights_sha256 == weights_sha256(net)
-    assert loaded.notes == (f"{code}:plain ran code of its own",)
+    assert loaded.notes == (f"{code}:plain ran its own code",)
 
 
 def test_weights_that_fit_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_weights_that_fit_nothing(tmp_path: Path) -> None:
     for arguments, message in (
         ({}, "does not say its architecture: pass --arch, one of lenet5, "),
         ({"arch": "lenet"}, "unknown architecture 'lenet': did you mean lenet5"),
-        ({"arch": "resnet18"}, r"does not fit resnet18: .*keys missing \(conv1.weight|bn1.weight"),
+        ({"arch": "resnet18"}, r"does not fit resnet18: .*missing keys \(conv1.weight|bn1.weight"),
         ({"arch": "lenet5", "dataset": "mnist"}, "takes images of 3 channels, mnist has 1x28x28"),
         ({"arch": "lenet5", "dataset": "cifar100"}, "has 10 classes, cifar100 has 100"),
     ):
@@ -176,10 +176,10 @@ def test_a_description_is_no_way_to_run_code(tmp_path: Path) -> None:
     about = {"arch": "os:system", "settings": {}, "num_classes": 2, "in_channels": 1, "image_size": 1, "wrappers": []}
     path = tmp_path / "x.safetensors"
     for text, message in (
-        (json.dumps(about), "names the architecture 'os:system', unknown here"),
-        ("{", "describes its architecture wrongly"),
-        ("[]", "describes its architecture wrongly"),
-        (json.dumps({"arch": "lenet5"}), "describes its architecture wrongly"),
+        (json.dumps(about), "names the unknown architecture 'os:system'"),
+        ("{", "has a faulty description of its architecture"),
+        ("[]", "has a faulty description of its architecture"),
+        (json.dumps({"arch": "lenet5"}), "has a faulty description of its architecture"),
         (json.dumps({**about, "arch": "lenet5", "settings": {"x": 1}}), "unknown setting of lenet5 'x'"),
     ):
         path.write_bytes(safetensors.torch.save(tensors, metadata={external.METADATA: text}))

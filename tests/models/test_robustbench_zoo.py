@@ -105,7 +105,7 @@ def test_pickles_and_damage_are_refused(folder: Path, capsys: pytest.CaptureFixt
     place = folder / "cifar10" / "Linf" / f"{NAME}.pt"
     place.parent.mkdir(parents=True)
     torch.save({"state_dict": {}, "args": Evil()}, place)
-    with pytest.raises(UserError, match="pass --trust-pickle if you trust its maker"):
+    with pytest.raises(UserError, match="pass --trust-pickle if you trust its author"):
         load_model(f"robustbench:{NAME}")
     assert capsys.readouterr().out == ""
     place.write_bytes(place.read_bytes()[:100])
