@@ -51,8 +51,8 @@ class _Block(nn.Module):
 class WideResNet(Model):
     """Wide ResNet of Zagoruyko and Komodakis 2016 (arXiv:1605.07146), with the keys of TRADES' code.
 
-    Three stages of (depth - 4) / 6 blocks, with 16, 32 and 64 times `widen` channels. Raises UserError if depth - 4
-    is not a multiple of 6.
+    Three stages of (depth - 4) / 6 blocks, with 16, 32 and 64 times `widen` channels. Raises UserError if depth is
+    not one of 10, 16, 22, ...
     """
 
     block1: nn.Module

@@ -63,7 +63,7 @@ def test_idx_plain_and_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\x89PNG", idx(2, 3)[:-1], idx(2, 3) + b"x", idx(2)[:6]])
 def test_malformed_idx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "some").write_bytes(content)
-    with pytest.raises(ValueError, match=r"some (is no idx file|does not hold)"):
+    with pytest.raises(ValueError, match=r"some (is not an idx file|does not hold)"):
         read_idx(tmp_path / "some")
 
 

@@ -100,7 +100,7 @@ def test_bad_files_placed_by_hand_are_told_of_and_kept(cache: Path) -> None:
     fake = Fake()
     (cache / "toy").mkdir(parents=True)
     (cache / "toy" / "fake.bin").write_text("something else")
-    with pytest.warns(UserWarning, match=r"by hand are passed over.*fake.bin: no such format"):
+    with pytest.warns(UserWarning, match=r"by hand are not used.*fake.bin: no such format"):
         get(fake)
     assert fake.fetched == 1
     assert (cache / "toy" / "fake.bin").read_text() == "something else"
