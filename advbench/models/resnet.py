@@ -115,7 +115,7 @@ class ResNet(_Residual):
 
 
 class PreActResNet(_Residual):
-    """Pre-activation ResNet (He et al. 2016, arXiv:1603.05027), with BatchNorm `bn` before pooling, as Rice et al. 2020."""
+    """Pre-activation ResNet (He et al. 2016, arXiv:1603.05027). BatchNorm `bn` precedes pooling (Rice et al. 2020)."""
 
     block = _PreActBlock
 

@@ -65,7 +65,7 @@ def altered(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"), [(missing, r"no complete multi-task run: parts/rotation.safetensors"), (altered, "altered")]
+    ("harm", "says"), [(missing, r"not a complete multi-task run: parts/rotation.safetensors"), (altered, "altered")]
 )
 def test_damage_is_refused(harm: Callable[[Path], None], says: str, copied: Path) -> None:
     harm(copied / "parts" / "rotation.safetensors")

@@ -95,7 +95,7 @@ def test_other_precisions_are_made_fp32(code: str) -> None:
         ("sized", None, "needs num_classes: name the --dataset"),
         ("plain", "mnist", "does not take the 1x28x28 images of mnist"),
         ("plain", "cifar100", "does not take the 3x32x32 images of cifar100"),
-        ("Rude", "digits", r"does not answer images with logits \(B, classes\)"),
+        ("Rude", "digits", r"does not map images to logits \(B, classes\)"),
     ],
 )
 def test_callables_that_will_not_do(code: str, attribute: str, dataset: str | None, message: str) -> None:
