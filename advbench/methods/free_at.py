@@ -57,13 +57,13 @@ class FreeAT(Method):
         return {"perturbation": Perturbation((setup.batch_size, *image))}
 
     def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
-        kept = nets.parts["perturbation"]
-        assert isinstance(kept, Perturbation)
+        perturbation = nets.parts["perturbation"]
+        assert isinstance(perturbation, Perturbation)
         ball, alpha = tools.region(x), tools.step_size()
         terms: dict[str, Tensor] = {}
         for _ in range(self.m):
-            z = ball.project(x + kept.d).requires_grad_()
+            z = ball.project(x + perturbation.d).requires_grad_()
             terms = tools.update(lambda z=z: {"ce": nets.ce(nets.f(z), y)})  # type: ignore[misc]
             assert z.grad is not None
-            kept.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
+            perturbation.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
         return terms

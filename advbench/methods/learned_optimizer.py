@@ -168,12 +168,12 @@ class LearnedOptimizer(Method):
             m = CoordinateLSTM(self.units, self.scale)
         optimisee = setup.build(setup.seed)
         weights = sum(weight.numel() for weight in optimisee.parameters())
-        kept = OptimizerState(weights, self.units)
+        state = OptimizerState(weights, self.units)
         if self.source:
-            return {PART: load_optimizer(m, Path(self.source)), "state": kept}
+            return {PART: load_optimizer(m, Path(self.source)), "state": state}
         image = (setup.in_channels, setup.image_size, setup.image_size)
         memory = Memory(self.memory, (setup.batch_size, *image))
-        return {PART: m, "optimisee": optimisee, "memory": memory, "state": kept}
+        return {PART: m, "optimisee": optimisee, "memory": memory, "state": state}
 
     def part_optim(self, name: str) -> dict[str, Any]:
         if name != PART:
@@ -190,13 +190,13 @@ class LearnedOptimizer(Method):
 
     def train(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Take one step of f with m, on clean images."""
-        m, kept = nets.parts[PART], nets.parts["state"]
-        assert isinstance(kept, OptimizerState)
+        m, lstm = nets.parts[PART], nets.parts["state"]
+        assert isinstance(lstm, OptimizerState)
         weights = list(nets.f.parameters())
         loss = nets.ce(nets.f(x), y)
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
-            updates, kept.state = m(torch.cat([g.float().flatten() for g in gradients]), kept.state)
+            updates, lstm.state = m(torch.cat([g.float().flatten() for g in gradients]), lstm.state)
             for weight, update in zip(weights, updates.split([w.numel() for w in weights]), strict=True):
                 weight.add_(update.view_as(weight))
         return {"clean": loss.detach(), "adversarial": torch.zeros_like(loss)}

@@ -103,10 +103,10 @@ def call(spec: str, num_classes: int | None) -> nn.Module:
     Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
     """
     entry = outside("model", spec)
-    wants = parameters(entry.load()).get("num_classes")
-    if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
+    parameter = parameters(entry.load()).get("num_classes")
+    if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
         raise UserError(f"{spec} needs num_classes: name the --dataset")
-    settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}
+    settings = {"num_classes": num_classes} if parameter is not None and num_classes is not None else {}
     try:
         net = entry.create(**settings)
     except UserError:

@@ -97,9 +97,9 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
         best.load_state_dict(history.best["f"])
         files[BEST] = save_weights(best, out / BEST)
         for name, part in session.nets.parts.items():
-            kept = copy.deepcopy(part)
-            kept.load_state_dict(history.best["parts"][name])
-            files[f"{PARTS}/{name}.safetensors"] = save_weights(kept, out / PARTS / f"{name}.safetensors")
+            best_part = copy.deepcopy(part)
+            best_part.load_state_dict(history.best["parts"][name])
+            files[f"{PARTS}/{name}.safetensors"] = save_weights(best_part, out / PARTS / f"{name}.safetensors")
     write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
     if done and history.rows:
         write_atomic(out / FIGURE, _figure(session.recipe, history))

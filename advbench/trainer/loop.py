@@ -224,8 +224,8 @@ class _Run:
         try:
             self.session.check()
         except UserError as error:
-            kept = [name for name in (BEST, LAST) if (self.out / name).is_file()]
-            where = f"{' and '.join(kept)} in {self.out} were saved before that" if kept else "no epoch had ended"
+            saved = [name for name in (BEST, LAST) if (self.out / name).is_file()]
+            where = f"{' and '.join(saved)} in {self.out} were saved before that" if saved else "no epoch had ended"
             raise UserError(f"{error}; {where}") from error
 
     def _tick(self) -> None:

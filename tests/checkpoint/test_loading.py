@@ -1,4 +1,4 @@
-"""Run folders: what is loaded from them, and everything that can be wrong with one."""
+"""Run folders: what is loaded from them, and the errors of faulty ones."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_wrapped_network_comes_back_wrapped(tmp_path: Path) -> None:
     assert isinstance(loaded.net, Model) and describe(loaded.net) == describe(wrapped)
 
 
-def test_loading_draws_from_no_ones_numbers(run: Path) -> None:
+def test_loading_leaves_the_random_state_alone(run: Path) -> None:
     before = torch.get_rng_state()
     load_model(str(run), dataset="digits")
     assert torch.equal(torch.get_rng_state(), before)
@@ -117,7 +117,7 @@ def flip(path: Path) -> None:
 
 
 def edit(run: Path, **changes: Any) -> None:
-    """Without a seal, as by hand or by an older version."""
+    """Change the card and remove its seal, as an edit by hand or an old version would."""
     written = json.loads((run / CARD).read_text())
     del written["seal"]
     (run / CARD).write_text(json.dumps({**written, **changes}))

@@ -104,9 +104,9 @@ def test_origin_is_read_as_torchvision_names_it(
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address + "gone/", address])
     monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
     monkeypatch.setitem(DIGESTS, "fashion-mnist", {})
-    told: list[str] = []
-    data = load("fashion-mnist", "test", progress=lambda done, total, what: told.append(what))
+    reports: list[str] = []
+    data = load("fashion-mnist", "test", progress=lambda done, total, what: reports.append(what))
     assert data.images.shape == (2, 1, 4, 4)
     assert data.labels.tolist() == [0, 1]
     assert data.class_names[9] == "ankle boot"
-    assert "t10k-images-idx3-ubyte.gz" in told
+    assert "t10k-images-idx3-ubyte.gz" in reports

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], m
         load(save(tmp_path, **changes), "test")
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_npz(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing.npz: No such file"):
         load(f"npz:{tmp_path}/nothing.npz", "test")
     np.save(tmp_path / "one.npy", IMAGES)

@@ -113,7 +113,7 @@ def test_the_main_net_receives_the_reverse_of_what_would_help_the_auxiliary(reci
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-25, 0.0])
-def test_relative_gradients_are_shown_by_their_size_in_the_batch(size: float) -> None:
+def test_relative_gradients_are_divided_by_their_size_in_the_batch(size: float) -> None:
     g = size * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     g[0] *= 10
     g.requires_grad_()
@@ -210,7 +210,7 @@ class _Constant(nn.Module):
 
 
 def _gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
-    """What A sees: dCE/dx times the scale, for the net as it is, differentiable."""
+    """The gradient that A receives, dCE/dx times the scale, which can be differentiated again."""
     z = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(functional.cross_entropy(session.nets.f(z), y, reduction="sum"), z, create_graph=True)
     return 8 * g

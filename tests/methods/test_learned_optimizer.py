@@ -1,4 +1,4 @@
-"""The learned optimiser: its pieces by hand, who learns when, and that only clean images train f."""
+"""The learned optimiser: its pieces by hand, what is trained when, and that only clean images train f."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_preprocessing_by_hand() -> None:
     assert found[2].tolist() == pytest.approx([-1.0, 0.5], rel=1e-4) and found[3].tolist() == [-1.0, 0.0]
 
 
-def test_each_coordinate_is_moved_by_itself() -> None:
+def test_each_coordinate_is_updated_independently() -> None:
     m = CoordinateLSTM(4, 0.05)
     g, state = torch.randn(6), torch.randn(4, 6, 4)
     moves, after = m(g, state)
@@ -62,7 +62,7 @@ def test_each_coordinate_is_moved_by_itself() -> None:
     assert after.shape == state.shape
 
 
-def test_moves_land_on_the_weights_they_belong_to() -> None:
+def test_updates_reach_the_weights_they_belong_to() -> None:
     net = nn.Linear(3, 2)
     theta = reinitialised(net)
     after = add_updates(theta, torch.arange(8.0))
@@ -120,7 +120,7 @@ def test_resuming_gives_the_same_run(short: Callable[..., Recipe]) -> None:
     assert torch.equal(weights(whole.nets.parts[PART]), weights(second.nets.parts[PART]))
 
 
-def test_a_learned_optimiser_is_carried_to_a_wider_net(short: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_learned_optimiser_trains_a_wider_net(short: Callable[..., Recipe], tmp_path: Path) -> None:
     source = train(short("method.meta=0.5"), tmp_path / "source", device="cpu")
     session = steps(short(f"method.source={source}", "model.width=20"), 0)
     m = session.nets.parts[PART]

@@ -1,4 +1,4 @@
-"""Every method, by its registry entry: what it tells of itself, and a tiny run of it."""
+"""Every method, by its registry entry: the fields of the entry, and a tiny run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_entries_tell_what_the_readme_prints(name: str) -> None:
+def test_entries_have_what_the_readme_prints(name: str) -> None:
     entry = entries("methods")[name]
     assert {"summary", "paper", "arxiv", "year", "claim", "cost", "cautions"} <= set(entry.about)
     assert entry.summary and "\n" not in entry.summary and not entry.summary.endswith(".")

@@ -1,4 +1,4 @@
-"""Specifications of networks from elsewhere, one by one, and what is wrong with them."""
+"""Specifications of networks from elsewhere, one by one, and their errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_callable_in_the_current_folder(code: str) -> None:
     assert load_model(f"{code}:plain").num_classes == 10  # without a dataset: its last layer's outputs
 
 
-def test_a_callable_that_asks_for_the_classes_is_told_and_draws_from_no_ones_numbers(code: str) -> None:
+def test_a_callable_may_take_num_classes_and_leaves_the_random_state_alone(code: str) -> None:
     before = torch.get_rng_state()
     assert load_model(f"{code}:sized", dataset="digits").num_classes == 10
     assert load_model(f"{code}:optional", dataset="digits").num_classes == 10
@@ -98,7 +98,7 @@ def test_other_precisions_are_made_fp32(code: str) -> None:
         ("Rude", "digits", r"does not map images to logits \(B, classes\)"),
     ],
 )
-def test_callables_that_will_not_do(code: str, attribute: str, dataset: str | None, message: str) -> None:
+def test_unusable_callables_are_refused(code: str, attribute: str, dataset: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_model(f"{code}:{attribute}", dataset=dataset)
     assert "\n" not in str(caught.value)

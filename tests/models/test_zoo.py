@@ -1,4 +1,4 @@
-"""Every architecture of the registry: shapes, gradients, seeds, and the way to disk and back."""
+"""Every architecture of the registry: shapes, gradients, seeds, saving and loading."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Make = Callable[..., Recipe]
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("method", ["pgd-at", "act"])
-def test_the_same_run(recipe: Make, tmp_path: Path, method: str) -> None:
+def test_compiling_gives_the_same_run(recipe: Make, tmp_path: Path, method: str) -> None:
     for name in ("off", "aot_eager"):
         train(recipe(method, f"compile={name}", "epochs=1", "awp.gamma=0.01"), tmp_path / name, device="cpu")
     a, b = (load_file(tmp_path / name / "last.safetensors") for name in ("off", "aot_eager"))
