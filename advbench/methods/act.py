@@ -7,8 +7,7 @@ L_F = (1 - b) CE(F(x'), y) + b T^2 KL(G(x) || F(x')),  softmax of logits / T, no
 L_G = (1 - b) CE(G(x), y)  + b T^2 KL(F(x') || G(x)),  likewise, no gradient through F(x')
 
 G(x) and F(x') are computed once, before either net is updated. Each net has its own optimiser. The released attack
-averages the CE over the batch but sums the KL, so the KL dominates: `reduction` "released". With "mean" both have the
-same reduction.
+averages the CE over the batch but sums the KL, so the KL dominates: `reduction` "released". "mean" reduces both alike.
 """
 
 from __future__ import annotations

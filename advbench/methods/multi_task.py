@@ -71,14 +71,14 @@ class MultiTask(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        self.make_tasks(recipe.dataset, num_classes)
+        self.tasks_for(recipe.dataset, num_classes)
 
-    def make_tasks(self, dataset: str, num_classes: int) -> dict[str, Task]:
-        """The auxiliary tasks for a dataset, by name. Raises UserError as `make_tasks` does."""
+    def tasks_for(self, dataset: str, num_classes: int) -> dict[str, Task]:
+        """The auxiliary tasks for `dataset`, by name. Raises UserError for unknown tasks or superclasses."""
         return make_tasks(self.tasks, dataset, num_classes, self.macro)
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
-        tasks = self.make_tasks(setup.recipe.dataset, setup.num_classes)
+        tasks = self.tasks_for(setup.recipe.dataset, setup.num_classes)
         shape = (setup.in_channels, setup.image_size, setup.image_size)
         return {**make_heads(tasks, setup.feature_dim, shape, setup.seed)}
 

@@ -90,7 +90,8 @@ class Inner(Part):
 class Optim(Part):
     """The optimiser. `clip`: the largest gradient norm over each optimiser's weights, 0 for no clipping.
 
-    For fista, `weight_decay` is the weight of `penalty`, a norm of each output unit's weights, not of their squares.
+    For fista, `weight_decay` is the weight of `penalty`, a norm of each output unit's weights, instead of the sum of
+    squares.
     """
 
     name: Literal["sgd", "adam", "adamw", "sign-gd", "coordinate-descent", "fista"] = "sgd"
