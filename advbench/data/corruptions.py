@@ -49,7 +49,7 @@ def source_of(data: Dataset, asked: str = "auto") -> str:
     channels, *sides = data.shape
     if channels not in (1, 3) or min(sides) < MIN_SIDE:
         shape = "x".join(map(str, data.shape))
-        raise UserError(f"corruptions need images of 1 or 3 channels and {MIN_SIDE} pixels a side or more, not {shape}")
+        raise UserError(f"corruptions need 1 or 3 channels and at least {MIN_SIDE} pixels a side, not {shape}")
     folder = published(data)
     if asked == PUBLISHED or (asked == "auto" and folder is not None):
         if folder is None:
