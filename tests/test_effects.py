@@ -57,8 +57,8 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType) -> None:
                 named = {name: one[name][0] for name in ("method", "dataset", "arch", "eps")}
                 recipe = Recipe.resolve(**named, sets=sets)
                 make(recipe).check(recipe, 10)
-                told = folders.setdefault(one["out"][0], recipe.sha256)
-                assert told == recipe.sha256, f"two recipes share {one['out'][0]}"
+                sha256 = folders.setdefault(one["out"][0], recipe.sha256)
+                assert sha256 == recipe.sha256, f"two recipes share {one['out'][0]}"
         for evaluation in effect.evaluations:
             find("attacks", evaluation.attack)
             assert parse_eps_list(evaluation.eps, "linf")[0].value == 0
@@ -96,10 +96,10 @@ def test_what_was_edited_by_hand_is_found(
 
 def test_a_gain_counts_from_the_margin_on_and_with_every_seed(effects: ModuleType) -> None:
     evidence = importlib.import_module("evidence")
-    assert evidence.more({0: 5.0, 1: 4.0}, {0: 2.0, 1: 3.0})
-    assert not evidence.more({0: 9.0, 1: 2.0}, {0: 2.0, 1: 3.0})
-    assert not evidence.more({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
-    assert evidence.said({0: 1.0, 1: 3.0}) == "2.0 ± 1.4" and evidence.said([1.26]) == "1.3"
+    assert evidence.exceeds({0: 5.0, 1: 4.0}, {0: 2.0, 1: 3.0})
+    assert not evidence.exceeds({0: 9.0, 1: 2.0}, {0: 2.0, 1: 3.0})
+    assert not evidence.exceeds({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
+    assert evidence.mean_sd({0: 1.0, 1: 3.0}) == "2.0 ± 1.4" and evidence.mean_sd([1.26]) == "1.3"
     assert [evidence.verdict(*held) for held in ((True, True), (False, True), (False, False))] == [
         "shown",
         "shown only under PGD",

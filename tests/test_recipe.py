@@ -1,4 +1,4 @@
-"""Recipes: precedence, exact round trips, FIELD=VALUE, and errors that name the near fields."""
+"""Recipes: precedence, exact round trips, FIELD=VALUE, and errors that name similar fields."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advbench.registry import entries
 SHIPPED = Path(__file__).parent.parent / "advbench" / "recipes"
 
 
-def test_without_a_word_it_is_act_on_digits() -> None:
+def test_the_default_is_act_on_digits() -> None:
     recipe = Recipe.resolve()
     assert (recipe.method.name, recipe.dataset, recipe.model.arch) == ("act", "digits", "small_cnn")
     assert recipe.threat.eps_value == 0.1
@@ -36,10 +36,10 @@ def test_precedence_from_the_method_to_set(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text("epochs = 7\nbatch_size = 32\n[optim]\nlr = 0.5\n[inner]\nrel_step = 0.3\n", encoding="utf-8")
     plain_recipe = Recipe.resolve(method="trades", dataset="digits")
-    assert plain_recipe.inner.init == "gauss"  # the method's, over the default
+    assert plain_recipe.inner.init == "gauss"  # the method's value overrides the default
     assert plain_recipe.inner.rel_step == 0.2258
     shipped = tomllib.loads((SHIPPED / "digits.toml").read_text(encoding="utf-8"))
-    assert plain_recipe.epochs == shipped["epochs"]  # the shipped one, over the method's and the default
+    assert plain_recipe.epochs == shipped["epochs"]  # the shipped one overrides the method's and the default
 
     recipe = Recipe.resolve(
         method="trades",
@@ -47,10 +47,10 @@ def test_precedence_from_the_method_to_set(tmp_path: Path) -> None:
         flags={"epochs": 9, "optim.lr": None, "batch_size": 64},
         sets=["batch_size=16", "method.beta=3"],
     )
-    assert recipe.inner.rel_step == 0.3  # the file's, over the method's
-    assert recipe.optim.lr == 0.5  # a flag of None was not given
-    assert recipe.epochs == 9  # the flag's, over the file's
-    assert recipe.batch_size == 16  # --set over the flag
+    assert recipe.inner.rel_step == 0.3  # the file's value overrides the method's
+    assert recipe.optim.lr == 0.5  # a flag that is None counts as not given
+    assert recipe.epochs == 9  # the flag's value overrides the file's
+    assert recipe.batch_size == 16  # --set overrides the flag
     assert recipe.method.settings == {"beta": 3.0}
 
 
@@ -75,7 +75,7 @@ def test_comma_lists_become_fields_of_several_values() -> None:
     assert recipe.method.settings["tasks"] == ["rotation", "autoencoder"]
 
 
-def test_names_given_low_decide_the_defaults_beneath() -> None:
+def test_names_from_any_source_decide_the_defaults() -> None:
     recipe = Recipe.resolve(sets=["method.name=trades", "dataset=cifar10", "model.arch=resnet18"])
     assert recipe.inner.init == "gauss"
     assert recipe.threat.eps == "8/255"
@@ -173,7 +173,7 @@ def test_set_with_an_empty_name_is_refused(text: str) -> None:
         ("method.name=pdg-at", "did you mean pgd-at"),
     ],
 )
-def test_bad_settings_are_one_line_that_names_the_near_fields(given_set: str, message: str) -> None:
+def test_bad_settings_give_one_line_that_names_similar_fields(given_set: str, message: str) -> None:
     sets = [given_set] if given_set.startswith("epochs.x") is False else ["epochs=3", given_set]
     with pytest.raises(UserError, match=message) as caught:
         Recipe.resolve(method="trades", sets=sets) if "method.name" not in given_set else Recipe.resolve(sets=sets)

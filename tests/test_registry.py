@@ -50,4 +50,4 @@ def test_a_command_says_it_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run(argv) == 0
     told = capsys.readouterr()
     assert told.err.splitlines()[0] == "warning: outside_b:net is code outside advbench, which runs now"
-    assert "note: model: outside_b:net ran code of its own" in told.out
+    assert "note: model: outside_b:net ran its own code" in told.out

@@ -1,1 +1,1 @@
-"""Analyses of trained models: one file an analysis; the folder is the registry."""
+"""Analyses of trained models: one file for each analysis. The folder is the registry."""

@@ -1,4 +1,4 @@
-"""What an analysis gives: tables, figures and what is to be said about them.
+"""The result of an analysis: tables, figures and notes on them.
 
 An analysis is one file here: a literal ENTRIES, and a function `run(runs: list[Path], *, ...) -> Analysis`. Further
 keyword parameters with defaults are its settings (`--set FIELD=VALUE`); those called `device` (a torch.device), `seed`,
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Progress = Callable[[str, float, float | None], None]
-"""Called with (stage, done, total or None) while an analysis goes on; may raise to stop it."""
+"""Called with (stage, done, total or None) during an analysis. It may raise to stop the analysis."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """`tables` and `figures` by a name that can be a file's; accuracies are fractions. `notes`: a sentence each."""
+    """Results of an analysis. `tables` and `figures`: by names that can be file names. `notes`: one sentence each.
+
+    Accuracies in tables are fractions in [0, 1].
+    """
 
     title: str
     tables: dict[str, DataFrame] = field(default_factory=dict)

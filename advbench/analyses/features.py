@@ -1,13 +1,13 @@
-"""What the features z of a run are like under attack: divergence, compactness, entropy, and its input gradients.
+"""The features z of a run under attack (divergence, compactness), the entropy of its outputs, its input gradients.
 
 For clean x and PGD points x' (after Bui et al. 2020, arXiv:2007.05123, and Sinha et al. 2018, arXiv:1806.08028):
 
 divergence       mean ||z(x) - z(x')|| / ||z(x)||;  to_inter: mean ||z(x) - z(x')|| over the inter-class distance
-norm             mean ||z(x)||: when it runs away, a small divergence means nothing
+norm             mean ||z(x)||: if it grows without bound, a small divergence means nothing
 intra_inter      mean distance to the own class's centre / mean distance between the centres
 entropy          of softmax f, at x and x'
-gradient_probe   accuracy of a linear classifier that must tell the class from dCE/dx, scaled to unit length; trained
-                 on training images, scored on test images. Undefended nets give the class away.
+gradient_probe   accuracy of a linear classifier that predicts the class from dCE/dx, scaled to a fixed length; trained
+                 on training images, scored on test images. The gradients of undefended nets reveal the class.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2020,
         "claim": "robust nets have small divergence and compact classes",
         "cost": None,
-        "cautions": ["a divergence means nothing where the norm of the features has run away"],
+        "cautions": ["a divergence means nothing if the norm of the features has grown without bound"],
         "runs": "one or more",
     },
 }
@@ -49,28 +49,31 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `features`, a row a run. Raises UserError."""
-    subjects = load_runs(runs, device)
-    data, train = images(subjects, "test", n, device), images(subjects, "train", 2 * n, device)
+    """Table `features`, one row for each run. `eps`: by default each run's own.
+
+    Raises UserError for runs that `load_runs` refuses and for an eps that cannot be read.
+    """
+    trained = load_runs(runs, device)
+    data, train = images(trained, "test", n, device), images(trained, "train", 2 * n, device)
     rows = {}
-    for done, subject in enumerate(subjects):
+    for done, one in enumerate(trained):
         if progress is not None:
-            progress(subject.name, done, len(subjects))
-        net, size = subject.net, one_eps(eps, subject)
-        norm = subject.recipe.threat.norm
+            progress(one.name, done, len(trained))
+        net, size = one.net, one_eps(eps, one)
+        norm = one.recipe.threat.norm
         points = perturbed(against(net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
         x, y = data.batch(slice(None))
         with torch.no_grad():
             z, z_adv = features(net, x), features(net, points)
             clean_entropy, adv_entropy = entropy(logits(net, x)), entropy(logits(net, points))
         intra, inter = distances(z, y)
-        moved = (z - z_adv).norm(dim=1)
-        rows[subject.name] = {
+        distance = (z - z_adv).norm(dim=1)
+        rows[one.name] = {
             "eps": size.text,
             "clean": float(right(net, x, y).double().mean()),
             "attacked": float((right(net, x, y) & right(net, points, y)).double().mean()),
-            "divergence": float((moved / z.norm(dim=1).clamp_min(1e-12)).mean()),
-            "to_inter": float(moved.mean() / inter.clamp_min(1e-12)),
+            "divergence": float((distance / z.norm(dim=1).clamp_min(1e-12)).mean()),
+            "to_inter": float(distance.mean() / inter.clamp_min(1e-12)),
             "norm": float(z.norm(dim=1).mean()),
             "intra_inter": float(intra / inter.clamp_min(1e-12)),
             "entropy": float(clean_entropy.mean()),
@@ -82,22 +85,23 @@ def run(
 
 
 def features(net: Model, x: Tensor) -> Tensor:
-    """z (n, D) of images x (n, C, H, W)."""
+    """The features (n, D) of images x (n, C, H, W)."""
     return torch.cat([net.features(part) for part in x.split(BATCH)])
 
 
 def logits(net: Model, x: Tensor) -> Tensor:
+    """The logits (n, K) of images x (n, C, H, W)."""
     return torch.cat([net(part) for part in x.split(BATCH)])
 
 
-def entropy(of: Tensor) -> Tensor:
-    """(n,) in nats, of the softmax of logits (n, K)."""
-    log_p = of.float().log_softmax(1)
+def entropy(logits: Tensor) -> Tensor:
+    """The entropy (n,) in nats of the softmax of `logits` (n, K)."""
+    log_p = logits.float().log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 def distances(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance of features z (n, D) to the centre of their class, and mean distance between centres."""
+    """Mean distance of features z (n, D) to the centre of their class y (n,), and mean distance between centres."""
     classes = y.unique()
     centres = torch.stack([z[y == label].mean(0) for label in classes])
     intra = (z - centres[torch.searchsorted(classes, y)]).norm(dim=1).mean()
@@ -107,28 +111,28 @@ def distances(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probe(net: Model, train: Dataset, test: Dataset, steps: int = 200) -> float:
-    """Accuracy on `test` of multinomial regression from the direction of dCE/dx to the class, fitted on `train`."""
+    """Accuracy on `test` of a multinomial regression, fitted on `train`, of the class on the direction of dCE/dx."""
     g, y = directions(net, train)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        tells = nn.Linear(g.shape[1], train.num_classes).to(g.device)
-    optimizer = torch.optim.Adam(tells.parameters(), lr=0.05, weight_decay=1e-4)
+        classifier = nn.Linear(g.shape[1], train.num_classes).to(g.device)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.05, weight_decay=1e-4)
     for _ in range(steps):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(tells(g), y).backward()
+        nn.functional.cross_entropy(classifier(g), y).backward()
         optimizer.step()
     g, y = directions(net, test)
     with torch.no_grad():
-        return float((tells(g).argmax(1) == y).double().mean())
+        return float((classifier(g).argmax(1) == y).double().mean())
 
 
 def directions(net: Model, data: Dataset) -> tuple[Tensor, Tensor]:
-    """dCE/dx (n, D) of all images, each of length sqrt(D) (or zero), and the classes."""
+    """dCE/dx (n, D) of all images, each scaled to length sqrt(D) unless it is zero, and the classes (n,)."""
     found = []
     for x, y in batches(data):
         x = x.requires_grad_()
         (g,) = torch.autograd.grad(nn.functional.cross_entropy(net(x).double(), y, reduction="sum"), x)
         g = g.flatten(1)
-        g = g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)  # squares of tiny gradients underflow
+        g = g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)  # since squares of tiny gradients underflow
         found.append(g / g.norm(dim=1, keepdim=True).clamp_min(1e-12) * g.shape[1] ** 0.5)
     return torch.cat(found), data.labels

@@ -1,8 +1,8 @@
-"""Which layers amplify perturbations: Sridhar et al. 2022, arXiv:2206.06496. Read in code.
+"""Which layers amplify perturbations: Sridhar et al. 2022, arXiv:2206.06496. The authors' code was read.
 
 For each layer with 2-D kernels K (k, k): the maximum and the mean, over all kernels, of max |K|, the l1 norm
-sum |K| (how much a perturbation of the input in Linf can grow) and the largest singular value of K. A fully
-connected layer counts as one kernel, its weight matrix, whose l1 norm is that of its largest row.
+sum |K| (how much an Linf perturbation of the input can grow) and the largest singular value of K. A fully connected
+layer counts as one kernel, its weight matrix; its l1 norm is the largest l1 norm of a row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2022,
         "claim": "filters of nets trained against larger eps amplify less, the first layer most of all",
         "cost": None,
-        "cautions": ["single filters, not layers: BatchNorm rescales what they give"],
+        "cautions": ["single filters, not layers: BatchNorm rescales their outputs"],
         "runs": "one or more",
     },
 }
@@ -37,15 +37,15 @@ def run(
     *,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Analysis:
-    """Tables `filters` (a row a layer and run) and, for several runs, `l1` (mean l1 norm, layer x run).
+    """Tables `filters` (one row for each run and layer) and, for several runs, `l1` (mean l1 norm, layer x run).
 
-    Raises UserError.
+    Raises UserError for runs that `load_runs` refuses.
     """
     rows: list[dict[str, Any]] = []
-    for subject in load_runs(runs, device):
-        for name, layer in subject.net.named_modules():
+    for one in load_runs(runs, device):
+        for name, layer in one.net.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                found = {"run": subject.name, "eps": subject.trained_eps.text, "layer": name}
+                found = {"run": one.name, "eps": one.trained_eps.text, "layer": name}
                 rows.append({**found, "kind": type(layer).__name__, **sizes(layer.weight)})
     table = pd.DataFrame(rows)
     tables = {"filters": table.set_index(["run", "eps", "layer"])}
@@ -57,7 +57,7 @@ def run(
 
 
 def sizes(weight: Tensor) -> dict[str, float]:
-    """The six numbers of a weight (out, in, k, k) or (out, in)."""
+    """The six numbers above for a weight (out, in, k, k) or (out, in): max_ and mean_ of max, l1 and spectral."""
     with torch.no_grad():
         kernels = (weight if weight.dim() == 2 else weight.flatten(0, 1)).double()
         kernels = kernels[None] if kernels.dim() == 2 else kernels

@@ -1,15 +1,15 @@
-"""The optimiser chooses the norm: Faghri et al. 2021, arXiv:2102.08868. Read in code.
+"""The optimiser chooses the norm: Faghri et al. 2021, arXiv:2102.08868. The authors' code was read.
 
-On separable data the largest perturbation that a linear classifier withstands is min_i y_i w.x_i / ||w||_dual,
-so that the most robust one has the least dual norm, and the optimiser decides which norm that is:
+On separable data the largest perturbation that a linear classifier withstands is min_i y_i w.x_i / ||w||_dual. So the
+most robust classifier has the least dual norm, and the optimiser decides which norm is minimised:
 
 gradient descent: l2; greedy coordinate descent: l1 (robust to Linf); sign gradient descent, scaled by ||g||_1:
 Linf (robust to L1); gradient descent on a 2-layer circular convolutional linear net: ||F w||_1 (robust to
 Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to its dual); adversarial training in a norm
-at 0.99 of the largest margin, which has to be known: its dual norm (robust to the norm itself).
+at 0.99 of the largest margin, which must be known: its dual norm (robust to the norm itself).
 
-Each row of the table is an optimiser, each column a norm of perturbations: the margin it reached as a share of the
-largest one there is, the mean over n in {3, 12, 25} points x ~ N(0, I_100), y = +-1, and over the trials.
+Each row of the table is an optimiser, each column a norm of perturbations. The entries are the margin reached as a
+share of the largest possible one, averaged over n in {3, 12, 25} points x ~ N(0, I_100), y = +-1, and over the trials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from advbench.errors import UserError
 ENTRIES: dict[str, dict[str, Any]] = {
     "implicit-bias": {
         "make": "run",
-        "summary": "which norm each optimiser is robust in, without adversarial training (Faghri et al. 2021)",
+        "summary": "the norm in which each optimiser is robust, without adversarial training (Faghri et al. 2021)",
         "paper": "Bridging the Gap Between Adversarial Robustness and Optimization Bias",
         "arxiv": "2102.08868",
         "year": 2021,
@@ -42,7 +42,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }
 
 NORMS = ("l2", "linf", "l1", "fourier-linf")
-NEAR = 0.99  # of the largest margin: the size that adversarial training is told
+EPS_SHARE = 0.99  # eps of adversarial training, as a share of the largest margin
 OWN = {
     "gradient-descent": "l2",
     "coordinate-descent": "linf",
@@ -51,7 +51,7 @@ OWN = {
     **{f"fista-{norm}": norm for norm in NORMS},
     **{f"adversarial-{norm}": norm for norm in NORMS},
 }
-"""By optimiser, the norm of the perturbations it is to be the most robust to."""
+"""For each optimiser, the norm of the perturbations to which it should be the most robust."""
 
 
 def run(
@@ -66,12 +66,13 @@ def run(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
-    """The margin table. `sizes`: numbers of points; `steps`: of the descents. About a minute on one core.
+    """Tables `margins` (mean over the data sets), `worst` (minimum) and `by_size` (minimum by number of points).
 
-    Raises UserError for runs (none are needed) and for sizes that are not separable for sure (more than `dim`).
+    `sizes`: numbers of points; `steps`: of the descents. Takes about a minute on one core. Raises UserError if `runs`
+    are named (none are needed) and for sizes above `dim`, where the points may not be separable.
     """
     if runs:
-        raise UserError("implicit-bias trains its own linear models: name no run")
+        raise UserError("implicit-bias trains its own linear models: do not name a run")
     counts = _counts(sizes, dim)
     if min(trials, steps, fista_steps, adversarial_steps) < 1:
         raise UserError("trials, steps, fista_steps and adversarial_steps must be at least 1")
@@ -82,7 +83,8 @@ def run(
         z = rng.standard_normal((n, dim)) * rng.choice([-1.0, 1.0], (n, 1))
         best = {norm: largest_margin(z, norm) for norm in NORMS}
         attacked = {
-            f"adversarial-{norm}": partial(adversarial, z, norm, NEAR * best[norm], adversarial_steps) for norm in NORMS
+            f"adversarial-{norm}": partial(adversarial, z, norm, EPS_SHARE * best[norm], adversarial_steps)
+            for norm in NORMS
         }
         for place, (name, train) in enumerate((_optimisers(z, steps, fista_steps, rng) | attacked).items()):
             if progress is not None:
@@ -94,7 +96,7 @@ def run(
             ]
     every = pd.DataFrame(rows)
     return Analysis(
-        title="Margin reached, as a share of the largest there is",
+        title="Margin reached, as a share of the largest possible margin",
         tables={
             "margins": _pivot(every, "mean"),
             "worst": _pivot(every, "min"),
@@ -105,7 +107,10 @@ def run(
 
 
 def verdicts(every: pd.DataFrame) -> tuple[str, ...]:
-    """For each optimiser: the worst share of its own norm's margin, and whether it beats all others there."""
+    """A sentence for each optimiser: its worst share of the largest margin in its own norm, and how often it won there.
+
+    An optimiser wins on a data set if its margin exceeds those of all optimisers of other norms.
+    """
     notes = []
     for name, norm in OWN.items():
         column = every[every.norm == norm].pivot_table(index=["n", "trial"], columns="optimiser", values="share")
@@ -131,6 +136,7 @@ def _pivot(every: pd.DataFrame, how: Literal["mean", "min"], index: Sequence[str
 
 
 def _counts(sizes: str | int, dim: int) -> list[int]:
+    """The numbers of points in `sizes`. Raises UserError."""
     try:
         counts = [int(size) for size in str(sizes).split(",")]
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The optimisers of Faghri et al. 2021, arXiv:2102.08868, on the exponential loss of linear classifiers.
 
 z (n, d) holds y_i x_i, L(w) = mean exp(-z_i.w). Steps are divided by L (Gunasekar et al. 2018, 1802.08246,
-theorem 5: 0.5 / (B^2 L), B the largest dual norm of a point), so only the gradient over L is needed, and no
-number underflows however long the descent goes on.
+theorem 5: 0.5 / (B^2 L), B the largest dual norm of a point). So only grad L / L is needed, and nothing underflows,
+however long the descent is.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ STEEPEST = ("gradient-descent", "coordinate-descent", "sign-gradient-descent")
 
 
 def ascent(z: Array, w: Array) -> Array:
-    """-grad L / L at w: the mean of the points, weighted by how badly they are classified."""
+    """-grad L / L (d,) at w (d,): the mean of the points, weighted by their share of the loss."""
     m = z @ w
     p = np.exp(m.min() - m)
     return np.asarray((p / p.sum()) @ z)
 
 
 def steepest(z: Array, name: str, steps: int) -> Array:
-    """w after `steps` steps of steepest descent from 0 in l2, l1 (the largest coordinate) or Linf (||g||_1 sign g)."""
+    """w (d,) after `steps` steps of steepest descent from 0.
+
+    `name`: one of STEEPEST, for descent in l2, l1 (the largest coordinate) or Linf (||g||_1 sign g). Raises UserError
+    for another name.
+    """
     if name not in STEEPEST:
         raise unknown("optimiser", name, STEEPEST)
     bound = {
@@ -49,8 +53,8 @@ def steepest(z: Array, name: str, steps: int) -> Array:
 def convolutional(z: Array, steps: int, rng: np.random.Generator, scale: float = 0.01) -> Array:
     """w = a * b (circular) after gradient descent on the filters a, b (d,) of a 2-layer linear net, from scale N(0, I).
 
-    Kept in the Fourier domain, where the transform is unitary and the net is a product. The step also falls with
-    the filters' largest gain, which bounds the curvature.
+    The filters are stored in the Fourier domain: with a unitary transform the net is a product there. The step size
+    also falls with the filters' largest gain, which bounds the curvature.
     """
     d = z.shape[1]
     points = np.fft.rfft(z, norm="ortho")
@@ -67,10 +71,11 @@ def convolutional(z: Array, steps: int, rng: np.random.Generator, scale: float =
 
 
 def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0) -> Array:
-    """w after FISTA (Beck and Teboulle 2009) on L(w) + lambda ||w||, the dual of `norm`, for lambda -> 0.
+    """w (d,) after FISTA (Beck and Teboulle 2009) on L(w) + lambda ||w||, the dual of `norm`, for lambda -> 0.
 
-    `stages` values of lambda from e^-1 to e^-`last`, each from the solution before, scaled. It is minimised as
-    mean exp(c - z_i.w) + ||w||, c = -log lambda, with backtracking, and restarts (O'Donoghue and Candes 2015).
+    There are `stages` values of lambda from e^-1 to e^-`last`; each starts from the last solution, scaled. The
+    objective is mean exp(c - z_i.w) + ||w||, c = -log lambda, with backtracking and restarts (O'Donoghue and Candes
+    2015).
     """
     w, step, before = np.zeros(z.shape[1]), 1e-3, 0.0
     for c in np.geomspace(1, last, stages):
@@ -93,13 +98,13 @@ def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0
                 if reached <= value * (1 + 1e-10) + g @ d + d @ d / (2 * step):
                     break
                 step /= 2
-            y, t = onward(x, y, w, t)
+            y, t = momentum(x, y, w, t)
             w = x
     return w
 
 
-def onward(x: Array, y: Array, w: Array, t: float) -> tuple[Array, float]:
-    """Nesterov's momentum after the step from y to x, w being the point before: the next y and t; with restarts."""
+def momentum(x: Array, y: Array, w: Array, t: float) -> tuple[Array, float]:
+    """The next y and t of Nesterov's momentum after the step from y to x, w being the previous x; with restarts."""
     if (y - x) @ (x - w) > 0:
         t = 1.0
     following = (1 + np.sqrt(1 + 4 * t * t)) / 2
@@ -107,22 +112,23 @@ def onward(x: Array, y: Array, w: Array, t: float) -> tuple[Array, float]:
 
 
 def adversarial(z: Array, norm: str, eps: float, steps: int) -> Array:
-    """w after adversarial training against perturbations of size `eps` in `norm`, below the largest margin.
+    """w (d,) after adversarial training against perturbations of size `eps` in `norm`, below the largest margin.
 
-    The attack's gain is the same for all points, so that log of the loss is log mean exp(-z_i.w) + eps ||w||, the dual
-    of `norm`: proximal gradients with Nesterov's momentum, and restarts. At its infimum no point is wrong within eps.
+    The attack changes every z_i.w by the same -eps ||w|| (the dual of `norm`), so the log of the loss is
+    log mean exp(-z_i.w) + eps ||w||. It is minimised by proximal gradients with Nesterov's momentum and restarts. At
+    its infimum no point is misclassified within eps.
     """
     w, t, step = np.zeros(z.shape[1]), 1.0, 1 / (z * z).sum(1).max()
     y = w.copy()
     for _ in range(steps):
         x = prox(y + step * ascent(z, y), step * eps, norm)
-        y, t = onward(x, y, w, t)
+        y, t = momentum(x, y, w, t)
         w = x
     return w
 
 
 def prox(v: Array, t: float, norm: str) -> Array:
-    """argmin_w ||w - v||^2 / 2 + t ||w||, the dual of `norm`."""
+    """argmin_w ||w - v||^2 / 2 + t ||w||, the dual of `norm`, for v (d,). Raises UserError for an unknown norm."""
     match norm:
         case "linf":
             return np.asarray(np.sign(v) * np.maximum(np.abs(v) - t, 0))
@@ -140,7 +146,7 @@ def prox(v: Array, t: float, norm: str) -> Array:
 
 
 def _to_l1_ball(v: Array, radius: float) -> Array:
-    """The nearest point of the l1 ball (Duchi et al. 2008)."""
+    """The nearest point to v in the l1 ball of `radius` (Duchi et al. 2008)."""
     a = np.abs(v)
     if a.sum() <= radius:
         return v

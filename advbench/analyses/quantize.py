@@ -1,9 +1,10 @@
-"""A layer's outputs quantised at test time, no retraining: Sridhar et al. 2022, arXiv:2206.06496. Read in code.
+"""A layer's outputs quantised at test time, without retraining: Sridhar et al. 2022, arXiv:2206.06496.
 
-q(h) = floor(levels h) / levels. Its gradient is zero wherever it exists, so the gain under plain gradient attacks
-may be masking. Side by side, on the quantised net: the plain attack; the same with straight-through gradients
-(BPDA, Athalye et al. 2018, arXiv:1802.00420); points made against the net without quantisation (transfer); the worst
-of all three. The net without quantisation, attacked by itself, is what these are to be compared with.
+The authors' code was read. q(h) = floor(levels h) / levels. Its gradient is zero wherever it exists, so a gain under
+plain gradient attacks may be gradient masking. The quantised net is attacked in three ways: by the plain attack; by the
+same with straight-through gradients (BPDA, Athalye et al. 2018, arXiv:1802.00420); by points made against the net
+without quantisation (transfer). `worst` counts an image only if it withstands all three. The baseline is the net
+without quantisation under the plain attack.
 """
 
 from __future__ import annotations
@@ -57,28 +58,31 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `accuracy`, a row a run. `layer`: by default the first with weights. Raises UserError."""
-    subjects = load_runs(runs, device)
-    data = images(subjects, "test", n, device)
+    """Table `accuracy`, one row for each run. `layer`: by default the first with weights.
+
+    Raises UserError for runs that `load_runs` refuses, an unknown layer or attack, and an eps that cannot be read.
+    """
+    trained = load_runs(runs, device)
+    data = images(trained, "test", n, device)
     x, y = data.batch(slice(None))
     rows: dict[str, dict[str, Any]] = {}
-    for done, subject in enumerate(subjects):
+    for done, one in enumerate(trained):
         if progress is not None:
-            progress(subject.name, done, len(subjects))
-        norm, size = subject.recipe.threat.norm, one_eps(eps, subject)
-        attacks, where = named_attack(attack, norm, steps), layer or first_layer(subject.net)
-        quantised = wrap(subject.net, "quantize", layer=where, levels=levels).to(device).eval()
-        how = {"norm": norm, "eps": size.value, "seed": seed}
-        bare = withstands(subject.net, data, attacks, **how)  # type: ignore[arg-type]
-        plain = withstands(quantised, data, attacks, **how)  # type: ignore[arg-type]
+            progress(one.name, done, len(trained))
+        norm, size = one.recipe.threat.norm, one_eps(eps, one)
+        attacks, where = named_attack(attack, norm, steps), layer or first_layer(one.net)
+        quantised = wrap(one.net, "quantize", layer=where, levels=levels).to(device).eval()
+        threat = {"norm": norm, "eps": size.value, "seed": seed}
+        bare = withstands(one.net, data, attacks, **threat)  # type: ignore[arg-type]
+        plain = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
         with straight_through(quantised):
-            through = withstands(quantised, data, attacks, **how)  # type: ignore[arg-type]
-        points = perturbed(against(subject.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
+            through = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
+        points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
         transfer = (right(quantised, x, y) & right(quantised, points, y)).cpu()
-        rows[subject.name] = {
+        rows[one.name] = {
             "layer": where,
             "eps": size.text,
-            "clean": _share(right(subject.net, x, y)),
+            "clean": _share(right(one.net, x, y)),
             "clean_quantized": _share(right(quantised, x, y)),
             "unquantized": _share(bare),
             "plain": _share(plain),
@@ -97,7 +101,7 @@ def run(
 
 
 def first_layer(net: Model) -> str:
-    """The name of the first module with weights of its own."""
+    """The name of the first convolution or fully connected layer."""
     kinds = (nn.Conv2d, nn.Linear)
     return next(name for name, layer in net.named_modules() if isinstance(layer, kinds))
 

@@ -1,9 +1,9 @@
 """Train at a spectrum of eps, attack at a spectrum of delta: overdesign, Sridhar et al. 2022, arXiv:2206.06496.
 
-The matrix of accuracies, from runs trained by `advbench train --eps LIST`: the best training eps for each delta lies
-above delta in deep nets (overdesign), at a clean cost that stands beside it; linear nets are to show no such gain.
-A best row at the largest eps trained is flagged: the optimum may lie beyond. Runs that differ in the seed
-alone are averaged. The paper attacks by PGD-20 (`attack=pgd steps=20`); the default is AutoAttack.
+The matrix of accuracies of runs trained by `advbench train --eps LIST`. In deep nets the best training eps for a delta
+lies above delta (overdesign), at a cost in clean accuracy, which is listed too. Linear nets should show no such gain.
+If the best row is the largest training eps, it is flagged: the optimum may lie beyond. Runs that differ only in the
+seed are averaged. The paper attacks with PGD-20 (`attack=pgd steps=20`); the default here is AutoAttack.
 """
 
 from __future__ import annotations
@@ -52,48 +52,52 @@ def run(
 ) -> Analysis:
     """Tables `matrix` (training eps x attacked eps, with clean) and `best` (by attacked eps), and a figure.
 
-    `eps`: the sizes attacked at, by default those trained at. `steps` changes those of the attack. Raises UserError.
+    `eps`: the attacked eps, by default the training eps of the runs. `steps`: those of the attack, where it has them.
+    Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, and no eps above 0.
     """
-    subjects = load_runs(runs, device, at_least=2)
-    check_same(subjects)
-    norm = subjects[0].recipe.threat.norm
-    trained = {subject.trained_eps.value: subject.trained_eps for subject in subjects}
-    deltas = parse_eps_list(eps, norm) if eps else [trained[value] for value in sorted(trained)]
+    trained = load_runs(runs, device, at_least=2)
+    check_same(trained)
+    norm = trained[0].recipe.threat.norm
+    trained_eps = {one.trained_eps.value: one.trained_eps for one in trained}
+    deltas = parse_eps_list(eps, norm) if eps else [trained_eps[value] for value in sorted(trained_eps)]
     deltas = [delta for delta in deltas if delta.value > 0]
     if not deltas:
-        raise UserError("no eps above 0 to attack at: name some with --eps")
-    attacks, data = named_attack(attack, norm, steps), images(subjects, "test", n, device)
+        raise UserError("there is no eps above 0 to attack at: name some with --eps")
+    attacks, data = named_attack(attack, norm, steps), images(trained, "test", n, device)
     rows: list[dict[str, Any]] = []
-    for done, subject in enumerate(subjects):
-        standing = torch.ones(len(data), dtype=torch.bool)
+    for done, one in enumerate(trained):
+        stands = torch.ones(len(data), dtype=torch.bool)
         for place, delta in enumerate([Eps("0", 0.0), *deltas]):
             if progress is not None:
-                progress(f"{subject.name} at {delta}", done + place / (len(deltas) + 1), len(subjects))
-            # Who fell at a smaller delta stays fallen.
-            rows_left = standing.nonzero()[:, 0]
+                progress(f"{one.name} at {delta}", done + place / (len(deltas) + 1), len(trained))
+            # An image that fell at a smaller delta counts as fallen at larger ones.
+            rows_left = stands.nonzero()[:, 0]
             if len(rows_left):
                 left = data.subset(rows_left.to(device))
-                standing[rows_left] = withstands(subject.net, left, attacks, norm=norm, eps=delta.value, seed=seed)
-            share = float(standing.double().mean())
-            rows.append({"eps": subject.trained_eps.value, "delta": delta.value, "accuracy": share})
+                stands[rows_left] = withstands(one.net, left, attacks, norm=norm, eps=delta.value, seed=seed)
+            share = float(stands.double().mean())
+            rows.append({"eps": one.trained_eps.value, "delta": delta.value, "accuracy": share})
     every = pd.DataFrame(rows)
     matrix = every.pivot_table(index="eps", columns="delta", values="accuracy", aggfunc="mean")
     best = best_rows(matrix)
-    text = {eps.value: eps.text for eps in [*trained.values(), *deltas]} | {0.0: "clean"}
-    named = matrix.rename(index=lambda value: trained[value].text, columns=lambda value: text[value])
+    text = {eps.value: eps.text for eps in [*trained_eps.values(), *deltas]} | {0.0: "clean"}
+    named = matrix.rename(index=lambda value: trained_eps[value].text, columns=lambda value: text[value])
     named.index.name, named.columns.name = "trained eps", None
-    shown = best.assign(delta=[text[v] for v in best.delta], best_eps=[trained[v].text for v in best.best_eps])
+    shown = best.assign(delta=[text[v] for v in best.delta], best_eps=[trained_eps[v].text for v in best.best_eps])
     return Analysis(
         title=f"Accuracy by the eps trained (row) and attacked (column) at: {norm}, {attack}, n = {len(data)}",
         tables={"matrix": named, "best": shown.set_index("delta")},
-        figures={"spectrum": _figure(matrix, text, trained, f"{subjects[0].recipe.method.name}, {attack}")},
+        figures={"spectrum": _figure(matrix, text, trained_eps, f"{trained[0].recipe.method.name}, {attack}")},
         notes=_notes(shown),
     )
 
 
 def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
-    """For each attacked delta: the eps of the best row, its accuracy and clean accuracy, the gain over the row nearest
-    to delta, the clean accuracy that this costs, and whether the best row is the largest eps of the grid."""
+    """A table with a row for each attacked delta, from accuracies `matrix` (training eps x delta, 0 being clean).
+
+    Columns: the eps of the best row, its accuracy and clean accuracy, the gain over the row nearest to delta, the clean
+    accuracy that this costs, whether the best eps exceeds delta, and whether it is the largest of the grid.
+    """
     found, columns = [], {float(str(delta)): column.to_dict() for delta, column in matrix.items()}
     clean, grid = columns.pop(0.0), [float(str(eps)) for eps in matrix.index]
     for delta, column in columns.items():
@@ -114,24 +118,24 @@ def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def check_same(subjects: list[TrainedRun]) -> None:
-    """UserError unless the recipes differ in eps and seed only, apart from runs of standard training, as eps 0."""
-    attacked = [subject for subject in subjects if subject.trained_eps.value > 0]
-    for subject in attacked[1:]:
-        changed = differences(attacked[0].recipe, subject.recipe)
+def check_same(trained: list[TrainedRun]) -> None:
+    """Raise UserError unless the recipes differ in eps and seed only. Runs without attacks (eps 0) are not compared."""
+    attacked = [one for one in trained if one.trained_eps.value > 0]
+    for one in attacked[1:]:
+        changed = differences(attacked[0].recipe, one.recipe)
         other = [change for change in changed if change.split()[0] not in ("threat.eps", "threat.eps_value", "seed")]
         if other:
             raise UserError(
-                f"{subject.folder} differs from {attacked[0].folder} in more than eps and seed: {'; '.join(other)}"
+                f"{one.folder} differs from {attacked[0].folder} in more than eps and seed: {'; '.join(other)}"
             )
 
 
-def _figure(matrix: pd.DataFrame, text: dict[float, str], trained: dict[float, Eps], title: str) -> Figure:
+def _figure(matrix: pd.DataFrame, text: dict[float, str], trained_eps: dict[float, Eps], title: str) -> Figure:
     deltas = [float(value) for value in matrix.columns]
     lines = []
     for place, (value, row) in enumerate(matrix.iterrows()):
         accuracy = [float(share) for share in row]
-        label = f"trained at {trained[float(str(value))].text}"
+        label = f"trained at {trained_eps[float(str(value))].text}"
         lines.append(Line(label, deltas, accuracy, accuracy, accuracy, place))
     with panels(1, f"Trained at a spectrum of eps: {title}") as (figure, axes):
         draw_curves(axes[0], lines, "attacked eps", [(value, text[value].replace("clean", "0")) for value in deltas])
@@ -141,7 +145,7 @@ def _figure(matrix: pd.DataFrame, text: dict[float, str], trained: dict[float, E
 def _notes(best: pd.DataFrame) -> tuple[str, ...]:
     notes = []
     for row in best.to_dict("records"):
-        edge = "; it is the largest trained: the optimum may lie beyond" if row["at_the_edge"] else ""
+        edge = "; this is the largest training eps: the optimum may lie beyond" if row["at_the_edge"] else ""
         notes.append(
             f"attacked at {row['delta']}: best trained at {row['best_eps']} ({row['accuracy']:.1%}), "
             f"{100 * row['gain']:+.1f} points over training at the same eps, "

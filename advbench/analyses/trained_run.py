@@ -1,4 +1,4 @@
-"""What analyses of trained runs share: runs and their test images, attacks on them, and who withstands."""
+"""What analyses of trained runs share: loading runs and images, attacks, and which images withstand them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained run: its network in eval mode, weights without gradients, its recipe, and a name of its own."""
+    """A trained run: its network (in eval mode, without weight gradients), its recipe and a unique name."""
 
     folder: Path
     net: Model
@@ -41,14 +41,16 @@ class TrainedRun:
 
     @property
     def trained_eps(self) -> Eps:
-        """The eps it was trained against; 0 where its method attacks nothing."""
+        """The eps of its adversarial training; 0 if its method does not attack."""
         threat = self.recipe.threat
         return Eps(threat.eps, threat.eps_value) if make(self.recipe).attacks else Eps("0", 0.0)
 
 
 def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) -> list[TrainedRun]:
-    """The runs, which must be different and of one dataset and norm; named after their folder, or the whole path where
-    two are alike. Raises UserError.
+    """Load the runs. They are named after their folders, or by the whole paths if two folders have the same name.
+
+    Raises UserError for fewer than `at_least` runs, a run named twice, a network from outside the zoo, and runs of
+    different datasets or norms.
     """
     if len(runs) < at_least:
         raise UserError(f"{len(runs)} runs were named: name at least {at_least} run folder{'s' * (at_least > 1)}")
@@ -57,41 +59,43 @@ def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) 
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = list(map(str, runs))
-    subjects = []
+    trained = []
     for run, name in zip(runs, names, strict=True):
         net = load_model(str(run), device=device).net
         if not isinstance(net, Model):
-            raise UserError(f"{run} holds no network of the zoo")
-        subjects.append(TrainedRun(run, net.requires_grad_(False), Recipe.load(run / "recipe.toml"), name))
-    first = subjects[0].recipe
-    for subject in subjects[1:]:
-        if subject.recipe.dataset != first.dataset:
-            raise UserError(f"{subject.folder} was trained on {subject.recipe.dataset}, {runs[0]} on {first.dataset}")
-        if subject.recipe.threat.norm != first.threat.norm:
-            raise UserError(f"{subject.folder} has norm {subject.recipe.threat.norm}, {runs[0]} {first.threat.norm}")
-    return subjects
+            raise UserError(f"{run} does not hold a network of the zoo")
+        trained.append(TrainedRun(run, net.requires_grad_(False), Recipe.load(run / "recipe.toml"), name))
+    first = trained[0].recipe
+    for one in trained[1:]:
+        if one.recipe.dataset != first.dataset:
+            raise UserError(f"{one.folder} was trained on {one.recipe.dataset}, {runs[0]} on {first.dataset}")
+        if one.recipe.threat.norm != first.threat.norm:
+            raise UserError(f"{one.folder} has norm {one.recipe.threat.norm}, {runs[0]} {first.threat.norm}")
+    return trained
 
 
-def images(subjects: Sequence[TrainedRun], split: str, n: int, device: torch.device) -> Dataset:
-    """The first n images of the split ("train" or "test") that the subjects were trained for; all where n is more."""
-    data = load(subjects[0].recipe.dataset, "train" if split == "train" else "test")
+def images(trained: Sequence[TrainedRun], split: str, n: int, device: torch.device) -> Dataset:
+    """The first n images of the split ("train" or "test") that the runs were trained on; all if there are fewer."""
+    data = load(trained[0].recipe.dataset, "train" if split == "train" else "test")
     return data.subset(range(min(n, len(data)))).to(device)
 
 
-def one_eps(text: str | float | None, subject: TrainedRun) -> Eps:
-    """The eps given, or the recipe's. Raises UserError."""
-    threat = subject.recipe.threat
+def one_eps(text: str | float | None, one: TrainedRun) -> Eps:
+    """The eps in `text`, or the run's own if there is none. Raises UserError if it cannot be read."""
+    threat = one.recipe.threat
     return Eps(threat.eps, threat.eps_value) if text is None else parse_eps(str(text), threat.norm)
 
 
 def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack, ...]:
-    """The registered attack, or members of the set, `steps` long where that is given and theirs to set. Raises
-    UserError, also for attacks that read more than logits."""
+    """The registered attack `name`, or all attacks of a set, with `steps` steps if given and if they have steps.
+
+    Raises UserError for an unknown attack, and for one that needs more than logits.
+    """
     settings = {} if steps is None else {"steps": steps}
     found = tuple(with_settings(one, settings) for one in make_attack(name, norm))
     for one in found:
         if type(one).prepare is not Attack.prepare:
-            raise UserError(f"{one.name} reads more than logits, which analyses do not show it: choose another attack")
+            raise UserError(f"{one.name} reads more than logits, which analyses do not provide: choose another attack")
     return found
 
 
@@ -105,9 +109,9 @@ def withstands(
     seed: int = 0,
     search: nn.Module | None = None,
 ) -> Tensor:
-    """(n,) bool, CPU: images that `net` classifies rightly whatever the attacks do within eps, hits verified.
+    """Which images stand: `net` classifies them correctly, and no attack has a verified hit within eps.
 
-    `search` is the network that is searched in place of `net`.
+    Returns bool (n,) on the CPU. `search`: the network that is searched in place of `net`.
     """
     oracle = Oracle(net, search, slots=min(BATCH, len(data)))
     logits = torch.cat([oracle.logits(x) for x, _ in batches(data)])
@@ -118,7 +122,7 @@ def withstands(
             break
         sizes = torch.full((len(rows),), eps, dtype=torch.float64, device=data.device)
         samples = Samples(
-            x=lambda some, rows=rows: data.batch(rows[some])[0],  # type: ignore[misc]
+            x=lambda chosen, rows=rows: data.batch(rows[chosen])[0],  # type: ignore[misc]
             y=data.labels[rows],
             index=data.indices[rows],
             eps=sizes,
@@ -139,9 +143,9 @@ def perturbed(
     steps: int,
     seed: int = 0,
 ) -> Tensor:
-    """PGD points (n, C, H, W). `objective(x, y, index)` makes of clean images the value (B,) of a perturbed z.
+    """PGD points (n, C, H, W), after `steps` steps of eps / 4 from a uniform start.
 
-    `steps` steps of eps / 4 from a uniform start.
+    `objective(x, y, index)`, for clean images x, returns the function to be maximised: from perturbed z to (B,).
     """
     attack, out = PGD(name="pgd", steps=steps), []
     for start in range(0, len(data), BATCH):
@@ -154,16 +158,16 @@ def perturbed(
 
 
 def against(net: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Callable[[Tensor], Tensor]]:
-    """For `perturbed`: the cross-entropy of `net`."""
+    """The objective for `perturbed` that is the cross-entropy of `net`."""
     return lambda x, y, index: lambda z: ce(net(z).float(), y, torch.full_like(y, -1))
 
 
 def batches(data: Dataset) -> list[tuple[Tensor, Tensor]]:
-    """(x, y) of all images, in order."""
+    """All images in order, as batches of x (B, C, H, W) and y (B,)."""
     return [data.batch(slice(start, start + BATCH)) for start in range(0, len(data), BATCH)]
 
 
 def right(net: nn.Module, points: Tensor, y: Tensor) -> Tensor:
-    """(n,) bool: whether `net` classifies `points` (n, C, H, W) rightly."""
+    """Whether `net` classifies `points` (n, C, H, W) correctly: bool (n,)."""
     with torch.no_grad():
-        return torch.cat([~wrong(net(part), of) for part, of in zip(points.split(BATCH), y.split(BATCH), strict=True)])
+        return torch.cat([~wrong(net(z), of) for z, of in zip(points.split(BATCH), y.split(BATCH), strict=True)])

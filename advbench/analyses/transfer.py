@@ -1,7 +1,7 @@
 """Do attacks made on one run fool another? Papernot et al. 2016, arXiv:1605.07277.
 
-Row: the run that is attacked, by PGD on its cross-entropy. Column: the run that is shown the points. The diagonal is
-the white-box attack itself. A net whose gradients are masked is felled by others' points more than by its own
+Row: the run that is attacked, with PGD on its cross-entropy. Column: the run that classifies the points. The diagonal
+is the white-box attack itself. If a net's gradients are masked, other nets' points fool it more often than its own
 (Carlini et al. 2019, arXiv:1902.06705, section 5).
 """
 
@@ -19,11 +19,11 @@ from advbench.analyses.trained_run import against, images, load_runs, one_eps, p
 ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
         "make": "run",
-        "summary": "attacks made on each run, shown to each other (Papernot et al. 2016)",
+        "summary": "attacks made on each run, tried on each other run (Papernot et al. 2016)",
         "paper": "Transferability in Machine Learning: from Phenomena to Black-Box Attacks",
         "arxiv": "1605.07277",
         "year": 2016,
-        "claim": "a run felled more by others' points than by its own has masked gradients",
+        "claim": "a run that other runs' points fool more than its own has masked gradients",
         "cost": None,
         "cautions": ["PGD on the cross-entropy; a robust source transfers better than a standard one"],
         "runs": "two or more of one dataset and norm",
@@ -31,7 +31,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }
 
 
-DOUBT = 0.02  # a share that chance and an unlucky PGD explain
+MAX_CHANCE_GAP = 0.02  # in accuracy: what chance and a weak PGD can explain
 
 
 def run(
@@ -46,22 +46,22 @@ def run(
 ) -> Analysis:
     """Table `accuracy`, source x target, with the clean accuracy. `eps`: by default the first run's.
 
-    Raises UserError.
+    Raises UserError for runs that `load_runs` refuses, fewer than two runs, and an eps that cannot be read.
     """
-    subjects = load_runs(runs, device, at_least=2)
-    names = [subject.name for subject in subjects]
-    data = images(subjects, "test", n, device)
-    size, norm = one_eps(eps, subjects[0]), subjects[0].recipe.threat.norm
+    trained = load_runs(runs, device, at_least=2)
+    names = [one.name for one in trained]
+    data = images(trained, "test", n, device)
+    size, norm = one_eps(eps, trained[0]), trained[0].recipe.threat.norm
     x, y = data.batch(slice(None))
-    stands = {name: right(subject.net, x, y) for name, subject in zip(names, subjects, strict=True)}
-    rows = {"clean": {name: float(ok.double().mean()) for name, ok in stands.items()}}
-    for done, (source, attacked) in enumerate(zip(names, subjects, strict=True)):
+    stands = {name: right(one.net, x, y) for name, one in zip(names, trained, strict=True)}
+    rows = {"clean": {name: float(correct.double().mean()) for name, correct in stands.items()}}
+    for done, (source, attacked) in enumerate(zip(names, trained, strict=True)):
         if progress is not None:
-            progress(source, done, len(subjects))
+            progress(source, done, len(trained))
         points = perturbed(against(attacked.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
         rows[source] = {
-            target: float((stands[target] & right(subject.net, points, y)).double().mean())
-            for target, subject in zip(names, subjects, strict=True)
+            target: float((stands[target] & right(one.net, points, y)).double().mean())
+            for target, one in zip(names, trained, strict=True)
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
     return Analysis(
@@ -77,9 +77,9 @@ def _notes(table: pd.DataFrame) -> list[str]:
         column = table[target].to_dict()
         own = column[target]
         source = min((name for name in column if name not in ("clean", target)), key=column.__getitem__)
-        if own - column[source] > DOUBT:
+        if own - column[source] > MAX_CHANCE_GAP:
             found.append(
-                f"{target}: points made against {source!s} fell more ({column[source]:.1%} left) than its own "
+                f"{target}: points made against {source!s} fool it more ({column[source]:.1%} left) than its own "
                 f"({own:.1%}): its gradients may be masked"
             )
     return found

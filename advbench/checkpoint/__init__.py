@@ -1,6 +1,6 @@
-"""The only bridge from training to evaluation: run folders, weights and their hashes, and `load_model`.
+"""The only link from training to evaluation: run folders, weights and their hashes, and `load_model`.
 
-A run folder holds `model.safetensors` (best on validation), `last.safetensors`, `run.json` (the
+A run folder holds `model.safetensors` (the best weights on validation), `last.safetensors`, `run.json` (the
 RunCard), the recipe, metrics and `train_state/`.
 """
 

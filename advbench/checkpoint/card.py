@@ -1,4 +1,4 @@
-"""`run.json`, the card of a run folder: what it holds and how it came to be."""
+"""`run.json`, the card of a run folder: its contents and how they were made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class WrapperCard(_Card):
 
 
 class ModelCard(_Card):
-    """What `models.rebuild` needs to make the network again; the wrappers from the innermost on."""
+    """What `models.rebuild` needs to make the network again. The innermost wrapper is first."""
 
     arch: str
     settings: dict[str, JsonValue] = {}
@@ -45,10 +45,10 @@ class ModelCard(_Card):
 
 
 class RunCard(_Card):
-    """`run.json`: what a run folder holds and how it came to be.
+    """The content of `run.json`: what a run folder holds and how it was made.
 
-    `files` maps each weight file to the sha256 of its bytes; `cost` and `results` are the trainer's
-    own (seconds, passes, accuracies). `finished` is False while the run can be resumed.
+    `files` maps each weight file to the sha256 of its bytes. The trainer chooses the keys of `cost` (seconds, passes)
+    and `results` (accuracies). `finished` is False while the run can be resumed.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -70,34 +70,34 @@ class RunCard(_Card):
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What a record tells of the training."""
-        told = ("method", "dataset", "norm", "eps", "eps_text", "seed", "recipe_sha256", "cost", "flags")
-        return self.model_dump(mode="json", include=set(told))
+        """The fields that a record contains about the training."""
+        fields = ("method", "dataset", "norm", "eps", "eps_text", "seed", "recipe_sha256", "cost", "flags")
+        return self.model_dump(mode="json", include=set(fields))
 
 
 def write_card(folder: Path, card: RunCard) -> None:
-    """Write `run.json` atomically, with a seal: the sha256 of all that it says.
+    """Write `run.json` atomically, with a seal: the sha256 of its content.
 
-    Write the weight files first: the card vouches for them. Raises UserError.
+    Write the weight files first: the card contains their hashes. Raises UserError if it cannot be written.
     """
     tree = card.model_dump(mode="json", by_alias=True)
     write_atomic(folder / CARD, json.dumps({**tree, "seal": _seal(tree)}, indent=2) + "\n")
 
 
 def read_card(folder: Path) -> RunCard:
-    """The card of a run folder. Raises UserError when the folder is no run, or its card is damaged."""
+    """The card of a run folder. Raises UserError if the folder is not a run folder, or its card is damaged."""
     path = folder / CARD
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         runs = sorted(str(run.parent) for run in folder.glob(f"*/{CARD}"))[:5] if folder.is_dir() else []
         hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
-        raise UserError(f"{folder} is no run folder: {CARD} is missing{hint}") from error
+        raise UserError(f"{folder} is not a run folder: {CARD} is missing{hint}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     try:
         tree = json.loads(text)
-        seal = tree.pop("seal", None) if isinstance(tree, dict) else None  # cards before seals had none
+        seal = tree.pop("seal", None) if isinstance(tree, dict) else None  # old cards have no seal
         card = RunCard.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
@@ -106,7 +106,7 @@ def read_card(folder: Path) -> RunCard:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: the file: {error}") from error
     if seal not in (None, _seal(tree)):
-        raise UserError(f"{path} is damaged: what it says is not what it was sealed with")
+        raise UserError(f"{path} is damaged: its content does not match its seal")
     return card
 
 
@@ -115,7 +115,7 @@ def _seal(tree: dict[str, Any]) -> str:
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """The run folder under `root` whose card was written last. Raises UserError when there is none."""
+    """The run folder under `root` whose card was written last. Raises UserError if there is none."""
     cards = sorted(root.glob(f"*/{CARD}"), key=lambda card: card.stat().st_mtime)
     if not cards:
         raise UserError(f"no run in {root}/: train one (advbench train), or name a model with --model: {FORMS}")

@@ -1,4 +1,4 @@
-"""The heads of the auxiliary tasks that a run was trained on, beside the network that is deployed."""
+"""The heads of the auxiliary tasks of a multi-task run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from advbench.models.tasks import Head, make_heads, make_tasks
 
 
 def load_heads(folder: Path, net: Model) -> dict[str, Head]:
-    """The heads of the run in `folder`, by task in its order, for features of `net`, its network; none where it was not
-    trained on several tasks. They come in eval mode, on the CPU, without gradients of their weights.
+    """The heads of the run in `folder`, by task, in the run's order, for the features of its network `net`.
 
-    Raises UserError when a file is missing, altered, or does not fit.
+    There are none if the run was not trained on several tasks. The heads are in eval mode, on the CPU, and their
+    weights require no gradient. Raises UserError if a file is missing or altered, or does not fit.
     """
     card = read_card(folder)
     method: Any = card.method_settings
@@ -30,7 +30,7 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
         part = f"parts/{name}.safetensors"
         file = folder / part
         if part not in card.files or not file.is_file():
-            raise UserError(f"{folder} is no complete multi-task run: {part} is missing")
+            raise UserError(f"{folder} is not a complete multi-task run: {part} is missing")
         if sha256_file(file) != card.files[part]:
             raise UserError(f"{file} is truncated or altered: its sha256 is not the one in {CARD}")
         state, _ = read_state(file)

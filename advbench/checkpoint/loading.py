@@ -1,4 +1,4 @@
-"""From a specification to a network, whatever it names."""
+"""Loading the network that a specification names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from advbench.registry import entries
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in eval mode on its device, and what is known of it. `notes` are for the user to read. Of a run:
-    `folder`, and the `file` in it that holds the network."""
+    """A network in eval mode on its device, and what is known about it.
+
+    `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
+    `file`: the run folder and the file in it that holds the network, None for other models.
+    """
 
     net: nn.Module = field(repr=False)
     spec: str
@@ -48,10 +51,10 @@ def load_model(
 ) -> Loaded:
     """The network that `spec` names: a run folder, one of its weight files, or any of `external.FORMS`.
 
-    `dataset` (loaded, or its name) decides between models of one name, gives what a weight file does
-    not tell, and is what the network must fit; `norm` only decides between models of one name.
-    Raises UserError in one line: no such model, a damaged file, a pickle, weights that do not fit,
-    other channels or classes than the dataset's.
+    `dataset` (loaded, or its name): the network must fit it. It also chooses between models of one name, and gives
+    the classes and channels that a weight file does not give. `norm` only chooses between models of one name.
+    Raises UserError, in one line, for an unknown model, a damaged file, a pickle that could run code, weights that do
+    not fit, and channels or classes that differ from the dataset's.
     """
     if not spec or not spec.isprintable():
         raise UserError(f"{spec!r} names no model: write {external.FORMS}")
@@ -63,7 +66,7 @@ def load_model(
         found = external.load(spec, arch=arch, shape=shape, norm=norm, trust_pickle=trust_pickle)
         classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
         if not classes:
-            raise UserError(f"{spec} does not tell its number of classes: name the --dataset")
+            raise UserError(f"{spec} does not say its number of classes: name the --dataset")
         notes = found.notes
         if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
             notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
@@ -77,8 +80,8 @@ def load_model(
 
 
 def _in_run(path: Path) -> tuple[Path, str] | None:
-    """The run folder and the file in it that `path` means; None when it is no part of a run."""
-    if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
+    """The run folder and the file in it that `path` means; None if it is not part of a run."""
+    if os.path.isdir(path):  # unlike Path.is_dir it accepts impossible file names
         return path, BEST
     for folder in path.parents[:2] if os.path.isfile(path) else ():
         name = path.relative_to(folder).as_posix()
@@ -88,7 +91,7 @@ def _in_run(path: Path) -> tuple[Path, str] | None:
             if name in read_card(folder).files:
                 return folder, name
         except UserError:
-            if name in (BEST, LAST):  # else the card may be that of another program
+            if name in (BEST, LAST):  # otherwise run.json may belong to another program
                 raise
     return None
 
@@ -104,7 +107,7 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool)
             f"pass --arch {model.arch} if you trust it"
         )
     if file not in card.files or not (folder / file).is_file():
-        raise UserError(f"{folder} is no complete run folder: {file} is missing")
+        raise UserError(f"{folder} is not a complete run folder: {file} is missing")
     if sha256_file(folder / file) != card.files[file]:
         raise UserError(f"{folder / file} is truncated or altered: its sha256 is not the one in {CARD}")
     if file in (BEST, LAST):
@@ -113,10 +116,10 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool)
         assert isinstance(state, dict)
         fit_state(net, state, str(folder / file), model.arch)
         name, classes = model.arch, model.num_classes
-    else:  # another network of the run, which its file describes
+    else:  # another network of the run: its file has its description
         part = external.load(str(folder / file))
         net, name, classes = part.net, part.arch, part.num_classes or model.num_classes
-    notes = () if card.finished else (f"{folder} is not trained to its end",)
+    notes = () if card.finished else (f"{folder} was not trained to the end",)
     digest = weights_sha256(net)
     return Loaded(net.eval(), spec, name, digest, card.trained, classes, notes, card.dataset, folder, file)
 
@@ -134,7 +137,7 @@ def _shape(dataset: Dataset | str | None) -> external.Shape | None:
 
 
 def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
-    """UserError unless the network answers images of that shape with that many logits."""
+    """Raise UserError unless the network maps images of this shape to logits of this number of classes."""
     net, images = loaded.net, "x".join(map(str, shape.image))
     channels = getattr(net, "in_channels", shape.image[0])
     if channels != shape.image[0]:
@@ -142,15 +145,16 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # some networks draw random numbers
             logits = net(torch.full((2, *shape.image), 0.5))
-    except Exception as error:  # a foreign network may raise anything
+    except Exception as error:  # a network from elsewhere may raise anything
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        raise UserError(f"{loaded.spec} does not answer images with logits (B, classes)")
+        raise UserError(f"{loaded.spec} does not map images to logits (B, classes)")
     if logits.shape[1] != shape.num_classes:
         raise UserError(f"{loaded.spec} has {logits.shape[1]} classes, {shape.name} has {shape.num_classes}")
 
 
 def _outputs(net: nn.Module) -> int:
+    """The outputs of the last fully connected layer; 0 without one."""
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     return layers[-1].out_features if layers else 0

@@ -1,4 +1,4 @@
-"""What resuming needs: one sealed file of tensors and plain values, loaded without running code."""
+"""The training state, which resuming needs: a sealed file of tensors and plain values, loaded without running code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _PLAIN = (type(None), bool, int, float, str, bytes, Tensor, nn.Parameter)
 
 
 def save_train_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write what resuming needs into `folder`/train_state, atomically and sealed by its sha256.
+    """Write `state` into `folder`/train_state, atomically and with its sha256 as a seal.
 
-    `state`: tensors, numbers, texts, None, and dicts, lists and tuples of them (else TypeError).
+    `state`: tensors, numbers, texts, None, and dicts, lists and tuples of them. Raises TypeError for anything else,
+    and UserError if the file cannot be written.
     """
     _check_plain(state, "state")
     buffer = io.BytesIO()
@@ -29,7 +30,7 @@ def save_train_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_train_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save_train_state` wrote, tensors on `device`. Raises UserError when there is none, or it is damaged."""
+    """The state that `save_train_state` wrote, with tensors on `device`. Raises UserError if missing or damaged."""
     if not (folder / _STATE).is_file():
         raise UserError(f"{folder} cannot be resumed: {_STATE} is missing")
     content = io.BytesIO(read_sealed(folder / _STATE))
@@ -38,6 +39,7 @@ def load_train_state(folder: Path, device: torch.device | str = "cpu") -> dict[s
 
 
 def _check_plain(value: Any, where: str) -> None:
+    """Raise TypeError for what cannot be saved; `where` names the value."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str | int):
@@ -46,5 +48,5 @@ def _check_plain(value: Any, where: str) -> None:
     elif type(value) in (list, tuple):
         for index, inner in enumerate(value):
             _check_plain(inner, f"{where}[{index}]")
-    elif type(value) not in _PLAIN:  # not isinstance: a numpy number is a float that could not be loaded again
+    elif type(value) not in _PLAIN:  # not isinstance: a numpy number is a float, but cannot be loaded again
         raise TypeError(f"{where} is a {type(value).__name__}: only tensors and plain values can be saved")

@@ -1,4 +1,4 @@
-"""Weights on disk, and the hash that names them wherever they are."""
+"""Weight files, and the hash that identifies weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from advbench.models.external import METADATA
 
 
 def weights_sha256(net: nn.Module) -> str:
-    """sha256 over all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
+    """sha256 (hex) of all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
 
-    Of the values alone: the same whatever file, device or memory layout they come from.
+    It does not depend on the file, device or memory layout.
     """
     digest = hashlib.sha256()
     for name, value in sorted([*net.named_parameters(), *net.named_buffers()], key=lambda pair: pair[0]):
@@ -30,9 +30,10 @@ def weights_sha256(net: nn.Module) -> str:
 
 
 def save_weights(net: nn.Module, path: Path) -> str:
-    """Write the state dict as safetensors, atomically; the sha256 of the file's bytes.
+    """Write the state dict as safetensors, atomically. Returns the sha256 (hex) of the file's bytes.
 
-    A Model's description goes into the header, so that the file loads without --arch. Raises UserError.
+    The header contains a Model's description, so the file loads without --arch. Raises UserError if it cannot be
+    written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     stored: set[int] = set()

@@ -1,7 +1,7 @@
 """Datasets as uint8 tensors: `load("cifar10", "test")`. Each file here with ENTRIES registers its names.
 
 A specification is a name (`mnist`), a name with an argument (`imagefolder:PATH`, `npz:PATH`) or
-`package.module:callable`, a plug-in that takes `split` and returns a Dataset.
+`package.module:callable`, a plug-in that is called with `split` and returns a Dataset.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 
 Progress = Callable[[int, int | None, str], None]
-"""Called with (bytes done, bytes in all or None, what is being fetched)."""
+"""Called with (bytes or items done, their total or None, what is being fetched or read)."""
 
 
 def parse(spec: str) -> tuple[Entry, str | None]:
-    """The entry and the argument that a dataset specification names. Raises UserError. Loads no torch."""
+    """The entry and the argument (or None) of a dataset specification. Loads no torch.
+
+    Raises UserError for an unknown name, a missing argument, or one that the dataset does not take.
+    """
     name, colon, argument = spec.partition(":")
     entry = entries("data").get(name)
     if entry is None:
@@ -37,10 +40,10 @@ def parse(spec: str) -> tuple[Entry, str | None]:
 
 
 def load(spec: str, split: str, *, progress: Progress | None = None, **settings: Any) -> Dataset:
-    """The `split` ("train" or "test") of a dataset, on the CPU; fetched on first use where it is not at hand.
+    """The `split` ("train" or "test") of a dataset, on the CPU. It is downloaded on first use if need be.
 
     `settings` are those of the dataset's own loader, such as `resize` of imagefolder. Raises UserError for an
-    unknown name or split, for data that cannot be had (listing what was tried) and for data that is malformed.
+    unknown name or split, for data that cannot be obtained (listing what was tried) and for malformed data.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")

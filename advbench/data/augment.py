@@ -1,7 +1,7 @@
-"""Random crops, flips and cut-outs, drawn for each sample on its device.
+"""Random crops, flips and Cutout, drawn for each sample on its device.
 
-What is drawn for a sample depends on (seed, epoch, view, the sample's index in the split) alone, so that neither
-the batch it comes in nor the device changes it. `view` numbers the copies of a method that wants several.
+The draw of a sample depends only on (seed, epoch, view, the sample's index in the split), so neither its batch nor the
+device changes it. `view` numbers the copies of a sample, for methods that use several.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def crop_flip(
     flip: bool = True,
     fill: float = 0.0,
 ) -> Tensor:
-    """Shift each image by up to `pad` pixels each way, `fill` coming in, and mirror half of them (He et al. 2016).
+    """Pad each image by `pad` pixels of value `fill`, crop a random H x W window, and mirror half (He et al. 2016).
 
-    `images` (B, C, H, W), uint8 or float; `indices` int64 (B,) on the same device. Same as padding by `pad`
-    and cutting a random H x W window. Returns a new tensor of the same shape and type.
+    `images` (B, C, H, W), uint8 or float; `indices` int64 (B,) on the same device. Returns a new tensor of the same
+    shape and type.
     """
     batch, channels, height, width = images.shape
     key = keys(seed, "crop", indices, epoch, view)
@@ -54,10 +54,10 @@ def cutout(
     size: int = 16,
     fill: float = 0.0,
 ) -> Tensor:
-    """Overwrite a square of `size` pixels, centred anywhere in the image, by `fill` (DeVries and Taylor 2017).
+    """Overwrite a square of `size` pixels, centred at a random pixel, with `fill` (DeVries and Taylor 2017).
 
-    `images` (B, C, H, W), uint8 or float; `indices` int64 (B,) on the same device. The square may reach over the
-    border, so that less of it is seen. Returns a new tensor.
+    `images` (B, C, H, W), uint8 or float; `indices` int64 (B,) on the same device. The square may reach beyond the
+    border, so fewer pixels change. Returns a new tensor of the same shape and type.
     """
     height, width = images.shape[2:]
     key = keys(seed, "cutout", indices, epoch, view)

@@ -1,8 +1,8 @@
 """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019, arXiv:1805.09501, table 7), without a loop over images.
 
-An operation is one of three kinds: a move (a nearest-neighbour affine map), a curve (one table of 256 values a
-channel) or a blend with a degenerate picture. Every image passes through all three, two of which do nothing to
-it; so no image need be sorted out and nothing waits for the device.
+An operation is of one of three kinds: a move (a nearest-neighbour affine map), a curve (a table of 256 values for
+each channel) or a blend with a degenerate image. Every image passes through all three kinds, and at most one changes
+it. So images need not be sorted by operation, and the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPERATIONS = (
 )  # fmt: skip
 _CODE = {name: code for code, name in enumerate(OPERATIONS)}
 
-# Two steps each: operation, probability, level 0 to 9 (of no meaning to invert, autocontrast and equalize).
+# Each sub-policy has two steps: operation, probability, level 0 to 9 (unused by invert, autocontrast and equalize).
 POLICY = (
     (("invert", 0.1, 0), ("contrast", 0.2, 6)),
     (("rotate", 0.7, 2), ("translate-x", 0.3, 9)),
@@ -52,10 +52,10 @@ POLICY = (
 
 
 def autoaugment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, view: int = 0) -> Tensor:
-    """Apply to each image one of the 25 sub-policies, drawn for its index, each step with its probability.
+    """Apply one of the 25 sub-policies, drawn by index, to each image, each of its steps with its probability.
 
-    `images` uint8 (B, C, H, W) with values to 255 and 1 or 3 channels; `indices` int64 (B,) on the same device.
-    Returns uint8 of the same shape. Raises UserError for other images.
+    `images` uint8 (B, C, H, W) with values from 0 to 255 and 1 or 3 channels; `indices` int64 (B,) on the same device.
+    Returns uint8 of the same shape. Raises UserError for images of another type or shape.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"autoaugment needs uint8 images (N, C, H, W) of 1 or 3 channels, not {tuple(images.shape)}")
@@ -74,9 +74,9 @@ def autoaugment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, view:
 
 
 def operate(images: Tensor, code: Tensor, level: Tensor, negative: Tensor) -> Tensor:
-    """One operation on each image: uint8 (B, C, H, W); `code` and `level` int64 (B,), `negative` bool (B,).
+    """Apply one operation to each image: uint8 (B, C, H, W); `code` and `level` int64 (B,), `negative` bool (B,).
 
-    `code` counts OPERATIONS; `negative` turns round the operations that have a direction.
+    `code` is an index into OPERATIONS; `negative` reverses the operations that have a direction.
     """
     strength = level / 9 * torch.where(negative, -1.0, 1.0)
     moved = _move(images, code, strength)
@@ -85,18 +85,18 @@ def operate(images: Tensor, code: Tensor, level: Tensor, negative: Tensor) -> Te
 
 
 def _is(code: Tensor, *names: str) -> Tensor:
-    """(B,) bool: which images get one of the operations."""
+    """Which images get one of the operations `names`: bool (B,)."""
     return torch.stack([code == _CODE[name] for name in names]).any(0)
 
 
 def _move(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
-    """Shears up to 0.3 about the top left corner, shifts up to 150/331 of the side, turns up to 30 degrees."""
+    """Shears up to 0.3 about the top left corner, shifts up to 150/331 of the side, rotations up to 30 degrees."""
     batch, channels, height, width = images.shape
     y = torch.arange(height, device=images.device)[None, :, None] + 0.5 - height / 2
     x = torch.arange(width, device=images.device)[None, None, :] + 0.5 - width / 2
 
-    def amount(name: str, most: float) -> Tensor:
-        return torch.where(_is(code, name), strength * most, 0.0)[:, None, None]
+    def amount(name: str, at_most: float) -> Tensor:
+        return torch.where(_is(code, name), strength * at_most, 0.0)[:, None, None]
 
     turn = torch.deg2rad(amount("rotate", 30.0))
     from_x = x * turn.cos() - y * turn.sin() + amount("shear-x", 0.3) * (y + height / 2)
@@ -112,13 +112,13 @@ def _move(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
 
 
 def _curve(images: Tensor, code: Tensor, level: Tensor, factor: Tensor) -> Tensor:
-    """The operations that send each value of a channel to another value."""
+    """The operations that map each value of a channel to another value."""
     value = torch.arange(256.0, device=images.device).expand(*images.shape[:2], 256)
     each = (slice(None), None, None)
     factor, level = factor[each], level[each]
     bright = factor * value
     contrast = factor * value + (1 - factor) * _grey(images).mean((1, 2, 3))[each]
-    dropped = 2 ** (level * 4 / 9).round()  # from 8 bits kept down to 4
+    dropped = 2 ** (level * 4 / 9).round()  # keeps 8 to 4 bits
     posterized = value - value % dropped
     solarized = torch.where(value >= 255 - level * 255 / 9, 255 - value, value)
     low, high = images.flatten(2).amin(2)[..., None].float(), images.flatten(2).amax(2)[..., None].float()
@@ -139,7 +139,7 @@ def _curve(images: Tensor, code: Tensor, level: Tensor, factor: Tensor) -> Tenso
 
 
 def _equalizing(images: Tensor) -> Tensor:
-    """(B, C, 256): the curves that flatten each channel's histogram, in whole numbers as PIL does it."""
+    """The curves (B, C, 256) that flatten each channel's histogram, in integer arithmetic like PIL's."""
     flat = images.flatten(2).long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=images.device)
     counts.scatter_add_(2, flat, torch.ones_like(flat))
@@ -151,7 +151,7 @@ def _equalizing(images: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W), whole numbers in float32."""
+    """The grey image (B, 1, H, W): whole numbers in float32."""
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().split(1, 1)
@@ -159,13 +159,13 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, code: Tensor, factor: Tensor) -> Tensor:
-    """Away from or towards grey (color) or a smoothed picture (sharpness, which leaves the border as it is)."""
+    """Blends towards or away from the grey image (color) or a smoothed one (sharpness, which keeps the border)."""
     exact = images.float()
     across = exact[..., :-2] + exact[..., 1:-1] + exact[..., 2:]
     around = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
     smooth = exact.clone()
     smooth[..., 1:-1, 1:-1] = ((around + 4 * exact[..., 1:-1, 1:-1]) / 13).round()
-    coloured = _is(code, "color")[:, None, None, None] & (images.shape[1] == 3)  # grey stays as it is
+    coloured = _is(code, "color")[:, None, None, None] & (images.shape[1] == 3)  # a grey image stays unchanged
     other = torch.where(coloured, _grey(images), smooth)
     factor = factor[:, None, None, None]
     mixed = (factor * exact + (1 - factor) * other).clamp(0, 255).to(torch.uint8)

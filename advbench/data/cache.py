@@ -1,4 +1,4 @@
-"""Decoded datasets on disk: one file a split, checked by hash whenever it is read."""
+"""The cache of decoded datasets: one file for each split, whose hash is checked whenever it is read."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ VARIABLE = "ADVBENCH_DATA"
 
 
 class Damaged(Exception):
-    """A cached file is not what was stored; the message says in what way."""
+    """A cached file is damaged. The message says how."""
 
 
 def cache_folder() -> Path:
-    """Where datasets are kept: the folder that ADVBENCH_DATA names, else the user's cache folder."""
+    """The folder of the cache: the one that ADVBENCH_DATA names, else `data` in the user's cache folder."""
     chosen = os.environ.get(VARIABLE)
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("advbench") / "data"
 
 
 def read(file: Path, published: str | None) -> tuple[Tensor, Tensor] | None:
-    """Images (uint8, N, C, H, W) and labels (int64, N) in `file`, None when there is no such file.
+    """Images, uint8 (N, C, H, W), and labels, int64 (N,), in `file`; None if there is no such file.
 
-    Raises Damaged when their sha256 is not the `published` one (where there is none: the one they were stored
-    with), UserError when the file may not be read.
+    Raises Damaged if their sha256 is not the `published` one (or, if that is None, the one stored with them), and
+    UserError if the file cannot be opened.
     """
     try:
         opened = file.open("rb")
@@ -54,7 +54,7 @@ def read(file: Path, published: str | None) -> tuple[Tensor, Tensor] | None:
 
 
 def write(file: Path, images: Tensor, labels: Tensor) -> None:
-    """Store a split whole, or not at all. Raises UserError."""
+    """Store a split, completely or not at all. Raises UserError if it cannot be written."""
     with atomic_path(file) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,
@@ -65,7 +65,10 @@ def write(file: Path, images: Tensor, labels: Tensor) -> None:
 
 
 def move_aside(file: Path) -> Path:
-    """Give `file` a name that nothing reads, and return it: what is damaged may still be wanted."""
+    """Rename a damaged `file`, which may still be of use, to a name that nothing reads. Returns the new path.
+
+    Raises UserError if it cannot be renamed.
+    """
     number = 1
     while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
         number += 1

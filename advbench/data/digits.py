@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries (UCI optical recognition, Alpaydin and Kaynak 1998): 8x8 grey images."""
+"""The digits of scikit-learn (UCI optical recognition, Alpaydin and Kaynak 1998): 8x8 grey images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TEST = 500
 
 
 def load(split: str) -> Dataset:
-    """The last 500 of the 1,797 images are the test split; values are 0 to 16, so `scale` is 16.
+    """A split of digits: the last 500 of the 1,797 images are the test split. Values are 0 to 16, so `scale` is 16.
 
-    Neighbouring images resemble each other (they are kept in the order they were written in), so that a random
-    split would be easier: a support vector machine gets 99.4 % right there, 96.8 % here.
+    The images are in the order in which they were written, and neighbours resemble each other. So a random split
+    would be easier: a support vector machine has 99.4 % accuracy there, 96.8 % here.
     """
     digits = load_digits()
     rows = slice(-_TEST, None) if split == "test" else slice(None, -_TEST)

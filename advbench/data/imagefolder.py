@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class: `imagefolder:PATH` or `imagefolder:PATH@SIZE`."""
+"""Images in folders, one folder for each class: `imagefolder:PATH` or `imagefolder:PATH@SIZE`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEST_NAMES = ("test", "val", "valid", "validation")
-_TEST_SHARE = 5  # without a test folder, every fifth image of a class
+_TEST_SHARE = 5  # without a test folder, one in so many images of a class is a test image
 
 
 def load(split: str, path: str, resize: int | None = None, progress: Progress | None = None) -> Dataset:
-    """The images under `path` as RGB. Classes are the folders' names, sorted.
+    """A split of the images under `path`, as RGB. The classes are the sorted names of the folders.
 
-    With `train` and `test` (or `val`) folders these are the splits; with class folders alone, a fifth of each
-    class, drawn by the files' names, is the test split. All images must be of one size, unless `resize` (or
-    `@SIZE` after the path) is given: the shorter side is then brought to it and the middle square kept.
-    Raises UserError for a path, image or class that does not fit.
+    Folders `train` and `test` (or `val`) are the splits. With class folders alone, a fifth of each class, chosen by
+    a hash of the file names, is the test split. All images must have one size, unless `resize` (or `@SIZE` after the
+    path) is given: then the shorter side is scaled to it and the central square is cropped. Raises UserError for a
+    path, image or class that does not fit.
     """
     match = re.fullmatch(r"(.+)@(\d+)", path)
     if match is not None and resize is None and not Path(path).exists():
@@ -45,7 +45,7 @@ def load(split: str, path: str, resize: int | None = None, progress: Progress | 
         raise UserError(f"resize {resize} must be at least 1")
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"imagefolder: {root} is no folder: it must hold train/CLASS/*.png or CLASS/*.png")
+        raise UserError(f"imagefolder: {root} is not a folder: it must hold train/CLASS/*.png or CLASS/*.png")
     classes, files = _listing(root, split)
     images: list[Tensor] = []
     for number, (file, _) in enumerate(files):
@@ -53,7 +53,7 @@ def load(split: str, path: str, resize: int | None = None, progress: Progress | 
         if images[-1].shape != images[0].shape:
             raise UserError(
                 f"imagefolder: {file} is {_size(images[-1])}, {files[0][0]} {_size(images[0])}: "
-                f"make them one size, or have them resized by imagefolder:{path}@{min(images[0].shape[1:])}"
+                f"make them one size, or let imagefolder:{path}@{min(images[0].shape[1:])} resize them"
             )
         if progress is not None:
             progress(number + 1, len(files), "images")
@@ -68,22 +68,22 @@ def load(split: str, path: str, resize: int | None = None, progress: Progress | 
 
 
 def _listing(root: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]:
-    """The classes, and the split's files with their labels, in the order of their names."""
+    """The class names, and the files of the split with their labels, sorted by class and name. Raises UserError."""
     train = root / "train"
     if not train.is_dir():
         classes = _classes(root)
         files = [
             (file, label)
             for label, name in enumerate(classes)
-            for file, tested in _divided(root, _images(root / name))
+            for file, tested in _with_split(root, _images(root / name))
             if tested == (split == "test")
         ]
     else:
         classes = _classes(train)
         place = train if split == "train" else _test_folder(root)
-        strange = sorted(set(_classes(place)) - set(classes))
-        if strange:
-            raise UserError(f"imagefolder: {place} has classes that {train} lacks: {', '.join(strange[:5])}")
+        unknown = sorted(set(_classes(place)) - set(classes))
+        if unknown:
+            raise UserError(f"imagefolder: {place} has classes that {train} lacks: {', '.join(unknown[:5])}")
         files = [(file, label) for label, name in enumerate(classes) for file in _images(place / name)]
     if not files:
         raise UserError(f"imagefolder: {root} has no images for the {split} split ({', '.join(SUFFIXES)})")
@@ -100,7 +100,7 @@ def _test_folder(root: Path) -> Path:
 def _classes(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(names) < 2:
-        raise UserError(f"imagefolder: {folder} must hold two class folders or more, not {len(names)}")
+        raise UserError(f"imagefolder: {folder} must hold at least two class folders, not {len(names)}")
     return names
 
 
@@ -110,15 +110,15 @@ def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _divided(root: Path, files: list[Path]) -> list[tuple[Path, bool]]:
-    """Each file with whether it is a test image; decided by the names, so that every machine decides alike."""
+def _with_split(root: Path, files: list[Path]) -> list[tuple[Path, bool]]:
+    """Each file, and whether it is a test image: decided by the names, so every machine decides alike."""
     drawn = sorted(files, key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
     tested = set(drawn[: len(files) // _TEST_SHARE])
     return [(file, file in tested) for file in files]
 
 
 def _read(file: Path, resize: int | None) -> Tensor:
-    """uint8 (3, H, W)."""
+    """The image in `file`, uint8 (3, H, W). Raises UserError if it cannot be read."""
     try:
         with Image.open(file) as opened:
             picture = opened.convert("RGB")

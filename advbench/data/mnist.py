@@ -47,7 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Fingerprints of the arrays in files whose md5 are the published ones.
+# Fingerprints of the arrays in files that have the published md5.
 DIGESTS: dict[str, dict[str, str]] = {
     "mnist": {
         "train": "0d72b6df78554a3c036823d32082aad5a8021f7d349f2c09eba95f5192533781",
@@ -66,7 +66,7 @@ _NAMES = [file for pair in FILES.values() for file in pair]
 
 
 def load(name: str, split: str, progress: Progress | None = None) -> Dataset:
-    """`mnist` or `fashion-mnist`. Raises UserError when no source has it."""
+    """A split of `mnist` or `fashion-mnist`. Raises UserError if no source has it."""
     return dataset(name, split, ENTRIES[name], partial(_sources, name), DIGESTS[name], progress)
 
 
@@ -123,14 +123,14 @@ def read_splits(folder: Path) -> Splits:
 
 
 def read_idx(file: Path) -> Tensor:
-    """The uint8 array in an idx file, or in `file` + ".gz". Raises OSError, or ValueError when it is malformed."""
+    """The uint8 array in the idx file `file`, or in `file` + ".gz". Raises OSError, or ValueError if malformed."""
     packed = file.with_name(f"{file.name}.gz")
     content = file.read_bytes() if file.exists() else gzip.decompress(packed.read_bytes())
     if len(content) < 4 or content[:3] != b"\0\0\x08":  # two zeros, then the code of unsigned bytes
-        raise ValueError(f"{file.name} is no idx file of bytes")
+        raise ValueError(f"{file.name} is not an idx file of bytes")
     rank = content[3]
     start = 4 + 4 * rank
     shape = struct.unpack(f">{rank}I", content[4:start]) if len(content) >= start else ()
     if rank == 0 or not shape or len(content) != start + math.prod(shape):
-        raise ValueError(f"{file.name} does not hold the {' x '.join(map(str, shape))} bytes its head tells")
+        raise ValueError(f"{file.name} does not hold the {' x '.join(map(str, shape))} bytes that its header declares")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())

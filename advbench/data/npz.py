@@ -1,4 +1,4 @@
-"""Arrays of your own: `npz:PATH`."""
+"""Your own arrays in one file: `npz:PATH`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def load(split: str, path: str) -> Dataset:
-    """The arrays `x_train, y_train, x_test, y_test` (or `train_x`..., `train_images, train_labels`...) of a file.
+    """A split of a file with `x_train, y_train, x_test, y_test` (or `train_x`..., `train_images, train_labels`...).
 
     Images: (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, uint8, or floats in [0, 1] that are
-    multiples of 1/255. Labels: whole numbers from 0, (N,) or (N, 1). An optional `class_names` is kept. Raises
+    multiples of 1/255. Labels: whole numbers from 0, (N,) or (N, 1). An optional array `class_names` is used. Raises
     UserError for anything else.
     """
     file = Path(path).expanduser()
@@ -50,7 +50,7 @@ def load(split: str, path: str) -> Dataset:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"npz: {file} is no .npz file of plain arrays (pickles are never opened)") from error
+        raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
     if len(images) != len(labels[split]):
         raise UserError(f"npz: {file} has {len(images)} {split} images, but {len(labels[split])} labels")
     classes = max(int(values.max(initial=0)) for values in labels.values()) + 1
@@ -64,8 +64,8 @@ def load(split: str, path: str) -> Dataset:
     )
 
 
-def _pick(stored: Mapping[str, Array], split: str, which: int, file: Path) -> Array:
-    choices = [pair[which].format(split) for pair in NAMES]
+def _pick(stored: Mapping[str, Array], split: str, kind: int, file: Path) -> Array:
+    choices = [pair[kind].format(split) for pair in NAMES]
     for name in choices:
         if name in stored:
             return stored[name]
@@ -73,7 +73,7 @@ def _pick(stored: Mapping[str, Array], split: str, which: int, file: Path) -> Ar
 
 
 def _labels(values: Array, split: str, file: Path) -> Array:
-    """int64 (N,)."""
+    """Labels as int64 (N,). Raises UserError."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and values.min() < 0):
@@ -85,7 +85,7 @@ def _labels(values: Array, split: str, file: Path) -> Array:
 
 
 def _images(values: Array, split: str, file: Path) -> Array:
-    """uint8 (N, C, H, W)."""
+    """Images as uint8 (N, C, H, W). Raises UserError."""
     what = f"npz: the {split} images of {file}"
     if values.ndim == 3:
         values = values[:, None]
@@ -96,13 +96,13 @@ def _images(values: Array, split: str, file: Path) -> Array:
             f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, not {values.shape}"
         )
     if values.dtype.kind == "f":
-        # `not` so that NaN is refused too.
+        # With `not`, so that NaN is refused too.
         if values.size and not (values.min() >= 0 and values.max() <= 1):
             raise UserError(f"{what} are {values.dtype} from {values.min():g} to {values.max():g}, not in [0, 1]")
         exact = values.astype(np.float64) * 255
         whole = np.rint(exact)
-        if np.abs(exact - whole).max(initial=0) > 0.1:  # what half precision may be off by
-            raise UserError(f"{what} are no multiples of 1/255: round them to uint8, as pictures are stored")
+        if np.abs(exact - whole).max(initial=0) > 0.1:  # the largest error of half precision
+            raise UserError(f"{what} are not multiples of 1/255: round them to uint8, as images are stored")
         values = whole.astype(np.uint8)
     if values.dtype != np.uint8:
         raise UserError(f"{what} must be uint8, or floats in [0, 1], not {values.dtype}")

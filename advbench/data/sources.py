@@ -1,4 +1,4 @@
-"""Where a dataset comes from: the cache, files placed by hand, then each of its sources in turn."""
+"""Obtaining a dataset: from the cache, from files placed by hand, then from each of its sources in turn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advbench.files import locked
 Splits = dict[str, tuple[Tensor, Tensor]]
 """Split name -> (images uint8 (N, C, H, W), labels int64 (N,))."""
 
-# What a missing client, a refusing server, a forged archive and the libraries that decode it raise.
+# The errors of a missing client, a refusing server, a forged archive and the libraries that decode it.
 FAILURES = (
     OSError,
     HTTPException,
@@ -46,8 +46,8 @@ _LOCK_SECONDS = 3600.0  # as long as another process may take to fetch the same 
 class Source:
     """One way to get a dataset.
 
-    `fetch(folder, progress)` leaves `files` (names or patterns, each of which must match) in `folder`;
-    `decode(folder, scratch)` reads them and may unpack into `scratch`. Both raise one of FAILURES.
+    `fetch(folder, progress)` writes `files` (names or patterns, each of which must match) into `folder`;
+    `decode(folder, scratch)` reads them and may unpack into `scratch`. If they fail, they raise one of FAILURES.
     """
 
     label: str
@@ -64,7 +64,10 @@ def dataset(
     digests: Mapping[str, str],
     progress: Progress | None,
 ) -> Dataset:
-    """The whole `split` as `obtain` has it; `about` is the registry's entry: num_classes and class_names."""
+    """The whole `split` from `obtain`. `about`: the registry's entry, with num_classes and class_names.
+
+    Raises UserError as `obtain` does.
+    """
     images, labels = obtain(name, split, sources, digests, progress)
     classes, names = about["num_classes"], about.get("class_names", ())
     return Dataset.whole(images, labels, name=name, split=split, num_classes=classes, class_names=names)
@@ -77,19 +80,19 @@ def obtain(
     digests: Mapping[str, str],
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of `split`, from the cache or from the first source that yields the right arrays.
+    """Images, uint8 (N, C, H, W), and labels, int64 (N,), from the cache or the first source with the right arrays.
 
-    `sources` is called only when the cache does not serve, since importing torchvision takes seconds.
-    `digests` gives each split's published `fingerprint`; where there is none, the first arrays are trusted (their
-    source checks its files itself) and later ones held against them. A damaged cache is moved aside with a
-    warning. Raises UserError that lists everything tried and says what to place where.
+    `sources` is called only if the cache does not have them, since importing torchvision takes seconds. `digests`
+    gives each split's published `fingerprint`. Without one, the first arrays are trusted (their source checks its
+    files itself), and the cache is checked against the hash stored with them. A damaged cache file is renamed, with a
+    warning. Raises UserError that lists everything tried and says which files to place where.
     """
     folder = cache.cache_folder() / name
     file = folder / f"{split}.npz"
     try:
         found = cache.read(file, digests.get(split))
     except cache.Damaged:
-        found = None  # looked at again below, when no other process can be writing it
+        found = None  # read again below, under the lock, when no other process can be writing it
     if found is not None:
         return found
     try:
@@ -101,7 +104,7 @@ def obtain(
             found = cache.read(file, digests.get(split))
         except cache.Damaged as error:
             aside = cache.move_aside(file)
-            warnings.warn(f"{file} is damaged: {error}; kept as {aside.name}, fetching again", stacklevel=2)
+            warnings.warn(f"{file} is damaged: {error}; kept as {aside.name}, fetching it again", stacklevel=2)
         if found is not None:
             return found
         splits = _first(name, folder, sources(), digests, progress)
@@ -125,9 +128,9 @@ def _first(
             return _decoded(source, folder, folder, digests)
         except FAILURES as error:
             tried[0] = f"{folder} ({', '.join(source.files)}: {_reason(error)})"
-            warnings.warn(f"files placed by hand are passed over: {tried[0]}", stacklevel=3)
+            warnings.warn(f"files placed by hand are not used: {tried[0]}", stacklevel=3)
     for source in sources:
-        # In the cache folder, whose disk has the room; removed with all that is in it.
+        # In the cache folder, whose disk has the space; the scratch folder is removed afterwards.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             try:
                 source.fetch(Path(scratch), progress)

@@ -29,9 +29,9 @@ _SPLITS = ("train", "test")
 
 
 def load(split: str, progress: Progress | None = None) -> Dataset:
-    """SVHN without its extra part. Raises UserError when it cannot be had.
+    """A split of SVHN, without its "extra" part. Raises UserError if the source does not have it.
 
-    No digest of the decoded arrays is at hand: the files' own md5 are checked, then what was decoded from them.
+    The hash of the decoded arrays is not known: the md5 of the files is checked, later the hash that the cache stored.
     """
     return dataset("svhn", split, ENTRIES["svhn"], _sources, {}, progress)
 
@@ -56,6 +56,6 @@ def _decode(folder: Path, scratch: Path) -> Splits:
 
     splits = {}
     for part in _SPLITS:
-        opened = SVHN(folder, split=part)  # checks the file's md5 before it reads it
+        opened = SVHN(folder, split=part)  # torchvision checks the md5 of the file before reading it
         splits[part] = torch.from_numpy(opened.data).contiguous(), torch.from_numpy(opened.labels)
     return splits

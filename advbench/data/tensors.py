@@ -1,4 +1,4 @@
-"""Images that are at hand already: tensors and arrays as a Dataset."""
+"""Tensors and arrays in memory as a Dataset."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from advbench.errors import UserError
 
 
 def from_tensors(x: Any, y: Any, *, num_classes: int | None = None, name: str = "tensors") -> Dataset:
-    """A test split of images x (N, C, H, W) and labels y (N,), tensors or whatever torch.as_tensor takes.
+    """A test split of images x (N, C, H, W) and labels y (N,): tensors, or anything that torch.as_tensor takes.
 
-    x is uint8, or floats in [0, 1] that are multiples of 1/255, as pictures are; `num_classes` is one more than the
-    largest label unless given. Raises UserError for anything else.
+    x is uint8, or floats in [0, 1] that are multiples of 1/255, as images are; `num_classes` is by default one more
+    than the largest label. Raises UserError for anything else.
     """
     images, labels = torch.as_tensor(x).detach().cpu(), torch.as_tensor(y).detach().cpu()
     if images.dim() != 4 or len(images) == 0:

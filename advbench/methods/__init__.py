@@ -1,1 +1,1 @@
-"""Training methods: one file a method; the folder is the registry."""
+"""Training methods: one file for each method. The folder is the registry."""

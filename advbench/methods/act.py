@@ -1,14 +1,13 @@
-"""Adversarial Concurrent Training: Arani, Sarfraz and Zonooz, BMVC 2020, arXiv:2008.07015. Read in code.
+"""Adversarial Concurrent Training: Arani, Sarfraz and Zonooz, BMVC 2020, arXiv:2008.07015. The authors' code was read.
 
-A robust net F (deployed) and a natural net G learn together, each aligned with the other's answers:
+A robust net F (deployed) and a natural net G are trained together, each aligned with the other's outputs:
 
 x'  = argmax_{x' in B(x, eps)} (1 - a) CE(F(x'), y) + a KL(G(x) || F(x'))
-L_F = (1 - b) CE(F(x'), y) + b T^2 KL(G(x) || F(x')),  softmax of logits / T, G(x) held
-L_G = (1 - b) CE(G(x), y)  + b T^2 KL(F(x') || G(x)),  likewise, F(x') held
+L_F = (1 - b) CE(F(x'), y) + b T^2 KL(G(x) || F(x')),  softmax of logits / T, no gradient through G(x)
+L_G = (1 - b) CE(G(x), y)  + b T^2 KL(F(x') || G(x)),  likewise, no gradient through F(x')
 
-G(x) and F(x') are computed once, before either net moves; each net has its own optimiser. In the released
-attack the CE is the batch's mean and the KL its sum, so that the KL rules it: `reduction` "released".
-"mean" gives both the same footing.
+G(x) and F(x') are computed once, before either net is updated. Each net has its own optimiser. The released attack
+averages the CE over the batch but sums the KL, so the KL dominates: `reduction` "released". "mean" reduces both alike.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 1.18,
         "cautions": [
             "no AutoAttack number was ever published",
-            "with b = 0.9 the labels weigh 0.1: short schedules need `b_warmup`",
+            "with b = 0.9 the labels have weight 0.1: short schedules need `b_warmup`",
         ],
         "recipe": {"inner.init": "gauss", "inner.rel_step": 0.2258},
     },
@@ -42,9 +41,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ACT(Method):
-    """`a`: weight of the KL in the attack; `b`: of the alignment in both losses; `T`: its temperature.
+    """`a`: weight of the KL in the attack; `b`: weight of the alignment in both losses; `T`: its temperature.
 
-    `b_warmup`: share of the training in which b grows from 0, not in the paper; 0 is as published.
+    `b_warmup`: share of the training over which b grows from 0. It is not in the paper; 0 is as published.
     """
 
     a: float = 0.9
@@ -62,7 +61,7 @@ class ACT(Method):
         return tools.update(lambda: self.losses(nets, zn, nets.f(x_adv), y))
 
     def objective(self, nets: Nets, zn: Tensor, y: Tensor) -> Objective:
-        """What the attack on F makes large, a value (B,) whose sum is the batch's; zn (B, K) carries no gradient."""
+        """The objective (B,) of the attack on F, which maximises its sum. zn (B, K) must carry no gradient."""
         weight = (1 - self.a) / (len(y) * ranks.world() if self.reduction == "released" else 1)
 
         def value(z: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class ACT(Method):
         return value
 
     def losses(self, nets: Nets, zn: Tensor, za: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """L_F and L_G, term by term, for zn = G(x) and za = F(x'), (B, K)."""
+        """The terms of L_F and L_G (scalars) for the logits zn = G(x) and za = F(x'), each (B, K)."""
         b = self.b * min(1.0, nets.progress / self.b_warmup) if self.b_warmup else self.b
         terms = {"ce": (1 - b) * nets.ce(za, y), "natural_ce": (1 - b) * nets.ce(zn, y)}
         if b:

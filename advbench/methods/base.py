@@ -1,7 +1,7 @@
-"""What a training method is: an objective for the attack, and named loss terms.
+"""The base class of training methods: an objective for the attack, and named loss terms.
 
 A method is one file: a frozen dataclass whose fields are the paper's symbols with the paper's defaults, and a
-literal ENTRIES that tells of it. The trainer owns the loop, the optimisers, train and eval modes, the logs.
+literal ENTRIES that describes it. The trainer owns the loop, the optimisers, train and eval modes and the logs.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from advbench.registry import Entry, find
 from advbench.threat import Region
 
 Objective = Callable[[Tensor], Tensor]
-"""A value (B,) to be made large, for inputs (B, C, H, W); no row may depend on another."""
+"""Maps inputs (B, C, H, W) to the values (B,) that an attack maximises. No row may depend on another row."""
 Losses = Callable[[], dict[str, Tensor]]
+"""Computes the named loss terms (scalars)."""
 
 
 @dataclass
 class Nets:
-    """What a method computes with, at one batch of B rows.
+    """The networks of a run, and what a method needs to know of the current batch of B rows.
 
     `f` is trained and deployed; `parts` are the method's own modules. `key` (B,) int64: keys for
-    `advbench.rng`, fresh for each sample, view and epoch. `index` (B,) int64: the samples' places in the
-    training split. `progress`: the share of the training done, 0 to 1, for ramps.
+    `advbench.rng`, new for each sample, view and epoch. `index` (B,) int64: the samples' places in the
+    training split. `progress`: the share of the training that is done, 0 to 1. `notes`: see `note`.
     """
 
     f: Model
@@ -49,13 +50,13 @@ class Nets:
         return functional.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
 
     def note(self, name: str, value: Tensor) -> None:
-        """Have a number (a scalar tensor) averaged over the epoch into the metrics; it is no term of the loss."""
+        """Record a scalar tensor, which is averaged over the epoch into the metrics. It is not part of the loss."""
         self.notes[name] = value.detach()
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method's parts are built for. `build(seed)` makes another network of the recipe's architecture."""
+    """What `Method.parts` needs to build modules. `build(seed)` makes another network of the recipe's architecture."""
 
     recipe: Recipe
     num_classes: int
@@ -69,95 +70,95 @@ class Setup:
 
 
 class Tools(Protocol):
-    """What the trainer does for a method, with the recipe's settings. Only `perturb` and `step` are handed it."""
+    """What the trainer does for a method, with the recipe's settings. Only `perturb` and `step` receive it."""
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """By net: "f", and the parts that learn."""
+        """The optimisers by name: "f", and each part that is trained."""
 
     def region(self, x: Tensor, scale: float = 1.0) -> Region:
-        """The balls around x (B, C, H, W), of `scale` times the training eps."""
+        """The balls around x (B, C, H, W) of radius `scale` times the training eps."""
 
     def step_size(self) -> float:
-        """The recipe's step of the inner attack, which grows with eps where that has a warm-up."""
+        """The step size of the recipe's inner attack. A relative one grows with eps during a warm-up."""
 
     def attack_mode(self) -> AbstractContextManager[None]:
-        """Every net in the mode the recipe has for attacks (`inner.bn_mode`); put back at the end."""
+        """Put every net into the recipe's mode for attacks (`inner.bn_mode`), and restore the modes at the end."""
 
     def attack(self, objective: Objective, x: Tensor, y: Tensor, attack: Attack | None = None) -> Tensor:
-        """The recipe's inner attack, or another one, within the balls around x; in attack mode."""
+        """Adversarial examples (B, C, H, W) in the balls around x, by `attack` or the recipe's; in attack mode."""
 
     def gradient(self, objective: Objective, x: Tensor) -> Tensor:
-        """The gradient of `objective` by x, and by nothing else; in attack mode."""
+        """The gradient (B, C, H, W) of `objective` with respect to x alone, computed in attack mode."""
 
     def update(self, losses: Losses) -> dict[str, Tensor]:
-        """One step of every optimiser down the sum of the terms; returns them detached.
+        """Take one step of every optimiser on the sum of the terms. Returns the terms, detached.
 
-        Weight perturbation and gradient clipping are done here. `losses` may be called twice.
+        Weight perturbation and gradient clipping happen here. `losses` may be called twice.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of methods: the defaults are adversarial training.
+    """Base class of methods. Its defaults are adversarial training.
 
-    To write one: `inner` and `outer` suffice as a rule; `parts`, `views`, `wrap`, `perturb` and `step` are for
-    methods that need them. A method never logs, never changes train or eval mode, never calls an optimiser
+    Most methods override only `inner` and `outer`; `parts`, `views`, `wrap`, `perturb` and `step` are for
+    methods that need more. A method never logs, never changes train or eval mode, and never calls an optimiser
     outside `step`.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
-    views: ClassVar[int] = 1  # augmented copies of each sample; hooks see all of them, one copy after the other
-    needs_maps: ClassVar[bool] = False  # feature_maps of the model
-    compiles: ClassVar[bool] = True  # no gradient is differentiated, which torch.compile cannot
+    views: ClassVar[int] = 1  # augmented copies of each sample; a batch holds all first copies, then all second ones
+    needs_maps: ClassVar[bool] = False  # whether the method uses the model's feature_maps
+    compiles: ClassVar[bool] = True  # False where a gradient is differentiated: torch.compile cannot do that
 
     @property
     def attacks(self) -> bool:
-        """Whether f learns from attacks of the recipe's eps."""
+        """Whether f is trained on adversarial examples of the recipe's eps."""
         return True
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
-        """Raise UserError, before any training, for what the method cannot do."""
+        """Raise UserError, before training, for a recipe that the method does not support."""
         if recipe.threat.norm not in self.norms:
             known = ", ".join(self.norms)
             raise UserError(f"{recipe.method.name} cannot train for norm {recipe.threat.norm}: choose from {known}")
 
     def wrap(self, f: Model, seed: int) -> Model:
-        """f, or a wrapper of `models/` around it, where the method changes inference."""
+        """Returns f, or a wrapper of `models/` around f if the method changes inference."""
         return f
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
-        """Further modules, trained with f, saved in the run folder and resumed; each with its own optimiser."""
+        """Further modules by name. Each has its own optimiser; all are saved in the run folder and resumed."""
         return {}
 
     def part_optim(self, name: str) -> dict[str, Any]:
-        """Fields of `optim` that differ for a part's optimiser; {"lr": 0} for a part without one."""
+        """The fields of `optim` in which a part's optimiser differs; {"lr": 0} means no optimiser."""
         return {}
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
-        """What the attack makes large; None for no attack. Called, and calls f, in attack mode."""
+        """The objective that the attack maximises; None for no attack. It is called in attack mode."""
         return lambda z: functional.cross_entropy(nets.f(z).float(), y, reduction="none")
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The named terms (scalars) whose sum the nets learn from; x_adv is x where there is no attack."""
+        """The named loss terms (scalars), whose sum is minimised. x_adv is x if there is no attack."""
         return {"ce": nets.ce(nets.f(x_adv), y)}
 
     def perturb(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> Tensor:
-        """x_adv for x (B, C, H, W), y (B,): by the recipe's attack. Called in attack mode."""
+        """Adversarial examples for x (B, C, H, W) and y (B,), by the recipe's attack. Called in attack mode."""
         objective = self.inner(nets, x, y)
         return x if objective is None else tools.attack(objective, x, y)
 
     def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
-        """All that is done with a batch; returns the terms to be logged, detached. Called in train mode."""
+        """Train on one batch. Returns the terms to be logged, detached. Called in train mode."""
         with tools.attack_mode():
             x_adv = self.perturb(nets, x, y, tools)
         return tools.update(lambda: self.outer(nets, x, x_adv, y))
 
 
 def make(recipe: Recipe) -> Method:
-    """The method of a recipe, its fields checked and typed. Raises UserError."""
+    """The method of a recipe. Raises UserError for an unknown method, an unknown field or a wrong type."""
     entry: Entry = find("methods", recipe.method.name)
     maker = entry.load()
     if not (isinstance(maker, type) and issubclass(maker, Method)):
-        raise UserError(f"method {entry.name!r} is no advbench.methods.base.Method")
+        raise UserError(f"method {entry.name!r} is not a subclass of advbench.methods.base.Method")
     return maker(**method_fields(maker, {**entry.set, **recipe.method.settings}))

@@ -3,11 +3,11 @@
 A reconstruction from the abstract, with the centre loss of Wen et al. 2016 (ECCV, equations 2 to 4):
 
 L = CE(f(x), y) + lambda L_C,  L_C = 1/2 mean_i ||z_i - c_{y_i}||^2   (or the sum over the batch)
-c_j <- c_j - alpha Delta_j,    Delta_j = sum_{y_i = j} (c_j - z_i) / (1 + n_j),  n_j the images of class j
+c_j <- c_j - alpha Delta_j,    Delta_j = sum_{y_i = j} (c_j - z_i) / (1 + n_j),  n_j images of class j in the batch
 
-z = features(x). The centres follow after each batch, from its features; or they are learnt by SGD of rate alpha on
-L_C. They are saved and resumed with the run, and never decayed. The papers train on clean images; on
-adversarial ones, z is of x' or of x.
+z = features(x). The centres are updated after each batch by this rule, or trained by SGD on L_C with learning rate
+alpha. They are saved and resumed with the run, and have no weight decay. The papers train on clean images; with
+adversarial training, z is the features of x' or of x.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from advbench.recipe import Recipe
 ENTRIES: dict[str, dict[str, Any]] = {
     "center-loss": {
         "make": "CenterLoss",
-        "summary": "standard training with features drawn to a centre of their class (Agarwal et al. 2019)",
+        "summary": "standard training with features pulled to the centre of their class (Agarwal et al. 2019)",
         "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
         "arxiv": "1811.00621",
         "year": 2019,
@@ -34,14 +34,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 0.09,
         "cautions": [
             "a reconstruction from the abstract; no AutoAttack number was ever published",
-            "helps at small eps only, and kin of it was over-reported: MMC with AT 55.0 %, 43.5 under AutoAttack",
+            "helps at small eps only; a related method was over-reported: MMC with AT 55.0 %, 43.5 under AutoAttack",
         ],
         "recipe": {"validation.select": "clean"},
     },
     "center-loss-at": {
         "make": "CenterLoss",
         "set": {"base": "at"},
-        "summary": "adversarial training with features drawn to a centre of their class (after Agarwal et al. 2019)",
+        "summary": "adversarial training with features pulled to the centre of their class (after Agarwal et al. 2019)",
         "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
         "arxiv": "1811.00621",
         "year": 2019,
@@ -53,7 +53,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class Centers(nn.Module):
-    """`c` (K, D), from 0: a buffer, or weights that learn."""
+    """The class centres `c` (K, D), initially 0: a buffer, or a parameter if `learn`."""
 
     c: Tensor
 
@@ -67,7 +67,7 @@ class Centers(nn.Module):
 
     @torch.no_grad()
     def follow(self, z: Tensor, y: Tensor, alpha: float) -> None:
-        """c_j <- c_j - alpha Delta_j for features z (B, D) of classes y (B,)."""
+        """Update the centres: c_j <- c_j - alpha Delta_j for features z (B, D) of classes y (B,)."""
         away = torch.zeros_like(self.c).index_add_(0, y, self.c[y] - z.to(self.c.dtype))
         count = torch.bincount(y, minlength=len(self.c)).to(self.c.dtype)
         self.c = self.c - alpha * away / (1 + count)[:, None]
@@ -75,10 +75,10 @@ class Centers(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterLoss(Method):
-    """`lam`: lambda; `alpha`: rate of the centres; `update`: how they move; `reduction` of L_C over the batch.
+    """`lam`: lambda; `alpha`: learning rate of the centres; `update`: Wen's rule or SGD; `reduction` of L_C.
 
-    `base`: training on clean images, or AT, whose L_C is on features `on` adversarial or clean images. lambda 0
-    is the base, to the bit.
+    `base`: standard training on clean images, or AT. With AT, `on` says whether L_C uses the features of the
+    adversarial or of the clean images. With lambda 0 the result is the base, bit for bit.
     """
 
     lam: float = 0.1
@@ -95,9 +95,9 @@ class CenterLoss(Method):
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if self.lam < 0:
-            raise UserError(f"method.lam is {self.lam:g}: write 0 or more, a negative one drives features apart")
+            raise UserError(f"method.lam is {self.lam:g}: write 0 or more, a negative one pushes features apart")
         if not 0 < self.alpha <= 1:
-            raise UserError(f"method.alpha is {self.alpha:g}: write a number above 0, to 1")
+            raise UserError(f"method.alpha is {self.alpha:g}: write a number above 0 and at most 1")
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         return {"centers": Centers(setup.num_classes, setup.feature_dim, learn=self.update == "sgd")}
@@ -127,14 +127,15 @@ class CenterLoss(Method):
         return terms
 
     def _terms(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The loss, and the features (B, D) that its centres are of, detached."""
+        """The loss terms, and the features (B, D) that L_C used, detached."""
         z = nets.f.features(x_adv)
         terms = {"ce": nets.ce(nets.f.head(z), y)}
         if self.lam and self.base == "at" and self.on == "clean":
             z = nets.f.features(x)
         c = _centers(nets).c
         if self.lam:
-            c = c.detach() + (c - c.detach()) / self.lam  # the centres' rate is alpha, whatever lambda
+            # This undoes the factor lambda below: the centres' learning rate is alpha.
+            c = c.detach() + (c - c.detach()) / self.lam
         away = (z.float() - c[y]).square().sum(1) / 2
         if self.lam:
             terms["center"] = self.lam * (away.mean() if self.reduction == "mean" else away.sum() * ranks.world())

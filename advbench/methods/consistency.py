@@ -1,15 +1,15 @@
-"""Consistency regularisation: Tack et al., AAAI 2022, arXiv:2103.04623. Read in code.
+"""Consistency regularisation: Tack et al., AAAI 2022, arXiv:2103.04623. The authors' code was read.
 
-Two random augmentations T1(x), T2(x) of each image are attacked, and the answers drawn together:
+Two random augmentations T1(x), T2(x) of each image are attacked, and their predictions are made to agree:
 
 L = L_base + lambda JS(softmax(f(x1') / tau), softmax(f(x2') / tau)),  x1' in B(T1(x), eps),  x2' in B(T2(x), eps)
 
-L_base, of all 2B images in one train-mode batch, is that of adversarial training, TRADES or MART, with its own
-attack. No side of the JS is held, and there is no factor tau^2.
+L_base is the loss of adversarial training, TRADES or MART on all 2B images in one train-mode batch, with its own
+attack. The gradient flows through both sides of the JS, and there is no factor tau^2.
 
-As released, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side; in one of the
-settings the last two begin at half of the epochs, here they are there from the start. They are recipe settings of
-every method, so that a control can have them too.
+In the released code, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side. In one
+of its settings the last two begin at half of the epochs; here they are used from the start. They are recipe settings
+of every method, so a control can use the same augmentation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective
-from advbench.methods.terms import boosted, js, kl, kl_objective, unsure_kl
+from advbench.methods.terms import boosted_margin, js, kl, kl_objective, weighted_kl
 from advbench.recipe import Recipe
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "consistency": {
         "make": "Consistency",
-        "summary": "AT on two augmentations of each image whose answers must agree (Tack et al. 2022)",
+        "summary": "AT on two augmentations of each image whose predictions must agree (Tack et al. 2022)",
         "paper": "Consistency Regularization for Adversarial Robustness",
         "arxiv": "2103.04623",
         "year": 2022,
@@ -68,7 +68,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency(Method):
-    """`lam`, the paper's lambda: weight of the JS; `tau`: its temperature; `beta`: of the TRADES or MART base."""
+    """`lam` (lambda): weight of the JS; `tau`: its temperature; `beta`: weight of the KL in the base TRADES or MART."""
 
     views: ClassVar[int] = 2
 
@@ -82,7 +82,7 @@ class Consistency(Method):
         augment = recipe.augment
         if not (augment.crop or augment.flip or augment.cutout or augment.policy != "none"):
             raise UserError(
-                f"{recipe.method.name} compares two augmentations, and there are none: "
+                f"{recipe.method.name} compares two augmentations, but the recipe has none: "
                 "set augment.crop, augment.flip, augment.cutout or augment.policy"
             )
 
@@ -98,8 +98,8 @@ class Consistency(Method):
             if self.base == "trades":
                 terms = {"ce": nets.ce(clean, y), "kl": self.beta * kl(clean, adversarial).mean()}
             else:
-                terms = {"ce": nets.ce(adversarial, y), "margin": boosted(adversarial, y).mean()}
-                terms["kl"] = self.beta * unsure_kl(clean, adversarial, y).mean()
+                terms = {"ce": nets.ce(adversarial, y), "margin": boosted_margin(adversarial, y).mean()}
+                terms["kl"] = self.beta * weighted_kl(clean, adversarial, y).mean()
         if self.lam:
             first, second = adversarial.chunk(2)
             terms["js"] = self.lam * js(first, second, self.tau).mean()

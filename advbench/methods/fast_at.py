@@ -2,8 +2,8 @@
 
 min_f E[CE(f(x'), y)],  x' = P(x + d + alpha sign grad CE(f(x + d), y)),  d ~ U(-eps, eps),  alpha = 1.25 eps
 
-P cuts to the ball and to [0, 1]. That is PGD of one step, which the recipe's `inner` says. (As released the
-gradient is taken with the batch's BatchNorm statistics: `inner.bn_mode=train`.)
+P projects to the ball and to [0, 1]. This is PGD with one step, as set by the recipe's `inner`. (The released code
+takes the gradient with the batch's BatchNorm statistics: `inner.bn_mode=train`.)
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FastAT(Method):
-    """The base class, under an inner attack of one step."""
+    """The base class as it is: the recipe sets an inner attack of one step."""

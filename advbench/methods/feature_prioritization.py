@@ -1,12 +1,12 @@
 """Feature prioritisation and regularisation: Liu and JaJa, IJCAI 2019, arXiv:1810.02424.
 
-A reconstruction from the abstract: attention weighs robust features more, and an L2 penalty makes the features of
-clean and adversarial images alike, on top of adversarial training.
+A reconstruction from the abstract, on top of adversarial training: attention gives robust features more weight, and
+an L2 penalty makes the features of clean and adversarial images similar.
 
 min E[ CE(f(x'), y) + lambda ||phi(x) - phi(x')||^2 ],  x' = argmax_{x' in B(x, eps)} CE(f(x'), y)
 
-phi are the features that the classifier sees, by the attention of `models/attention.py` unless that is off. Clean
-and adversarial images pass in one train-mode batch, and the gradient flows through both.
+phi are the features that the classifier receives, weighted by the attention of `models/attention.py` unless that is
+off. Clean and adversarial images form one train-mode batch, and the gradient flows through both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "claim": "better clean and robust accuracy than adversarial training",
         "cost": 1.09,
         "cautions": [
-            "a reconstruction from the abstract: attention, layers and lambda are ours",
+            "a reconstruction from the abstract: the form of the attention, its layer and lambda are our choice",
             "without BatchNorm a large lambda shrinks all features: on digits 1 ends at chance, 0.1 costs accuracy",
             "no AutoAttack number was ever published; a saturated softmax attention would mask gradients",
         ],
@@ -41,9 +41,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePrioritization(Method):
-    """`attention`: whether there is one, of `width` units; `lam`: lambda, 0.01 to 1 here.
+    """`attention`: whether it is used, with `width` units; `lam`: lambda, 0.01 to 1 here.
 
-    Attention off and lambda 0 is adversarial training to the bit; one of them is an ablation.
+    Without attention and with lambda 0 it is adversarial training, bit for bit. Either one alone is an ablation.
     """
 
     attention: bool = True

@@ -1,7 +1,7 @@
 """Free adversarial training: Shafahi et al. 2019, arXiv:1904.12843, algorithm 1.
 
-Each batch is replayed m times. One backward pass serves both sides: the weights descend CE(f(x + d), y), and
-d <- P(d + eps sign grad_d CE(f(x + d), y)). d is kept from batch to batch, in place of a fresh start.
+Each batch is replayed m times. One backward pass gives both gradients: the weights descend CE(f(x + d), y), and
+d <- P(d + eps sign grad_d CE(f(x + d), y)). The next batch starts from the last d instead of a new start.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2019,
         "claim": "robustness near PGD training at the cost of standard training, with epochs / m epochs",
         "cost": 0.73,
-        "cautions": ["an epoch is m updates a batch: divide the epochs by m for the paper's cost"],
+        "cautions": ["an epoch is m updates for each batch: divide the epochs by m for the paper's cost"],
         "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
     },
 }
 
 
 class Perturbation(nn.Module):
-    """`d` (B, C, H, W), kept from batch to batch and saved with the run."""
+    """The perturbation `d` (B, C, H, W), kept from batch to batch and saved with the run."""
 
     d: Tensor
 
@@ -42,7 +42,7 @@ class Perturbation(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(Method):
-    """`m`: replays of each batch. The step of d is the recipe's `inner.rel_step`, 1 in the paper."""
+    """`m`: replays of each batch. The step size of d is the recipe's `inner.rel_step`, 1 in the paper."""
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
@@ -57,13 +57,13 @@ class FreeAT(Method):
         return {"perturbation": Perturbation((setup.batch_size, *image))}
 
     def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
-        kept = nets.parts["perturbation"]
-        assert isinstance(kept, Perturbation)
+        perturbation = nets.parts["perturbation"]
+        assert isinstance(perturbation, Perturbation)
         ball, alpha = tools.region(x), tools.step_size()
         terms: dict[str, Tensor] = {}
         for _ in range(self.m):
-            z = ball.project(x + kept.d).requires_grad_()
+            z = ball.project(x + perturbation.d).requires_grad_()
             terms = tools.update(lambda z=z: {"ce": nets.ce(nets.f(z), y)})  # type: ignore[misc]
             assert z.grad is not None
-            kept.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
+            perturbation.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
         return terms

@@ -1,23 +1,23 @@
 """Gradient adversarial training: Sinha, Chen, Badrinarayanan and Rabinovich 2018, arXiv:1806.08028.
 
-A reconstruction, from the abstract, a reader's notes and patent claims. An auxiliary net A tells where a gradient
-came from, and the main net learns, through gradient reversal, that it cannot. [.] is held.
+A reconstruction from the abstract, a reader's notes and patent claims. An auxiliary net A classifies where a gradient
+comes from. Through gradient reversal, the main net f learns to make A fail.
 
 defence:       g = dCE(f(x), y)/dx.  A: min CE(A(g), y).  f: min J - alpha CE(A(g), y)
-    J is GREACE, which pushes away from the classes that g betrays: its gradient by logit a != y is to be
+    J is GREACE, which pushes away from the classes that g reveals: its gradient with respect to logit a != y should be
     p_a + beta A_a,  A_a = [softmax A(g)]_a
     literal    CE(f(x), y) + beta sum_{a != y} A_a f_a(x), which has no lower bound
     bounded    CE(f(x) + log(1 + beta A_a [a != y]), y), which has one
 distillation:  A tells g of the student f from g of a trained teacher; f: min CE(f(x), y) - alpha CE(A(g_f), student)
 multi-task:    task t (the classes; quarter turns) has g_t = dCE_t/dz at the features z, and a gradient-alignment layer
-    w_t (D), 1 at first: z learns from w_t g_t. A tells t from w_t g_t, and w is trained that it cannot. Only the
-    net remains for inference.
+    w_t (D), initially 1. z learns from w_t g_t. A predicts t from w_t g_t, and w is trained to make A fail. Only f is
+    used for inference.
 
-A sees gradients times `scale`, as small as they are: a sure net's vanish, which is the way they hide their origin.
-What A cannot see any more it does not drive further, so that the logits stop growing long before the gradients of the
-cross-entropy vanish for an attack too; `relative` shows A the gradients by the size that they have in their batch, and
-there is always one to be made smaller. Their directions keep telling the class. How A is shown gradients is ours.
-alpha and beta grow from 0 over the first `ramp` of the training. Double backward needs smooth activations.
+A receives the gradients times `scale`. The gradients of a confident net are tiny, which hides where they come from.
+Once they are too small for A, A no longer pushes f, and the logits stop growing long before the gradients of the
+cross-entropy vanish for an attack too. With `relative`, A receives the gradients divided by their size in the batch, so
+some always remain to be made smaller, and their directions still reveal the class. How A receives the gradients is our
+choice. alpha and beta grow from 0 over the first `ramp` of the training. Double backward needs smooth activations.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SMOOTH = ("softplus", "silu")
 ENTRIES: dict[str, dict[str, Any]] = {
     "great": {
         "make": "GREAT",
-        "summary": "gradients that do not tell the class, by an auxiliary net (Sinha et al. 2018): masks gradients",
+        "summary": "gradients that do not reveal the class, by an auxiliary net (Sinha et al. 2018): masks gradients",
         "paper": "Gradient Adversarial Training of Neural Networks",
         "arxiv": "1806.08028",
         "year": 2018,
         "claim": "robust to FGSM and its iterations without adversarial examples; better distillation and multi-task",
         "cost": 0.35,
         "cautions": [
-            "masks gradients: robust to cross-entropy PGD, and hardly to AutoAttack; a positive control for the flags",
+            "masks gradients: robust to cross-entropy PGD, hardly to AutoAttack; a positive control for the flags",
             "a reconstruction from the abstract, notes and claims; the literal GREACE diverges",
             "US patents 12020167 and 12393847 claim the method: a research baseline",
         ],
@@ -60,11 +60,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GREAT(Method):
-    """`alpha`: weight of the reversed A; `beta`: of GREACE; `ramp`: share of the training in which both grow.
+    """`alpha`: weight of A's reversed gradient; `beta`: of GREACE; `ramp`: share of the training in which both grow.
 
-    `scale`: what gradients are multiplied by for A; with `relative`, once their mean square over the batch is 1.
+    `scale`: factor on the gradients that A receives; with `relative`, after their mean square over the batch is made 1.
     `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
-    alpha = beta = 0 is standard training, to the bit, in the forms defence and distillation.
+    alpha = beta = 0 is standard training, bit for bit, in the forms defence and distillation.
     """
 
     compiles: ClassVar[bool] = False
@@ -88,11 +88,11 @@ class GREAT(Method):
         activation = recipe.model.settings.get("activation", "relu")
         if self.form != "multi-task" and activation not in SMOOTH:
             raise UserError(
-                f"{recipe.method.name} differentiates gradients, which {activation} does not have: "
+                f"{recipe.method.name} differentiates gradients, which {activation} does not allow: "
                 f"set model.activation to one of {', '.join(SMOOTH)}"
             )
         if (self.form == "distillation") != bool(self.teacher):
-            raise UserError("a teacher is what method.form=distillation needs, and it alone: set method.teacher=RUN")
+            raise UserError("method.form=distillation and no other form needs a teacher: set method.teacher=RUN")
         if not 0 <= self.ramp <= 1:
             raise UserError(f"method.ramp is {self.ramp:g}: write a share of the training, 0 to 1")
 
@@ -101,9 +101,9 @@ class GREAT(Method):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(setup.seed)
                 size, width = setup.feature_dim, 64
-                judge = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
+                auxiliary = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
                 head = Rotation().head(size, (setup.in_channels, setup.image_size, setup.image_size))
-            return {"auxiliary": judge, "turns": head, "alignment": Alignment(2, size)}
+            return {"auxiliary": auxiliary, "turns": head, "alignment": Alignment(2, size)}
         parts: dict[str, nn.Module] = {"auxiliary": setup.build(setup.seed)}
         if self.form == "distillation":
             loaded = load_model(self.teacher, dataset=setup.recipe.dataset)
@@ -126,29 +126,29 @@ class GREAT(Method):
         return tools.update(lambda: self.distilled(nets, x, y, g))
 
     def defended(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """J and CE(A(g), y): A receives the latter's gradient, f its reverse."""
-        alpha, beta = self._grown(nets)
+        """The terms of J, and CE(A(g), y), whose gradient reaches A as it is and f reversed."""
+        alpha, beta = self._ramped(nets)
         logits, g = _with_gradient(nets, x, y)
-        answer = nets.parts["auxiliary"](self._shown(_reversed(g, alpha)))
-        blamed = beta * functional.softmax(answer.detach().float(), 1).scatter(1, y[:, None], 0.0)
+        answer = nets.parts["auxiliary"](self._seen_by_auxiliary(_reversed(g, alpha)))
+        revealed = beta * functional.softmax(answer.detach().float(), 1).scatter(1, y[:, None], 0.0)
         if self.greace == "bounded":
-            terms = {"ce": nets.ce(logits.float() + blamed.log1p(), y)}
+            terms = {"ce": nets.ce(logits.float() + revealed.log1p(), y)}
         else:
-            terms = {"ce": nets.ce(logits, y), "greace": (blamed * logits.float()).sum(1).mean()}
+            terms = {"ce": nets.ce(logits, y), "greace": (revealed * logits.float()).sum(1).mean()}
         nets.note("class_from_gradient", (answer.argmax(1) == y).float().mean())
         return terms | {"auxiliary": ce(answer, y).mean()}
 
     def distilled(self, nets: Nets, x: Tensor, y: Tensor, g_teacher: Tensor) -> dict[str, Tensor]:
-        """CE(f(x), y) and A's cross-entropy on gradients (B, C, H, W) of the student (0) and the teacher (1)."""
+        """CE(f(x), y), and A's cross-entropy on the gradients (B, C, H, W) of the student (0) and the teacher (1)."""
         logits, g = _with_gradient(nets, x, y)
-        seen = self._shown(torch.cat([_reversed(g, self._grown(nets)[0]), g_teacher]))
+        seen = self._seen_by_auxiliary(torch.cat([_reversed(g, self._ramped(nets)[0]), g_teacher]))
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
         answer = nets.parts["auxiliary"](seen)[:, :2]
         nets.note("origin_from_gradient", (answer.argmax(1) == origin).float().mean())
         return {"ce": nets.ce(logits, y), "auxiliary": ce(answer, origin).mean()}
 
     def aligned(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The tasks' losses, which their heads learn from; what z learns from, of value 0; and A's cross-entropy."""
+        """The losses of the two tasks, which train the heads; a term of value 0 that trains z; A's cross-entropy."""
         alignment = nets.parts["alignment"]
         assert isinstance(alignment, Alignment)
         rotation = Rotation()
@@ -163,26 +163,26 @@ class GREAT(Method):
             (g,) = torch.autograd.grad(terms[name], cut, retain_graph=True)
             aligned = alignment.w[task] * g.float()
             encoder.append(((z - z.detach()) * aligned.detach()).sum())
-            tensors.append(_reversed(len(x) * aligned, self._grown(nets)[0]))
+            tensors.append(_reversed(len(x) * aligned, self._ramped(nets)[0]))
         origin = torch.arange(2, device=x.device).repeat_interleave(len(x))
-        answer = nets.parts["auxiliary"](self._shown(torch.cat(tensors)))
+        answer = nets.parts["auxiliary"](self._seen_by_auxiliary(torch.cat(tensors)))
         nets.note("task_from_gradient", (answer.argmax(1) == origin).float().mean())
         return terms | {"encoder": torch.stack(encoder).sum(), "auxiliary": ce(answer, origin).mean()}
 
-    def _shown(self, g: Tensor) -> Tensor:
-        """What A sees of gradients g (B, ...)."""
+    def _seen_by_auxiliary(self, g: Tensor) -> Tensor:
+        """The gradients g (B, ...) as A receives them."""
         if self.relative:
             g = g / g.detach().abs().amax().clamp_min(1e-30)  # squares of tiny gradients underflow
             g = g / (g.square().mean() + 1e-12).sqrt()
         return self.scale * g
 
-    def _grown(self, nets: Nets) -> tuple[float, float]:
+    def _ramped(self, nets: Nets) -> tuple[float, float]:
         grown = min(1.0, nets.progress / self.ramp) if self.ramp else 1.0
         return self.alpha * grown, self.beta * grown
 
 
 class Alignment(nn.Module):
-    """`w` (tasks, D): what a task's gradients are multiplied by on their way back, 1 at first."""
+    """`w` (tasks, D), initially 1: the factors on each task's gradients in the backward pass."""
 
     def __init__(self, tasks: int, size: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Alignment(nn.Module):
 
 
 def _with_gradient(nets: Nets, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) (B, K), and dCE/dx (B, C, H, W), itself differentiable."""
+    """The logits f(x) (B, K), and dCE/dx (B, C, H, W), which can be differentiated again."""
     x = x.detach().requires_grad_()
     logits = nets.f(x)
     (g,) = torch.autograd.grad(ce(logits, y).sum(), x, create_graph=True)
@@ -198,5 +198,5 @@ def _with_gradient(nets: Nets, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reversed(g: Tensor, alpha: float) -> Tensor:
-    """g itself, whose gradient is -alpha times what it would be; none for alpha 0."""
+    """g, with its gradient multiplied by -alpha in the backward pass; without gradient for alpha 0."""
     return g.detach() - alpha * (g - g.detach()) if alpha else g.detach()

@@ -3,15 +3,15 @@
 A reconstruction from the abstract, with the optimiser of Andrychowicz et al. 2016 (arXiv:1606.04474):
 
 theta_{t+1} = theta_t + 0.05 m(grad CE(theta_t; x), h_t; phi),  m an LSTM of two layers, the same for each coordinate
-min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax CE(theta_t; x'), theta_t held
+min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax CE(theta_t; x'), theta_t constant
 
-For the share `meta` of the run, each batch is one unroll: a new network of the recipe's architecture is trained by m
-for T steps, on batches seen before, and phi descends. Then m is frozen and trains f from clean images alone. With
-`source`, a run of this method, its m is used from the start: on another architecture or dataset.
+For the share `meta` of the run, each batch triggers one unroll: m trains a new network of the recipe's architecture for
+T steps, on batches seen before, and phi takes one step. Then m is frozen and trains f on clean images alone. With
+`source`, a run of this method, its m trains f from the start, which may have another architecture or dataset.
 
-Ours, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the clean
-loss, then eps growing, T growing from 20 to 40, gradients clipped (optim.clip). Controls: gamma = 1 (m trained on the
-clean loss), and Adam on clean and on adversarial images (`standard`, `pgd-at` with optim.name=adam).
+Our additions, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the
+clean loss, then a growing eps, T growing from 20 to 40, clipped gradients (optim.clip). Controls: gamma = 1 (m trained
+on the clean loss), and Adam on clean and on adversarial images (`standard`, `pgd-at` with optim.name=adam).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
             "a reconstruction from the abstract",
             "beats the same optimiser meta-trained on clean loss, not Adam on clean images",
             "memory grows with T x weights: meta-train on a small net, then use method.source on larger ones",
-            "what f is trained for must not go far beyond T steps",
+            "f must not be trained for many more than T steps",
         ],
         "recipe": {
             "model.activation": "softplus",
@@ -59,7 +59,7 @@ PART = "optimizer"
 
 
 class CoordinateLSTM(nn.Module):
-    """m: two LSTM layers of `units` and a linear output times `scale`, for each coordinate by itself."""
+    """m: two LSTM layers of `units` and a linear output times `scale`, applied to each coordinate separately."""
 
     def __init__(self, units: int, scale: float) -> None:
         super().__init__()
@@ -68,21 +68,21 @@ class CoordinateLSTM(nn.Module):
         self.out = nn.Linear(units, 1)
 
     def forward(self, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Updates (P,) and the next state (4, P, units), for gradients (P,)."""
+        """The updates (P,) and the next state (4, P, units), for gradients g (P,) and `state` (4, P, units)."""
         h1, c1 = self.first(preprocess(g), (state[0], state[1]))
         h2, c2 = self.second(h1, (state[2], state[3]))
         return self.scale * self.out(h2)[:, 0], torch.stack([h1, c1, h2, c2])
 
 
 def preprocess(g: Tensor, p: float = 10.0) -> Tensor:
-    """(P, 2): (log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al., appendix A)."""
+    """m's input (P, 2): (log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g) (Andrychowicz et al., appendix A)."""
     large = g.abs() >= math.exp(-p)
     size = torch.where(large, g.abs().clamp_min(math.exp(-p)).log() / p, -1.0)
     return torch.stack([size, torch.where(large, g.sign(), math.exp(p) * g)], 1)
 
 
-class Kept(nn.Module):
-    """The state (4, P, units) of the optimiser that trains f."""
+class OptimizerState(nn.Module):
+    """The state (4, P, units) of m while it trains f."""
 
     state: Tensor
 
@@ -92,7 +92,7 @@ class Kept(nn.Module):
 
 
 class Memory(nn.Module):
-    """The last batches seen, from which unrolls draw. Nothing here waits for the device."""
+    """The last `batches` batches, from which unrolls draw. No operation here makes the host wait for the device."""
 
     x: Tensor
     y: Tensor
@@ -108,14 +108,14 @@ class Memory(nn.Module):
         self.register_buffer("row", torch.arange(shape[0]), persistent=False)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Keep a batch, in the place of the oldest."""
+        """Store a batch in place of the oldest one."""
         rows = self.count % self.batches * len(self.row) + self.row
         self.x.index_copy_(0, rows, x)
         self.y.index_copy_(0, rows, y)
         self.count += 1
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """One of the batches kept."""
+        """A random one of the stored batches: x (B, C, H, W) and y (B,)."""
         filled = self.count.clamp_max(self.batches)
         place = (torch.rand((), device=filled.device) * filled).long().clamp_max(filled - 1)
         rows = place * len(self.row) + self.row
@@ -124,9 +124,12 @@ class Memory(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedOptimizer(Method):
-    """`gamma`: weight of the clean loss. `meta`: share of the run for meta-training, of which `clean_phase` is on the
-    clean loss; eps has grown to its full size at `full_eps`. T runs from `T_first` to `T`. `source`: a run whose
-    optimiser is used as it is."""
+    """`gamma`: weight of the clean loss. `meta`: share of the run for meta-training.
+
+    Of the meta-training, the share `clean_phase` uses the clean loss alone; eps reaches its full size at the share
+    `full_eps`. T grows from `T_first` to `T`. `units`, `scale`: of m; `meta_lr`: Adam's learning rate for phi;
+    `memory`: stored batches. `source`: the folder of a run whose optimiser is used without further training.
+    """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
 
@@ -149,15 +152,15 @@ class LearnedOptimizer(Method):
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if ranks.world() > 1:
-            raise UserError("learned-optimizer moves the weights itself: train it by one process")
+            raise UserError("learned-optimizer updates the weights itself: train it with one process")
         if recipe.awp.gamma:
-            raise UserError("learned-optimizer moves the weights itself: awp.gamma must be 0")
+            raise UserError("learned-optimizer updates the weights itself: awp.gamma must be 0")
         if not 0 <= self.gamma <= 1 or not 0 <= self.clean_phase < self.full_eps <= 1:
-            raise UserError("method.gamma lies in 0 to 1, and method.clean_phase below method.full_eps, at most 1")
+            raise UserError("method.gamma must lie in 0 to 1, and 0 <= method.clean_phase < method.full_eps <= 1")
         if not self.source and not 0 < self.meta < 1:
-            raise UserError(f"method.meta is {self.meta:g}: some of the run, not all, is for meta-training (0 to 1)")
+            raise UserError(f"method.meta is {self.meta:g}: write the share for meta-training, above 0 and below 1")
         if min(self.T_first, self.T, self.units, self.memory) < 1 or self.T_first > self.T:
-            raise UserError("method.T_first, T, units and memory are at least 1, and T_first is at most T")
+            raise UserError("method.T_first, T, units and memory must be at least 1, and T_first at most T")
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         with torch.random.fork_rng(devices=[]):
@@ -165,12 +168,12 @@ class LearnedOptimizer(Method):
             m = CoordinateLSTM(self.units, self.scale)
         optimisee = setup.build(setup.seed)
         weights = sum(weight.numel() for weight in optimisee.parameters())
-        kept = Kept(weights, self.units)
+        state = OptimizerState(weights, self.units)
         if self.source:
-            return {PART: loaded(m, Path(self.source)), "state": kept}
+            return {PART: load_optimizer(m, Path(self.source)), "state": state}
         image = (setup.in_channels, setup.image_size, setup.image_size)
         memory = Memory(self.memory, (setup.batch_size, *image))
-        return {PART: m, "optimisee": optimisee, "memory": memory, "state": kept}
+        return {PART: m, "optimisee": optimisee, "memory": memory, "state": state}
 
     def part_optim(self, name: str) -> dict[str, Any]:
         if name != PART:
@@ -186,27 +189,27 @@ class LearnedOptimizer(Method):
         return tools.update(lambda: self.unroll(nets, tools))
 
     def train(self, nets: Nets, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """One step of f, by m, from clean images."""
-        m, kept = nets.parts[PART], nets.parts["state"]
-        assert isinstance(kept, Kept)
+        """Take one step of f with m, on clean images."""
+        m, lstm = nets.parts[PART], nets.parts["state"]
+        assert isinstance(lstm, OptimizerState)
         weights = list(nets.f.parameters())
         loss = nets.ce(nets.f(x), y)
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
-            moves, kept.state = m(torch.cat([g.float().flatten() for g in gradients]), kept.state)
-            for weight, move in zip(weights, moves.split([w.numel() for w in weights]), strict=True):
-                weight.add_(move.view_as(weight))
+            updates, lstm.state = m(torch.cat([g.float().flatten() for g in gradients]), lstm.state)
+            for weight, update in zip(weights, updates.split([w.numel() for w in weights]), strict=True):
+                weight.add_(update.view_as(weight))
         return {"clean": loss.detach(), "adversarial": torch.zeros_like(loss)}
 
     def unroll(self, nets: Nets, tools: Tools) -> dict[str, Tensor]:
-        """The two parts of the meta-loss, over T steps of a new network."""
+        """The two terms of the meta-loss, over T steps of a new network."""
         u = nets.progress / self.meta
         steps = round(self.T_first + (self.T - self.T_first) * u)
         gamma = 1.0 if u < self.clean_phase else self.gamma
         grown = min(1.0, (u - self.clean_phase) / (self.full_eps - self.clean_phase))
         optimisee, m, memory = nets.parts["optimisee"], nets.parts[PART], nets.parts["memory"]
         assert isinstance(memory, Memory)
-        theta = renewed(optimisee)
+        theta = reinitialised(optimisee)
         state = torch.zeros(4, sum(v.numel() for v in theta.values()), self.units, device=memory.x.device)
         clean, adversarial = [], []
         for _ in range(steps):
@@ -215,32 +218,32 @@ class LearnedOptimizer(Method):
             gradients = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
             clean.append(loss)
             if gamma < 1:
-                held = {name: value.detach() for name, value in theta.items()}
-                x_adv = tools.attack(lambda z, held=held, y=y: ce(functional_call(optimisee, held, (z,)), y), x, y)  # type: ignore[misc]
-                x_adv = x + grown * (x_adv - x)  # inside the smaller ball: balls are convex
+                fixed = {name: value.detach() for name, value in theta.items()}
+                x_adv = tools.attack(lambda z, w=fixed, y=y: ce(functional_call(optimisee, w, (z,)), y), x, y)  # type: ignore[misc]
+                x_adv = x + grown * (x_adv - x)  # inside the smaller ball, since balls are convex
                 adversarial.append(functional.cross_entropy(functional_call(optimisee, theta, (x_adv,)).float(), y))
-            # As published: the gradient m is shown counts as data, so that no second derivative is taken.
-            moves, state = m(torch.cat([g.detach().flatten() for g in gradients]), state)
-            theta = moved(theta, moves)
+            # As published: m takes the gradient as data, so no second derivative is needed.
+            updates, state = m(torch.cat([g.detach().flatten() for g in gradients]), state)
+            theta = add_updates(theta, updates)
         terms = {"clean": gamma * torch.stack(clean).mean(), "adversarial": torch.zeros_like(clean[0]).detach()}
         if adversarial:
             terms["adversarial"] = (1 - gamma) * torch.stack(adversarial).mean()
         return terms
 
 
-def loaded(m: CoordinateLSTM, source: Path) -> CoordinateLSTM:
-    """m with the weights of the run `source`, frozen. Raises UserError."""
+def load_optimizer(m: CoordinateLSTM, source: Path) -> CoordinateLSTM:
+    """m with the weights of the run in `source`, frozen. Raises UserError if they are missing or do not fit."""
     file = source / "parts" / f"{PART}.safetensors"
     if not file.is_file():
-        raise UserError(f"method.source {source} is no run of learned-optimizer: {file} is missing")
+        raise UserError(f"method.source {source} is not a run of learned-optimizer: {file} is missing")
     state, _ = read_state(file)
     assert isinstance(state, dict)
     fit_state(m, state, str(file), PART)
     return m.requires_grad_(False)
 
 
-def renewed(net: nn.Module) -> dict[str, Tensor]:
-    """New initial weights of `net`, by name, which start a graph of their own."""
+def reinitialised(net: nn.Module) -> dict[str, Tensor]:
+    """Reinitialise `net`, and return its new weights by name, as leaves of a new autograd graph."""
     for module in net.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
@@ -248,7 +251,7 @@ def renewed(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
 
 
-def moved(theta: dict[str, Tensor], moves: Tensor) -> dict[str, Tensor]:
-    """theta + moves (P,)."""
-    parts = moves.split([value.numel() for value in theta.values()])
-    return {name: value + move.view_as(value) for (name, value), move in zip(theta.items(), parts, strict=True)}
+def add_updates(theta: dict[str, Tensor], updates: Tensor) -> dict[str, Tensor]:
+    """theta + updates (P,), by name."""
+    parts = updates.split([value.numel() for value in theta.values()])
+    return {name: value + update.view_as(value) for (name, value), update in zip(theta.items(), parts, strict=True)}

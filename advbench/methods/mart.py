@@ -3,8 +3,8 @@
 min_f E[ BCE(f(x'), y) + beta KL(f(x) || f(x')) (1 - p_y(x)) ],  x' = argmax_{x' in B(x, eps)} CE(f(x'), y)
 BCE(f(x'), y) = CE(f(x'), y) - log(1 - max_{k != y} p_k(x'))
 
-With the released code's constants against log 0 (1.0001 and 1.0000001), start (x + 0.001 N(0, I)) and beta for
-ResNet-18; 6 in the paper.
+From the released code: the constants that avoid log 0 (1.0001 and 1.0000001), the start x + 0.001 N(0, I), and
+beta = 5 for ResNet-18 (6 in the paper).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from advbench.methods.base import Method, Nets
-from advbench.methods.terms import boosted, unsure_kl
+from advbench.methods.terms import boosted_margin, weighted_kl
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "mart": {
         "make": "MART",
-        "summary": "boosted cross-entropy, and a KL that weighs misclassified images more (Wang et al. 2020)",
+        "summary": "boosted cross-entropy, and a KL with more weight on misclassified images (Wang et al. 2020)",
         "paper": "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
         "arxiv": None,
         "year": 2020,
@@ -42,6 +42,6 @@ class MART(Method):
         clean, adversarial = nets.f(x), nets.f(x_adv)
         return {
             "ce": nets.ce(adversarial, y),
-            "margin": boosted(adversarial, y).mean(),
-            "kl": self.beta * unsure_kl(clean, adversarial, y).mean(),
+            "margin": boosted_margin(adversarial, y).mean(),
+            "kl": self.beta * weighted_kl(clean, adversarial, y).mean(),
         }

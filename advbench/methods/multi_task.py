@@ -1,11 +1,13 @@
-"""Multi-task learning: Ghamizi et al., AAAI 2022, arXiv:2110.15053 (after Mao et al. 2020). Read in code.
+"""Multi-task learning: Ghamizi et al., AAAI 2022, arXiv:2110.15053 (after Mao et al. 2020).
 
-min E[ CE(f(x), y) + weight x mean_t L_t(x) ],  t the auxiliary tasks, one encoder, a head each
+The authors' code was read.
 
-The tasks are made from the data (`models/tasks.py`). No defence but a subject of study: the paper shows that
+min E[ CE(f(x), y) + weight x mean_t L_t(x) ],  t the auxiliary tasks, with a shared encoder and a head each
+
+The tasks are made from the data (`models/tasks.py`). This is not a defence but an object of study: the paper shows that
 auxiliary tasks bring no reliable robustness, and that an attack on the sum of the tasks is weak on each. The heads
 are the run's parts: `advbench evaluate --attack multi-task` and `advbench analyze vulnerability` attack the tasks alone
-and together. Only f is deployed. `attacked` names the losses that the examples of adversarial training raise.
+and together. Only f is deployed. `attacked` names the losses that the inner attack of adversarial training maximises.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "claim": "auxiliary tasks give no reliable robustness; attacks on all tasks at once make it seem so",
         "cost": 0.2,
         "cautions": [
-            "an evaluation, no defence: score the main task under the attack on it alone",
+            "an evaluation, not a defence: score the main task under the attack on it alone",
             "the paper's tasks are Taskonomy's; these are made from the images, as in its code",
         ],
         "recipe": {"validation.select": "clean"},
@@ -45,7 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2022,
         "claim": "none: a control, adversarial training with the same tasks",
         "cost": 1.1,
-        "cautions": ["examples raised on the sum of the tasks (attacked=sum) are weaker on the main one"],
+        "cautions": ["adversarial examples for the sum of the tasks (attacked=sum) are weaker on the main task"],
     },
 }
 
@@ -54,7 +56,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class MultiTask(Method):
     """`tasks`: rotation, macro, jigsaw, autoencoder. `weight`: of their mean loss. `macro`: superclass of each class.
 
-    `attacked`: none trains on clean images, main on examples against CE(f(x), y), sum against all losses added.
+    `attacked`: "none" trains on clean images; "main" on adversarial examples that maximise CE(f(x), y); "sum" on
+    adversarial examples that maximise the sum of all losses.
     """
 
     tasks: tuple[str, ...] = ("rotation",)
@@ -68,14 +71,14 @@ class MultiTask(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        self.made(recipe.dataset, num_classes)
+        self.tasks_for(recipe.dataset, num_classes)
 
-    def made(self, dataset: str, num_classes: int) -> dict[str, Task]:
-        """The tasks, for a dataset. Raises UserError."""
+    def tasks_for(self, dataset: str, num_classes: int) -> dict[str, Task]:
+        """The auxiliary tasks for `dataset`, by name. Raises UserError for unknown tasks or superclasses."""
         return make_tasks(self.tasks, dataset, num_classes, self.macro)
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
-        tasks = self.made(setup.recipe.dataset, setup.num_classes)
+        tasks = self.tasks_for(setup.recipe.dataset, setup.num_classes)
         shape = (setup.in_channels, setup.image_size, setup.image_size)
         return {**make_heads(tasks, setup.feature_dim, shape, setup.seed)}
 
@@ -92,7 +95,7 @@ class MultiTask(Method):
         return {"ce": losses.pop(MAIN).mean(), **{name: share * loss.mean() for name, loss in losses.items()}}
 
     def losses(self, nets: Nets, x: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """(B,) of the main task and of each auxiliary one at z, a perturbation of the clean x."""
+        """The loss (B,) of the main task and of each auxiliary task at z, a perturbation of the clean x."""
         heads = {name: part for name, part in nets.parts.items() if isinstance(part, Head)}
         out = answers(nets.f, heads, z, nets.key)
         return losses(out, heads, x, y, nets.key, smoothing=nets.label_smoothing)

@@ -2,7 +2,7 @@
 
 min_f E[CE(f(x'), y)],  x' = x + d + alpha sign grad CE(f(x + d), y),  d ~ U(-k eps, k eps),  alpha = eps
 
-x' is not cut to the ball, only to [0, 1]: more noise, without clipping, prevents catastrophic overfitting.
+x' is clipped to [0, 1] but not to the ball: more noise without that clipping prevents catastrophic overfitting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(Method):
-    """`k`: size of the noise, in eps. The step alpha is the recipe's `inner.rel_step` or `inner.step_size`."""
+    """`k`: size of the noise, in eps. The step size alpha is the recipe's `inner.rel_step` or `inner.step_size`."""
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 

@@ -22,11 +22,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2018,
         "claim": "CIFAR-10, ResNet-18, Linf 8/255: about 50.5 % under AutoAttack with weight averaging",
         "cost": 1.0,
-        "cautions": ["overfits in its robust accuracy: the last epoch is up to 6 points below the best"],
+        "cautions": ["robust overfitting: the robust accuracy of the last epoch is up to 6 points below the best"],
     },
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(Method):
-    """min_f E[max_{x'} CE(f(x'), y)]: the base class as it is."""
+    """The base class as it is: min_f E[max_{x'} CE(f(x'), y)]."""

@@ -18,7 +18,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": None,
         "claim": "the best clean accuracy, and no robustness",
         "cost": 0.09,
-        "cautions": ["robust accuracy at the usual eps is zero: anything above it under a weak attack is masking"],
+        "cautions": ["robust accuracy at the usual eps is zero: more under a weak attack means masked gradients"],
         "recipe": {"validation.select": "clean"},
     },
 }

@@ -2,8 +2,8 @@
 
 min_f E[ CE(f(x), y) + beta max_{x' in B(x, eps)} KL(f(x) || f(x')) ]
 
-As released: the attack starts at x + 0.001 N(0, I), with p(x) held; the outer gradient flows through both
-sides of the KL. Clean and adversarial images pass in two train-mode batches.
+As in the released code, the attack starts at x + 0.001 N(0, I) and takes f(x) as constant, and the outer gradient
+flows through both sides of the KL. Clean and adversarial images form two train-mode batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from advbench.methods.terms import kl, kl_objective
 ENTRIES: dict[str, dict[str, Any]] = {
     "trades": {
         "make": "TRADES",
-        "summary": "clean cross-entropy plus beta x KL to the adversarial answer (Zhang et al. 2019)",
+        "summary": "clean cross-entropy plus beta x KL to the adversarial prediction (Zhang et al. 2019)",
         "paper": "Theoretically Principled Trade-off between Robustness and Accuracy",
         "arxiv": "1901.08573",
         "year": 2019,
@@ -33,7 +33,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(Method):
-    """`beta`, 1 / lambda in the paper: weight of robustness against accuracy; 0 is standard training."""
+    """`beta`, 1 / lambda in the paper: weight of the KL; 0 is standard training."""
 
     beta: float = 6.0
 

@@ -1,4 +1,4 @@
-"""The zoo: `build` makes an architecture by name, `wrap` changes its inference, `describe`/`rebuild` repeat both.
+"""The zoo: `build` makes an architecture, `wrap` changes its inference, `describe` and `rebuild` repeat both.
 
 Importing this package loads no torch.
 """
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from advbench.models.base import Model
 
 
-_GIVEN = ("num_classes", "in_channels", "image_size", "net")  # by the dataset or the caller, no settings
+_GIVEN = ("num_classes", "in_channels", "image_size", "net")  # arguments from the dataset or the caller, not settings
 
 
 def architectures() -> dict[str, Entry]:
-    """The registered networks, by name."""
+    """The registered architectures, by name."""
     return {name: entry for name, entry in entries("models").items() if not _is_wrapper(entry)}
 
 
 def wrappers() -> dict[str, Entry]:
-    """What can be put around a network to change its inference, by name."""
+    """The registered wrappers, which change the inference of a network, by name."""
     return {name: entry for name, entry in entries("models").items() if _is_wrapper(entry)}
 
 
@@ -38,16 +38,16 @@ def build(
 ) -> Model:
     """A new network for square images (B, in_channels, image_size, image_size) in [0, 1], in train mode.
 
-    `seed` decides the initial weights and leaves the global random numbers alone; without it they are
-    drawn from them. `settings` are the architecture's own (JSON values). Raises UserError for an
-    unknown architecture or setting, or a size the architecture cannot take.
+    `seed` decides the initial weights and leaves the global random state unchanged. Without it the weights are drawn
+    from the global random numbers. `settings` are the architecture's own (JSON values). Raises UserError for an
+    unknown architecture or setting, or a size that the architecture does not support.
     """
     from advbench.models.base import Model
 
     registered = arch in architectures()
     if not registered and ":" not in arch:
         if arch in wrappers():
-            raise UserError(f"{arch} is a wrapper, no architecture: choose from {', '.join(architectures())}")
+            raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
         raise unknown("architecture", arch, architectures())
     entry = find("models", arch)
     if registered:
@@ -58,7 +58,7 @@ def build(
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     try:
         with _seeded(seed):
-            net = entry.create(**sizes, **_plain(arch, settings))
+            net = entry.create(**sizes, **_checked_json(arch, settings))
     except Exception as error:
         if isinstance(error, UserError) or registered:
             raise
@@ -70,7 +70,7 @@ def build(
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings of an architecture or wrapper, with their defaults. Imports torch."""
+    """The settings of an architecture or wrapper, with their defaults (`Parameter.empty` for none). Imports torch."""
     maker = entry.load()
     layers = inspect.getmro(maker) if isinstance(maker, type) else (maker,)
     found: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 
 
 def wrap(net: nn.Module, name: str, *, seed: int | None = None, **settings: Any) -> Model:
-    """Put the wrapper `name` around `net`, which is left as it was. Raises UserError."""
+    """Put the wrapper `name` around a copy of `net`. Raises UserError for an unknown wrapper or setting."""
     from advbench.models.base import Wrapper
 
     known = wrappers()
@@ -99,7 +99,7 @@ def wrap(net: nn.Module, name: str, *, seed: int | None = None, **settings: Any)
         if default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"{name} needs the setting {key}: its settings are {', '.join(allowed)}")
     with _seeded(seed):
-        wrapped = known[name].create(net=net, **_plain(name, settings))
+        wrapped = known[name].create(net=net, **_checked_json(name, settings))
     if not isinstance(wrapped, Wrapper):
         raise TypeError(f"{name} made a {type(wrapped).__name__}, not a Wrapper")
     wrapped.wrappers = [*getattr(net, "wrappers", []), {"name": name, "settings": settings}]
@@ -107,7 +107,10 @@ def wrap(net: nn.Module, name: str, *, seed: int | None = None, **settings: Any)
 
 
 def parse_wrapper(name: str, text: str) -> dict[str, Any]:
-    """The settings of wrapper `name` from its short form, as `layer1:8` for quantize's LAYER:LEVELS."""
+    """The settings of wrapper `name` from their short form, such as `layer1:8` for quantize's LAYER:LEVELS.
+
+    Raises UserError for an unknown wrapper or a text that is not of the form.
+    """
     known = wrappers()
     if name not in known:
         raise unknown("wrapper", name, known)
@@ -119,7 +122,7 @@ def parse_wrapper(name: str, text: str) -> dict[str, Any]:
 
 
 def describe(net: Model) -> dict[str, Any]:
-    """What `rebuild` needs to make the same network again, weights apart: JSON values only."""
+    """What `rebuild` needs to make the same network again, without its weights, as JSON values."""
     return {
         "arch": net.arch,
         "settings": net.settings,
@@ -131,7 +134,7 @@ def describe(net: Model) -> dict[str, Any]:
 
 
 def rebuild(description: dict[str, Any], *, seed: int | None = None) -> Model:
-    """The network that `describe` told of, with new weights."""
+    """The network that `describe` described, with new weights. Raises UserError as `build` and `wrap` do."""
     net = build(
         description["arch"],
         num_classes=description["num_classes"],
@@ -149,11 +152,11 @@ def _is_wrapper(entry: Entry) -> bool:
     return entry.about.get("kind") == "wrapper"
 
 
-def _plain(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _checked_json(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(settings)
     except TypeError as error:
-        raise UserError(f"settings of {name} are numbers, texts, lists and true/false: {error}") from error
+        raise UserError(f"settings of {name} must be numbers, texts, lists or true/false: {error}") from error
     return settings
 
 
@@ -165,5 +168,5 @@ def _seeded(seed: int | None) -> Iterator[None]:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU, too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
         yield

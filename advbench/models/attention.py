@@ -1,12 +1,12 @@
-"""Attention over places in the image, before the classifier (after Liu and JaJa, IJCAI 2019, arXiv:1810.02424).
+"""Attention over positions in the image, before the classifier (after Liu and JaJa, IJCAI 2019, arXiv:1810.02424).
 
-A reconstruction: the abstract speaks of a nonlinear attention module that gives larger weights to robust features;
-the form here is ours.
+A reconstruction: the abstract describes a nonlinear attention module that gives larger weights to robust features.
+The form here is our choice.
 
 c_i = u . tanh(W l_i + V g),  a = softmax_i(c),  phi = sum_i a_i l_i,  logits = head(P phi)
 
-l_i (C,) are the local features at place i and g (D,) the global ones of the inner net, whose own head classifies;
-P (D x C) brings phi to the length that it takes, and is left out where C = D.
+l_i (C,) are the inner net's local features at position i, g (D,) its global features, and head is its own head.
+P (D x C) maps phi to the D inputs of the head; without it if C = D.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "Attention",
         "kind": "wrapper",
         "form": "WIDTH",
-        "summary": "the classifier sees a mean of local features, weighted by attention (after Liu and JaJa 2019)",
+        "summary": "the classifier receives a mean of local features, weighted by attention (after Liu and JaJa 2019)",
     },
 }
 
 
 class Attention(Wrapper):
-    """A copy of `net` that classifies phi; `width` units compare the local with the global features.
+    """A copy of `net` that classifies phi. `width`: the length of u.
 
-    Raises UserError when the net has no feature maps.
+    Raises UserError if the net has no feature maps, or `width` is not a whole number above 0.
     """
 
     def __init__(self, *, net: nn.Module, width: int = 64) -> None:
@@ -45,12 +45,12 @@ class Attention(Wrapper):
         self.feature_dim = channels
 
     def weights(self, maps: Tensor, g: Tensor) -> Tensor:
-        """a (B, 1, H, W), which sums to 1 over the places of `maps` (B, C, H, W); g (B, D)."""
+        """a (B, 1, H, W), which sums to 1 over the positions of `maps` (B, C, H, W), for g (B, D)."""
         c = self.score(torch.tanh(self.local(maps) + self.whole(g)[:, :, None, None]))
         return c.flatten(2).softmax(2).view_as(c)  # type: ignore[no-any-return]
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner net's maps (B, C, H, W), and phi (B, C)."""
+        """The inner net's feature maps (B, C, H, W), and phi (B, C)."""
         maps, g = self.net.maps_and_features(x)
         return maps, (self.weights(maps, g) * maps).sum((2, 3))
 
@@ -62,7 +62,7 @@ class Attention(Wrapper):
         return self.net.head(self.project(z))  # type: ignore[no-any-return]
 
     def _shapes(self) -> tuple[int, int]:
-        """C and D, from one image; in eval mode, which moves no statistics."""
+        """C and D, from a pass of one image, in eval mode so that no statistic changes."""
         training = self.net.training
         self.net.eval()
         device = next(self.net.parameters()).device

@@ -1,4 +1,4 @@
-"""What every network of the zoo is: images in [0, 1] in, logits out, features and head apart."""
+"""The base classes of the zoo's networks: from images in [0, 1] to logits, with features and head separate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advbench.models import architectures
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 
-# Mean and standard deviation of the training images, a channel each, on the [0, 1] scale.
+# Mean and standard deviation of the training images by channel, on the [0, 1] scale.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3053,), (0.3760,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -28,11 +28,11 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Model(nn.Module):
-    """Base of the zoo: `forward(x) = head(features(x))` for x (B, in_channels, image_size, image_size) in [0, 1].
+    """Base class: `forward(x) = head(features(x))` for x (B, in_channels, image_size, image_size) in [0, 1].
 
-    Normalisation is inside: `normalize` is None (none, the default in robustness work), a dataset's
-    name, or [means, standard deviations]. Its buffers `mean` and `std` (1, C, 1, 1) are settings, not
-    weights: they stay out of the state dict, so that states saved elsewhere load.
+    Normalisation is part of the network: `normalize` is None (no normalisation, the default in robustness work), a
+    dataset's name, or [means, standard deviations]. The buffers `mean` and `std` (1, C, 1, 1) are settings, not
+    weights: they are not in the state dict, so states saved elsewhere load.
     """
 
     arch: str
@@ -73,14 +73,14 @@ class Model(nn.Module):
         return (x - self.mean) / self.std if self._normalizes else x
 
     def features(self, x: Tensor) -> Tensor:
-        """The penultimate layer (B, feature_dim) of images x in [0, 1]."""
+        """The outputs of the penultimate layer (B, feature_dim) for images x in [0, 1]."""
         return self.maps_and_features(x)[1]
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """In one pass: the last local features but one stage (B, C, H, W), and `features(x)`.
+        """In one pass: local features (B, C, H, W), and `features(x)`.
 
-        The stage before the last in residual nets; the last convolution, before its pooling, in plain
-        ones. Raises UserError when the architecture has no such maps.
+        The local features are the outputs of the last stage but one in residual nets, and of the last convolution,
+        before its pooling, in plain nets. Raises UserError if the architecture has no such maps.
         """
         with_maps = [name for name, entry in architectures().items() if entry.about.get("maps")]
         raise UserError(f"{self.arch} has no feature maps: choose from {', '.join(with_maps)}")
@@ -91,7 +91,7 @@ class Model(nn.Module):
 
     @property
     def has_maps(self) -> bool:
-        """Whether `maps_and_features` and `feature_maps` can be had."""
+        """Whether the architecture has `maps_and_features` and `feature_maps`."""
         return type(self).maps_and_features is not Model.maps_and_features
 
     def head(self, z: Tensor) -> Tensor:
@@ -103,19 +103,19 @@ class Model(nn.Module):
         return self.head(self.features(x))
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """In one pass: `features(x)` (B, feature_dim), and the logits (B, num_classes) that follow from them."""
+        """In one pass: `features(x)` (B, feature_dim), and the logits (B, num_classes)."""
         z = self.features(x)
         return z, self.head(z)
 
 
 class Wrapper(Model):
-    """A network put around a copy of another, `self.net`, to change its inference.
+    """Base class of networks around a copy of another network, `self.net`, that change its inference.
 
-    Features and head are the inner net's unless overridden. Settings that decide the output are
-    registered as buffers, so that the weights' hash tells two settings apart.
+    Features and head are the inner net's unless overridden. Settings that affect the output are buffers, so that the
+    hash of the weights differs between two settings.
     """
 
-    net: Any  # an nn.Module; Any, since the inner net of a foreign model need not be a Model
+    net: Any  # an nn.Module. Any, since the inner net need not be a Model
 
     def __init__(self, net: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -143,10 +143,10 @@ class Wrapper(Model):
 
 @contextmanager
 def straight_through(net: nn.Module, on: bool = True) -> Iterator[int]:
-    """Let gradients pass the layers of `net` declared non-differentiable as if they were the identity (BPDA).
+    """Let gradients pass the non-differentiable layers of `net` as if these were the identity (BPDA).
 
-    Such layers carry a bool `straight_through`; what they compute stays the same. Yields their
-    number, and sets each back to what it was.
+    Such layers have a bool attribute `straight_through`; their outputs stay the same. Yields the number of these
+    layers, and restores each attribute at the end.
     """
     layers = [layer for layer in net.modules() if isinstance(getattr(layer, "straight_through", None), bool)]
     before = [layer.straight_through for layer in layers]
@@ -155,21 +155,21 @@ def straight_through(net: nn.Module, on: bool = True) -> Iterator[int]:
             setattr(layer, "straight_through", on)  # noqa: B010
         yield len(layers)
     finally:
-        for layer, was in zip(layers, before, strict=True):
-            setattr(layer, "straight_through", was)  # noqa: B010
+        for layer, value in zip(layers, before, strict=True):
+            setattr(layer, "straight_through", value)  # noqa: B010
 
 
 def check_positive(**values: int) -> None:
-    """Raise UserError for the first of `values` that is no whole number above zero."""
+    """Raise UserError for the first of `values` that is not a whole number above 0."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}: write a whole number above 0")
 
 
 def check_size(arch: str, image_size: int, smallest: int) -> None:
-    """Raise UserError when images are too small to be pooled as often as `arch` does."""
+    """Raise UserError if the images are smaller than `smallest`, too small for the pooling of `arch`."""
     if image_size < smallest:
-        raise UserError(f"{arch} takes images of {smallest}x{smallest} and more, these are {image_size}x{image_size}")
+        raise UserError(f"{arch} needs images of at least {smallest}x{smallest}, not {image_size}x{image_size}")
 
 
 def check_dropout(dropout: float) -> None:

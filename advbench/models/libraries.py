@@ -18,7 +18,7 @@ from advbench.registry import outside, parameters
 
 
 class Normalized(nn.Module):
-    """`net` for images in [0, 1]: normalised by `mean` and `std`, a number a channel, before they reach it."""
+    """`net` for images in [0, 1], which are first normalised by `mean` and `std`, a number for each channel."""
 
     mean: Tensor
     std: Tensor
@@ -35,12 +35,13 @@ class Normalized(nn.Module):
 
 
 def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
+    """(network, classes, notes) for `NAME[:WEIGHTS]`: with the default weights, those named, or `random` ones.
+
+    The network includes its normalisation. ImageNet models expect images larger than 32x32. Raises UserError for an
+    unknown name, and if the weights cannot be downloaded.
+    """
     from torchvision import models
 
-    """`NAME[:WEIGHTS]`: (network, classes, notes), with the default weights, those named, or `random` ones.
-
-    ImageNet models want larger images than 32x32; normalisation is put inside. Raises UserError.
-    """
     name, _, which = name.partition(":")
     known = models.list_models(module=models)
     if name not in known:
@@ -51,7 +52,7 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
     weights = None if which == "random" else enum[which] if which else enum.DEFAULT
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constructors announce changes of their defaults
+            warnings.simplefilter("ignore")  # constructors warn about changed defaults
             net = models.get_model(name, weights=weights)
     except Exception as error:  # the download fails in many ways
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -68,7 +69,10 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
 
 
 def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
-    """`NAME[:random]`: (network, classes, notes), with timm's weights or random ones. Raises UserError."""
+    """(network, classes, notes) for `NAME[:random]`: with timm's weights, or random ones.
+
+    Raises UserError without timm, for an unknown name, and if the weights cannot be downloaded.
+    """
     random = name.endswith(":random")
     name = name.removesuffix(":random")
     try:
@@ -94,15 +98,15 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
 
 
 def call(spec: str, num_classes: int | None) -> nn.Module:
-    """The module that `package.module:name` makes, called with num_classes if it asks for it, else with nothing.
+    """The module that `package.module:name` returns. It is called with num_classes if it has that parameter.
 
-    Raises UserError (see `registry.outside`), also for code that makes something else.
+    Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
     """
     entry = outside("model", spec)
-    wants = parameters(entry.load()).get("num_classes")
-    if wants is not None and num_classes is None and wants.default is inspect.Parameter.empty:
-        raise UserError(f"{spec} asks for num_classes: name the --dataset")
-    settings = {"num_classes": num_classes} if wants is not None and num_classes is not None else {}
+    parameter = parameters(entry.load()).get("num_classes")
+    if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
+        raise UserError(f"{spec} needs num_classes: name the --dataset")
+    settings = {"num_classes": num_classes} if parameter is not None and num_classes is not None else {}
     try:
         net = entry.create(**settings)
     except UserError:

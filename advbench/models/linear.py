@@ -1,4 +1,4 @@
-"""A linear classifier on the pixels: its distances to the boundary have closed forms."""
+"""A linear classifier on the pixels, whose distances to the decision boundary have closed forms."""
 
 from __future__ import annotations
 

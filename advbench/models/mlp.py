@@ -1,4 +1,4 @@
-"""Fully connected layers."""
+"""A multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class MLP(Model):
-    """`depth` hidden layers of `width` units."""
+    """A fully connected network with `depth` hidden layers of `width` units."""
 
     def __init__(self, *, width: int = 256, depth: int = 2, **common: Any) -> None:
         super().__init__(**common)

@@ -1,6 +1,6 @@
 """Quantised outputs of one layer, at test time (Sridhar et al. 2022, arXiv:2206.06496).
 
-Its gradient is zero wherever it exists, so plain gradient attacks see nothing: measure it with
+The gradient is zero wherever it exists, so plain gradient attacks fail. Evaluate such a network with
 `straight_through` on (Athalye et al. 2018, BPDA, arXiv:1802.00420).
 """
 
@@ -26,7 +26,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class Quantizer(nn.Module):
-    """q(h) = floor(levels h) / levels, elementwise; with `straight_through` its gradient is the identity's."""
+    """q(h) = floor(levels h) / levels, elementwise. With `straight_through` its gradient is that of the identity."""
 
     levels: Tensor
     straight_through: bool

@@ -1,4 +1,4 @@
-"""Residual networks in the form for 32x32 images: a 3x3 stem without pooling, four stages."""
+"""Residual networks for 32x32 images: a 3x3 stem without pooling, and four stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class _Block(nn.Module):
-    """relu(x' + bn2(conv2(relu(bn1(conv1 x))))), x' the (projected) input."""
+    """relu(x' + bn2(conv2(relu(bn1(conv1 x))))); x' is x, projected where shapes change."""
 
     def __init__(self, inputs: int, planes: int, stride: int, act: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Block(nn.Module):
 
 
 class _PreActBlock(nn.Module):
-    """x' + conv2(relu(bn2(conv1 h))) with h = relu(bn1 x), x' = x, or h projected where shapes change."""
+    """x' + conv2(relu(bn2(conv1 h))) with h = relu(bn1 x); x' is x, or h projected where shapes change."""
 
     def __init__(self, inputs: int, planes: int, stride: int, act: nn.Module) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class _PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(h)
-        return self.conv2(self.act(self.bn2(self.conv1(h)))) + kept  # type: ignore[no-any-return]
+        shortcut = x if self.shortcut is None else self.shortcut(h)
+        return self.conv2(self.act(self.bn2(self.conv1(h)))) + shortcut  # type: ignore[no-any-return]
 
 
 class _Residual(Model):
-    """The frame both forms share: stem `conv1`, stages `layer1`..`layer4`, mean over positions, `linear`."""
+    """Base class of both forms: stem `conv1`, stages `layer1`..`layer4`, mean over positions, `linear`."""
 
     block: type[nn.Module]
     layer1: nn.Module
@@ -100,7 +100,7 @@ class _Residual(Model):
 
 
 class ResNet(_Residual):
-    """He et al. 2016 (arXiv:1512.03385), with the keys of the widespread CIFAR code and of RobustBench."""
+    """ResNet of He et al. 2016 (arXiv:1512.03385). State-dict keys are those of common CIFAR code and RobustBench."""
 
     block = _Block
 
@@ -115,7 +115,7 @@ class ResNet(_Residual):
 
 
 class PreActResNet(_Residual):
-    """He et al. 2016 (arXiv:1603.05027), with a last BatchNorm `bn` before pooling, as Rice et al. 2020 train it."""
+    """Pre-activation ResNet (He et al. 2016, arXiv:1603.05027). BatchNorm `bn` precedes pooling (Rice et al. 2020)."""
 
     block = _PreActBlock
 

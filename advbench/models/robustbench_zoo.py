@@ -1,7 +1,7 @@
-"""RobustBench's models: which there are (read from its source, without importing it), and loading one.
+"""RobustBench's models: listing them, by reading its source without importing it, and loading one.
 
-Croce et al. 2021 (arXiv:2010.09670). Weights come from a local file where there is one, else from
-where RobustBench keeps them.
+Croce et al. 2021 (arXiv:2010.09670). Weights are read from a local file, or downloaded from where RobustBench keeps
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from advbench.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-# Variable in RobustBench's source, the threat model it holds, and our norm (None: common corruptions).
+# For each variable in RobustBench's source: its threat model and our norm (None: common corruptions).
 _THREATS = {"linf": ("Linf", "linf"), "l2": ("L2", "l2"), "common_corruptions": ("corruptions", None)}
 _DATASETS = ("cifar10", "cifar100", "imagenet")
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
@@ -37,7 +37,7 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One of RobustBench's models; `files` are the weight files it wants, with their Google Drive ids."""
+    """One of RobustBench's models. `files`: its weight files, each with its Google Drive id or None."""
 
     dataset: str
     threat: str
@@ -51,19 +51,19 @@ class ZooModel:
 
     @property
     def folder(self) -> Path:
-        """Where its weight files are looked for and downloaded to."""
+        """The folder in which its weight files are looked for, and to which they are downloaded."""
         return models_folder() / "robustbench" / self.dataset / self.threat
 
 
 def models_folder() -> Path:
-    """Where downloaded weights are kept: `models` in the folder ADVBENCH_DATA, else in the user's cache."""
+    """The folder of downloaded weights: `models` in the folder ADVBENCH_DATA, or in the user's cache folder."""
     chosen = os.environ.get("ADVBENCH_DATA")
     return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("advbench")) / "models"
 
 
 @cache
 def zoo() -> tuple[ZooModel, ...]:
-    """All models of the installed RobustBench. Loads neither it nor torch."""
+    """All models of the installed RobustBench. Imports neither RobustBench nor torch. Raises UserError without it."""
     package = importlib.util.find_spec("robustbench")
     if package is None or package.origin is None:
         raise UserError("robustbench is not installed: pip install robustbench")
@@ -81,10 +81,10 @@ def zoo() -> tuple[ZooModel, ...]:
 
 
 def choose(text: str, dataset: str | None = None, norm: str | None = None) -> tuple[ZooModel, list[str]]:
-    """The model meant by NAME, DATASET/NAME or DATASET/THREAT/NAME, and a note where the name alone is not enough.
+    """The model that NAME, DATASET/NAME or DATASET/THREAT/NAME means, and a note if several models have that name.
 
-    Several models may share a name: then those for `dataset` and `norm` come first, then CIFAR-10
-    before CIFAR-100 before ImageNet, and Linf before L2 before corruptions. Raises UserError.
+    Of several models with one name, those for `dataset` and `norm` come first, then CIFAR-10 before CIFAR-100 before
+    ImageNet, and Linf before L2 before corruptions. Raises UserError if no model fits.
     """
     *path, name = text.split("/")
     if len(path) > 2:
@@ -106,7 +106,10 @@ def choose(text: str, dataset: str | None = None, norm: str | None = None) -> tu
 
 
 def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
-    """The network in eval mode, its weights downloaded if they are not in `model.folder`. Raises UserError."""
+    """The network in eval mode. Its weights are downloaded if they are not in `model.folder`.
+
+    Raises UserError if they cannot be downloaded or loaded, or are a pickle that could run code and is not trusted.
+    """
     with imported() as robustbench, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         timm_name = f"{model.name.lower().replace('-', '_')}_{model.dataset}_{model.threat.lower()}"
@@ -127,9 +130,9 @@ def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"the weights of {model.spec} in {model.folder} are a pickle that needs more than tensors; loading "
-                "it would run whatever code its maker put in: pass --trust-pickle if you trust its maker"
+                "it would run whatever code its author put in: pass --trust-pickle if you trust its author"
             ) from error
-        except Exception as error:  # RobustBench raises whatever its model code, torch or the network raise
+        except Exception as error:  # RobustBench passes on any error of its model code, torch or the network
             raise UserError(f"cannot load {model.spec}: {_line(error)}; {_placing(model)}") from error
 
 
@@ -154,13 +157,13 @@ def _download(model: ZooModel, file: str, drive_id: str) -> None:
         try:
             got = gdown.download(id=drive_id, output=str(temporary), quiet=True)
             if got is None or temporary.stat().st_size == 0:
-                raise ConnectionError("nothing came")
-        except Exception as error:  # gdown raises its own, requests' and the system's errors
+                raise ConnectionError("the download is empty")
+        except Exception as error:  # gdown raises its own errors, and those of requests and the system
             raise UserError(f"cannot download {model.spec} ({_line(error)}): {_placing(model)}") from error
 
 
 def _placing(model: ZooModel) -> str:
-    if model.name == "Standard_R50":  # RobustBench takes torchvision's
+    if model.name == "Standard_R50":  # RobustBench uses torchvision's weights
         return "to load it offline place torchvision's resnet50-0676ba61.pth in TORCH_HOME/hub/checkpoints"
     wanted = [f"{file} (Google Drive id {drive})" if drive else file for file, drive in model.files]
     return f"to load it offline place {', '.join(wanted)} in {model.folder}"
@@ -168,7 +171,10 @@ def _placing(model: ZooModel) -> str:
 
 @contextlib.contextmanager
 def imported() -> Iterator[Any]:
-    """RobustBench's `utils`; while it is imported, `autoattack` (not on the package index) means pyautoattack."""
+    """Yields RobustBench's `utils`. While that is imported, pyautoattack stands in for `autoattack`.
+
+    The package `autoattack` is not on the package index. Raises UserError if the import fails.
+    """
     borrowed = []
     if "robustbench" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         for name in ("autoattack", "autoattack.state"):
@@ -188,7 +194,10 @@ def imported() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _pickles(trusted: bool) -> Iterator[None]:
-    """Let torch.load unpickle anything: RobustBench calls it with its default, which only this variable turns."""
+    """Let torch.load unpickle anything if `trusted`, else only tensors.
+
+    RobustBench calls torch.load with its default, which only an environment variable can change.
+    """
     variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1" if trusted else "0"

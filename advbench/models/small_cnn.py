@@ -12,21 +12,21 @@ from advbench.models.base import Model, check_dropout, check_size
 ENTRIES: dict[str, dict[str, Any]] = {
     "small_cnn": {
         "make": "SmallCNN",
-        "summary": "4 convolutions (32 32 64 64) and 200-200, the MNIST net of CW and TRADES",
+        "summary": "4 convolutions (32 32 64 64) and 2 layers of 200, the MNIST net of CW and TRADES",
         "maps": True,
     },
     "small_cnn_16_32_100": {
         "make": "StridedCNN",
-        "summary": "2 strided convolutions (16 32) and 100, the MNIST net of Wong and Kolter",
+        "summary": "2 strided convolutions (16 32) and a layer of 100, the MNIST net of Wong and Kolter",
         "maps": True,
     },
 }
 
 
 class SmallCNN(Model):
-    """Carlini and Wagner 2017 (arXiv:1608.04644), in the form of TRADES (arXiv:1901.08573), whose keys it has.
+    """The net of Carlini and Wagner 2017 (arXiv:1608.04644), with the form and keys of TRADES (arXiv:1901.08573).
 
-    On images under 16x16 the convolutions are padded, since unpadded ones would leave nothing.
+    On images smaller than 16x16 the convolutions are padded, since unpadded ones would leave no pixels.
     `dropout` (0.5 in TRADES' code) acts between the two hidden layers.
     """
 
@@ -63,8 +63,8 @@ class SmallCNN(Model):
             )
         )
         self.feature_dim = 200
-        # He et al. 2015, as in TRADES' code: under PyTorch's own initialisation the signal shrinks from layer to
-        # layer, and adversarial training stalls at chance for many epochs.
+        # He et al. 2015, as in TRADES' code: with PyTorch's default initialisation the signal shrinks from layer to
+        # layer, and adversarial training stays at chance for many epochs.
         for layer in [*self.feature_extractor, *self.classifier[:-1]]:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
@@ -73,7 +73,7 @@ class SmallCNN(Model):
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.feature_extractor(self.normalise(x))
         z = self.pool(maps).flatten(1)
-        for layer in list(self.classifier)[:-1]:  # a slice would be a new module, which torch.fx cannot trace
+        for layer in list(self.classifier)[:-1]:  # a slice of it would be a new module, which torch.fx cannot trace
             z = layer(z)
         return maps, z
 
@@ -82,7 +82,7 @@ class SmallCNN(Model):
 
 
 class StridedCNN(Model):
-    """Wong and Kolter 2018 (arXiv:1711.00851): two 4x4 convolutions of stride 2, one hidden layer of 100."""
+    """The net of Wong and Kolter 2018 (arXiv:1711.00851): two 4x4 convolutions of stride 2, 100 hidden units."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)

@@ -18,16 +18,16 @@ from advbench.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 
-# Under which training scripts file the weights, the averaged ones last: a file with both means the former.
+# Keys under which training scripts save weights. The averaged ones are last: of a file with both, the others are used.
 _WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
 
 
 def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str]]:
-    """The state dict in `path` and its metadata (safetensors only); a whole module only with `trust_pickle`.
+    """The state dict in `path`, and its metadata (safetensors only). With `trust_pickle` it may be a whole module.
 
-    Raises UserError when the file is missing, truncated, holds no tensors, or is a pickle that could
-    run code and is not trusted.
+    Raises UserError if the file is missing or truncated, holds no tensors, or is a pickle that could run code and is
+    not trusted.
     """
     if not os.path.isfile(path):
         raise UserError(f"no file {path}")
@@ -40,7 +40,7 @@ def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Ten
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """The dict of tensors in what a training script saved. Raises UserError when there is none."""
+    """The state dict in `content`, which a training script saved to `path`. Raises UserError if there is none."""
     found = content
     for _ in range(3):
         if not isinstance(found, Mapping):
@@ -62,7 +62,7 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load `state` into `net`, prefixes such as "module." taken off. Raises UserError naming what does not fit."""
+    """Load `state` into `net`, without prefixes such as "module.". Raises UserError that names what does not fit."""
     wanted = net.state_dict()
     state = match_prefix(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
@@ -74,7 +74,7 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: st
     ]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("keys missing", missing), ("keys too many", foreign), ("of another shape", shapes))
+        for what, names in (("missing keys", missing), ("unknown keys", foreign), ("of another shape", shapes))
         if names
     ]
     if faults:
@@ -87,7 +87,7 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: st
 
 
 def match_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """`state` without the prefix that all its keys share, as long as no key is one of `wanted`."""
+    """`state` without a prefix that all its keys share; prefixes are removed until a key is one of `wanted`."""
     while state and not any(key in wanted for key in state):
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
         if prefix is None:
@@ -111,16 +111,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path, trust_pickle: bool) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read raises, below
+            warnings.simplefilter("ignore")  # warnings on pickle protocols; a file that cannot be read raises below
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except Exception as error:  # a foreign file may make the reader fail in any way
+    except Exception as error:  # a file from elsewhere may make the reader fail in any way
         text = str(error)
         if isinstance(error, pickle.UnpicklingError) and "nsupported" in text:
             needs = re.search(r"GLOBAL ([\w.]+)", text)
             raise UserError(
                 f"{path} is a pickle that needs more than tensors{f' ({needs[1]})' if needs else ''}; loading it "
-                "would run whatever code its maker put in: save net.state_dict() instead, or pass --trust-pickle "
-                "if you trust its maker"
+                "would run whatever code its author put in: save net.state_dict() instead, or pass --trust-pickle "
+                "if you trust its author"
             ) from error
         if "TorchScript" in text:
             raise UserError(f"{path} is a TorchScript archive: save net.state_dict() instead") from error

@@ -1,8 +1,8 @@
 """Auxiliary tasks made from the data: rotation, jigsaw, macro labels, autoencoder (Ghamizi et al. 2021, 2110.15053).
 
-Each task is a function of the image itself, so that an attack can ask for its gradient: what is drawn (a turn, an
-order of tiles) follows from the sample's key, and what is to be found is fixed by the clean image. Training, the attack
-on several tasks and its analysis all take them from here.
+Each task is a function of the image, so an attack can use its gradient. What is drawn at random (a turn, an order of
+tiles) follows from the sample's key, and the target is computed from the clean image. Training, the attack on several
+tasks and its analysis share this code.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ MACRO: dict[str, tuple[int, ...]] = {
     "mnist": (1, 0, 0, 0, 0, 0, 1, 0, 1, 1),  # digits with a closed loop: 0 6 8 9
     "digits": (1, 0, 0, 0, 0, 0, 1, 0, 1, 1),
 }
-"""By dataset, the superclass of each class."""
+"""For each dataset, the superclass of each class."""
 
 
 class Encoder(Protocol):
-    """What the heads of all tasks share: a Model, or its search copy."""
+    """The network whose features all heads share: a Model, or its search copy."""
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, D) of images x (B, C, H, W)."""
+        """Features (B, D) of images x (B, C, H, W)."""
 
     def head(self, z: Tensor) -> Tensor:
         """Logits (B, K) of the main task, from features z (B, D)."""
 
 
 class Task(Protocol):
-    """One auxiliary task. `error` is 1 where the answer is wrong, or the mean square: smaller is better."""
+    """One auxiliary task."""
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """UserError when images (C, H, W) do not suit the task."""
+        """Raise UserError if images (C, H, W) do not suit the task."""
 
     def head(self, features: int, shape: tuple[int, int, int]) -> nn.Module:
-        """A new head on features (B, features) of images (C, H, W)."""
+        """A new head, from `features` features to the outputs of the task, for images (C, H, W)."""
 
     def view(self, x: Tensor, key: Tensor) -> Tensor:
-        """What the network is shown of x (B, C, H, W)."""
+        """The network's input for this task (B, C, H, W), made from x (B, C, H, W) and the keys (B,)."""
 
     def target(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        """What is to be found, for clean images x of classes y (B,)."""
+        """The target (B, ...), for clean images x of classes y (B,)."""
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """(B,), for the head's answers."""
+        """The loss (B,) of the head's outputs."""
 
     def error(self, out: Tensor, target: Tensor) -> Tensor:
-        """(B,), for the head's answers."""
+        """The error (B,) of the head's outputs: 0 or 1 for a classification, else the mean square."""
 
 
 class Labels:
-    """A task of classification among `classes`, by cross-entropy; the image as it is."""
+    """Classification among `classes` classes, with cross-entropy, on the unchanged image."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -89,8 +89,10 @@ class Labels:
 
 
 class Macro(Labels, nn.Module):
-    """Superclasses: `groups` (K,) holds that of each class; a buffer, so that the hash of a head tells two of them
-    apart."""
+    """Classification of superclasses: `groups` (K,) holds that of each class.
+
+    It is a buffer, so that the hash of a head differs between two choices of superclasses.
+    """
 
     groups: Tensor
 
@@ -104,12 +106,13 @@ class Macro(Labels, nn.Module):
 
 
 class Drawn(Labels):
-    """Which of `classes` views the network is shown."""
+    """Prediction of which of `classes` views of the image the network received; drawn by the key."""
 
     def target(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         return integers(key, torch.full_like(key, self.classes))
 
     def views(self, x: Tensor) -> list[Tensor]:
+        """All views of x, each (B, C, H, W)."""
         raise NotImplementedError
 
     def view(self, x: Tensor, key: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ class Drawn(Labels):
 
 
 class Rotation(Drawn):
-    """By how many quarters the image is turned."""
+    """Prediction of the number of quarter turns."""
 
     def __init__(self) -> None:
         super().__init__(4)
@@ -128,7 +131,7 @@ class Rotation(Drawn):
 
 
 class Jigsaw(Drawn):
-    """In which of the 24 orders the image's quarters lie."""
+    """Prediction of the order of the image's quarters, one of 24."""
 
     def __init__(self) -> None:
         super().__init__(24)
@@ -147,7 +150,7 @@ class Jigsaw(Drawn):
 
 
 class Autoencoder:
-    """The image from its features: mean square error."""
+    """Reconstruction of the image from its features, with the mean square error."""
 
     def check(self, shape: tuple[int, int, int]) -> None:
         pass
@@ -172,9 +175,9 @@ NAMES = ("rotation", "macro", "jigsaw", "autoencoder")
 
 
 def make_tasks(names: Sequence[str], dataset: str, classes: int, macro: Sequence[int] = ()) -> dict[str, Task]:
-    """The tasks `names`. `macro` (a superclass for each of `classes`) replaces those of the dataset.
+    """The tasks `names`, by name. `macro` (a superclass for each of `classes` classes) replaces those of the dataset.
 
-    Raises UserError for an unknown task, none, one twice, or superclasses that are missing or do not fit.
+    Raises UserError for no task, an unknown one, one named twice, and superclasses that are missing or do not fit.
     """
     if not names or len(set(names)) < len(names):
         raise UserError(f"method.tasks is {','.join(names)!r}: name each of {', '.join(NAMES)} once, at least one")
@@ -191,7 +194,7 @@ def make_tasks(names: Sequence[str], dataset: str, classes: int, macro: Sequence
                 groups = tuple(macro) or MACRO.get(dataset, ())
                 if not groups:
                     known = ", ".join(MACRO)
-                    raise UserError(f"no superclasses are known for {dataset} (but for {known}): set method.macro")
+                    raise UserError(f"no superclasses are known for {dataset}, only for {known}: set method.macro")
                 if len(groups) != classes or set(groups) != set(range(max(groups) + 1)) or max(groups) < 1:
                     raise UserError(
                         f"method.macro needs {classes} numbers, the superclass of each class, from 0 without gaps"
@@ -203,7 +206,7 @@ def make_tasks(names: Sequence[str], dataset: str, classes: int, macro: Sequence
 
 
 class Head(nn.Module):
-    """A task and the head that answers it, from features (B, D)."""
+    """A task, and the head that maps features (B, D) to its outputs."""
 
     def __init__(self, head: nn.Module, task: Task) -> None:
         super().__init__()
@@ -215,7 +218,10 @@ class Head(nn.Module):
 
 
 def make_heads(tasks: Mapping[str, Task], features: int, shape: tuple[int, int, int], seed: int) -> dict[str, Head]:
-    """New heads of `tasks` on networks with that many features, for images (C, H, W). Raises UserError."""
+    """New heads of `tasks`, by name, for networks with `features` features and images (C, H, W).
+
+    Raises UserError if a task does not suit the images.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for task in tasks.values():
@@ -224,7 +230,7 @@ def make_heads(tasks: Mapping[str, Task], features: int, shape: tuple[int, int, 
 
 
 def answers(f: Encoder, heads: Mapping[str, Head], x: Tensor, key: Tensor) -> dict[str, Tensor]:
-    """The outputs of the main head and of each task's for x (B, C, H, W); what tasks share is computed once."""
+    """The outputs of the main head and of each task's head for x (B, C, H, W); shared features are computed once."""
     z = f.features(x)
     found = {MAIN: f.head(z)}
     for name, head in heads.items():
@@ -236,7 +242,10 @@ def answers(f: Encoder, heads: Mapping[str, Head], x: Tensor, key: Tensor) -> di
 def losses(
     out: Mapping[str, Tensor], heads: Mapping[str, Head], x: Tensor, y: Tensor, key: Tensor, *, smoothing: float = 0.0
 ) -> dict[str, Tensor]:
-    """(B,) of each task, the main one (cross-entropy) first, of the `answers` to perturbations of the clean x."""
+    """The loss (B,) of each task, the main one (cross-entropy) first, for `out`, the `answers` to perturbations of x.
+
+    x: the clean images; `smoothing`: label smoothing of the main task.
+    """
     found = {MAIN: functional.cross_entropy(out[MAIN].float(), y, reduction="none", label_smoothing=smoothing)}
     for name, head in heads.items():
         found[name] = head.task.loss(out[name], head.task.target(x, y, task_key(name, key)))
@@ -244,10 +253,10 @@ def losses(
 
 
 def sample_key(seed: int, index: Tensor) -> Tensor:
-    """What the tasks draw by, for samples at the places `index` (S,) of a dataset: the same whatever the attack."""
+    """The keys of samples at the places `index` (S,) of a dataset, by which tasks draw: the same for every attack."""
     return keys(seed, "tasks", index)
 
 
 def task_key(name: str, key: Tensor) -> Tensor:
-    """Each task draws by keys of its own."""
+    """The keys (B,) of one task, different for each task."""
     return fold(key, crc32(name.encode()))

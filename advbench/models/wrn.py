@@ -28,7 +28,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class _Block(nn.Module):
-    """x' + conv2(drop(relu(bn2(conv1 h)))), h = relu(bn1 x), x' = x, or h projected where shapes change."""
+    """x' + conv2(drop(relu(bn2(conv1 h)))) with h = relu(bn1 x); x' is x, or h projected where shapes change."""
 
     def __init__(self, inputs: int, planes: int, stride: int, dropout: float, act: nn.Module) -> None:
         super().__init__()
@@ -44,14 +44,15 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act(self.bn1(x))
-        kept = x if self.convShortcut is None else self.convShortcut(h)
-        return self.conv2(self.drop(self.act(self.bn2(self.conv1(h))))) + kept  # type: ignore[no-any-return]
+        shortcut = x if self.convShortcut is None else self.convShortcut(h)
+        return self.conv2(self.drop(self.act(self.bn2(self.conv1(h))))) + shortcut  # type: ignore[no-any-return]
 
 
 class WideResNet(Model):
-    """Zagoruyko and Komodakis 2016 (arXiv:1605.07146), with the keys of TRADES' code.
+    """Wide ResNet of Zagoruyko and Komodakis 2016 (arXiv:1605.07146), with the keys of TRADES' code.
 
-    Three stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `widen` channels.
+    Three stages of (depth - 4) / 6 blocks, with 16, 32 and 64 times `widen` channels. Raises UserError if depth is
+    not one of 10, 16, 22, ...
     """
 
     block1: nn.Module

@@ -1,8 +1,8 @@
-"""Recipes: what decides a training run. Loads no torch, except in `Recipe.resolve`, which asks the method its fields.
+"""Recipes: the settings of a training run. Only `Recipe.resolve` loads torch, since it reads the method's fields.
 
-Where a value comes from, later wins: the defaults of `fields`, the method's own (`recipe` in its ENTRIES), the shipped
-recipe for dataset and architecture, a TOML file, flags, FIELD=VALUE settings. Steps are relative to eps and
-milestones to the epochs, so that one recipe serves every eps and length.
+A value comes from the last of these that has it: the defaults of `fields`, the method's own (`recipe` in its ENTRIES),
+the shipped recipe for dataset and architecture, a TOML file, flags, FIELD=VALUE settings. Step sizes are relative to
+eps and milestones to the epochs, so one recipe serves every eps and length.
 """
 
 from advbench.recipe.fields import (

@@ -19,13 +19,13 @@ Fractions = Annotated[tuple[Share, ...], BeforeValidator(listed)]
 
 
 class Part(BaseModel):
-    """Frozen, finite, and nothing but the named fields."""
+    """Base class: immutable, only finite numbers, and no further fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OpenPart(Part):
-    """Further fields are kept: those of a method, or of an architecture."""
+    """A part that also takes further fields: those of a method or an architecture."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
@@ -37,19 +37,19 @@ class OpenPart(Part):
 
 
 class MethodSpec(OpenPart):
-    """The training method and its fields, the paper's symbols."""
+    """The training method, and its fields as further fields."""
 
     name: str
 
 
 class ModelSpec(OpenPart):
-    """The architecture, its settings, and wrappers in their short form, as `quantize = "layer1:8"`."""
+    """The architecture, with its settings and wrappers as further fields, such as `quantize = "layer1:8"`."""
 
     arch: str
 
 
 class Threat(Part):
-    """The ball trained against: `eps` as written, `eps_value` the float64 it stands for."""
+    """The ball of perturbations. `eps`: as written; `eps_value`: its value as float64."""
 
     norm: Literal["linf", "l2", "l1", "fourier-linf"] = "linf"
     eps: str
@@ -72,11 +72,11 @@ class Threat(Part):
 
 
 class Inner(Part):
-    """The attack inside training: PGD of `steps` steps of `rel_step` x eps (`step_size`, absolute, overrides it).
+    """The attack in training: PGD with `steps` steps of size `rel_step` x eps, or of the absolute `step_size` if set.
 
-    `init`: uniform in the ball, gauss x + 0.001 N(0, I), or none, x itself. `bn_mode`: which statistics BatchNorm
-    normalises with meanwhile, the running ones (eval) or the batch's (train); the running ones never move.
-    `warmup`: share of the epochs in which eps grows from 0.
+    `init`: the start, "uniform" in the ball, "gauss" for x + 0.001 N(0, I), or "none" for x itself. `bn_mode`: during
+    the attack, BatchNorm normalises with the running statistics ("eval") or the batch's ("train"); the attack never
+    changes the running ones. `warmup`: share of the epochs over which eps grows from 0.
     """
 
     steps: Count = 10
@@ -88,8 +88,11 @@ class Inner(Part):
 
 
 class Optim(Part):
-    """`clip`: largest gradient norm of each optimiser's weights, 0 for none. For fista, `weight_decay` weighs the
-    `penalty`, a norm of each output unit's weights, in place of the squares."""
+    """The optimiser. `clip`: the largest gradient norm over each optimiser's weights, 0 for no clipping.
+
+    For fista, `weight_decay` is the weight of `penalty`, a norm of each output unit's weights, instead of the sum of
+    squares.
+    """
 
     name: Literal["sgd", "adam", "adamw", "sign-gd", "coordinate-descent", "fista"] = "sgd"
     lr: Positive = 0.1
@@ -101,10 +104,10 @@ class Optim(Part):
 
 
 class Schedule(Part):
-    """The factor on the learning rate at a share of the epochs.
+    """The factor on the learning rate. `milestones`, `peak` and `warmup` are shares of the epochs.
 
-    piecewise: x `factor` at each of `milestones`; onecycle: linear from 0 to 1 at `peak` and back to 0; cosine:
-    half a wave from 1 to 0; constant. Before `warmup` it also grows from 0.
+    piecewise: times `factor` at each of `milestones`; onecycle: linear from 0 to 1 at `peak` and back to 0; cosine:
+    half a wave from 1 to 0; constant: 1. During `warmup` there is a further factor that grows from 0 to 1.
     """
 
     name: Literal["piecewise", "onecycle", "cosine", "constant"] = "piecewise"
@@ -115,7 +118,10 @@ class Schedule(Part):
 
 
 class Augment(Part):
-    """`crop`: padding in pixels of a random crop, `cutout`: side of a square, 0 for none; `flip` mirrors half."""
+    """Augmentation. `crop`: padding of a random crop; `cutout`: side of the square; both in pixels, 0 for none.
+
+    `flip`: whether half of the images are mirrored; `policy`: "autoaugment" is the policy for CIFAR-10.
+    """
 
     crop: Size = 0
     flip: bool = False
@@ -124,10 +130,10 @@ class Augment(Part):
 
 
 class Average(Part):
-    """Weights that are kept, validated and deployed in place of the last ones.
+    """Weight averaging. The averaged weights are validated and deployed in place of the trained ones.
 
-    ema: decay min(`decay`, (1 + t) / (10 + t)) after `start` of the steps, BatchNorm buffers copied (Gowal et al.
-    2020, 2010.03593); swa: the mean over the epochs after `start` (Izmailov et al. 2018, 1803.05407).
+    ema: decay min(`decay`, (1 + t) / (10 + t)) after the share `start` of the steps, BatchNorm buffers copied (Gowal et
+    al. 2020, 2010.03593); swa: the mean over the epochs after `start` (Izmailov et al. 2018, 1803.05407).
     """
 
     name: Literal["none", "ema", "swa"] = "none"
@@ -136,15 +142,18 @@ class Average(Part):
 
 
 class Awp(Part):
-    """Adversarial weight perturbation of relative size `gamma` (0: off), after `warmup` of the epochs."""
+    """Adversarial weight perturbation of relative size `gamma` (0: off), after the share `warmup` of the epochs."""
 
     gamma: NotNegative = 0.0
     warmup: Share = 0.0
 
 
 class Validation(Part):
-    """`fraction` of the training images is held out by `seed`; each epoch `n` of them are scored, clean and by PGD
-    of `steps` steps at the training eps. The best epoch by `select` becomes the model."""
+    """Validation on held-out training images.
+
+    The share `fraction` of the training images is held out, drawn by `seed`. After each epoch at most `n` of them are
+    scored, clean and under PGD with `steps` steps at the training eps. The best epoch by `select` becomes the model.
+    """
 
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     seed: int = 0

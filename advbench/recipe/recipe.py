@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a training run, as one validated value."""
+"""A recipe: all settings of a training run, validated."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ from advbench.registry import Entry, find
 
 
 class Recipe(Part):
-    """Everything that decides a training run. `precision` auto: bf16 on CUDA, fp32 on a CPU. `train_n`: the first
-    so many training images, 0 for all. `bn`: under several processes BatchNorm normalises by each one's share of a
-    batch (local; the running statistics are averaged), or by all of it (sync, CUDA alone). `compile`: the backend of
-    torch.compile for the networks; auto is inductor on CUDA, off on a CPU."""
+    """All settings of a training run.
+
+    `train_n`: how many training images are used, the first ones; 0 for all. `precision`: "auto" is bf16 on CUDA and
+    fp32 on a CPU. `bn`: with several processes BatchNorm normalises by each process's share of a batch ("local"; the
+    running statistics are averaged), or by the whole batch ("sync", only on CUDA). `compile`: the backend of
+    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
+    """
 
     format: Literal[1] = 1
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
@@ -75,21 +78,21 @@ class Recipe(Part):
         flags: Mapping[str, Any] | None = None,
         sets: Iterable[str] = (),
     ) -> Recipe:
-        """The recipe these amount to, by the precedence above; None is "not given".
+        """The recipe from all sources, with the precedence that the package's docstring gives; None means "not given".
 
-        `flags` have dotted names ("epochs", "optim.lr"). Without a name: act, digits, small_cnn. Raises UserError
-        for an unknown name or field, naming near ones, and for a value out of range.
+        `flags` have dotted names ("epochs", "optim.lr"). The default names are act, digits, small_cnn and linf. Raises
+        UserError for an unknown name or field, with similar ones, and for a value out of range.
         """
         named = {"method.name": method, "dataset": dataset, "model.arch": arch, "threat.norm": norm, "threat.eps": eps}
         upper: Tree = {} if config is None else read_toml(config)
         if isinstance(upper.get("threat"), dict):
-            upper["threat"].pop("eps_value", None)  # a flag may change the eps that it stands for
+            upper["threat"].pop("eps_value", None)  # a flag may change eps, and this would be the old value
         for path, value in {**named, **(flags or {})}.items():
             if value is not None:
                 put(upper, path, value)
         for text in sets:
             put(upper, *parse_set(text))
-        # Names first, wherever they were given: they decide which defaults lie below.
+        # First the names, from any source, since they decide which defaults apply.
         names = {"method.name": "act", "dataset": "digits", "model.arch": "small_cnn", "threat.norm": "linf"}
         names = {path: str(get(upper, path, default)) for path, default in names.items()}
         entry = find("methods", names["method.name"])
@@ -109,7 +112,7 @@ class Recipe(Part):
 
     @classmethod
     def read(cls, tree: Mapping[str, Any]) -> Recipe:
-        """The recipe of nested tables; UserError in one line for what does not fit."""
+        """The recipe in nested tables. Raises UserError, in one line, for a field that does not fit."""
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
@@ -117,47 +120,47 @@ class Recipe(Part):
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """The whole recipe in a TOML file, as a run folder has it. Raises UserError."""
+        """The complete recipe in a TOML file, such as a run folder's. Raises UserError if it cannot be read."""
         return cls.read(read_toml(path))
 
     def tree(self) -> Tree:
-        """Nested tables of plain values, without what is not set."""
+        """The recipe as nested tables of plain values, without fields that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
-        """TOML that `load` reads back to an equal recipe."""
+        """The recipe as TOML, which `load` reads back as an equal recipe."""
         return tomli_w.dumps(self.tree())
 
     @property
     def sha256(self) -> str:
-        """Hex digest of everything that decides the run."""
+        """sha256 (hex) of all settings."""
         return _sha256(self.tree())
 
     @property
     def run_name(self) -> str:
-        """The default name of its folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
+        """The default name of the run folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
         words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, self.threat.eps, f"s{self.seed}")
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
 def saved_sha256(path: Path) -> str:
-    """`Recipe.sha256` of the recipe that was saved in a TOML file, whichever fields recipes have come to have since.
+    """The `Recipe.sha256` that a saved TOML recipe had when it was written, whatever fields were added since.
 
-    Raises UserError when it cannot be read.
+    Raises UserError if it cannot be read.
     """
     return _sha256(read_toml(path))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Where two recipes differ: "optim.lr 0.1 -> 0.05"."""
+    """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"."""
     a, b = leaves(old.tree()), leaves(new.tree())
     return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
 
 
 def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` fields of a method's dataclass as its annotations type them; texts are read as --set gives them.
+    """The fields `given` for the dataclass `maker` of a method, converted to their annotated types, also from texts.
 
-    Raises UserError for an unknown field or a value of another type.
+    Raises UserError for an unknown field or a value that cannot be converted.
     """
     hints = typing.get_type_hints(maker)
     known = [field.name for field in dataclasses.fields(maker) if field.init]
@@ -175,7 +178,7 @@ def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method_tree(entry: Entry, given: Tree) -> Tree:
-    """All fields of the method: the dataclass's defaults, then those bound in ENTRIES, then those given."""
+    """All fields of the method: the dataclass's defaults, overridden by those in ENTRIES, then by those given."""
     maker = entry.load()
     given = {key: value for key, value in given.items() if key != "name"}
     if not dataclasses.is_dataclass(maker):
@@ -187,7 +190,7 @@ def _method_tree(entry: Entry, given: Tree) -> Tree:
 
 
 def field_names(part: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """The dotted names of all fields that every recipe has."""
+    """The dotted names of all fields of recipes, without the methods' and architectures' own."""
     found = []
     for name, field in part.model_fields.items():
         kind = field.annotation
@@ -197,7 +200,7 @@ def field_names(part: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
 
 
 def _explained(error: ValidationError) -> UserError:
-    """The first complaint in one line; for an unknown field the near ones, by the whole name or its last word."""
+    """The first error in one line; for an unknown field with similar ones, by the whole name or its last part."""
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
         return cause

@@ -1,4 +1,4 @@
-"""Nested tables of a recipe before they are validated: reading, merging, and FIELD=VALUE."""
+"""Nested tables of a recipe before validation: reading, merging, and FIELD=VALUE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tree = dict[str, Any]
 
 
 def read_toml(path: Path) -> Tree:
-    """The tables of a TOML file; UserError when it cannot be read."""
+    """The tables of a TOML file. Raises UserError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -24,9 +24,9 @@ def read_toml(path: Path) -> Tree:
 
 
 def shipped_recipe(dataset: str, arch: str, method: str) -> Tree:
-    """`default.toml`, under it `DATASET.toml` and `DATASET-ARCH.toml` where they exist, merged.
+    """`default.toml`, overridden by `DATASET.toml`, then by `DATASET-ARCH.toml`, where these exist.
 
-    Their `[eps]` are the default sizes of each norm; `[for.METHOD]` holds what one method needs otherwise.
+    `[eps]` holds the default eps of each norm, `[for.METHOD]` the fields in which a method's recipe differs.
     """
     folder, dataset = Path(__file__).parent.parent / "recipes", dataset.partition(":")[0]
     tree: Tree = {}
@@ -39,7 +39,7 @@ def shipped_recipe(dataset: str, arch: str, method: str) -> Tree:
 
 
 def parse_set(text: str) -> tuple[str, str]:
-    """Split FIELD=VALUE; the value stays text until the field's type is known. Raises UserError."""
+    """Split FIELD=VALUE. The value stays a text until the field's type is known. Raises UserError for other texts."""
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
@@ -48,14 +48,14 @@ def parse_set(text: str) -> tuple[str, str]:
 
 
 def listed(value: Any) -> Any:
-    """A comma list as --set gives it, "0.5,0.75" or "[0.5, 0.75]"."""
+    """The list in a text from --set, "0.5,0.75" or "[0.5, 0.75]". Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     return [part.strip().strip("'\"") for part in value.strip("[]() ").split(",") if part.strip()]
 
 
 def plain(value: Any) -> Any:
-    """A text as TOML would read it, where it would: for fields whose type only the architecture knows."""
+    """The TOML value of a text, or the text if it is not TOML: for fields whose type only the architecture knows."""
     if isinstance(value, str):
         try:
             read = tomllib.loads(f"value = {value}")
@@ -67,6 +67,7 @@ def plain(value: Any) -> Any:
 
 
 def put(tree: Tree, path: str, value: Any) -> None:
+    """Set the field with the dotted name `path`. Raises UserError if a part of the name is not a table."""
     *sections, last = path.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})
@@ -77,6 +78,7 @@ def put(tree: Tree, path: str, value: Any) -> None:
 
 
 def get(tree: Tree, path: str, default: Any) -> Any:
+    """The field with the dotted name `path`, or `default` if there is none."""
     at: Any = tree
     for key in path.split("."):
         if not isinstance(at, dict) or key not in at:
@@ -86,15 +88,16 @@ def get(tree: Tree, path: str, default: Any) -> Any:
 
 
 def merged(lower: Tree, upper: Tree) -> Tree:
-    """`upper` over `lower`, table by table."""
+    """`lower` overridden by `upper`, field by field."""
     both = dict(lower)
     for key, value in upper.items():
-        mine = both.get(key)
-        both[key] = merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+        below = both.get(key)
+        both[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return both
 
 
 def leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """All fields by their dotted names."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})

@@ -1,4 +1,4 @@
-"""Training: `train(recipe, out)` makes a run folder; `estimate(recipe)` says what it will cost."""
+"""Training: `train(recipe, out)` makes a run folder; `estimate(recipe)` measures what a run will cost."""
 
 from advbench.trainer.estimate import Estimate, estimate
 from advbench.trainer.events import Began, EpochDone, StepDone, Watch

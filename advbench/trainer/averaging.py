@@ -1,4 +1,4 @@
-"""Averaged weights: EMA and SWA, kept beside the net and deployed in its place."""
+"""Averaged weights (EMA and SWA), which are deployed in place of the trained ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from advbench.recipe import Average
 
 
 class Averaged:
-    """A copy of f that follows it. EMA moves at each step, SWA at each epoch (see `recipe.Average`).
+    """A copy of f whose weights are averages of f's: updated after each step (EMA) or each epoch (SWA).
 
-    EMA copies BatchNorm's running statistics; SWA averages them as it does weights.
+    EMA copies BatchNorm's running statistics; SWA averages them like weights. `recipe.Average` has the formulas.
     """
 
     def __init__(self, settings: Average, f: Model) -> None:
@@ -23,31 +23,34 @@ class Averaged:
         self.count = 0  # updates since the start
 
     def after_step(self, f: Model, progress: float) -> None:
-        """Follow f, `progress` (0 to 1) of the training being done."""
+        """Update the EMA from f; `progress` is the share of the training that is done, 0 to 1."""
         if self.settings.name == "ema":
             keep = min(self.settings.decay, (1 + self.count) / (10 + self.count))
-            self._follow(f, progress, keep, buffers=False)
+            self._update(f, progress, keep, buffers=False)
 
     def after_epoch(self, f: Model, progress: float) -> None:
+        """Update the SWA from f; `progress` as above."""
         if self.settings.name == "swa":
-            self._follow(f, progress, self.count / (self.count + 1), buffers=True)
+            self._update(f, progress, self.count / (self.count + 1), buffers=True)
 
-    def _follow(self, f: Model, progress: float, keep: float, *, buffers: bool) -> None:
+    def _update(self, f: Model, progress: float, keep: float, *, buffers: bool) -> None:
+        """Average f in, `keep` being the weight of the present average. Before the start, copy f."""
         if progress < self.settings.start:
             keep = 0.0
         else:
             self.count += 1
         with torch.no_grad():
-            self._move(list(self.net.parameters()), list(f.parameters()), keep)
-            self._move(list(self.net.buffers()), list(f.buffers()), keep if buffers else 0.0)
+            _average_(list(self.net.parameters()), list(f.parameters()), keep)
+            _average_(list(self.net.buffers()), list(f.buffers()), keep if buffers else 0.0)
 
-    @staticmethod
-    def _move(mine: list[Tensor], theirs: list[Tensor], keep: float) -> None:
-        pairs = list(zip(mine, theirs, strict=True))
-        if keep:
-            floating = [(a, b) for a, b in pairs if a.is_floating_point()]
-            if floating:
-                torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - keep)
-            pairs = [(a, b) for a, b in pairs if not a.is_floating_point()]
-        for a, b in pairs:
-            a.copy_(b)
+
+def _average_(averages: list[Tensor], values: list[Tensor], keep: float) -> None:
+    """average <- keep x average + (1 - keep) x value, in place. Integers, and all with `keep` 0, are copied."""
+    pairs = list(zip(averages, values, strict=True))
+    if keep:
+        floating = [(a, b) for a, b in pairs if a.is_floating_point()]
+        if floating:
+            torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - keep)
+        pairs = [(a, b) for a, b in pairs if not a.is_floating_point()]
+    for a, b in pairs:
+        a.copy_(b)

@@ -1,7 +1,7 @@
-"""torch.compile of a network's forward pass, and what happens where that cannot be had.
+"""torch.compile of a network's forward pass, with a fallback where it fails.
 
-Two graphs are made of each mode: with gradients by the weights for updates, without for attacks, since a compiled
-backward pass computes all gradients that its forward pass was traced for.
+For each mode there are two graphs: updates need gradients of the weights, attacks do not, and a compiled backward pass
+computes every gradient that its forward pass was traced for.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from advbench.trainer.tools import Counter
 
 
 class Compiled:
-    """Calls of `net` by `backend` (inductor, aot_eager) from now on; `reason` says why not, once it has failed.
+    """Compiles the calls of `net` with `backend` (inductor, aot_eager), until that fails: `reason` then says why.
 
-    Copies of the net, its state dict, and its `features` and `head` are as before.
+    Copies of the net, its state dict, and its `features` and `head` are not affected.
     """
 
     def __init__(self, net: nn.Module, backend: str, counter: Counter) -> None:
@@ -30,28 +30,28 @@ class Compiled:
         self.counter = counter
         self.reason = ""
         self.call = torch.compile(net._call_impl, backend=backend, dynamic=False)
-        net._compiled_call_impl = self  # what nn.Module.compile sets, which could neither count nor fall back
+        net._compiled_call_impl = self  # as nn.Module.compile does, which can neither count nor fall back
 
-    def __call__(self, *given: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Tensor:
         try:
-            out: Tensor = self.call(*given)
+            out: Tensor = self.call(*args)
         except TorchDynamoException as error:
             self.reason = " ".join(str(error).strip().partition("\n\n")[0].split())[:200]
-            warnings.warn(f"training goes on without torch.compile: {self.reason}", stacklevel=2)
+            warnings.warn(f"training continues without torch.compile: {self.reason}", stacklevel=2)
             self.net._compiled_call_impl = None
-            return self.net(*given)  # type: ignore[no-any-return]
+            return self.net(*args)  # type: ignore[no-any-return]
         self.counter.add(out)
         return out
 
     @property
-    def told(self) -> str:
-        """For the card: the backend, or why there is none."""
+    def status(self) -> str:
+        """The backend, or "off" with the reason: an entry of the run card."""
         return f"off ({self.reason})" if self.reason else self.backend
 
 
 @contextmanager
-def held(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """No weight of `nets` asks for a gradient."""
+def without_weight_gradients(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, no weight of `nets` requires a gradient."""
     weights = [weight for net in nets for weight in net.parameters() if weight.requires_grad]
     try:
         for weight in weights:

@@ -1,4 +1,4 @@
-"""What a run will cost, from a few warm steps of it."""
+"""The cost of a run, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from advbench.trainer.validation import score
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times in seconds, passes for each training image seen, peak memory in bytes."""
+    """The cost of a run. Passes are counted for each training image seen; peak memory is in bytes."""
 
     epochs: int
-    steps: int  # an epoch
-    epoch_seconds: float  # training and validation
+    steps: int  # of an epoch
+    epoch_seconds: float  # of training and validation
     total_seconds: float
     images_per_s: float
     forwards_per_image: float
@@ -28,7 +28,10 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int = 3) -> Estimate:
-    """Take `warm` steps, then time `timed` more and one batch of validation. Writes nothing. Raises UserError."""
+    """Take `warm` steps, then time `timed` more and one batch of validation. Writes nothing.
+
+    Raises UserError as `train` does for a recipe or device that does not fit.
+    """
     session = Session(recipe, device_of(device))
     order = session.order()
     for _ in range(warm):
@@ -40,7 +43,7 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
     for _ in range(timed):
         session.step(order)
         session.position = 0
-    session.means()  # waits for the device
+    session.means()  # this waits for the device
     step = (time.monotonic() - start) / timed
     seen = timed * session.batch_size
     forwards, backwards = session.counter.forwards - before[0], session.counter.backwards - before[1]

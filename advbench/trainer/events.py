@@ -1,4 +1,4 @@
-"""What a run tells its caller while it goes, and what it asks."""
+"""The events that a run reports to its caller, and the listener that receives them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from advbench.trainer.validation import Scores
 
 @dataclass(frozen=True)
 class Began:
-    """The run starts, or goes on, at `epoch` (from 0) of `epochs`, with `steps` an epoch."""
+    """The run starts or resumes at `epoch` (from 0) of `epochs`, each of `steps` steps."""
 
     out: Path
     epoch: int
@@ -22,12 +22,12 @@ class Began:
     validation_images: int
     device: str
     precision: str
-    best: dict[str, Any] | None  # the row of metrics.jsonl of the best epoch so far
+    best: dict[str, Any] | None  # the best epoch's row of metrics.jsonl, None before the first epoch
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """At most twice a second: the run stands after `step` (from 1) of `steps` of `epoch` (from 1)."""
+    """`step` (from 1) of `steps` in `epoch` (from 1) is done. Sent at most twice a second."""
 
     epoch: int
     epochs: int
@@ -40,7 +40,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch (from 1) ended; `best` says whether it is the best so far."""
+    """The epoch `epoch` (from 1) ended. `best`: whether it is the best so far; `seconds`: of training alone."""
 
     epoch: int
     epochs: int
@@ -51,11 +51,11 @@ class EpochDone:
     best: bool
     seconds: float
     images_per_s: float
-    flag: Flag | None  # catastrophic overfitting
+    flag: Flag | None  # for catastrophic overfitting
 
 
 class Watch:
-    """Base of listeners; every method may be overridden, none need be."""
+    """Base class of listeners. Override the methods that you need."""
 
     def on_begin(self, event: Began) -> None:
         """Called once, before the first step."""
@@ -67,5 +67,5 @@ class Watch:
         """Called after each epoch's validation."""
 
     def stop(self) -> bool:
-        """Asked after every step; True saves and raises Interrupted."""
+        """Called after every step. Return True to save the run and raise Interrupted."""
         return False

@@ -1,7 +1,7 @@
-"""The run folder: never overwriting what is there, and saving all of a run at once.
+"""The run folder: it is never overwritten unasked, and all of a run is saved together.
 
-The sealed training state holds the best weights too, and every save writes the weight files from the same moment;
-so however a run was killed, resuming makes files and state agree again.
+The sealed training state also holds the best weights, and every save writes the weight files from the same moment.
+So after a kill at any time, resuming makes the files and the state agree again.
 """
 
 from __future__ import annotations
@@ -44,29 +44,30 @@ LOCK = ".lock"
 
 
 def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
-    """True when a saved run of this recipe is there and to be gone on with. Writes nothing.
+    """Whether `out` holds a saved run of this recipe that is to be resumed. Writes nothing.
 
-    Raises UserError for a folder that holds anything else, or anything at all without `resume` or `force`.
+    Raises UserError if `out` holds anything other than a run, a run without `resume` or `force`, or, with `resume`, a
+    run of another recipe.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out")
     if not out.exists() or not any(file.name != LOCK for file in out.iterdir()):
         return False
     if not (out / RECIPE).is_file():
-        raise UserError(f"{out} holds something else than a run: name another folder with --out")
+        raise UserError(f"{out} holds something other than a run: name another folder with --out")
     if force:
         return False
     if not resume:
-        raise UserError(f"{out} exists: go on with --resume, overwrite with --force, or name another --out")
+        raise UserError(f"{out} exists: resume it with --resume, overwrite it with --force, or name another --out")
     changed = differences(Recipe.load(out / RECIPE), recipe)
     if changed:
-        raise UserError(f"{out} was trained by another recipe ({'; '.join(changed)}): name another --out, or --force")
+        raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or --force")
     return (out / STATE).is_dir() and any((out / STATE).iterdir())
 
 
 def begin(out: Path, recipe: Recipe) -> None:
-    """Clear what a run left in `out`, and write the recipe. Raises UserError when it cannot be written."""
-    for name in (CARD, BEST, LAST, METRICS, FIGURE):  # the card first: it vouches for the others
+    """Remove the files of an earlier run in `out`, and write the recipe. Raises UserError if it cannot be written."""
+    for name in (CARD, BEST, LAST, METRICS, FIGURE):  # the card first: it has the hashes of the other files
         (out / name).unlink(missing_ok=True)
     for name in (PARTS, STATE):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -74,14 +75,14 @@ def begin(out: Path, recipe: Recipe) -> None:
 
 
 def finished(out: Path) -> bool:
-    """Whether the run in `out` went to its end."""
+    """Whether the run in `out` is finished."""
     return (out / CARD).is_file() and read_card(out).finished
 
 
 def save(out: Path, session: Session, history: History, *, done: bool = False) -> None:
-    """Write the state, then the weight files, the metrics and the card. Raises UserError when it cannot.
+    """Write the state, then the weight files, the metrics and the card. Raises UserError if that fails.
 
-    Of several processes all must call it, and the first one writes.
+    With several processes all must call it; the first one writes.
     """
     state = {**session.state(), "history": history.state(), "data_sha256": session.data_sha256}
     ranks.first(lambda: _write(out, state, session, history, done))
@@ -96,9 +97,9 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
         best.load_state_dict(history.best["f"])
         files[BEST] = save_weights(best, out / BEST)
         for name, part in session.nets.parts.items():
-            kept = copy.deepcopy(part)
-            kept.load_state_dict(history.best["parts"][name])
-            files[f"{PARTS}/{name}.safetensors"] = save_weights(kept, out / PARTS / f"{name}.safetensors")
+            best_part = copy.deepcopy(part)
+            best_part.load_state_dict(history.best["parts"][name])
+            files[f"{PARTS}/{name}.safetensors"] = save_weights(best_part, out / PARTS / f"{name}.safetensors")
     write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
     if done and history.rows:
         write_atomic(out / FIGURE, _figure(session.recipe, history))
@@ -106,18 +107,18 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
 
 
 def restore(out: Path, session: Session) -> History:
-    """Stand where the run in `out` was saved last.
+    """Put `session` where the run in `out` was last saved, and return the run's history.
 
-    Raises UserError when its data or the version of advbench differ, or files are damaged.
+    Raises UserError if the data or the version of advbench differ, or a file is missing or damaged.
     """
     state = load_train_state(out, session.device)
     if state.get("advbench") != __version__:
         raise UserError(
-            f"{out} was begun with advbench {state.get('advbench', 'before 0.1.0')}, here is {__version__}: go on with "
-            "that one, or start over with --force"
+            f"{out} was begun with advbench {state.get('advbench', 'before 0.1.0')}, this is {__version__}: resume "
+            "with that version, or start over with --force"
         )
     if state["data_sha256"] != session.data_sha256:
-        raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than are here now")
+        raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than those here now")
     session.restore(state)
     return History.from_state(state["history"])
 
@@ -150,7 +151,7 @@ def _card(session: Session, history: History, files: dict[str, str], done: bool)
             "seconds": round(history.seconds, 3),
             "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,
             "precision": session.precision,
-            "compile": session.compile_told,
+            "compile": session.compile_status,
             "peak_memory": session.peak_memory,
         },
         results={"epochs": session.epoch, "best": history.best_row, "last": history.rows[-1] if history.rows else None},

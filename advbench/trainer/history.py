@@ -1,4 +1,4 @@
-"""What a run has seen so far: a row an epoch, the scores, the best weights, the time spent."""
+"""The history of a run: its metrics and scores by epoch, the best weights, the time spent."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from advbench.trainer.validation import Scores
 
 @dataclass
 class History:
-    """`rows` are those of metrics.jsonl; `seconds` are those of training alone, without validation."""
+    """`rows`: those of metrics.jsonl, one for each epoch; `seconds`: of training alone, without validation."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # f and parts: state dicts, copied
-    best_epoch: int = 0  # from 1; 0: none yet
+    best: dict[str, Any] | None = None  # copies of the state dicts: "f", and "parts" by name
+    best_epoch: int = 0  # from 1; 0 before the first epoch
     seconds: float = 0.0
 
     @property
     def best_row(self) -> dict[str, Any] | None:
-        """The row of the epoch that is deployed."""
+        """The row of the epoch whose weights are deployed."""
         return self.rows[self.best_epoch - 1] if self.best_epoch else None
 
     def add(self, row: dict[str, Any], scores: Scores | None, select: Literal["robust", "clean", "last"]) -> bool:
-        """Append an epoch; whether it is the best: the latest of the epochs that none beats."""
+        """Append an epoch. Returns whether it is the best so far; of equal epochs the latest counts as the best."""
         previous = self.scores[self.best_epoch - 1] if self.scores else None
         self.rows.append(row)
         if scores is not None:
             self.scores.append(scores)
-        best = scores is None or previous is None or _merit(scores, select) >= _merit(previous, select)
+        best = scores is None or previous is None or _sort_key(scores, select) >= _sort_key(previous, select)
         row["best"] = best
         if best:
             self.best_epoch = len(self.rows)
         return best
 
     def keep(self, f: nn.Module, parts: dict[str, nn.Module]) -> None:
-        """Take the weights as the best."""
+        """Store copies of these weights as the best."""
         self.best = {"f": _copied(f), "parts": {name: _copied(part) for name, part in parts.items()}}
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors, for the training state."""
+        """The history as plain values and tensors, for the training state."""
         rest = {name: getattr(self, name) for name in ("rows", "best", "best_epoch", "seconds")}
         return {**rest, "scores": [asdict(scores) for scores in self.scores]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> History:
+        """The history that `state` returned."""
         return cls(**{**state, "scores": [Scores(**scores) for scores in state["scores"]]})
 
 
-def _merit(scores: Scores, select: Literal["robust", "clean", "last"]) -> tuple[float, ...]:
+def _sort_key(scores: Scores, select: Literal["robust", "clean", "last"]) -> tuple[float, ...]:
     if select == "last":
         return ()
     return (scores.robust, scores.clean) if select == "robust" else (scores.clean, scores.robust)

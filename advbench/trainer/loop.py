@@ -1,4 +1,4 @@
-"""One loop for all methods."""
+"""The training loop, the same for all methods."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from advbench.trainer.history import History
 from advbench.trainer.session import Session
 from advbench.trainer.validation import Scores, catastrophic_overfitting, score
 
-SAVE_SECONDS = 45.0  # a killed run loses no more than this, and the step it is in
-SAVE_PAUSE = 20.0  # after an epoch, when the last save was so many times its own duration ago
-TELL_SECONDS = 0.5
+SAVE_SECONDS = 45.0  # between saves within an epoch: a killed run loses no more than this and one step
+SAVE_PAUSE = 20.0  # a run is saved after an epoch if the last save is this many times its own duration ago
+REPORT_SECONDS = 0.5  # between two StepDone events
 
 
 def device_of(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda[:N]" as a device; of several processes each has a GPU of its own. Raises UserError."""
+    """The device that "auto", "cpu" or "cuda[:N]" names. With several processes "cuda" is a GPU of each one's own.
+
+    Raises UserError for an unknown device, one that is not there, and one GPU for several processes.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda:") and ranks.world() > 1:
-        raise UserError(f"{name} is one GPU: several processes take --device cuda, a GPU each")
+        raise UserError(f"{name} is one GPU: several processes need --device cuda, a GPU each")
     if name == "cuda" and ranks.world() > 1:
         name = f"cuda:{ranks.local_rank()}"
     try:
@@ -56,27 +59,29 @@ def train(
     force: bool = False,
     watch: Watch | None = None,
 ) -> Path:
-    """Train by `recipe` into the run folder `out`, which is returned.
+    """Train by `recipe` into the run folder `out`, and return `out`.
 
-    With `resume` an interrupted run goes on where it was saved (to the bit on a CPU), and a finished one is
-    left as it is; `force` overwrites one. Within `ranks.joined` the processes share each batch, and the first one
-    alone writes and tells `watch`. Raises UserError for what cannot be, among it a folder that is
-    taken, another recipe, or a loss that is not finite; Interrupted when `watch.stop()` says so, after saving.
+    With `resume` an interrupted run continues from where it was saved (bit for bit on a CPU), and a finished one is
+    left as it is; `force` overwrites a run. Within `ranks.joined` the processes share each batch, and only the first
+    one writes and reports events to `watch`.
+
+    Raises UserError for a recipe, device or folder that does not fit, and for a loss that is not finite; Interrupted,
+    after saving, when `watch.stop()` returns True.
     """
-    going_on = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
-    if going_on and ranks.first(lambda: folder.finished(out)):
+    resuming = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
+    if resuming and ranks.first(lambda: folder.finished(out)):
         return out
     where = device_of(device)
     session = Session(recipe, where)
     generators = [where] if where.type == "cuda" else []
     with ExitStack() as held, torch.random.fork_rng(devices=generators):
         ranks.first(lambda: held.enter_context(locked(out / folder.LOCK, timeout=0)))
-        going_on = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
-        if going_on and ranks.first(lambda: folder.finished(out)):  # by another process, just now
+        resuming = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
+        if resuming and ranks.first(lambda: folder.finished(out)):  # another process may have finished it meanwhile
             return out
-        # For layers that draw numbers, as dropout does; all else has keys of its own.
+        # For layers that draw random numbers, such as dropout. Everything else uses keys of its own.
         torch.manual_seed(recipe.seed ^ (ranks.rank() << 48))
-        if going_on:
+        if resuming:
             history = folder.restore(out, session)
         else:
             ranks.first(lambda: folder.begin(out, recipe))
@@ -91,9 +96,9 @@ class _Run:
         self.history = history
         self.out = out
         self.watch = watch
-        self.leads = ranks.rank() == 0
-        self.told = self.ticked = time.monotonic()
-        self.saved = self.told
+        self.is_first = ranks.rank() == 0
+        self.reported = self.ticked = time.monotonic()
+        self.saved = self.reported
         self.save_took = 0.0
         self.epoch_seconds = 0.0
 
@@ -110,7 +115,7 @@ class _Run:
             precision=session.precision,
             best=self.history.best_row,
         )
-        if self.leads:
+        if self.is_first:
             self.watch.on_begin(began)
         averaged = [session.averaged.net] if session.averaged else []
         with straight_through(nn.ModuleList([session.nets.f, *averaged])):
@@ -152,23 +157,23 @@ class _Run:
             images_per_s=self._rate(),
             flag=flag,
         )
-        if self.leads:
+        if self.is_first:
             self.watch.on_epoch(event)
         due = len(self.history.rows) == 1 or time.monotonic() - self.saved > self.save_took * SAVE_PAUSE
-        if ranks.any_of(due and self.leads)[0]:
+        if ranks.any_of(due and self.is_first)[0]:
             self._save()
 
     def _after_step(self) -> None:
         session = self.session
         now = time.monotonic()
-        due = self.leads and now - self.saved > SAVE_SECONDS, self.leads and now - self.told > TELL_SECONDS
-        stop, save, tell = ranks.any_of(self.watch.stop(), *due)
+        due = self.is_first and now - self.saved > SAVE_SECONDS, self.is_first and now - self.reported > REPORT_SECONDS
+        stop, save, report = ranks.any_of(self.watch.stop(), *due)
         if stop:
             self._interrupt()
         if save:
             self._save()
-        if tell:
-            self.told = now
+        if report:
+            self.reported = now
             terms, _ = session.means()
             self._tick()
             self._check()
@@ -181,7 +186,7 @@ class _Run:
                 seconds_left=self.history.seconds * (1 / session.progress - 1),
                 terms=terms,
             )
-            if self.leads:
+            if self.is_first:
                 self.watch.on_step(event)
 
     def _score(self) -> Scores | None:
@@ -205,7 +210,7 @@ class _Run:
     def _interrupt(self) -> None:
         self._save()
         where = f"epoch {min(self.session.epoch + 1, self.session.recipe.epochs)} of {self.session.recipe.epochs}"
-        raise Interrupted(f"stopped in {where}: go on with --resume --out {self.out}")
+        raise Interrupted(f"stopped in {where}: continue with --resume --out {self.out}")
 
     def _save(self, *, done: bool = False) -> None:
         self._check()
@@ -213,18 +218,18 @@ class _Run:
         folder.save(self.out, self.session, self.history, done=done)
         self.saved = time.monotonic()
         self.save_took = self.saved - before
-        self.ticked += self.save_took  # not training
+        self.ticked += self.save_took  # saving is not training
 
     def _check(self) -> None:
         try:
             self.session.check()
         except UserError as error:
-            kept = [name for name in (BEST, LAST) if (self.out / name).is_file()]
-            where = f"{' and '.join(kept)} in {self.out} are from before" if kept else "no epoch had ended"
+            saved = [name for name in (BEST, LAST) if (self.out / name).is_file()]
+            where = f"{' and '.join(saved)} in {self.out} were saved before that" if saved else "no epoch had ended"
             raise UserError(f"{error}; {where}") from error
 
     def _tick(self) -> None:
-        """Count the time since the last tick as training."""
+        """Add the time since the last tick to the training time."""
         now = time.monotonic()
         self.history.seconds += now - self.ticked
         self.epoch_seconds += now - self.ticked

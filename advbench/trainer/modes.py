@@ -1,4 +1,4 @@
-"""The one place where train and eval modes are set, during attacks and weight perturbation."""
+"""Train and eval modes during attacks and weight perturbation: the one place that sets them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def attack_mode(nets: Iterable[nn.Module], bn_mode: Literal["eval", "train"]) -> Iterator[None]:
-    """Eval mode; with bn_mode "train" BatchNorm normalises by the batch. No running statistic moves either way."""
+    """Put `nets` into eval mode; restore their modes at the end.
+
+    With bn_mode "train" BatchNorm normalises by the batch. The running statistics never change.
+    """
     modules = [module for net in nets for module in net.modules()]
     before = [module.training for module in modules]
     try:
@@ -32,7 +35,7 @@ def attack_mode(nets: Iterable[nn.Module], bn_mode: Literal["eval", "train"]) ->
 
 @contextmanager
 def frozen_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """BatchNorm in train mode leaves its running statistics and its count of batches as they are."""
+    """Inside, BatchNorm in train mode leaves its running statistics and its count of batches unchanged."""
     tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
     try:
         for module in tracking:

@@ -14,7 +14,7 @@ from advbench.trainer.steepest import Fista, Steepest
 
 
 def optimizer(settings: Optim, weights: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of a net's `weights`; on CUDA one kernel for all of them."""
+    """The optimiser of a net's `weights`; on CUDA one fused kernel updates them all."""
     fused = device.type == "cuda"
     if settings.name == "sgd":
         return torch.optim.SGD(
@@ -32,16 +32,16 @@ def optimizer(settings: Optim, weights: Iterable[nn.Parameter], device: torch.de
         return Fista(weights, penalty=settings.penalty, **plain)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     betas = (settings.momentum, 0.999)
-    # fused on CPUs too: the other kernels read their count of steps with the host
+    # Fused on CPUs too: the other kernels make the host read their step counts.
     return kind(weights, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True)
 
 
 def factor(schedule: Schedule, progress: float) -> float:
-    """What the learning rate is multiplied by when `progress` (0 to 1) of the training is done."""
+    """The factor on the learning rate when the share `progress` (0 to 1) of the training is done."""
     rise = min(1.0, progress / schedule.warmup) if schedule.warmup else 1.0
     match schedule.name:
         case "piecewise":
-            # A milestone is reached at the step it falls on, however the division rounds.
+            # The tolerance makes a milestone count at the step it falls on, however the division rounds.
             passed = sum(progress >= milestone - 1e-9 for milestone in schedule.milestones)
             return rise * schedule.factor**passed
         case "onecycle":

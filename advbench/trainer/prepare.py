@@ -1,4 +1,4 @@
-"""What a session is made of: the network, the images and the precision that a recipe asks for."""
+"""What a session is built from: the network, the images and the precision of a recipe."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from advbench.recipe import Recipe
 
 
 def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
-    """The recipe's architecture for the data's images, in its wrappers."""
+    """A network of the recipe's architecture for the images of `data`, in the recipe's wrappers. Raises UserError."""
     channels, height, width = data.shape
     if height != width:
-        raise UserError(f"{data.name} has images of {height}x{width}: square ones are needed")
+        raise UserError(f"{data.name} has images of {height}x{width}: they must be square")
     outer = {name: value for name, value in recipe.model.settings.items() if name in wrappers()}
     own = {name: value for name, value in recipe.model.settings.items() if name not in outer}
     for name in ("num_classes", "in_channels", "image_size", "seed"):
@@ -41,7 +41,10 @@ def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
 
 
 def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | None, str]:
-    """Training images, held-out images or None, both on the device, and the hash of the training images."""
+    """The training images, the held-out images (or None) and the sha256 of both together, before the split.
+
+    The images are on the device. Raises UserError if `train_n` is too large or the split leaves a part empty.
+    """
     train, held_out = load(recipe.dataset, "train"), None
     if recipe.train_n:
         if recipe.train_n > len(train):
@@ -55,7 +58,7 @@ def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | Non
 
 
 def precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
-    """A maker of autocast contexts, and the precision they amount to."""
+    """A function that makes autocast contexts, and the name of their precision: "fp32" or "bf16"."""
     name = recipe.precision
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"

@@ -1,4 +1,4 @@
-"""A training run in memory: nets, optimisers, data, and where it stands. Its `state` is all that resuming needs."""
+"""A training run in memory: nets, optimisers, data and position. Its `state` is all that resuming needs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from advbench.models.base import Model
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
-from advbench.trainer.compiled import Compiled, held
+from advbench.trainer.compiled import Compiled, without_weight_gradients
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
 from advbench.trainer.tools import Counter, Tools
 
 
 class Session:
-    """What a recipe makes, on a device. Raises UserError for what does not fit together."""
+    """The run of a recipe on a device. Raises UserError if parts of the recipe do not fit together."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
@@ -41,24 +41,24 @@ class Session:
         self.data, self.held_out, self.data_sha256 = images(recipe, device)
         self.method.check(recipe, self.data.num_classes)
         if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
-            raise UserError(f"augment.policy autoaugment is made for values to 255, which {self.data.name} has not")
+            raise UserError(f"augment.policy autoaugment needs values up to 255, which {self.data.name} lacks")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
         self.rows = self.batch_size // ranks.world()  # this process's share of a batch
         if self.rows * ranks.world() < self.batch_size:
             raise UserError(
-                f"a batch of {self.batch_size} images is not to be shared by {ranks.world()} processes: set batch_size "
-                f"to a multiple of {ranks.world()}"
+                f"a batch of {self.batch_size} images cannot be divided among {ranks.world()} processes: "
+                f"set batch_size to a multiple of {ranks.world()}"
             )
         self.autocast, self.precision = precision(recipe, device)
         f = self.method.wrap(network(recipe, self.data, recipe.seed), recipe.seed)
         self.layout = self._layout(f.to(device))
         if self.method.needs_maps and not f.has_maps:
-            raise UserError(f"{recipe.method.name} needs a model with feature maps, which {recipe.model.arch} has not")
+            raise UserError(f"{recipe.method.name} needs a model with feature maps, which {recipe.model.arch} lacks")
         parts = self.method.parts(self._setup(f))
         if ranks.world() > 1 and recipe.bn == "sync":
             if device.type != "cuda":
-                raise UserError("bn sync works on CUDA alone: set bn=local")
+                raise UserError("bn sync works only on CUDA: set bn=local")
             f = nn.SyncBatchNorm.convert_sync_batchnorm(f)
             parts = {name: nn.SyncBatchNorm.convert_sync_batchnorm(part) for name, part in parts.items()}
         for net in (f, *parts.values()):
@@ -71,53 +71,57 @@ class Session:
                 self.counter.watch(net)
 
         self.compiled = self._compile()
-        hold = partial(held, (f, *parts.values())) if self.compiled else nullcontext
-        self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast, hold)
+        attack_context = partial(without_weight_gradients, (f, *parts.values())) if self.compiled else nullcontext
+        self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast, attack_context)
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0
-        self.position = 0  # steps of the epoch that are done
+        self.position = 0  # how many steps of the epoch are done
         self.sums: dict[str, Tensor] = {}
-        self.bad = torch.full((), -1, dtype=torch.int64, device=device)  # the first batch with a loss not finite
+        # The number of the first batch, over all epochs, whose loss was not finite; -1 if none was.
+        self.bad_batch = torch.full((), -1, dtype=torch.int64, device=device)
 
     @property
     def progress(self) -> float:
+        """The share of the training that is done, 0 to 1."""
         return (self.epoch * self.steps + self.position) / (self.recipe.epochs * self.steps)
 
     @property
     def images(self) -> int:
-        """Training images seen so far."""
+        """How many training images have been seen so far, counted with repetition."""
         return (self.epoch * self.steps + self.position) * self.batch_size
 
     @property
     def peak_memory(self) -> int:
-        """Bytes: of the device's memory on CUDA, of the whole process on a CPU."""
+        """In bytes: the allocated device memory on CUDA, the memory of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
     def deployed(self) -> Model:
-        """The net that is validated and kept: the average where there is one."""
+        """The net that is validated and saved: the averaged one if the recipe averages."""
         return self.averaged.net if self.averaged else self.nets.f
 
     @property
     def lr(self) -> float:
-        """The main net's learning rate at the step to come."""
+        """The learning rate of f at the next step."""
         return self.base_lr["f"] * factor(self.recipe.schedule, self.progress)
 
     def _layout(self, f: Model) -> torch.memory_format:
-        """NHWC: what tensor cores want, and 1.2 to 1.3 times as fast on a CPU for nets such as small_cnn. The other one
-        where a network does not run in it: `view` raises for maps so laid out."""
+        """The memory layout of f: NHWC, or NCHW if f does not run in NHWC (`view` raises for such tensors).
+
+        NHWC suits tensor cores, and is 1.2 to 1.3 times as fast on a CPU for nets such as small_cnn.
+        """
         try:
             with untouched(f), torch.no_grad():
                 f.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 f(self.data.batch(slice(0, 2))[0].contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # where something else is amiss, the first step meets it too
+        except RuntimeError:  # any other error appears again at the first step
             return torch.contiguous_format
         return torch.channels_last
 
     def step(self, order: Tensor) -> None:
-        """One batch: the next rows of this epoch's `order`. Nothing here waits for the device."""
+        """Train on the next batch of this epoch's `order`. Nothing here makes the host wait for the device."""
         nets, recipe = self.nets, self.recipe
         nets.progress = self.progress
         scale = factor(recipe.schedule, nets.progress)
@@ -129,14 +133,14 @@ class Session:
         nets.notes.clear()
         with self.autocast():
             terms = self.method.step(nets, x, y, self.tools)
-        self._account(terms, nets.notes)
-        self._agree()
+        self._add_to_sums(terms, nets.notes)
+        self._average_statistics()
         self.position += 1
         if self.averaged:
             self.averaged.after_step(nets.f, self.progress)
 
     def _compile(self) -> list[Compiled]:
-        """The nets that are compiled: those of the zoo, of methods that differentiate once."""
+        """Compile the nets of the zoo, unless the method differentiates gradients. Returns those that were compiled."""
         backend = self.recipe.compile
         if backend == "auto":
             backend = "inductor" if self.device.type == "cuda" else "off"
@@ -146,23 +150,23 @@ class Session:
         return [Compiled(net, backend, self.counter) for net in nets]
 
     @property
-    def compile_told(self) -> str:
-        """What compiles the nets, or why nothing does."""
-        return ", ".join(dict.fromkeys(net.told for net in self.compiled)) or "off"
+    def compile_status(self) -> str:
+        """The backend that compiles the nets, or "off" with the reason if there is one."""
+        return ", ".join(dict.fromkeys(net.status for net in self.compiled)) or "off"
 
-    def _agree(self) -> None:
-        """The same running statistics in every process: the means of theirs."""
+    def _average_statistics(self) -> None:
+        """Replace BatchNorm's running statistics in every process by their mean over the processes."""
         if ranks.world() > 1 and self.recipe.bn == "local":
             modules = [m for net in (self.nets.f, *self.nets.parts.values()) for m in net.modules()]
-            kept = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
-            ranks.average_([value for m in kept for value in (m.running_mean, m.running_var) if value is not None])
+            norms = [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
+            ranks.average_([value for m in norms for value in (m.running_mean, m.running_var) if value is not None])
 
     def order(self) -> Tensor:
-        """The rows of this epoch, in the order it visits them."""
+        """The rows of the training images in the order of this epoch, int64 (N,)."""
         return epoch_order(len(self.data), self.recipe.seed, self.epoch, self.device)
 
     def end_epoch(self) -> None:
-        """Go on to the next epoch."""
+        """Move to the next epoch."""
         self.epoch, self.position = self.epoch + 1, 0
         self.sums.clear()
         if self.averaged:
@@ -177,8 +181,8 @@ class Session:
         return {name: v for name, v in values.items() if not name.startswith("note:")}, notes
 
     def check(self) -> None:
-        """UserError when a loss was not finite. Waits for device and ranks."""
-        bad = min((batch for batch in ranks.gather_objects(int(self.bad)) if batch >= 0), default=-1)
+        """Raise UserError if a loss was not finite. Waits for the device and all ranks."""
+        bad = min((batch for batch in ranks.gather_objects(int(self.bad_batch)) if batch >= 0), default=-1)
         if bad >= 0:
             raise UserError(
                 f"the loss is not finite from epoch {bad // self.steps + 1}, batch {bad % self.steps + 1} of "
@@ -186,7 +190,7 @@ class Session:
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes while training, as tensors and plain values. Waits for the ranks."""
+        """Everything that changes during training, as tensors and plain values. Waits for all ranks."""
         own = {
             "sums": {name: value.cpu() for name, value in self.sums.items()},
             "parts": {name: _buffers(part) for name, part in self.nets.parts.items()},
@@ -204,11 +208,11 @@ class Session:
             "passes": [self.counter.forwards, self.counter.backwards],
             "rng": own["rng"],
             "rng_cuda": own["rng_cuda"],
-            "others": ranks.gather_objects(own)[1:],  # what the other processes have otherwise
+            "others": ranks.gather_objects(own)[1:],  # what differs in the other processes
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken. Raises UserError for another number of processes."""
+        """Return to the moment at which `state` was taken. Raises UserError for another number of processes."""
         count = 1 + len(state.get("others", []))
         if count != ranks.world():
             raise UserError(
@@ -235,7 +239,7 @@ class Session:
             torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """x (views x B, C, H, W), y, one augmented view after the other; and the nets' keys."""
+        """x (views x B, C, H, W) and y (views x B,), view by view. Sets the keys and indices of the nets."""
         recipe, nets, augment = self.recipe, self.nets, self.recipe.augment
         images, labels, index = self.data.images[rows], self.data.labels[rows], self.data.indices[rows]
         copies = []
@@ -254,13 +258,13 @@ class Session:
         x = self.data.pixels(torch.cat(copies)).contiguous(memory_format=self.layout)
         return x, labels.repeat(self.method.views)
 
-    def _account(self, terms: dict[str, Tensor], notes: dict[str, Tensor]) -> None:
+    def _add_to_sums(self, terms: dict[str, Tensor], notes: dict[str, Tensor]) -> None:
         loss = torch.stack([value.float() for value in terms.values()]).sum()
-        now = self.epoch * self.steps + self.position
-        self.bad = torch.where((self.bad < 0) & ~loss.isfinite(), now, self.bad)
-        seen = {"loss": loss, **terms, **{f"note:{name}": value for name, value in notes.items()}}
-        for name, value in seen.items():
-            # In float64: the sum must not depend on when a run was interrupted and read.
+        batch = self.epoch * self.steps + self.position
+        self.bad_batch = torch.where((self.bad_batch < 0) & ~loss.isfinite(), batch, self.bad_batch)
+        values = {"loss": loss, **terms, **{f"note:{name}": value for name, value in notes.items()}}
+        for name, value in values.items():
+            # In float64, so that the sum does not depend on when a run was interrupted and read.
             before = self.sums.get(name)
             self.sums[name] = value.double() if before is None else before + value.double()
 
@@ -290,6 +294,6 @@ class Session:
 
 
 def _buffers(part: nn.Module) -> dict[str, Tensor]:
-    """What a part keeps besides its weights: the ranks may have different ones, as of the rows of their batches."""
-    kept = part.state_dict()
-    return {name: kept[name].cpu() for name, _ in part.named_buffers() if name in kept}
+    """The saved buffers of a part. They may differ between ranks, since each rank sees other rows of a batch."""
+    saved = part.state_dict()
+    return {name: saved[name].cpu() for name, _ in part.named_buffers() if name in saved}

@@ -1,12 +1,12 @@
-"""The optimisers of Faghri et al. 2021 (arXiv:2102.08868), whose implicit bias is a norm of its own.
+"""The optimisers of Faghri et al. 2021 (arXiv:2102.08868), each with the implicit bias of another norm.
 
-Each takes all the weights it is given as one vector w with gradient g:
+Each treats all its weights as one vector w with gradient g:
 
 sign-gd: w <- w - lr ||g||_1 sign(g), steepest descent in Linf;
 coordinate-descent: w_j <- w_j - lr g_j for j = argmax |g_j| alone, steepest descent in l1;
-fista: w <- prox(y - lr g(y)), y the point beyond by Nesterov's momentum (Beck and Teboulle 2009).
+fista: w <- prox(y - lr g(y)), y the point extrapolated by Nesterov's momentum (Beck and Teboulle 2009).
 
-The bias shows on separable data, with `weight_decay=0` for the first two, after the loss has become small.
+The bias shows on separable data once the loss is small; the first two need `weight_decay=0`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Steepest(torch.optim.Optimizer):
-    """`sign`: sign gradient descent; else greedy coordinate descent. `weight_decay` adds its multiple of w to g."""
+    """Sign gradient descent (`sign`) or greedy coordinate descent. `weight_decay` adds its multiple of w to g."""
 
     def __init__(self, weights: Iterable[nn.Parameter], *, lr: float, weight_decay: float, sign: bool) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "sign": sign})
@@ -37,17 +37,17 @@ class Steepest(torch.optim.Optimizer):
                     w.sub_(group["lr"] * total * g.sign())
             else:
                 sizes = torch.stack([g.abs().max() for g in gradients])
-                # One coordinate: of tensors that tie the first, and in it the first entry.
+                # Exactly one coordinate: among ties the first tensor, and in it the first entry.
                 first = torch.arange(len(sizes), device=sizes.device) == sizes.argmax()
                 for w, g, chosen in zip(weights, gradients, first, strict=True):
-                    at = torch.unravel_index(g.abs().argmax(), g.shape)  # whatever the memory's layout
+                    at = torch.unravel_index(g.abs().argmax(), g.shape)  # in any memory layout
                     w[at] -= group["lr"] * chosen * g[at]
 
 
 class Fista(torch.optim.Optimizer):
-    """Loss + `weight_decay` x the sum over output units of ||w_unit|| in the norm `penalty`; biases go free.
+    """Minimises loss + `weight_decay` x the sum over output units of ||w_unit|| in the norm `penalty`, without biases.
 
-    The net holds y, where the next gradient is taken; the momentum starts over when it points uphill
+    The net's weights are y, where the next gradient is taken. The momentum restarts when it points uphill
     (O'Donoghue and Candes 2015).
     """
 
@@ -82,7 +82,7 @@ def prox(v: Tensor, t: float, penalty: str) -> Tensor:
 
 
 def _to_l1_ball(v: Tensor, radius: float) -> Tensor:
-    """The nearest point of the l1 ball to each row (Duchi et al. 2008)."""
+    """The nearest point to each row of v in the l1 ball of `radius` (Duchi et al. 2008)."""
     a = v.abs()
     largest = a.sort(1, descending=True).values
     excess = largest.cumsum(1) - radius

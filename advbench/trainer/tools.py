@@ -1,4 +1,4 @@
-"""What the trainer does for a method, by the recipe's settings: attacks within the ball, and updates."""
+"""What the trainer does for a method, with the recipe's settings: attacks within the ball, and updates."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from advbench.trainer.modes import attack_mode
 
 
 def inner_attack(inner: Inner) -> PGD:
-    """PGD with the recipe's steps and start."""
+    """PGD with the steps, step size and start of the recipe."""
     start = {"random_start": False} if inner.init == "none" else {"init": inner.init}
     return PGD(name="inner", steps=inner.steps, rel_step=inner.rel_step, step_size=inner.step_size, **start)
 
 
 class Counter:
-    """Counts the samples that pass through networks, by a hook on each network's first layer with weights."""
+    """Counts the samples that pass through networks, with a hook on each network's first layer that has weights."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -35,7 +35,7 @@ class Counter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside is no cost of the training."""
+        """Passes inside are not counted: they are no cost of the training."""
         self.counting = False
         try:
             yield
@@ -43,22 +43,26 @@ class Counter:
             self.counting = True
 
     def watch(self, net: nn.Module) -> None:
+        """Count the passes through `net` from now on."""
         first = next(module for module in net.modules() if next(module.parameters(recurse=False), None) is not None)
         first.register_forward_hook(self._count)
 
-    def _count(self, module: nn.Module, given: Any, out: Tensor) -> None:
+    def _count(self, module: nn.Module, args: Any, out: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.add(out)
 
     def add(self, out: Tensor) -> None:
-        """Count a pass whose output, of any layer, is `out` (B, ...)."""
+        """Count a pass with `out` (B, ...), the output of any layer."""
         self.forwards += len(out) * self.counting
         if out.requires_grad and self.counting:
             self.backwards += len(out)
 
 
 class Tools:
-    """`advbench.methods.base.Tools`, for one run. `progress` follows the training, from 0 to 1."""
+    """`advbench.methods.base.Tools` for one run.
+
+    `attack_context` makes the contexts in which attacks take gradients, which are with respect to the input alone.
+    """
 
     def __init__(
         self,
@@ -66,21 +70,21 @@ class Tools:
         nets: Nets,
         optimizers: dict[str, torch.optim.Optimizer],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        hold: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        attack_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.recipe = recipe
         self.nets = nets
         self.optimizers = optimizers
         self.autocast = autocast
-        self.hold = hold  # while an attack takes gradients by the input alone
+        self.attack_context = attack_context
         self.inner = inner_attack(recipe.inner)
 
     @property
     def eps(self) -> float:
-        """The training eps, as far as it has grown."""
+        """The training eps at this point of its warm-up."""
         warmup = self.recipe.inner.warmup
-        grown = min(1.0, self.nets.progress / warmup) if warmup else 1.0
-        return self.recipe.threat.eps_value * grown
+        share = min(1.0, self.nets.progress / warmup) if warmup else 1.0
+        return self.recipe.threat.eps_value * share
 
     def region(self, x: Tensor, scale: float = 1.0) -> Region:
         eps = torch.full((len(x),), self.eps * scale, dtype=torch.float64, device=x.device)
@@ -95,12 +99,12 @@ class Tools:
 
     def attack(self, objective: Objective, x: Tensor, y: Tensor, attack: Attack | None = None) -> Tensor:
         problem = Problem(self.region(x), y, torch.full_like(y, -1), self.nets.key)
-        with self.attack_mode(), self.hold():
+        with self.attack_mode(), self.attack_context():
             return solve(attack or self.inner, objective, problem)
 
     def gradient(self, objective: Objective, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        with self.attack_mode(), self.hold(), torch.enable_grad():
+        with self.attack_mode(), self.attack_context(), torch.enable_grad():
             (g,) = torch.autograd.grad(objective(x).sum(), x)
         return g
 
@@ -108,12 +112,12 @@ class Tools:
         awp = self.recipe.awp
         active = awp.gamma > 0 and self.nets.progress >= awp.warmup
         with perturbed(self.nets.f, lambda: _total(losses()), awp.gamma) if active else nullcontext():
-            torch.clear_autocast_cache()  # it holds the weights as they were before
+            torch.clear_autocast_cache()  # it holds casts of the weights before the perturbation
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             terms = losses()
             _total(terms).backward()
-        # Here and nowhere else: the gradients that an inner attack takes are by the input, and no other rank's matter.
+        # Only here: an inner attack's gradients are with respect to this rank's inputs, and need no average over ranks.
         ranks.average_([w.grad for o in self.optimizers.values() for w in _weights(o) if w.grad is not None])
         for optimizer in self.optimizers.values():
             if self.recipe.optim.clip:

@@ -1,4 +1,4 @@
-"""Scores on the held-out split, and the watch for catastrophic overfitting."""
+"""Scores on the held-out split, and the detection of catastrophic overfitting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advbench.trainer.modes import attack_mode
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies, 0 to 1: on clean images, under PGD and under FGSM at the training eps."""
+    """Accuracies in [0, 1]: on clean images, and under PGD and FGSM at the training eps."""
 
     clean: float
     robust: float
@@ -41,10 +41,10 @@ def score(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Score `net`, in eval mode, on `held_out`. The attack runs in `autocast`, the verdicts in float32.
+    """The scores of `net`, in eval mode, on `held_out`. The attacks run in `autocast`, the verdicts in float32.
 
-    A sample counts as robust when neither it nor its PGD point is answered wrongly. `poll` is called between
-    batches, and may raise. Of several processes each scores its share.
+    A sample counts as robust if both the image and its PGD point are classified correctly; likewise for FGSM.
+    `poll` is called before each batch, and may raise. With several processes each scores its share.
     """
     total, held_out = len(held_out), held_out.subset(range(ranks.rank(), len(held_out), ranks.world()))
     pgd = PGD(name="pgd", steps=recipe.validation.steps)
@@ -55,11 +55,11 @@ def score(
             poll()
             rows = slice(start, start + batch_size)
             x, y = held_out.batch(rows)
-            none = torch.full_like(y, -1)
+            untargeted = torch.full_like(y, -1)
             eps = torch.full((len(y),), recipe.threat.eps_value, dtype=torch.float64, device=x.device)
             key = keys(recipe.validation.seed, "score", held_out.indices[rows])
-            problem = Problem(around(recipe.threat.norm, x, eps), y, none, key)
-            objective = partial(_ce, net, y, none)
+            problem = Problem(around(recipe.threat.norm, x, eps), y, untargeted, key)
+            objective = partial(_ce, net, y, untargeted)
             with autocast():
                 points = [solve(attack, objective, problem) for attack in (pgd, fgsm)]
             with torch.no_grad():
@@ -75,16 +75,18 @@ def _ce(net: nn.Module, y: Tensor, target: Tensor, z: Tensor) -> Tensor:
 
 
 def catastrophic_overfitting(scores: Sequence[Scores], classes: int, deployed: int) -> Flag | None:
-    """The flag for a PGD accuracy that collapsed while FGSM's stayed (Wong et al. 2020, 2001.03994), if it did.
+    """A flag if the PGD accuracy collapsed while the FGSM accuracy did not (Wong et al. 2020, 2001.03994), else None.
 
-    Collapsed: under half of an earlier best that was twice chance, and a fifth of all samples below FGSM's.
-    A note only when the epoch `deployed` (from 1) lies before.
+    Collapsed: less than half of an earlier best of at least twice chance, and more than 0.2 below the FGSM accuracy.
+    `scores`: one for each epoch. The flag is a mere note if the epoch `deployed` (from 1) is before the collapse.
     """
     best = 0.0
-    for epoch, at in enumerate(scores, 1):
-        if best >= 2 / classes and at.robust < best / 2 and at.fgsm - at.robust > 0.2:
-            detail = f"epoch {epoch}: PGD {at.robust:.1%}, FGSM {at.fgsm:.1%}, after a best PGD accuracy of {best:.1%}"
+    for epoch, now in enumerate(scores, 1):
+        if best >= 2 / classes and now.robust < best / 2 and now.fgsm - now.robust > 0.2:
+            detail = (
+                f"epoch {epoch}: PGD {now.robust:.1%}, FGSM {now.fgsm:.1%}, after a best PGD accuracy of {best:.1%}"
+            )
             severity: Literal["note", "suspect"] = "note" if deployed < epoch else "suspect"
             return Flag(name="catastrophic-overfitting", severity=severity, detail=detail)
-        best = max(best, at.robust)
+        best = max(best, now.robust)
     return None

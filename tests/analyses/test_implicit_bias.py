@@ -1,4 +1,4 @@
-"""The oracles against closed forms and each other, the optimisers against the oracles."""
+"""The largest margins against closed forms, and the optimisers against the largest margins."""
 
 from __future__ import annotations
 

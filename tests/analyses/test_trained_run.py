@@ -46,12 +46,12 @@ def test_features_of_standard_and_adversarial_training(trained: Trained) -> None
     table = features.run([plain, robust], n=150, eps="0.1", steps=10).tables["features"]
     assert table.loc[robust.name, "divergence"] < table.loc[plain.name, "divergence"]
     assert table.loc[robust.name, "attacked"] > table.loc[plain.name, "attacked"]
-    assert table.loc[plain.name, "gradient_probe"] > 0.6  # chance is 0.1: an undefended net gives the class away
+    assert table.loc[plain.name, "gradient_probe"] > 0.6  # chance is 0.1: an undefended net reveals the class
     still = features.run([plain], n=50, eps="0", steps=1).tables["features"].iloc[0]
     assert still["divergence"] == 0 and still["entropy"] == still["entropy_attacked"]
 
 
-def test_a_white_box_attack_is_the_strongest_on_an_honest_net(trained: Trained) -> None:
+def test_a_white_box_attack_is_the_strongest_without_gradient_masking(trained: Trained) -> None:
     runs = [trained("standard", "epochs=10"), trained("standard", "epochs=10", seed=1)]
     found = transfer.run(runs, n=150, eps="0.1", steps=10)
     table = found.tables["accuracy"]
@@ -85,7 +85,7 @@ def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Tr
 
 
 def test_best_rows_of_a_known_matrix() -> None:
-    """Overdesign as Sridhar et al. report it: delta 4 best at 8, delta 8 best at 12, the edge of this grid."""
+    """Overdesign as in Sridhar et al.: delta 4 best at 8, delta 8 best at 12, the edge of this grid."""
     matrix = pd.DataFrame(
         {0.0: [90, 83.6, 76.5], 4.0: [65.0, 68.5, 66.0], 8.0: [40.0, 48.8, 52.6]}, index=[4.0, 8.0, 12.0]
     )
@@ -103,10 +103,10 @@ def test_spectrum_of_digits(trained: Trained) -> None:
     assert (matrix.diff(axis=1).iloc[:, 1:] <= 0).all(axis=None)
     assert len(found.notes) == 2 and "spectrum" in found.figures
     for place, (run, eps) in enumerate(zip(runs, (0.05, 0.1), strict=True)):
-        subject = load_runs([run], torch.device("cpu"))[0]
-        data = images([subject], "test", 80, torch.device("cpu"))
-        stands = withstands(subject.net, data, named_attack("pgd", "linf", 5), norm="linf", eps=0.0)
-        assert stands.double().mean() == matrix.iloc[place, 0] and subject.trained_eps.value == eps
+        one = load_runs([run], torch.device("cpu"))[0]
+        data = images([one], "test", 80, torch.device("cpu"))
+        stands = withstands(one.net, data, named_attack("pgd", "linf", 5), norm="linf", eps=0.0)
+        assert stands.double().mean() == matrix.iloc[place, 0] and one.trained_eps.value == eps
     with pytest.raises(UserError, match="more than eps and seed"):
         spectrum.run([runs[0], trained("pgd-at", "epochs=10")], n=10)
 
@@ -121,13 +121,13 @@ def test_runs_of_one_name_keep_a_row_each(trained: Trained, tmp_path: Path) -> N
     assert table.iloc[0].drop("gradient_probe").equals(table.iloc[1].drop("gradient_probe"))
 
 
-def test_a_number_of_steps_is_for_attacks_that_have_one() -> None:
+def test_steps_are_set_only_for_attacks_that_have_them() -> None:
     found = {one.name: one for one in named_attack("autoattack", "linf", 7)}
     assert [found[name].steps for name in ("apgd-ce", "apgd-t", "fab-t")] == [7, 7, 7]
     assert found["square"].steps == 5000
 
 
 @pytest.mark.parametrize("name", ["feature-pgd", "multi-task"])
-def test_attacks_on_more_than_logits_are_for_evaluate(name: str) -> None:
+def test_attacks_that_need_more_than_logits_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} reads more than logits, .* choose another attack"):
         named_attack(name, "linf")

@@ -1,4 +1,4 @@
-"""The heads of a multi-task run: read as they were written, or refused."""
+"""The heads of a multi-task run: loaded as they were saved, or refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def altered(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"), [(missing, r"no complete multi-task run: parts/rotation.safetensors"), (altered, "altered")]
+    ("harm", "says"), [(missing, r"not a complete multi-task run: parts/rotation.safetensors"), (altered, "altered")]
 )
 def test_damage_is_refused(harm: Callable[[Path], None], says: str, copied: Path) -> None:
     harm(copied / "parts" / "rotation.safetensors")
@@ -73,6 +73,6 @@ def test_damage_is_refused(harm: Callable[[Path], None], says: str, copied: Path
         load_heads(copied, net_of(copied))
 
 
-def test_loaded_tells_which_file_of_the_run_it_is(folder: Path) -> None:
+def test_loaded_names_the_file_of_the_run(folder: Path) -> None:
     for spec, file in ((folder, BEST), (folder / BEST, BEST), (folder / "last.safetensors", "last.safetensors")):
         assert load_model(str(spec)).file == file

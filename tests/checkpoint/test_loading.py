@@ -1,4 +1,4 @@
-"""Run folders: what is loaded from them, and everything that can be wrong with one."""
+"""Run folders: what is loaded from them, and the errors of faulty ones."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_was_trained_fits_a_record(tmp_path: Path) -> None:
     loaded = load_model(str(folder))
     assert loaded.trained is not None
     assert Trained(**loaded.trained).eps == 0.1 and loaded.trained["flags"][0]["severity"] == "suspect"
-    assert loaded.notes == (f"{folder} is not trained to its end",)
+    assert loaded.notes == (f"{folder} was not trained to the end",)
 
 
 def test_another_network_of_the_run_is_checked_too(run: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_wrapped_network_comes_back_wrapped(tmp_path: Path) -> None:
     assert isinstance(loaded.net, Model) and describe(loaded.net) == describe(wrapped)
 
 
-def test_loading_draws_from_no_ones_numbers(run: Path) -> None:
+def test_loading_leaves_the_random_state_alone(run: Path) -> None:
     before = torch.get_rng_state()
     load_model(str(run), dataset="digits")
     assert torch.equal(torch.get_rng_state(), before)
@@ -117,7 +117,7 @@ def flip(path: Path) -> None:
 
 
 def edit(run: Path, **changes: Any) -> None:
-    """Without a seal, as by hand or by an older version."""
+    """Change the card and remove its seal, as an edit by hand or an old version would."""
     written = json.loads((run / CARD).read_text())
     del written["seal"]
     (run / CARD).write_text(json.dumps({**written, **changes}))
@@ -131,9 +131,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "altered": (lambda run: flip(run / BEST), "truncated or altered: its sha256 is not the one in run.json"),
     "truncated": (lambda run: os.truncate(run / BEST, 100), "model.safetensors is truncated or altered"),
     "swapped": (lambda run: (run / LAST).replace(run / BEST), "model.safetensors is truncated or altered"),
-    "no weights": (lambda run: (run / BEST).unlink(), "is no complete run folder: model.safetensors is missing"),
-    "unlisted": (lambda run: edit(run, files={}), "is no complete run folder: model.safetensors is missing"),
-    "no card": (lambda run: (run / CARD).unlink(), "is no run folder: run.json is missing"),
+    "no weights": (lambda run: (run / BEST).unlink(), "is not a complete run folder: model.safetensors is missing"),
+    "unlisted": (lambda run: edit(run, files={}), "is not a complete run folder: model.safetensors is missing"),
+    "no card": (lambda run: (run / CARD).unlink(), "is not a run folder: run.json is missing"),
     "card cut": (lambda run: os.truncate(run / CARD, 50), "run.json is damaged or of another version: the file: "),
     "card binary": (lambda run: (run / CARD).write_bytes(b"\xff\xfe\x00"), "cannot read .*run.json"),
     "schema": (lambda run: edit(run, schema=2), "of another version: schema: "),
@@ -227,7 +227,7 @@ def test_the_dataset_must_fit(run: Path, dataset: str, message: str) -> None:
 
 
 def test_a_folder_of_runs_names_them(run: Path) -> None:
-    with pytest.raises(UserError, match=rf"is no run folder: run.json is missing; did you mean {run}\?"):
+    with pytest.raises(UserError, match=rf"is not a run folder: run.json is missing; did you mean {run}\?"):
         load_model(str(run.parent))
 
 

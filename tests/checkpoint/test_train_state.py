@@ -1,4 +1,4 @@
-"""What resuming needs, to the bit, or a refusal."""
+"""The training state is loaded bit for bit, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hash that names weights, and the files they are kept in."""
+"""The hash that identifies weights, and weight files."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_tables_figures_and_notes(cli: Any, plugin: str) -> None:
     ("argv", "message"),
     [
         ([], "name at least one"),
-        (["runs"], "no run folder"),
+        (["runs"], "not a run folder"),
         (["runs/a", "--set", "scael=2"], "did you mean scale"),
         (["runs/a", "--norm", "l2"], "choose from seed"),
         (["runs/a", "--out", "runs"], "--force"),

@@ -34,7 +34,7 @@ class Net(nn.Module):
         (["--method", "multi-task", "--set", "method.tasks=colour"], "unknown task"),
         (["--method", "multi-task", "--set", "method.tasks="], "name each of rotation"),
         (["--method", "great", "--set", "model.activation=relu"], "set model.activation to one of softplus, silu"),
-        (["--method", "consistency", "--set", "augment.crop=0"], "there are none: set augment.crop"),
+        (["--method", "consistency", "--set", "augment.crop=0"], "but the recipe has none: set augment.crop"),
         (["--method", "learned-optimizer", "--set", "awp.gamma=0.01"], "awp.gamma must be 0"),
         (
             ["--method", "pgd-at,free-at", "--norm", "l1"],

@@ -35,7 +35,7 @@ def test_the_result_is_a_window_of_the_padded_image(index: int, seed: int, pad: 
 
 @settings(max_examples=settings.default.max_examples // 4)
 @given(st.lists(st.integers(0, 49), min_size=1, max_size=20), st.integers(0, 5), st.integers(0, 3))
-def test_a_sample_is_changed_alike_in_any_company(rows: list[int], seed: int, epoch: int) -> None:
+def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(rows: list[int], seed: int, epoch: int) -> None:
     x, indices, chosen = images(50), torch.arange(1000, 1050), torch.tensor(rows)
     for change in (crop_flip, cutout):
         whole = change(x, indices, seed=seed, epoch=epoch)

@@ -58,7 +58,7 @@ def test_operations_agree_with_torchvision(name: str, channels: int) -> None:
         assert wrong == 0
 
 
-def test_a_sample_is_changed_alike_in_any_company() -> None:
+def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch() -> None:
     x, indices = photographs(40), torch.arange(500, 540)
     whole = autoaugment(x, indices, seed=1, epoch=2)
     rows = torch.tensor([31, 4, 17])

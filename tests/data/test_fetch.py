@@ -14,15 +14,15 @@ CONTENT = bytes(range(256)) * 3000
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-def test_download_tells_its_progress(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_download_reports_its_progress(served: tuple[Path, str], tmp_path: Path) -> None:
     folder, address = served
     (folder / "data.bin").write_bytes(CONTENT)
-    told: list[tuple[int, int | None, str]] = []
-    download([address + "data.bin"], tmp_path / "got.bin", MD5, lambda *report: told.append(report))
+    reports: list[tuple[int, int | None, str]] = []
+    download([address + "data.bin"], tmp_path / "got.bin", MD5, lambda *report: reports.append(report))
     assert (tmp_path / "got.bin").read_bytes() == CONTENT
-    assert told[-1] == (len(CONTENT), len(CONTENT), "got.bin")
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert len(told) > 1
+    assert reports[-1] == (len(CONTENT), len(CONTENT), "got.bin")
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
+    assert len(reports) > 1
 
 
 def test_download_takes_the_next_address(served: tuple[Path, str], tmp_path: Path) -> None:
@@ -62,13 +62,13 @@ def test_missing_clients_are_named(program: Program, tmp_path: Path, monkeypatch
 
 def test_npm_asks_first_and_runs_no_scripts(program: Program, tmp_path: Path) -> None:
     program("npm", 'echo "$@" >> calls; [ "$1" = view ] || echo packed > some-data-1.0.0.tgz')
-    told: list[tuple[int, int | None, str]] = []
-    npm_pack("some-data@1.0.0", tmp_path, lambda *report: told.append(report))
+    reports: list[tuple[int, int | None, str]] = []
+    npm_pack("some-data@1.0.0", tmp_path, lambda *report: reports.append(report))
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("view some-data@1.0.0 version --fetch-retries=0")
     assert calls[1] == "pack some-data@1.0.0 --ignore-scripts"
     assert (tmp_path / "some-data-1.0.0.tgz").exists()
-    assert told[-1][2] == "some-data@1.0.0"
+    assert reports[-1][2] == "some-data@1.0.0"
 
 
 def test_failing_client_is_quoted(program: Program, tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_grey_and_transparent_images_become_rgb(tree: Path) -> None:
 
 
 def test_wrong_folders(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is no folder: it must hold train/CLASS/\*.png"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder: it must hold train/CLASS/\*.png"):
         load(f"imagefolder:{tree}/nowhere", "train")
-    with pytest.raises(UserError, match="two class folders or more, not 0"):
+    with pytest.raises(UserError, match="at least two class folders, not 0"):
         load(f"imagefolder:{tree}/train/cat", "train")
     (tree / "train/cat/0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read .*cat/0.png"):

@@ -23,7 +23,7 @@ def test_names_are_listed_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_entry_tells_what_it_is(name: str) -> None:
+def test_every_entry_describes_its_dataset(name: str) -> None:
     about = entries("data")[name].about
     assert about["summary"]
     assert about["scale"] in (16.0, 255.0)

@@ -63,7 +63,7 @@ def test_idx_plain_and_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"\x89PNG", idx(2, 3)[:-1], idx(2, 3) + b"x", idx(2)[:6]])
 def test_malformed_idx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "some").write_bytes(content)
-    with pytest.raises(ValueError, match=r"some (is no idx file|does not hold)"):
+    with pytest.raises(ValueError, match=r"some (is not an idx file|does not hold)"):
         read_idx(tmp_path / "some")
 
 
@@ -104,9 +104,9 @@ def test_origin_is_read_as_torchvision_names_it(
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address + "gone/", address])
     monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
     monkeypatch.setitem(DIGESTS, "fashion-mnist", {})
-    told: list[str] = []
-    data = load("fashion-mnist", "test", progress=lambda done, total, what: told.append(what))
+    reports: list[str] = []
+    data = load("fashion-mnist", "test", progress=lambda done, total, what: reports.append(what))
     assert data.images.shape == (2, 1, 4, 4)
     assert data.labels.tolist() == [0, 1]
     assert data.class_names[9] == "ankle boot"
-    assert "t10k-images-idx3-ubyte.gz" in told
+    assert "t10k-images-idx3-ubyte.gz" in reports

@@ -57,7 +57,7 @@ def test_other_names(tmp_path: Path, names: tuple[str, str]) -> None:
         ({"x_test": IMAGES.astype(np.int32)}, "must be uint8, or floats in"),
         ({"x_test": IMAGES.astype(np.float32)}, r"float32 from 0 to 255, not in \[0, 1\]"),
         ({"x_test": np.full((4, 6, 5, 3), np.nan)}, r"from nan to nan, not in \[0, 1\]"),
-        ({"x_test": IMAGES / 255 * 0.9}, "no multiples of 1/255"),
+        ({"x_test": IMAGES / 255 * 0.9}, "not multiples of 1/255"),
         ({"x_test": IMAGES.reshape(4, 90)}, r"with 1 or 3 channels, not \(4, 90\)"),
         ({"x_test": np.zeros((4, 3, 8, 3), np.uint8)}, r"not \(4, 3, 8, 3\)"),
         ({"x_test": np.zeros((4, 8, 8, 4), np.uint8)}, r"not \(4, 8, 8, 4\)"),
@@ -73,14 +73,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], m
         load(save(tmp_path, **changes), "test")
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_npz(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing.npz: No such file"):
         load(f"npz:{tmp_path}/nothing.npz", "test")
     np.save(tmp_path / "one.npy", IMAGES)
     with pytest.raises(UserError, match="holds a single array"):
         load(f"npz:{tmp_path}/one.npy", "test")
     (tmp_path / "text.npz").write_text("text")
-    with pytest.raises(UserError, match=r"text.npz is no .npz file"):
+    with pytest.raises(UserError, match=r"text.npz is not an .npz file"):
         load(f"npz:{tmp_path}/text.npz", "test")
     file = Path(save(tmp_path).removeprefix("npz:"))
     file.write_bytes(file.read_bytes()[:-40])

@@ -21,7 +21,7 @@ DIGESTS = {part: fingerprint(*arrays) for part, arrays in SPLITS.items()}
 
 
 class Fake:
-    """A source whose file holds nothing, and which counts how often it is asked."""
+    """A source with an empty file, which counts how often it is asked."""
 
     def __init__(self, label: str = "fake", splits: Splits = SPLITS, error: Exception | None = None) -> None:
         self.splits, self.error, self.fetched = splits, error, 0
@@ -96,11 +96,11 @@ def test_files_placed_by_hand_are_used_and_kept(cache: Path) -> None:
     assert (cache / "toy" / "fake.bin").read_text() == "genuine"
 
 
-def test_bad_files_placed_by_hand_are_told_of_and_kept(cache: Path) -> None:
+def test_bad_files_placed_by_hand_are_reported_and_kept(cache: Path) -> None:
     fake = Fake()
     (cache / "toy").mkdir(parents=True)
     (cache / "toy" / "fake.bin").write_text("something else")
-    with pytest.warns(UserWarning, match=r"by hand are passed over.*fake.bin: no such format"):
+    with pytest.warns(UserWarning, match=r"by hand are not used.*fake.bin: no such format"):
         get(fake)
     assert fake.fetched == 1
     assert (cache / "toy" / "fake.bin").read_text() == "something else"
@@ -132,7 +132,7 @@ def drop_images(file: Path) -> None:
 
 @pytest.mark.parametrize("harm", [flip_a_byte, swap_labels, truncate, empty, drop_images])
 @pytest.mark.parametrize("digests", [DIGESTS, {}], ids=["published", "recorded"])
-def test_damaged_cache_is_told_of_moved_aside_and_fetched_again(
+def test_damaged_cache_is_reported_renamed_and_fetched_again(
     cache: Path, harm: Callable[[Path], None], digests: dict[str, str]
 ) -> None:
     fake = Fake()
@@ -159,7 +159,7 @@ def test_another_datasets_arrays_in_the_cache_are_not_used(cache: Path) -> None:
     assert torch.equal(images, SPLITS["train"][0])
 
 
-def test_only_one_of_several_fetches(cache: Path) -> None:
+def test_only_one_of_several_processes_fetches(cache: Path) -> None:
     fake = Fake()
     found: list[Tensor] = []
     threads = [threading.Thread(target=lambda: found.append(get(fake)[0])) for _ in range(8)]

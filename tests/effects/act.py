@@ -1,11 +1,11 @@
-"""Adversarial Concurrent Training beside AT and TRADES, three seeds each: after the recipe's 20 epochs, after 100."""
+"""Adversarial Concurrent Training beside AT and TRADES, three seeds: after the recipe's 20 epochs and after 100."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from controls import AT, AT_LONG, LONG, SEEDS, TRADES, TRADES_LONG
-from evidence import Analysis, BySeed, Claim, Effect, Evaluation, Numbers, Runs, Verdict, more, said, verdict
+from evidence import Analysis, BySeed, Claim, Effect, Evaluation, Numbers, Runs, Verdict, exceeds, mean_sd, verdict
 
 SHORT = (Runs("act", "act", seeds=SEEDS), AT, TRADES)
 ALL = (Runs("act long", "act", **LONG), AT_LONG, TRADES_LONG)
@@ -17,10 +17,12 @@ def robust(of: tuple[Runs, ...], analysis: Analysis, numbers: Numbers) -> tuple[
     """More robust than both controls."""
     attacked = [numbers.robust(runs.label, "0.1") for runs in of]
     pgd = [numbers.percent(f"{analysis.key}/features", runs, "attacked") for runs in of]
-    ours = "; ".join(f"{runs.method} {said(attacked[i])} at 0.1 (PGD-20 {said(pgd[i])})" for i, runs in enumerate(of))
+    ours = "; ".join(
+        f"{runs.method} {mean_sd(attacked[i])} at 0.1 (PGD-20 {mean_sd(pgd[i])})" for i, runs in enumerate(of)
+    )
 
     def gains(by: list[BySeed]) -> bool:
-        return all(more(by[0], other) for other in by[1:])
+        return all(exceeds(by[0], other) for other in by[1:])
 
     return ours, verdict(gains(attacked), gains(pgd))
 
@@ -28,8 +30,8 @@ def robust(of: tuple[Runs, ...], analysis: Analysis, numbers: Numbers) -> tuple[
 def clean(of: tuple[Runs, ...], numbers: Numbers) -> tuple[str, Verdict]:
     """Neither control is more accurate on clean images."""
     found = [numbers.clean(runs.label) for runs in of]
-    ours = ", ".join(f"{runs.method} {said(found[i])}" for i, runs in enumerate(of))
-    return ours, verdict(not any(more(other, found[0]) for other in found[1:]))
+    ours = ", ".join(f"{runs.method} {mean_sd(found[i])}" for i, runs in enumerate(of))
+    return ours, verdict(not any(exceeds(other, found[0]) for other in found[1:]))
 
 
 PGD_20 = "CIFAR-10, PGD-20: 55.8; AT 51.3; TRADES 52.8; no AutoAttack number"

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from controls import AT, AT_AA, SEEDS
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, more, said, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, exceeds, mean_sd, verdict
 
-# Centres and features come together slowly: the recipe's 20 epochs are 360 steps, and its best epoch an early one.
+# Features approach their centres slowly: the recipe's 20 epochs are 360 steps, and the best epoch is an early one.
 LONG: dict[str, Any] = {"epochs": 200, "seeds": SEEDS}
 LAST = "validation.select=last"
 PLAIN = Runs("standard long", "standard", (LAST,), **LONG)
@@ -20,32 +20,34 @@ TABLE = "center-loss/features"
 
 
 def compact(of: Runs, numbers: Numbers) -> tuple[str, Verdict]:
-    """Intra/inter at least halves."""
-    plain, drawn = (numbers.column(TABLE, runs, "intra_inter") for runs in (PLAIN, of))
-    return f"intra/inter {said(plain, 2)} to {said(drawn, 2)}", verdict(all(2 * drawn[s] <= plain[s] for s in SEEDS))
+    """The ratio of intra-class to inter-class distance at least halves."""
+    plain, pulled = (numbers.column(TABLE, runs, "intra_inter") for runs in (PLAIN, of))
+    return f"intra/inter {mean_sd(plain, 2)} to {mean_sd(pulled, 2)}", verdict(
+        all(2 * pulled[s] <= plain[s] for s in SEEDS)
+    )
 
 
 def small_eps(numbers: Numbers) -> tuple[str, Verdict]:
-    """More accurate at half of the eps where AT is measured, with either lambda."""
+    """More robust than standard training at 0.1, half of the eps at which AT is compared, with either lambda."""
     plain, weak, strong = (numbers.robust(runs.label, "0.1") for runs in (PLAIN, WEAK, STRONG))
-    told = f"at 0.1: {said(plain)} without, {said(weak)} at lambda 0.1, {said(strong)} at 1"
+    parts = f"at 0.1: {mean_sd(plain)} without, {mean_sd(weak)} at lambda 0.1, {mean_sd(strong)} at 1"
     pgd = [numbers.percent(TABLE, runs, "attacked") for runs in (PLAIN, WEAK, STRONG)]
-    by_pgd = f"PGD-20: {said(pgd[0])}, {said(pgd[1])}, {said(pgd[2])}"
-    return f"{told}; {by_pgd}", verdict(
-        all(more(one, plain) for one in (weak, strong)), all(more(one, pgd[0]) for one in pgd[1:])
+    by_pgd = f"PGD-20: {mean_sd(pgd[0])}, {mean_sd(pgd[1])}, {mean_sd(pgd[2])}"
+    return f"{parts}; {by_pgd}", verdict(
+        all(exceeds(one, plain) for one in (weak, strong)), all(exceeds(one, pgd[0]) for one in pgd[1:])
     )
 
 
 def full_eps(numbers: Numbers) -> tuple[str, Verdict]:
-    """Robust where AT is: at least half of AT's accuracy at 0.2."""
+    """At least half of AT's robust accuracy at 0.2."""
     at, weak, strong = (numbers.robust(label, "0.2") for label in ("pgd-at", WEAK.label, STRONG.label))
-    ours = f"at 0.2: {said(weak)} at lambda 0.1, {said(strong)} at 1; AT {said(at)}"
+    ours = f"at 0.2: {mean_sd(weak)} at lambda 0.1, {mean_sd(strong)} at 1; AT {mean_sd(at)}"
     return ours, verdict(all(2 * max(weak[seed], strong[seed]) >= at[seed] for seed in SEEDS))
 
 
 def on_top_of_at(numbers: Numbers) -> tuple[str, Verdict]:
     at, both = numbers.robust("pgd-at", "0.1"), numbers.robust("center-loss-at 0.1", "0.1")
-    return f"at 0.1: AT {said(at)}, with centre loss {said(both)} (seed 0)", verdict(more(both, at))
+    return f"at 0.1: AT {mean_sd(at)}, with centre loss {mean_sd(both)} (seed 0)", verdict(exceeds(both, at))
 
 
 EFFECT = Effect(

@@ -1,14 +1,14 @@
-"""Local and global compactness (ADR) on AT, its parts, and its mechanism."""
+"""Local and global compactness (ADR) on AT: its gain, its parts and its mechanism."""
 
 from __future__ import annotations
 
 from controls import AT, AT_AA, AT_LONG
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, more, said, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, exceeds, mean_sd, verdict
 
 FULL = Runs("compactness", "compactness")
 OFF = tuple(f"method.{weight}=0" for weight in ("lc", "ls", "gc", "gs", "conf"))
 NONE = Runs("compactness off", "compactness", OFF)
-LC = Runs("compactness lc long", "compactness", OFF[1:], epochs=100)  # norms take their time to run away
+LC = Runs("compactness lc long", "compactness", OFF[1:], epochs=100)  # the norm needs many epochs to grow without bound
 FEATURES = Analysis("compactness", "features", (AT, FULL), ("-n", "500"))
 RUNAWAY = Analysis("compactness-lc", "features", (AT_LONG, LC), ("-n", "500"))
 TABLE = "compactness/features"
@@ -18,10 +18,10 @@ def gain(numbers: Numbers) -> tuple[str, Verdict]:
     at, full = numbers.robust("pgd-at", "0.1"), numbers.robust("compactness", "0.1")
     pgd = [numbers.percent(TABLE, runs, "attacked") for runs in (FULL, AT)]
     ours = (
-        f"at 0.1: AT {said(at)}, with all terms {said(full)} (PGD-20 {said(pgd[1])} and {said(pgd[0])}); "
-        f"clean {said(numbers.clean('pgd-at'))} and {said(numbers.clean('compactness'))}"
+        f"at 0.1: AT {mean_sd(at)}, with all terms {mean_sd(full)} (PGD-20 {mean_sd(pgd[1])} and {mean_sd(pgd[0])}); "
+        f"clean {mean_sd(numbers.clean('pgd-at'))} and {mean_sd(numbers.clean('compactness'))}"
     )
-    return ours, verdict(more(full, at), more(*pgd))
+    return ours, verdict(exceeds(full, at), exceeds(*pgd))
 
 
 def off_is_at(numbers: Numbers) -> tuple[str, Verdict]:
@@ -30,11 +30,11 @@ def off_is_at(numbers: Numbers) -> tuple[str, Verdict]:
 
 
 def mechanism(numbers: Numbers) -> tuple[str, Verdict]:
-    """The divergence of features falls, and so does it relative to the distance of classes."""
+    """The divergence of features falls, also relative to the distance of classes."""
     found = {}
     for name in ("divergence", "to_inter", "entropy"):
         found[name] = [numbers.column(TABLE, runs, name) for runs in (AT, FULL)]
-    ours = ", ".join(f"{name} {said(at, 2)} to {said(full, 2)}" for name, (at, full) in found.items())
+    ours = ", ".join(f"{name} {mean_sd(at, 2)} to {mean_sd(full, 2)}" for name, (at, full) in found.items())
     falls = all(
         full[seed] < at[seed] for name in ("divergence", "to_inter") for at, full in [found[name]] for seed in at
     )
@@ -42,7 +42,7 @@ def mechanism(numbers: Numbers) -> tuple[str, Verdict]:
 
 
 def runaway(numbers: Numbers) -> tuple[str, Verdict]:
-    """LC alone, on a net without BatchNorm: the norm runs away and the alarm tells it."""
+    """LC alone, on a net without BatchNorm: the feature norm grows without bound, and the alarm shows it."""
     norm = [numbers.column("compactness-lc/features", runs, "norm")[0] for runs in (AT_LONG, LC)]
     at, lc = (numbers.robust(runs.label, "0.1")[0] for runs in (AT_LONG, LC))
     alarm = [numbers.trained[label][0]["largest"]["norm_alarm"] for label in (FULL.label, LC.label)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, said, verdict
+from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, mean_sd, verdict
 
 LONG = 120
 CROP = "augment.crop=1"
@@ -13,21 +13,21 @@ LAST = "last.safetensors"
 
 
 def gap(numbers: Numbers) -> tuple[str, Verdict]:
-    """Less is lost from the best to the last epoch than with AT of the same augmentation and compute."""
-    found, told = {}, []
+    """The last epoch is less far below the best one than in AT with the same augmentation and compute."""
+    found, parts = {}, []
     for runs in ALL:
         best, last = (numbers.robust(key, "0.1")[0] for key in (runs.label, f"{runs.label} last"))
         found[runs.label] = best - last
-        told.append(f"{runs.label} best {best:.1f}, last {last:.1f}")
-    return f"at 0.1: {'; '.join(told)}", verdict(found[CONTROL.label] - found[CONSISTENT.label] >= 2)
+        parts.append(f"{runs.label} best {best:.1f}, last {last:.1f}")
+    return f"at 0.1: {'; '.join(parts)}", verdict(found[CONTROL.label] - found[CONSISTENT.label] >= 2)
 
 
 def last_epoch(numbers: Numbers) -> tuple[str, Verdict]:
-    """More robust at the last epoch than AT of the same augmentation and compute."""
+    """More robust at the last epoch than AT with the same augmentation and compute."""
     keys = {runs.label: f"{runs.label} last" for runs in ALL}
     clean = {label: numbers.clean(key) for label, key in keys.items()}
     robust = {label: numbers.robust(key, "0.1") for label, key in keys.items()}
-    ours = "; ".join(f"{label}: {said(clean[label])} clean, {said(robust[label])} at 0.1" for label in keys)
+    ours = "; ".join(f"{label}: {mean_sd(clean[label])} clean, {mean_sd(robust[label])} at 0.1" for label in keys)
     return ours, verdict(robust[CONSISTENT.label][0] - robust[CONTROL.label][0] >= 2)
 
 

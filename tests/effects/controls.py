@@ -1,4 +1,4 @@
-"""What the systems stand beside: the same net, data, recipe and seeds."""
+"""The controls of the systems: the same net, data, recipe and seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SEEDS = (0, 1, 2)
 AT = Runs("pgd-at", "pgd-at", seeds=SEEDS)
 TRADES = Runs("trades", "trades", seeds=SEEDS)
 STANDARD = Runs("standard", "standard", seeds=SEEDS)
-# The recipe's 20 epochs are 360 steps; what takes longer to show stands beside controls that were trained as long.
+# The recipe's 20 epochs are 360 steps. Effects that need longer are compared with controls trained for as long.
 LONG: dict[str, Any] = {"epochs": 100, "seeds": SEEDS}
 AT_LONG = Runs("pgd-at long", "pgd-at", **LONG)
 TRADES_LONG = Runs("trades long", "trades", **LONG)

@@ -1,7 +1,7 @@
-"""What an effect run is: trainings, evaluations and analyses on real data, and claims judged by their numbers.
+"""Effects of the systems: trainings, evaluations and analyses on real data, and claims judged by their numbers.
 
-Each system of the benchmark is one file beside this one, with an `EFFECT`. Its numbers are read from the records in
-`leaderboards/`, the cards of the runs and the tables of the analyses; a verdict is a function of them.
+Each system of the benchmark is a file in this folder, with an `EFFECT`. Its numbers come from the records in
+`leaderboards/`, the cards of the runs and the tables of the analyses. A verdict is a function of these numbers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from advbench.record import Record, load_record
 
-BASE = Path("effects")  # runs and tables of analyses: made again by `make effects`, never committed
+BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
 BOARDS = Path("leaderboards")
 GRID = "0,0.1,0.2"
-MARGIN = 2.0  # points: over three seeds digits vary by 0.7 to 3.4, so that less is no claim
+MARGIN = 2.0  # in points: results on digits vary by 0.7 to 3.4 over three seeds, so a smaller gain counts as none
 
 Verdict = Literal["shown", "not shown", "shown only under PGD"]
 MISSING = {"ours": "", "verdict": "not measured yet"}
@@ -27,7 +27,7 @@ BySeed = dict[int, float]
 
 @dataclass(frozen=True)
 class Runs:
-    """Trainings of one recipe, one a seed. `{seed}` in `sets` stands for it."""
+    """Trainings with one recipe, one for each seed. `{seed}` in `sets` is replaced by the seed."""
 
     label: str
     method: str
@@ -43,7 +43,7 @@ class Runs:
         return not self.sets and self.epochs is None
 
     def folder(self, seed: int) -> Path:
-        """Where the run of `seed` lies: by the recipe's own name, or by the label where it has settings."""
+        """The run folder of `seed`, named by the recipe, or by the label if there are settings."""
         name = (
             f"{self.method}-{self.dataset}-{self.arch}-linf-{self.eps}" if self._plain else self.label.replace(" ", "-")
         )
@@ -54,21 +54,21 @@ class Runs:
         return list(map(self.folder, self.seeds))
 
     def commands(self) -> list[list[str]]:
-        """`advbench train`, a seed each."""
+        """The arguments of `advbench train`, one command for each seed."""
         found = []
         for seed in self.seeds:
-            told = ["train", "--method", self.method, "--dataset", self.dataset, "--arch", self.arch]
-            told += ["--eps", self.eps, "--seed", str(seed)]
-            told += [] if self.epochs is None else ["--epochs", str(self.epochs)]
+            command = ["train", "--method", self.method, "--dataset", self.dataset, "--arch", self.arch]
+            command += ["--eps", self.eps, "--seed", str(seed)]
+            command += [] if self.epochs is None else ["--epochs", str(self.epochs)]
             for text in self.sets:
-                told += ["--set", text.format(seed=seed)]
-            found.append([*told, "--out", str(self.folder(seed)), "--resume"])
+                command += ["--set", text.format(seed=seed)]
+            found.append([*command, "--out", str(self.folder(seed)), "--resume"])
         return found
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of each of `runs` on the whole test set, published; `file` in place of the best weights."""
+    """A published evaluation of each of `runs` on the whole test set, with the best weights or those in `file`."""
 
     runs: Runs
     eps: str = GRID
@@ -84,18 +84,18 @@ class Evaluation:
         return str(self.runs.folder(seed) / self.file)
 
     def commands(self) -> list[list[str]]:
-        """`advbench evaluate`, all seeds at once."""
-        told = ["evaluate", "--attack", self.attack, "--eps", self.eps]
+        """The arguments of `advbench evaluate`: one command for all seeds."""
+        command = ["evaluate", "--attack", self.attack, "--eps", self.eps]
         if self.file:
-            told += ["--arch", self.runs.arch, "--dataset", self.runs.dataset]
+            command += ["--arch", self.runs.arch, "--dataset", self.runs.dataset]
         for seed in self.runs.seeds:
-            told += ["--model", self.spec(seed)]
-        return [[*told, "--leaderboard", str(BOARDS), "--resume"]]
+            command += ["--model", self.spec(seed)]
+        return [[*command, "--leaderboard", str(BOARDS), "--resume"]]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """`advbench analyze` on all of `runs`, kept as `key`; `args` are further flags."""
+    """An `advbench analyze` of all `runs`, stored under `key`; `args` are further flags."""
 
     key: str
     name: str
@@ -115,34 +115,34 @@ class Analysis:
 
     @property
     def fresh(self) -> bool:
-        """Whether it was done by this very command after the runs it is of."""
-        told = self.out / "command.json"
-        if not told.is_file() or json.loads(told.read_text()) != self.commands()[0]:
+        """Whether the stored analysis is of this command, and newer than its runs."""
+        command = self.out / "command.json"
+        if not command.is_file() or json.loads(command.read_text()) != self.commands()[0]:
             return False
-        return all(told.stat().st_mtime > (folder / "run.json").stat().st_mtime for folder in self.folders)
+        return all(command.stat().st_mtime > (folder / "run.json").stat().st_mtime for folder in self.folders)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, its number, and the judge of ours: (ours, verdict)."""
+    """A claim of a paper, the paper's number, and a judge that returns (our numbers as text, verdict)."""
 
     text: str
     paper: str
     judge: Callable[[Numbers], tuple[str, Verdict]]
 
     def judged(self, numbers: Numbers) -> dict[str, str]:
-        """As it stands on the page; without numbers where some of its own are missing."""
-        told = {"claim": self.text, "paper": self.paper}
+        """The claim's row on the page. If some of its numbers are missing, it is "not measured yet"."""
+        row = {"claim": self.text, "paper": self.paper}
         try:
             ours, found = self.judge(numbers)
         except KeyError:
-            return told | MISSING
-        return told | {"ours": ours, "verdict": found}
+            return row | MISSING
+        return row | {"ours": ours, "verdict": found}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """All that is done for a system; `make effects SYSTEM=name` does it."""
+    """What `make effects SYSTEM=name` does for a system."""
 
     system: str
     source: str
@@ -154,38 +154,38 @@ class Effect:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What was measured: `records` by evaluation and seed, `tables` of the analyses, `trained`, facts of the runs."""
+    """Measured numbers: `records` by evaluation and seed, `tables` of the analyses, `trained`: facts on the runs."""
 
     records: Mapping[str, Mapping[int, Record]] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     trained: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
 
     def clean(self, key: str) -> BySeed:
-        """Percent, by seed."""
+        """Clean accuracy in percent, by seed."""
         return {seed: 100 * record.clean for seed, record in self.records[key].items()}
 
     def robust(self, key: str, eps: str) -> BySeed:
-        """Percent at `eps`, by seed."""
+        """Robust accuracy at `eps` in percent, by seed."""
         points = {seed: record.at(float(eps)) for seed, record in self.records[key].items()}
         return {seed: 100 * point.accuracy for seed, point in points.items() if point}
 
     def doubts(self, key: str) -> list[str]:
-        """Names of the flags, suspect or broken, that any of the records has."""
+        """The names of the flags that any of the records has, without mere notes."""
         flags = [flag for record in self.records[key].values() for flag in record.flags]
         return sorted({flag.name for flag in flags if flag.severity != "note"})
 
     def column(self, table: str, runs: Runs, name: str) -> BySeed:
-        """A column of a table with a row a run, by seed."""
+        """A column, by seed, of a table with one row for each run."""
         named = {str(row["run"]): row for row in self.tables[table]}
         return {seed: float(named[runs.folder(seed).name][name]) for seed in runs.seeds}
 
     def percent(self, table: str, runs: Runs, name: str) -> BySeed:
-        """The same of a column of shares, in percent."""
+        """Like `column`, for a column of fractions, in percent."""
         return {seed: 100 * share for seed, share in self.column(table, runs, name).items()}
 
 
 def read_numbers(stored: Mapping[str, Any]) -> Numbers:
-    """The numbers of an effect's JSON, with the records that it names."""
+    """The numbers in an effect's JSON, and the records that it names."""
 
     def by_seed(found: Mapping[str, Any]) -> dict[int, Any]:
         return {int(seed): value for seed, value in found.items()}
@@ -198,24 +198,24 @@ def read_numbers(stored: Mapping[str, Any]) -> Numbers:
     return Numbers(records, stored["tables"], trained)
 
 
-def said(values: BySeed | Sequence[float], digits: int = 1) -> str:
-    """The mean, with the standard deviation over several seeds: "72.1 ± 0.8"."""
+def mean_sd(values: BySeed | Sequence[float], digits: int = 1) -> str:
+    """The mean, and with several seeds the standard deviation: "72.1 ± 0.8"."""
     found = list(values.values()) if isinstance(values, dict) else list(values)
     spread = f" ± {stdev(found):.{digits}f}" if len(found) > 1 else ""
     return f"{mean(found):.{digits}f}{spread}"
 
 
 def differences(a: BySeed, b: BySeed) -> list[float]:
-    """a - b, seed by seed."""
+    """a - b, for each seed."""
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
 
 
-def more(a: BySeed, b: BySeed, by: float = MARGIN) -> bool:
-    """Whether a exceeds b: by the margin on average, and with each seed."""
+def exceeds(a: BySeed, b: BySeed, by: float = MARGIN) -> bool:
+    """Whether a exceeds b by the margin on average, and with each seed by any amount."""
     found = differences(a, b)
     return mean(found) >= by and min(found) > 0
 
 
 def verdict(attacked: bool, pgd: bool = False) -> Verdict:
-    """By whether the claim holds under AutoAttack, and whether it does under PGD."""
+    """The verdict on a claim that holds under AutoAttack (`attacked`) or under PGD (`pgd`)."""
     return "shown" if attacked else "shown only under PGD" if pgd else "not shown"

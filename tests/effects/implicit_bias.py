@@ -1,4 +1,4 @@
-"""The optimiser chooses the norm, on linear models with oracles."""
+"""The optimiser chooses the norm: linear models, compared with the largest possible margins."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ OWN = {
 
 
 def margins(numbers: Numbers) -> tuple[str, Verdict]:
-    """Worst share of the largest margin over all suites: 0.99 in its own norm, 0.85 for the convolutional net."""
+    """Each reaches 0.99 of the largest margin in its own norm (0.85 for the convolutional net) on every data set.
+
+    It also beats, on average, all optimisers of other norms there.
+    """
     worst = {str(row["optimiser"]): row for row in numbers.tables["implicit-bias/worst"]}
     mean = {str(row["optimiser"]): row for row in numbers.tables["implicit-bias/margins"]}
-    told, good = [], True
+    parts, good = [], True
     for name, row in worst.items():
         norm = OWN.get(name) or name.split("-", 1)[1]
         rivals = [float(mean[other][norm]) for other in worst if (OWN.get(other) or other.split("-", 1)[1]) != norm]
         good &= float(row[norm]) >= (0.85 if "conv" in name else 0.99) and float(mean[name][norm]) > max(rivals)
-        told.append(f"{name} {float(row[norm]):.3f} of {norm}")
-    return f"{', '.join(told)}; every other optimiser below in that column", verdict(good)
+        parts.append(f"{name} {float(row[norm]):.3f} of {norm}")
+    return f"{', '.join(parts)}; every other optimiser below in that column", verdict(good)
 
 
 EFFECT = Effect(

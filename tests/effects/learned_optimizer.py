@@ -1,4 +1,4 @@
-"""An optimiser meta-trained on adversarial loss trains new nets from clean images; four ways, three nets."""
+"""An optimiser meta-trained on adversarial loss trains new nets on clean images: four trainings of three nets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ META = {
     for label, extra in {"robust": (), "clean": ("method.gamma=1",)}.items()
 }
 ADAM = (*SOFT, "optim.name=adam", "optim.lr=0.003")
-STEPS = {"epochs": 3}  # of 18 batches: about the T that the optimiser was trained for
+STEPS = {"epochs": 3}  # of 18 batches each: about the T for which the optimiser was trained
 
 
-def ways(net: str) -> dict[str, Runs]:
+def trainings(net: str) -> dict[str, Runs]:
     def learned(label: str) -> Runs:
         source = f"method.source={META[label].folder(0)}"
         return Runs(f"learned {label} {net}", "learned-optimizer", (*NETS[net], source), **STEPS)
@@ -33,19 +33,19 @@ def ways(net: str) -> dict[str, Runs]:
     }
 
 
-ALL = {net: ways(net) for net in NETS}
+ALL = {net: trainings(net) for net in NETS}
 
 
 def beats(other: str) -> Callable[[Numbers], tuple[str, Verdict]]:
-    """At least 2 points more than the other way, on each net."""
+    """At least 2 points more than the training `other`, on each net."""
 
     def judge(numbers: Numbers) -> tuple[str, Verdict]:
-        told, gains = [], []
+        parts, gains = [], []
         for net, found in ALL.items():
             learned, control = (numbers.robust(found[name].label, "0.1")[0] for name in ("learned", other))
-            told.append(f"{net} {control:.1f} to {learned:.1f}")
+            parts.append(f"{net} {control:.1f} to {learned:.1f}")
             gains.append(learned - control)
-        return f"at 0.1, {other} to learned: {', '.join(told)}", verdict(min(gains) >= 2)
+        return f"at 0.1, {other} to learned: {', '.join(parts)}", verdict(min(gains) >= 2)
 
     return judge
 

@@ -1,10 +1,10 @@
-"""`make effects`: each published system shows its paper's claim, or it is said that it does not.
+"""`make effects`: whether each published system shows the effect that its paper claims.
 
     python tests/effects/run.py [--check] [--collect] [SYSTEM ...]
 
-Trains, evaluates and analyses what the files beside this one ask for, all of it resumed where it was begun, and
-writes leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing: it takes what has been
-measured. --check says what in the two is not what the records and the judges say, and exits 1 when there is any.
+Runs the trainings, evaluations and analyses in the files of this folder, resuming what was begun, and writes
+leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing and uses what has been measured.
+--check lists where these files differ from what the records and judges give, and exits 1 if there is any difference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence import BOARDS, MISSING, Analysis, Effect, Evaluation, Numbers, read_numbers, said
+from evidence import BOARDS, MISSING, Analysis, Effect, Evaluation, Numbers, mean_sd, read_numbers
 
 from advbench.checkpoint.card import read_card
 from advbench.escape import markdown
@@ -37,7 +37,7 @@ ORDER = (
 
 
 def main() -> int:
-    """Run the command line; the exit code."""
+    """Run the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"by default all: {', '.join(ORDER)}")
     parser.add_argument("--check", action="store_true")
@@ -73,7 +73,7 @@ def place(name: str) -> Path:
 
 
 def perform(effect: Effect) -> int:
-    """Run all commands of an effect; the exit code of the first that fails."""
+    """Run all commands of an effect. Returns the exit code of the first that fails, else 0."""
     from advbench.cli import run
 
     for step in (*effect.runs, *effect.evaluations, *effect.analyses):
@@ -82,7 +82,7 @@ def perform(effect: Effect) -> int:
         for command in step.commands():
             print(f"$ advbench {shlex.join(command)}", flush=True)
             if code := run(command):
-                print("stopped: the same command goes on")
+                print("stopped: run the same command to continue")
                 return code
         if isinstance(step, Analysis):
             write_atomic(step.out / "command.json", json.dumps(step.commands()[0]))
@@ -90,19 +90,19 @@ def perform(effect: Effect) -> int:
 
 
 def collect(effect: Effect) -> dict[str, Any]:
-    """What was measured, with verdicts. An evaluation counts once all its seeds are there."""
+    """The measured numbers, with verdicts. An evaluation counts once all its seeds are measured."""
     stored = gathered(effect)
     numbers = read_numbers(stored)
     return {**stored, "claims": [claim.judged(numbers) for claim in effect.claims]}
 
 
 def judged(stored: Mapping[str, Any]) -> int:
-    """How many of its claims have a verdict."""
+    """The number of claims in `stored` that have a verdict."""
     return sum(claim["verdict"] != MISSING["verdict"] for claim in stored["claims"])
 
 
 def gathered(effect: Effect) -> dict[str, Any]:
-    """The records, tables and runs of an effect that there are, as plain values."""
+    """The existing records, tables and runs of an effect, as plain values."""
     records, _ = load_records(BOARDS / "records")
     commands = [c for step in (*effect.runs, *effect.evaluations, *effect.analyses) for c in step.commands()]
     measured = {e.key: {str(seed): found(records, e, seed) for seed in e.runs.seeds} for e in effect.evaluations}
@@ -140,7 +140,7 @@ def command_of(effect: Effect) -> str:
 
 
 def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | None:
-    """The newest record that answers it, if there is one."""
+    """The newest record of the evaluation `asked` with this seed, or None."""
     spec, grid = asked.spec(seed), asked.eps.split(",")
     measured = [record for record in records if (record.model.spec, record.attack_name) == (spec, asked.attack)]
     same = [record for record in measured if [point.eps_text for point in record.curve] == grid]
@@ -148,12 +148,12 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | N
 
 
 def path_of(record: Record) -> str:
-    """Below leaderboards/records."""
+    """The record's path, relative to leaderboards/records."""
     return f"{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What an effect may ask of a run."""
+    """The facts on a run that a judge may use."""
     card = read_card(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     notes = {name: max(line["notes"].get(name, 0.0) for line in lines) for name in lines[-1]["notes"]}
@@ -170,7 +170,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def rows(table: Path) -> list[dict[str, Any]]:
-    """A CSV file's rows, numbers as such."""
+    """The rows of a CSV file, with numbers converted."""
 
     def value(text: str) -> float | str | None:
         try:
@@ -183,7 +183,7 @@ def rows(table: Path) -> list[dict[str, Any]]:
 
 
 def page() -> str:
-    """EFFECTS.md, from the JSON files and the records alone."""
+    """The text of EFFECTS.md, which follows from the JSON files and the records."""
     shown = [read(name) for name in ORDER]
     lines = [
         "# Does each system show its paper's effect?",
@@ -209,7 +209,7 @@ def page() -> str:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The JSON of a system, or what it would be with nothing measured."""
+    """The JSON of a system; without a file, that of a system with nothing measured."""
     if place(name).is_file():
         return json.loads(place(name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     effect = load(name)
@@ -219,17 +219,17 @@ def read(name: str) -> dict[str, Any]:
 
 
 def details(numbers: Numbers, stored: dict[str, Any]) -> list[str]:
-    """Every evaluation of a system, a row each."""
+    """A table of the evaluations of a system."""
     if not numbers.records:
         return []
     lines = ["", "| runs | seeds | clean | accuracy at eps | flags | records |", "|:--|--:|--:|:--|:--|:--|"]
     for key, records in numbers.records.items():
         first = next(iter(records.values()))
         grid = [point.eps_text for point in first.curve if point.eps > 0]
-        curve = ", ".join(f"{eps}: {said(numbers.robust(key, eps))}" for eps in grid)
+        curve = ", ".join(f"{eps}: {mean_sd(numbers.robust(key, eps))}" for eps in grid)
         links = " ".join(f"[{seed}](records/{stored['records'][key][str(seed)]})" for seed in records)
         doubts = ", ".join(numbers.doubts(key))
-        lines.append(f"| {key} | {len(records)} | {said(numbers.clean(key))} | {curve} | {doubts} | {links} |")
+        lines.append(f"| {key} | {len(records)} | {mean_sd(numbers.clean(key))} | {curve} | {doubts} | {links} |")
     return lines
 
 
@@ -238,7 +238,7 @@ def cell(text: str) -> str:
 
 
 def check() -> int:
-    """Say what is not what it should be; 1 when there is any."""
+    """Print each difference. Returns 1 if there is any, else 0."""
     wrong = []
     files = {path.stem: path for path in (BOARDS / "effects").glob("*.json")}
     wrong += [f"{files[name]} belongs to no system" for name in sorted(files.keys() - set(ORDER))]
@@ -248,10 +248,10 @@ def check() -> int:
         stored, effect = json.loads(files[name].read_text(encoding="utf-8")), load(name)
         numbers = read_numbers(stored)
         if [claim.judged(numbers) for claim in effect.claims] != stored["claims"]:
-            wrong.append(f"{files[name]}: its claims are not what the judges say: make effects SYSTEM={name}")
+            wrong.append(f"{files[name]}: its claims are not those that the judges give: make effects SYSTEM={name}")
     if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-        wrong.append(f"{PAGE} is not what its numbers say: python tests/effects/run.py --collect")
-    print("\n".join(wrong) or f"{len(files)} systems: as the numbers say")
+        wrong.append(f"{PAGE} does not match its numbers: python tests/effects/run.py --collect")
+    print("\n".join(wrong) or f"{len(files)} systems match their numbers")
     return bool(wrong)
 
 

@@ -1,8 +1,8 @@
-"""Single-step training and weight perturbation beside AT: no system of the ten, but controls of every table."""
+"""Single-step training and weight perturbation beside AT: controls in every table, not among the ten systems."""
 
 from __future__ import annotations
 
-from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, said, verdict
+from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, mean_sd, verdict
 
 LARGE = {"eps": "0.3", "epochs": 60}
 FAST, NOISY, FREE = (
@@ -13,21 +13,21 @@ AWP = Runs("pgd-at awp", "pgd-at", ("awp.gamma=0.01",))
 
 
 def collapse(numbers: Numbers) -> tuple[str, Verdict]:
-    told = {}
+    results = {}
     for runs in (FAST, NOISY, FREE):
         trained = numbers.trained[runs.label][0]
         flags = [flag["name"] for flag in trained["flags"]]
-        told[runs.label] = (trained["held_out_last"], "catastrophic-overfitting" in flags)
+        results[runs.label] = (trained["held_out_last"], "catastrophic-overfitting" in flags)
     ours = "; ".join(
         f"{label}: held out PGD {100 * held['robust']:.1f}, FGSM {100 * held['fgsm']:.1f}{', flagged' * flagged}"
-        for label, (held, flagged) in told.items()
+        for label, (held, flagged) in results.items()
     )
-    return ours, verdict(told[FAST.label][1] and not told[NOISY.label][1])
+    return ours, verdict(results[FAST.label][1] and not results[NOISY.label][1])
 
 
 def awp(numbers: Numbers) -> tuple[str, Verdict]:
-    at, moved = numbers.robust("pgd-at", "0.1"), numbers.robust("pgd-at awp", "0.1")
-    return f"at 0.1: AT {said(at)}, with AWP {said(moved)} (seed 0)", verdict(moved[0] - at[0] >= 2)
+    at, perturbed = numbers.robust("pgd-at", "0.1"), numbers.robust("pgd-at awp", "0.1")
+    return f"at 0.1: AT {mean_sd(at)}, with AWP {mean_sd(perturbed)} (seed 0)", verdict(perturbed[0] - at[0] >= 2)
 
 
 EFFECT = Effect(

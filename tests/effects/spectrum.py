@@ -1,4 +1,4 @@
-"""Overdesign: trained at a spectrum of eps and attacked at another; quantisation; filters."""
+"""Overdesign (trained at one spectrum of eps, attacked at another), quantisation and filters."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def control(numbers: Numbers) -> tuple[str, Verdict]:
 
 
 def best(numbers: Numbers, table: str) -> tuple[str, Verdict]:
-    told, gains = [], []
+    parts, gains = [], []
     for row in numbers.tables[table]:
         gain = 100 * float(row["gain"])
-        told.append(
+        parts.append(
             f"attacked at {row['delta']}: best trained at {row['best_eps']} ({100 * float(row['accuracy']):.1f}, "
             f"{gain:+.1f} over the same eps, for {100 * float(row['clean_cost']):.1f} clean"
             f"{'; the edge of the grid' if row['at_the_edge'] == 'True' else ''})"
         )
         gains.append(gain if row["overdesign"] == "True" else 0.0)
-    return "; ".join(told), verdict(max(gains) >= 2)
+    return "; ".join(parts), verdict(max(gains) >= 2)
 
 
 def quantised(numbers: Numbers) -> tuple[str, Verdict]:

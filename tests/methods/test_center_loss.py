@@ -1,4 +1,4 @@
-"""Centre loss: its limits, Wen's update against plain numpy, and centres that survive a run's interruption."""
+"""Centre loss: its limits, Wen's update against plain numpy, and centres that are resumed with a run."""
 
 from __future__ import annotations
 

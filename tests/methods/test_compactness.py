@@ -1,4 +1,4 @@
-"""ADR: its bases, its terms against plain numpy, who receives gradients, and the watch on the feature norm."""
+"""ADR: its bases, its terms against plain numpy, which side receives gradients, and the alarm on the feature norm."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_natural_term_is_refused_where_the_base_has_it(recipe: Make) -> None
         Session(recipe("compactness-trades", "method.natural=true"), CPU)
 
 
-def test_the_alarm_rings_when_the_feature_norm_runs_away(recipe: Make) -> None:
+def test_the_alarm_is_noted_when_the_feature_norm_grows(recipe: Make) -> None:
     session = Session(recipe("compactness"), CPU)
     nets, (x, y) = session.nets, session.data.batch(slice(16))
     rang = []

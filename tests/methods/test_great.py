@@ -113,23 +113,23 @@ def test_the_main_net_receives_the_reverse_of_what_would_help_the_auxiliary(reci
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-25, 0.0])
-def test_relative_gradients_are_shown_by_their_size_in_the_batch(size: float) -> None:
+def test_relative_gradients_are_divided_by_their_size_in_the_batch(size: float) -> None:
     g = size * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     g[0] *= 10
     g.requires_grad_()
-    shown = GREAT(relative=True, scale=3.0)._shown(g)
+    shown = GREAT(relative=True, scale=3.0)._seen_by_auxiliary(g)
     assert float(shown.detach().square().mean().sqrt()) == pytest.approx(3.0 if size else 0.0, rel=1e-5)
     if size:
         assert torch.allclose(shown * float(g.detach()[0, 0, 0, 0]), g * float(shown.detach()[0, 0, 0, 0]), rtol=1e-4)
     (back,) = torch.autograd.grad(functional.softplus(shown).sum(), g)
     assert bool(back.isfinite().all())
-    assert torch.equal(GREAT(scale=3.0)._shown(g), 3 * g)
+    assert torch.equal(GREAT(scale=3.0)._seen_by_auxiliary(g), 3 * g)
 
 
 def test_the_ramp_is_linear() -> None:
     method = GREAT(alpha=2.0, beta=4.0, ramp=0.5)
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
-        assert method._grown(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
+        assert method._ramped(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
 
 
 def test_distillation_leaves_the_teacher_as_it_was(recipe: Make, teacher: Path) -> None:
@@ -210,7 +210,7 @@ class _Constant(nn.Module):
 
 
 def _gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
-    """What A sees: dCE/dx times the scale, for the net as it is, differentiable."""
+    """The gradient that A receives, dCE/dx times the scale, which can be differentiated again."""
     z = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(functional.cross_entropy(session.nets.f(z), y, reduction="sum"), z, create_graph=True)
     return 8 * g

@@ -1,4 +1,4 @@
-"""The learned optimiser: its pieces by hand, who learns when, and that only clean images train f."""
+"""The learned optimiser: its pieces by hand, what is trained when, and that only clean images train f."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import nn
 from torch.func import functional_call
 
 from advbench.errors import UserError
-from advbench.methods.learned_optimizer import PART, CoordinateLSTM, Kept, LearnedOptimizer, moved, preprocess, renewed
+from advbench.methods.learned_optimizer import (
+    PART,
+    CoordinateLSTM,
+    LearnedOptimizer,
+    OptimizerState,
+    add_updates,
+    preprocess,
+    reinitialised,
+)
 from advbench.recipe import Recipe
 from advbench.trainer import train
 from advbench.trainer.session import Session
@@ -45,7 +53,7 @@ def test_preprocessing_by_hand() -> None:
     assert found[2].tolist() == pytest.approx([-1.0, 0.5], rel=1e-4) and found[3].tolist() == [-1.0, 0.0]
 
 
-def test_each_coordinate_is_moved_by_itself() -> None:
+def test_each_coordinate_is_updated_independently() -> None:
     m = CoordinateLSTM(4, 0.05)
     g, state = torch.randn(6), torch.randn(4, 6, 4)
     moves, after = m(g, state)
@@ -54,19 +62,19 @@ def test_each_coordinate_is_moved_by_itself() -> None:
     assert after.shape == state.shape
 
 
-def test_moves_land_on_the_weights_they_belong_to() -> None:
+def test_updates_reach_the_weights_they_belong_to() -> None:
     net = nn.Linear(3, 2)
-    theta = renewed(net)
-    after = moved(theta, torch.arange(8.0))
+    theta = reinitialised(net)
+    after = add_updates(theta, torch.arange(8.0))
     assert torch.allclose(after["weight"] - theta["weight"], torch.arange(6.0).view(2, 3), atol=1e-6)
     assert torch.allclose(after["bias"] - theta["bias"], torch.tensor([6.0, 7.0]), atol=1e-6)
 
 
 def test_the_meta_loss_reaches_the_optimiser_through_the_unroll() -> None:
     m, net, x = CoordinateLSTM(4, 0.05), nn.Linear(3, 2), torch.randn(5, 3)
-    theta = renewed(net)
+    theta = reinitialised(net)
     moves, _ = m(torch.randn(8), torch.zeros(4, 8, 4))
-    functional_call(net, moved(theta, moves), (x,)).square().mean().backward()
+    functional_call(net, add_updates(theta, moves), (x,)).square().mean().backward()
     assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in (m.out.weight, m.second.weight_ih))
 
 
@@ -78,7 +86,7 @@ def test_only_the_optimiser_learns_during_meta_training_and_only_f_after(short: 
     assert torch.equal(weights(half.nets.parts[PART]), weights(end.nets.parts[PART]))
     assert not torch.equal(weights(half.nets.f), weights(end.nets.f))
     kept = end.nets.parts["state"]
-    assert isinstance(kept, Kept) and kept.state.abs().sum() > 0
+    assert isinstance(kept, OptimizerState) and kept.state.abs().sum() > 0
 
 
 def test_f_is_trained_without_adversarial_examples(short: Callable[..., Recipe]) -> None:
@@ -112,7 +120,7 @@ def test_resuming_gives_the_same_run(short: Callable[..., Recipe]) -> None:
     assert torch.equal(weights(whole.nets.parts[PART]), weights(second.nets.parts[PART]))
 
 
-def test_a_learned_optimiser_is_carried_to_a_wider_net(short: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_learned_optimiser_trains_a_wider_net(short: Callable[..., Recipe], tmp_path: Path) -> None:
     source = train(short("method.meta=0.5"), tmp_path / "source", device="cpu")
     session = steps(short(f"method.source={source}", "model.width=20"), 0)
     m = session.nets.parts[PART]
@@ -129,7 +137,7 @@ def test_a_learned_optimiser_is_carried_to_a_wider_net(short: Callable[..., Reci
         ("method.meta=1", "meta"),
         ("method.gamma=2", "gamma"),
         ("method.T=2", "T_first"),
-        ("method.source=nowhere", "no run of learned-optimizer"),
+        ("method.source=nowhere", "not a run of learned-optimizer"),
     ],
 )
 def test_bad_settings_are_refused_before_training(short: Callable[..., Recipe], setting: str, says: str) -> None:

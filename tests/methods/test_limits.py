@@ -1,4 +1,4 @@
-"""Limits in which a method is another one, closed forms of its losses, and who receives gradients."""
+"""Limits in which a method is another one, closed forms of its losses, and which nets receive gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method, by its registry entry: what it tells of itself, and a tiny run of it."""
+"""Every method, by its registry entry: the fields of the entry, and a tiny run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_entries_tell_what_the_readme_prints(name: str) -> None:
+def test_entries_have_what_the_readme_prints(name: str) -> None:
     entry = entries("methods")[name]
     assert {"summary", "paper", "arxiv", "year", "claim", "cost", "cautions"} <= set(entry.about)
     assert entry.summary and "\n" not in entry.summary and not entry.summary.endswith(".")
@@ -142,5 +142,5 @@ def test_the_same_step_gives_the_same_weights(name: str, recipe: Make) -> None:
 
 
 def test_a_class_that_is_no_method_is_refused(recipe: Make) -> None:
-    with pytest.raises(UserError, match="is no advbench"):
+    with pytest.raises(UserError, match="is not a subclass of advbench"):
         make(recipe("pathlib:Path"))

@@ -1,4 +1,4 @@
-"""Who learns from what, and the limits; the tasks themselves are in tests/models/test_tasks.py."""
+"""Multi-task learning: its limits and gradients. The tasks themselves are in tests/models/test_tasks.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Runs = Callable[..., Session]
 def test_weight_zero_trains_the_net_as_the_base_does(
     recipe: Recipes, trained: Runs, same: Callable[[nn.Module, nn.Module], bool]
 ) -> None:
-    """macro and autoencoder need no further pass, so that not even BatchNorm can tell."""
+    """macro and autoencoder need no further pass, so even BatchNorm's statistics are equal."""
     tasks = "method.tasks=macro,autoencoder"
     for plain, several in (("standard", "multi-task"), ("pgd-at", "multi-task-at")):
         base = trained(recipe(plain, "validation.select=clean"))

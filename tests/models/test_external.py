@@ -1,4 +1,4 @@
-"""Specifications of networks from elsewhere, one by one, and what is wrong with them."""
+"""Specifications of networks from elsewhere, one by one, and their errors."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_a_callable_in_the_current_folder(code: str) -> None:
     load_model(f"{code}:plain", dataset="digits")
     assert sys.path.count(os.getcwd()) == 1
     assert loaded.num_classes == 10 and not loaded.net.training and loaded.trained is None
-    assert loaded.arch == f"{code}:plain" and loaded.notes == (f"{code}:plain ran code of its own",)
+    assert loaded.arch == f"{code}:plain" and loaded.notes == (f"{code}:plain ran its own code",)
     assert load_model(f"{code}:plain").num_classes == 10  # without a dataset: its last layer's outputs
 
 
-def test_a_callable_that_asks_for_the_classes_is_told_and_draws_from_no_ones_numbers(code: str) -> None:
+def test_a_callable_may_take_num_classes_and_leaves_the_random_state_alone(code: str) -> None:
     before = torch.get_rng_state()
     assert load_model(f"{code}:sized", dataset="digits").num_classes == 10
     assert load_model(f"{code}:optional", dataset="digits").num_classes == 10
@@ -92,13 +92,13 @@ def test_other_precisions_are_made_fp32(code: str) -> None:
         ("broken", "digits", "failed: ValueError: no weights"),
         ("number", "digits", "returned int, not a torch.nn.Module"),
         ("constant", "digits", "is a int: a class or a function is needed"),
-        ("sized", None, "asks for num_classes: name the --dataset"),
+        ("sized", None, "needs num_classes: name the --dataset"),
         ("plain", "mnist", "does not take the 1x28x28 images of mnist"),
         ("plain", "cifar100", "does not take the 3x32x32 images of cifar100"),
-        ("Rude", "digits", r"does not answer images with logits \(B, classes\)"),
+        ("Rude", "digits", r"does not map images to logits \(B, classes\)"),
     ],
 )
-def test_callables_that_will_not_do(code: str, attribute: str, dataset: str | None, message: str) -> None:
+def test_unusable_callables_are_refused(code: str, attribute: str, dataset: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_model(f"{code}:{attribute}", dataset=dataset)
     assert "\n" not in str(caught.value)
@@ -148,7 +148,7 @@ def test_a_callable_can_be_the_architecture_of_a_file(code: str, tmp_path: Path)
     torch.save(net.state_dict(), tmp_path / "x.pt")
     loaded = load_model(str(tmp_path / "x.pt"), arch=f"{code}:plain", dataset="digits")
     assert loaded.weights_sha256 == weights_sha256(net)
-    assert loaded.notes == (f"{code}:plain ran code of its own",)
+    assert loaded.notes == (f"{code}:plain ran its own code",)
 
 
 def test_weights_that_fit_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_weights_that_fit_nothing(tmp_path: Path) -> None:
     for arguments, message in (
         ({}, "does not say its architecture: pass --arch, one of lenet5, "),
         ({"arch": "lenet"}, "unknown architecture 'lenet': did you mean lenet5"),
-        ({"arch": "resnet18"}, r"does not fit resnet18: .*keys missing \(conv1.weight|bn1.weight"),
+        ({"arch": "resnet18"}, r"does not fit resnet18: .*missing keys \(conv1.weight|bn1.weight"),
         ({"arch": "lenet5", "dataset": "mnist"}, "takes images of 3 channels, mnist has 1x28x28"),
         ({"arch": "lenet5", "dataset": "cifar100"}, "has 10 classes, cifar100 has 100"),
     ):
@@ -176,10 +176,10 @@ def test_a_description_is_no_way_to_run_code(tmp_path: Path) -> None:
     about = {"arch": "os:system", "settings": {}, "num_classes": 2, "in_channels": 1, "image_size": 1, "wrappers": []}
     path = tmp_path / "x.safetensors"
     for text, message in (
-        (json.dumps(about), "names the architecture 'os:system', unknown here"),
-        ("{", "describes its architecture wrongly"),
-        ("[]", "describes its architecture wrongly"),
-        (json.dumps({"arch": "lenet5"}), "describes its architecture wrongly"),
+        (json.dumps(about), "names the unknown architecture 'os:system'"),
+        ("{", "has a faulty description of its architecture"),
+        ("[]", "has a faulty description of its architecture"),
+        (json.dumps({"arch": "lenet5"}), "has a faulty description of its architecture"),
         (json.dumps({**about, "arch": "lenet5", "settings": {"x": 1}}), "unknown setting of lenet5 'x'"),
     ):
         path.write_bytes(safetensors.torch.save(tensors, metadata={external.METADATA: text}))

@@ -1,4 +1,4 @@
-"""Networks that others trained have the accuracies that others measured, on the real test sets."""
+"""Published networks have their published accuracies on the real test sets."""
 
 from __future__ import annotations
 

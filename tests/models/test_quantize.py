@@ -1,4 +1,4 @@
-"""The first wrapper: what it computes, what gradients see, and its way through a run folder's description."""
+"""The quantising wrapper: its outputs, its gradients, and that it is rebuilt from its description."""
 
 from __future__ import annotations
 

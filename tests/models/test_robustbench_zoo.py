@@ -15,7 +15,7 @@ from advbench.models import robustbench_zoo
 from advbench.models.external import MODEL_TEST_SHA256
 from advbench.models.robustbench_zoo import choose, zoo
 
-NAME = "Sehwag2021Proxy_R18"  # a ResNet-18 whose states have the keys of pyautoattack's
+NAME = "Sehwag2021Proxy_R18"  # a ResNet-18 with the state-dict keys of pyautoattack's
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models" / "robustbench"
 
 
-def test_the_source_tells_what_the_import_does() -> None:
+def test_reading_the_source_gives_what_importing_gives() -> None:
     with robustbench_zoo.imported() as utils:
-        told = {
+        imported = {
             (dataset.value, threat.value, name): tuple(
                 about["gdrive_id"] if isinstance(about["gdrive_id"], list) else [about["gdrive_id"] or None]
             )
@@ -35,7 +35,7 @@ def test_the_source_tells_what_the_import_does() -> None:
             for name, about in models.items()
         }
     assert "autoattack" not in sys.modules or not sys.modules["autoattack"].__name__.startswith("py")
-    assert {(m.dataset, m.threat, m.name): tuple(drive for _, drive in m.files) for m in zoo()} == told
+    assert {(m.dataset, m.threat, m.name): tuple(drive for _, drive in m.files) for m in zoo()} == imported
     assert len(zoo()) == 206
 
 
@@ -105,7 +105,7 @@ def test_pickles_and_damage_are_refused(folder: Path, capsys: pytest.CaptureFixt
     place = folder / "cifar10" / "Linf" / f"{NAME}.pt"
     place.parent.mkdir(parents=True)
     torch.save({"state_dict": {}, "args": Evil()}, place)
-    with pytest.raises(UserError, match="pass --trust-pickle if you trust its maker"):
+    with pytest.raises(UserError, match="pass --trust-pickle if you trust its author"):
         load_model(f"robustbench:{NAME}")
     assert capsys.readouterr().out == ""
     place.write_bytes(place.read_bytes()[:100])

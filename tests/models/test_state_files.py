@@ -63,11 +63,11 @@ def test_batch_counters_may_be_missing_since_old_states_have_none() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {k: v for k, v in s.items() if "bias" not in k}, r"1 keys missing \(linear.bias\)"),
-        (lambda s: {**s, "mean": torch.zeros(1)}, r"1 keys too many \(mean\)"),
+        (lambda s: {k: v for k, v in s.items() if "bias" not in k}, r"1 missing keys \(linear.bias\)"),
+        (lambda s: {**s, "mean": torch.zeros(1)}, r"1 unknown keys \(mean\)"),
         (lambda s: {**s, "linear.weight": torch.zeros(5, 4)}, r"linear.weight \(5, 4\) where \(3, 4\) is wanted"),
         (lambda s: {**s, "linear.bias": torch.tensor([0.0, float("nan"), 0.0])}, "NaN or infinite: linear.bias"),
-        (lambda s: {f"head.{k}": v for k, v in s.items()}, "2 keys missing .*; 2 keys too many"),
+        (lambda s: {f"head.{k}": v for k, v in s.items()}, "2 missing keys .*; 2 unknown keys"),
     ],
 )
 def test_what_does_not_fit_is_named(change: Any, message: str) -> None:

@@ -92,7 +92,7 @@ def test_losses_are_those_of_the_answers_to_what_each_task_shows() -> None:
     assert torch.equal(found["autoencoder"], square)
     part = {"rotation": heads["rotation"]}
     alone = losses(answers(f, part, z, key), part, x, y, key)["rotation"]
-    assert torch.equal(alone, found["rotation"])  # a task draws the same in any company
+    assert torch.equal(alone, found["rotation"])  # a task draws the same, whatever the other tasks are
 
 
 def test_the_hash_of_a_head_tells_superclasses_apart() -> None:
@@ -103,7 +103,7 @@ def test_the_hash_of_a_head_tells_superclasses_apart() -> None:
     assert set(heads[0].state_dict()) == {"head.weight", "head.bias"}  # they are no weights, and not saved
 
 
-def test_what_there_is_not_is_refused() -> None:
+def test_unknown_superclasses_and_odd_sides_are_refused() -> None:
     with pytest.raises(UserError, match="superclasses"):
         make_tasks(("macro",), "svhn", 10)
     with pytest.raises(UserError, match="even"):

@@ -1,4 +1,4 @@
-"""Every architecture of the registry: shapes, gradients, seeds, and the way to disk and back."""
+"""Every architecture of the registry: shapes, gradients, seeds, saving and loading."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_statistics_are_those_of_the_digits() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "resnet19"}, "unknown architecture 'resnet19': did you mean resnet18"),
-    ({"arch": "quantize"}, "quantize is a wrapper, no architecture: choose from lenet5, "),
+    ({"arch": "quantize"}, "quantize is a wrapper, not an architecture: choose from lenet5, "),
     ({"arch": "mlp", "widht": 3}, "unknown setting of mlp 'widht': did you mean width"),
     ({"arch": "mlp", "width": 0}, "width is 0: write a whole number above 0"),
     ({"arch": "mlp", "depth": 1.5}, "depth is 1.5: write a whole number above 0"),
@@ -161,9 +161,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "mlp", "normalize": "cifar10"}, "normalize is .*: for 1 channels write"),
     ({"arch": "mlp", "normalize": [[0.0], [0.0]]}, "must be above 0"),
     ({"arch": "mlp", "normalize": [[0.0]]}, "normalize is"),
-    ({"arch": "mlp", "width": torch.tensor(3)}, "settings of mlp are numbers, texts"),
+    ({"arch": "mlp", "width": torch.tensor(3)}, "settings of mlp must be numbers, texts"),
     ({"arch": "small_cnn", "dropout": 1.0}, "dropout is 1.0: write a number from 0 to below 1"),
-    ({"arch": "small_cnn", "image_size": 3}, "small_cnn takes images of 4x4 and more, these are 3x3"),
+    ({"arch": "small_cnn", "image_size": 3}, "small_cnn needs images of at least 4x4, not 3x3"),
     ({"arch": "wrn-28-10", "depth": 29}, "depth is 29: a wide ResNet has 10, 16, 22, 28, 34"),
     ({"arch": "resnet18", "blocks": [1, 1]}, "blocks is .*4 stages"),
     ({"arch": "resnet18", "num_classes": 1}, "num_classes is 1: a classifier has at least 2"),

@@ -20,7 +20,7 @@ Make = Callable[..., Recipe]
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("method", ["pgd-at", "act"])
-def test_the_same_run(recipe: Make, tmp_path: Path, method: str) -> None:
+def test_compiling_gives_the_same_run(recipe: Make, tmp_path: Path, method: str) -> None:
     for name in ("off", "aot_eager"):
         train(recipe(method, f"compile={name}", "epochs=1", "awp.gamma=0.01"), tmp_path / name, device="cpu")
     a, b = (load_file(tmp_path / name / "last.safetensors") for name in ("off", "aot_eager"))
@@ -38,9 +38,9 @@ def test_what_cannot_be_compiled_goes_on_without(recipe: Make) -> None:
     session = Session(recipe("pgd-at", "compile=aot_eager"), torch.device("cpu"))
     (net,) = session.compiled
     net.call = torch.compile(net.net._call_impl, backend=broken)
-    with pytest.warns(UserWarning, match="goes on without torch.compile.*no compiler here"):
+    with pytest.warns(UserWarning, match="continues without torch.compile.*no compiler here"):
         session.step(session.order())
-    assert "no compiler here" in session.compile_told and session.compile_told.startswith("off")
+    assert "no compiler here" in session.compile_status and session.compile_status.startswith("off")
     session.step(session.order())
     assert session.means()[0]["loss"] > 0
 
@@ -50,7 +50,7 @@ def test_copies_and_second_derivatives_are_not_compiled(recipe: Make) -> None:
     assert session.nets.f._compiled_call_impl is session.compiled[0]
     assert session.deployed._compiled_call_impl is None
     assert copy.deepcopy(session.nets.f)._compiled_call_impl is None
-    assert Session(recipe("great", "compile=aot_eager", arch="mlp"), torch.device("cpu")).compile_told == "off"
+    assert Session(recipe("great", "compile=aot_eager", arch="mlp"), torch.device("cpu")).compile_status == "off"
 
 
 def test_attacks_ask_weights_for_no_gradient(recipe: Make) -> None:

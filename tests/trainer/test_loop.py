@@ -142,8 +142,8 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -
 
 def test_the_best_epoch_is_deployed_and_the_last_kept(recipe: Make, tmp_path: Path) -> None:
     out = train(recipe("standard", "epochs=4", "optim.lr=0.5"), tmp_path / "run", device="cpu")
-    told = rows(out)
-    merit = [(row["clean"], row["robust"]) for row in told]
+    metrics = rows(out)
+    merit = [(row["clean"], row["robust"]) for row in metrics]
     best = max(range(4), key=lambda epoch: (merit[epoch], epoch))
     card = read_card(out)
     assert card.results["best"] is not None and card.results["best"]["epoch"] == best + 1  # type: ignore[index, call-overload]
@@ -169,7 +169,7 @@ def test_a_taken_folder_is_refused_and_left_alone(recipe: Make, tmp_path: Path) 
     stranger.mkdir()
     (stranger / "thesis.tex").write_text("mine", encoding="utf-8")
     for resume, force in ((False, False), (True, False), (False, True)):
-        with pytest.raises(UserError, match="something else than a run"):
+        with pytest.raises(UserError, match="something other than a run"):
             train(recipe(), stranger, device="cpu", resume=resume, force=force)
     assert [file.name for file in stranger.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
@@ -203,7 +203,7 @@ def test_other_data_or_a_damaged_state_is_refused(
             train(recipe(), out, device="cpu", resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(folder, "__version__", "9.9")
-        with pytest.raises(UserError, match=r"was begun with advbench 0\.1\.0, here is 9\.9"):
+        with pytest.raises(UserError, match=r"was begun with advbench 0\.1\.0, this is 9\.9"):
             train(recipe(), out, device="cpu", resume=True)
     state = out / "train_state" / "state.bin"
     state.write_bytes(state.read_bytes()[:-1])
@@ -234,7 +234,7 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     monkeypatch.setattr(Session, "step", poisoned)
     out = tmp_path / "run"
     with pytest.raises(
-        UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*are from before"
+        UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*were saved before that"
     ):
         train(recipe(), out, device="cpu")
     loaded = load_model(str(out), trust_pickle=True)
@@ -242,20 +242,20 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     assert read_card(out).results["epochs"] == 1
 
 
-def test_what_a_watch_is_told(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
-    told: list[object] = []
+def test_the_events_of_a_run(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    events: list[object] = []
 
     class Listener(Watch):
-        on_begin = on_step = on_epoch = lambda self, event: told.append(event)
+        on_begin = on_step = on_epoch = lambda self, event: events.append(event)
 
     train(recipe(), tmp_path / "run", device="cpu", watch=Listener())
-    assert [type(event) for event in told] == [Began, *([StepDone] * 6 + [EpochDone]) * 2]
-    steps = [event for event in told if isinstance(event, StepDone)]
+    assert [type(event) for event in events] == [Began, *([StepDone] * 6 + [EpochDone]) * 2]
+    steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [*range(1, 7)] * 2
     assert all(event.terms["loss"] > 0 and event.images_per_s > 0 for event in steps)
     assert steps[-1].seconds_left == pytest.approx(0.0)
-    done = [event for event in told if isinstance(event, EpochDone)]
+    done = [event for event in events if isinstance(event, EpochDone)]
     assert done[0].scores is not None and 0 <= done[0].scores.robust <= done[0].scores.clean <= 1
 
 
@@ -263,11 +263,11 @@ def test_the_estimate_counts_passes_and_touches_nothing(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = estimate(recipe("trades"), device="cpu")
-    # The clean answer of the attack carries no gradient; 2 steps; 2 outer passes.
-    assert (told.forwards_per_image, told.backwards_per_image) == (5.0, 4.0)
-    assert told.total_seconds == pytest.approx(2 * told.epoch_seconds)
-    assert (told.steps, told.device, told.precision) == (6, "cpu", "fp32")
+    estimated = estimate(recipe("trades"), device="cpu")
+    # The attack's pass on clean images has no backward pass; then 2 steps, and 2 outer passes.
+    assert (estimated.forwards_per_image, estimated.backwards_per_image) == (5.0, 4.0)
+    assert estimated.total_seconds == pytest.approx(2 * estimated.epoch_seconds)
+    assert (estimated.steps, estimated.device, estimated.precision) == (6, "cpu", "fp32")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,7 +284,7 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["model.seed=3"], "model.seed follows from"),
         (["model.droput=0.5"], "droput"),
         (["validation.fraction=0.001"], "leaves a part empty"),
-        (["augment.policy=autoaugment"], "values to 255, which digits has not"),
+        (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -219,11 +219,11 @@ def test_catastrophic_overfitting_is_flagged_and_robust_overfitting_is_not() -> 
 
 def test_the_best_is_the_latest_that_none_beats() -> None:
     history = History()
-    told = [
+    best = [
         history.add({}, Scores(c, r, r), "robust")
         for c, r in ((0.5, 0.3), (0.4, 0.2), (0.6, 0.3), (0.6, 0.3), (0.9, 0.2))
     ]
-    assert told == [True, False, True, True, False]
+    assert best == [True, False, True, True, False]
     assert history.best_epoch == 4
     last = History()
     assert [last.add({}, Scores(0.1, 0.1, 0.1), "last"), last.add({}, Scores(0.0, 0.0, 0.0), "last")] == [True, True]
