@@ -404,7 +404,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/evaluator/runner.py": {
         f"{SECOND}who_came_near_in_bf16_meets_the_same_attack_in_fp32[fast]": [
             ("near-let-go", "parallel_strikes(number), near)", "parallel_strikes(number), near[:0])"),
-            ("all-are-near", "> -blur[rows]", "> -1e9"),
+            ("all-are-near", "> -near_margin[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
             ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),

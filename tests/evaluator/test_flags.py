@@ -412,7 +412,7 @@ def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> N
 @pytest.mark.network
 @pytest.mark.slow
 def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "FEWEST", 8)  # a minute on a CPU, not two
+    monkeypatch.setattr(probes, "MIN_PROBED_IMAGES", 8)  # a minute on a CPU, not two
     data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
     assert bad(raised(net, data, attack_settings={"steps": 3}, eps=["0.5/255"])) == {}

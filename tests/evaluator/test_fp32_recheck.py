@@ -162,7 +162,7 @@ def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
     coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
     given: dict[str, Any] = {"attack": ["square"], "attack_settings": {"n_queries": 150}, "curve": curve}
     fp32 = measure(coarse, digits, precision="fp32", **given)
-    monkeypatch.setattr(bench_module, "BLUR", -torch.inf)
+    monkeypatch.setattr(bench_module, "NEAR_MARGIN", -torch.inf)
     blind = measure(coarse, digits, **given)
     monkeypatch.undo()
     near = measure(coarse, digits, **given)
@@ -172,7 +172,7 @@ def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
     assert not np.isin(near.fates.by, (1, 2)).any()  # who fell did so to Square
     # Those who are far from falling are not asked again: all of Square in fp32 would be as many passes as in bf16.
     assert blind.record.forwards < near.record.forwards < 1.8 * blind.record.forwards
-    monkeypatch.setattr(bench_module, "BLUR", 1e9)
+    monkeypatch.setattr(bench_module, "NEAR_MARGIN", 1e9)
     assert measure(coarse, digits, **given).record.forwards > near.record.forwards
 
 

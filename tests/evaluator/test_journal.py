@@ -97,7 +97,7 @@ def test_another_question_is_refused_with_the_difference(path: Path, change: dic
 
 
 def test_a_kill_loses_no_more_than_the_contract_grants() -> None:
-    assert journal._EVERY <= 45
+    assert journal._SAVE_INTERVAL <= 45
 
 
 def test_slow_saves_are_made_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

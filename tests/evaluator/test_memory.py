@@ -18,7 +18,7 @@ from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
-from advbench.evaluator.slots import FIRST, MOST, choose_slots, fastest, kept, rate_of
+from advbench.evaluator.slots import MAX_CUDA_SLOTS, MIN_CUDA_SLOTS, choose_slots, fastest, kept, rate_of
 
 N = 50
 ATTACKS = {
@@ -98,7 +98,7 @@ def test_what_was_decided_before_is_kept(digits: Dataset, tmp_path: Path, passes
     assert net.later < 0 and result.record.engine.slots == 8
     assert result.fates.fell.tolist() == expected.fates.fell.tolist()  # linear in fp32: by no slot count
     (detail,) = flag(result, "slots")
-    assert "went on with 8" in detail and "samples had fallen, verified in passes of 16 rows or more" in detail
+    assert "continued with 8" in detail and "hits before were verified in passes of 16 rows or more" in detail
 
 
 def test_halved_slots_are_reused_on_resuming(digits: Dataset, tmp_path: Path) -> None:
@@ -141,7 +141,9 @@ def test_the_rule_for_a_cpu_depends_on_the_images_alone(digits: Dataset) -> None
     assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 8, 32, 128, 256]
 
 
-@pytest.mark.parametrize(("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MOST), (512, 300, 256)])
+@pytest.mark.parametrize(
+    ("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MAX_CUDA_SLOTS), (512, 300, 256)]
+)
 def test_slots_double_while_they_pay_and_fit(best: int, memory: int, expected: int) -> None:
     def rate(slots: int) -> float:
         if slots > memory:
@@ -155,7 +157,7 @@ def test_the_first_count_may_not_fit_and_other_errors_pass() -> None:
     def none(slots: int) -> float:
         raise torch.OutOfMemoryError
 
-    assert fastest(none) == FIRST // 2
+    assert fastest(none) == MIN_CUDA_SLOTS // 2
 
     def broken(slots: int) -> float:
         raise RuntimeError("shapes")

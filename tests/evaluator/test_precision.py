@@ -36,13 +36,13 @@ def test_multiply_adds_of_a_pass(digits: Dataset) -> None:
 
 def test_what_a_cpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, avx512_bf16=True)
-    assert precision.native()
+    assert precision.has_bf16_instructions()
     has(monkeypatch, amx_bf16=True, avx512_bf16=False)
-    assert precision.native()
+    assert precision.has_bf16_instructions()
     has(monkeypatch, avx512_f=True, avx512_bf16=False)
-    assert not precision.native()
+    assert not precision.has_bf16_instructions()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not precision.native()  # an older PyTorch
+    assert not precision.has_bf16_instructions()  # an older PyTorch
 
 
 def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
@@ -51,7 +51,7 @@ def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
     assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
     second = sum(one.updates(10) for one in recheck_attacks(made["autoattack"], norm="linf", classes=10)[0])
     assert second == 400
-    assert updates["apgd-t"] < precision.LONGER * second < updates["autoattack"]
+    assert updates["apgd-t"] < precision.MIN_UPDATE_RATIO * second < updates["autoattack"]
 
 
 def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +65,9 @@ def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatc
 
     has(monkeypatch, avx512_bf16=True)
     assert used(["apgd-t"]) == "fp32"  # a small network
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
     assert used(["apgd-t"]) == "fp32"  # 18 updates, and the second look has 400
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     assert used(["apgd-t"]) == "bf16"
     assert used(["apgd-t"], "fp32") == "fp32"
     assert used(["pgd"]) == "fp32"  # the second look would make it stronger
@@ -92,8 +92,8 @@ def test_what_is_resumed_has_the_precision_it_was_begun_with(
     with pytest.raises(Interrupted):
         run(lambda: next(left, None) is None, False)
     has(monkeypatch, avx512_bf16=True)  # another machine
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     assert run(lambda: False, True) == "fp32"
 
 
@@ -115,11 +115,11 @@ def test_a_model_that_does_not_work_in_bf16(digits: Dataset, monkeypatch: pytest
             return self.conv((x - torch.tensor([0.5]).view(1, 1, 1, 1)) / 0.25).flatten(1)
 
     net = Normalised()
-    assert "BFloat16" in precision.why_not(net, digits) or "bias type" in precision.why_not(net, digits)
+    assert "BFloat16" in precision.bf16_failure(net, digits) or "bias type" in precision.bf16_failure(net, digits)
     with pytest.raises(UserError, match=r"does not work in bf16 .*: choose --precision fp32"):
         evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"], precision="bf16"))
     has(monkeypatch, avx512_bf16=True)
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     record = evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"])).record
     assert record.engine.precision == "fp32"

@@ -31,13 +31,13 @@ class TestRoom:
     def test_what_a_pass_keeps_counts_by_the_row(self) -> None:
         x = torch.rand(64, 1, 32, 32)
         a_row = 4 * 1024 * (1 + 512)  # ReLU's result is what the next convolution keeps, and counts twice
-        held = memory.RUNTIME + 64 * (a_row + 4 * 1024 * 512)
+        held = memory.RUNTIME_BYTES + 64 * (a_row + 4 * 1024 * 512)
         assert memory.processes_that_fit(wide(512), x) == 8 * GIB // held
         assert memory.processes_that_fit(wide(512), x[:32]) > memory.processes_that_fit(wide(512), x)
 
     def test_weights_count_with_their_copies(self) -> None:
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2**19, bias=False))  # an eighth of a GiB
-        assert memory.RUNTIME == GIB // 2
+        assert memory.RUNTIME_BYTES == GIB // 2
         assert memory.processes_that_fit(net, torch.rand(8, 1, 8, 8)) == 6  # of 0.5 + 6 / 8 GiB each
 
     def test_one_is_always_left(self) -> None:

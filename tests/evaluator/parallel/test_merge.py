@@ -107,7 +107,7 @@ def test_interrupted_shares_go_on_or_are_refused(
     assert kept == ["journal", "part1of2"]
     three = run(tmp_path / "two", 3, *argv, "--resume")
     assert [process.returncode for process in three] == [2, 2, 2], three[0].stderr
-    assert "begun by 2 processes (torchrun --nproc-per-node 2): resume it by as many" in three[0].stderr
+    assert "begun by 2 processes (torchrun --nproc-per-node 2): resume with the same number" in three[0].stderr
     shutil.copytree(tmp_path / "two", tmp_path / "local")
     (local,) = run(tmp_path / "local", 1, *argv, "--resume")  # which starts the other process itself
     assert local.returncode == 0, local.stderr

@@ -175,7 +175,7 @@ def test_a_worker_that_fails_or_is_killed_is_told_of(net: nn.Module, digits: Dat
         measured(elsewhere.Elsewhere(net, elsewhere.complain), digits, 2)
     with pytest.raises(RuntimeError, match="KeyError in a worker process: 'unheard of'"):
         measured(elsewhere.Elsewhere(net, elsewhere.fail), digits, 2)
-    with pytest.raises(UserError, match="answers otherwise in another process"):
+    with pytest.raises(UserError, match="gives other results in another process"):
         measured(elsewhere.Other(net, elsewhere.talk), digits, 2)
     with pytest.raises(Interrupted, match="exit status -9"):
         measured(elsewhere.Elsewhere(net, elsewhere.die), digits, 2)
@@ -200,8 +200,8 @@ def test_a_share_is_not_taken_for_the_whole_when_nobody_can_help(
     path = tmp_path / "journal"
     with pytest.raises(Interrupted):
         measured(net, digits, 2, journal=Journal(path, stop=rounds(6)))
-    monkeypatch.setattr(processes, "_begun", lambda process, job: False)
-    with pytest.warns(UserWarning, match="going on alone, from the beginning"):
+    monkeypatch.setattr(processes, "_hand_over", lambda process, job: False)
+    with pytest.warns(UserWarning, match="this one starts over alone"):
         resumed = measured(net, digits, 2, journal=Journal(path), resume=True)
     assert resumed.record.id == measured(net, digits, 1).record.id
 
@@ -300,9 +300,9 @@ def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeyp
     assert count(Slow(net, noise=1.0), run) == 1
     assert count(Slow(net), replace(run, curve="severity")) == 1
     assert count(Slow(net), planned(digits, engine="reference")) == 1
-    assert share.how_many(net, digits, run, slots=64, asked=3) == 3  # as given
-    assert share.how_many(Slow(net, noise=1.0), digits, run, slots=64, asked=3) == 1
-    assert share.how_many(net, digits, run, slots=64, asked=1000) == len(digits)
+    assert share.how_many(net, digits, run, slots=64, requested=3) == 3
+    assert share.how_many(Slow(net, noise=1.0), digits, run, slots=64, requested=3) == 1
+    assert share.how_many(net, digits, run, slots=64, requested=1000) == len(digits)
 
     def full(self: Slow, x: Tensor) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
