@@ -1,10 +1,9 @@
-"""The folder is the registry.
+"""The registry of methods, attacks, models, datasets and analyses: the files of a folder are its entries.
 
-A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` is an entry when it has a
-top-level literal `ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`.
-The literal is read from the source, so names are listed without importing torch. Code from outside
-comes by `package.module:name`, and is the same: an entry of its module's ENTRIES, or a class or
-function that needs none.
+A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` registers entries by a top-level literal
+`ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`. The literal is read from the source,
+so that names are listed without importing torch. Code from outside is named by `package.module:name`: an entry in the
+ENTRIES of that module or, if there is none of that name, a class or function.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: where its maker lives, the settings bound to it, and what is told about it."""
+    """One registered name: the class or function `make` in `module`, the settings `set` bound to it, facts `about` it."""
 
     name: str
     module: str
@@ -46,8 +45,10 @@ class Entry:
         return operator.attrgetter(self.make)(importlib.import_module(self.module))  # type: ignore[no-any-return]
 
     def create(self, **settings: Any) -> Any:
-        """Make the object with `settings` over the entry's own. Raises UserError for a setting that is unknown, or one
-        that is needed and not there."""
+        """Make the object, where `settings` override the entry's own.
+
+        Raises UserError for an unknown setting, and for one that is required and missing.
+        """
         maker = self.load()
         if not callable(maker):
             raise UserError(f"{self.name} is a {type(maker).__name__}: a class or a function is needed")
@@ -64,7 +65,7 @@ class Entry:
 
 
 def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
-    """What a class or function takes, by name; nothing where that is not told, as of some that are written in C."""
+    """The parameters of a class or function by name; empty where Python does not know them, as for some C functions."""
     try:
         return inspect.signature(maker).parameters
     except (TypeError, ValueError):
@@ -88,9 +89,9 @@ def entries(folder: str) -> dict[str, Entry]:
 
 
 def find(folder: str, name: str) -> Entry:
-    """The entry called `name`; UserError naming the near ones when there is none.
+    """The entry called `name`, or for `module:name` the code from outside (see `outside`).
 
-    `module:name` is the entry `name` of that module's ENTRIES, else its class or function of that name: see `outside`.
+    Raises UserError, naming similar entries, when there is none.
     """
     known = entries(folder)
     if name in known:
@@ -102,10 +103,10 @@ def find(folder: str, name: str) -> Entry:
 
 
 def outside(kind: str, spec: str) -> Entry:
-    """What `module:name` names. Modules are looked for in the current folder too.
+    """The entry that `module:name` names: one in the module's ENTRIES, else its class or function of that name.
 
-    Imports, and so runs, code from outside, which a CodeRuns warning says. Raises UserError where there is no such
-    module or name, or its code raises.
+    Modules in the current folder are found too. A CodeRuns warning announces that code from outside is imported and so
+    runs. Raises UserError where there is no such module or name, or where its code raises an error.
     """
     module, _, name = spec.partition(":")
     if module.partition(".")[0] != "advbench":
@@ -118,9 +119,9 @@ def outside(kind: str, spec: str) -> Entry:
         about: dict[str, Any] = dict(table.get(name, {"make": name, "summary": "plug-in"}))
         entry = Entry(spec, module, about.pop("make"), about.pop("set", {}), about)
         entry.load()
-    except Exception as error:  # no module or name like that, or whatever its code raises
+    except Exception as error:  # the module or name is missing, or its code raised anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"cannot load {kind} {spec!r}: {reason}; it is meant as package.module:name") from error
+        raise UserError(f"cannot load {kind} {spec!r}: {reason}; the form is package.module:name") from error
     return entry
 
 

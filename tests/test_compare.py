@@ -351,7 +351,7 @@ def test_of_several_measurements_the_newest_made_alike_count() -> None:
     assert row.baseline == 0.501  # by pgd, as the other; not by square, though that is newer
     other = side("new", made(fallen([900, 700, 490]), spec="new", attack=[AttackRef(name="fab", version="1")]))
     found = compare([base, other])
-    assert found.rows[0].model == "new" and any("other attacks" in note for note in found.notes)
+    assert found.rows[0].model == "new" and any("different attacks" in note for note in found.notes)
     assert next(row for row in found.rows if row.quantity == "acc@8/255").baseline == 0.7
 
 

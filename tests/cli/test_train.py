@@ -109,7 +109,7 @@ def test_a_run_its_first_line_and_its_folder(cli: Any) -> None:
     assert ran.code == 0
     name = "runs/pgd-at-digits-mlp-linf-0.1-s0"
     first, last = ran.out.splitlines()
-    assert first.startswith("pgd-at on digits with mlp (as told), linf eps 0.1, 1 epoch, seed 0, on ")
+    assert first.startswith("pgd-at on digits with mlp (given), linf eps 0.1, 1 epoch, seed 0, on ")
     assert first.endswith(f"into {name}")
     assert last.startswith("trained in ") and last.endswith(name)
     assert "epoch 1/1  loss" in ran.err
