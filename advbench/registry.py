@@ -28,7 +28,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered name: the class or function `make` in `module`, the settings `set` bound to it, facts `about` it."""
+    """One registered name: the class or function `make` in `module`, settings `set` bound to it, and facts `about`."""
 
     name: str
     module: str

@@ -1,4 +1,4 @@
-"""Default grids of eps, and which images are taken."""
+"""Default eps grids, and the choice of images."""
 
 from __future__ import annotations
 
