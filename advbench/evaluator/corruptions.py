@@ -36,7 +36,7 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
         for severity in SEVERITIES:
             runner.journal.poll()
             images = corrupted(data, attack.name, severity, source=attack.source, seed=runner.seed)
-            logits = runner.fitting(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
+            logits = runner.halving_slots(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
             runner.nonfinite += int((~logits.isfinite()).any(1).sum())
             fell = wrong(logits, data.labels).cpu().numpy()
             found.append(float(fell.mean()))

@@ -76,7 +76,7 @@ def evaluate(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points,
         )  # fmt: skip
-        outcome = parallel.attacked(runner, run, settings, count, resume=resume)
+        outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         found_flags = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
     record = make_record(loaded, data, settings, run, runner, outcome, found_flags)
     return Evaluation(record, outcome.fates, runner.points)
@@ -143,7 +143,7 @@ def judge(
             return flags.facts(runner, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, runner.data)
         return flags.judge(runner, fates, run.every, settings.sizes, in_train_mode=in_train_mode, notes=loaded.notes)
 
-    found = ranks.first(lambda: runner.fitting(judge_all))
+    found = ranks.first(lambda: runner.halving_slots(judge_all))
     trained = (loaded.trained or {}).get("flags", ())
     return [*found, *runner.flags(), *(Flag(**flag) for flag in trained)]
 

@@ -169,7 +169,7 @@ def gradients(probe: Probe) -> list[Flag]:
     found = graded("zero-gradient", g.zero_margin, g.n, BAD_GRADIENT, f"{flat}: attacks that follow it do not move")
     only = g.zero_ce - g.zero_margin
     saturated = (
-        f"the gradient of the cross-entropy, but not of the margin, is zero on {max(only, 0) / g.n:.1%} of the images"
+        f"the cross-entropy's gradient, but not the margin's, underflows on {max(only, 0) / g.n:.1%} of the images"
     )
     found += graded("saturated", only, g.n, BAD_GRADIENT, f"{saturated}: logits are very large")
     bad = f"NaN or infinite gradients on {g.bad / g.n:.1%} of the images"

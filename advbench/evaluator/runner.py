@@ -59,7 +59,7 @@ class Runner:
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
-        self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on their spectrum
+        self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
@@ -68,21 +68,23 @@ class Runner:
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
         self.eager: dict[str, None] = {}
-        self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
-        self.logits = self.fitting(self._clean)
+        self.oracle.random = self.halving_slots(
+            lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
+        )
+        self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
-        self.mine: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.own: NDArray[np.bool_] = np.ones_like(self.correct)
 
-    def keep_to(self, rows: NDArray[np.int64]) -> None:
+    def restrict_to(self, rows: NDArray[np.int64]) -> None:
         """Attack only the images `rows`, the share of this process."""
-        self.mine[:] = False
-        self.mine[rows] = True
+        self.own[:] = False
+        self.own[rows] = True
 
     def _clean(self) -> Tensor:
         rows = torch.arange(len(self.data), device=self.data.device)
         return torch.cat([self.oracle.logits(self.data.batch(part)[0]) for part in rows.split(self.oracle.slots)])
 
-    def fitting(self, work: Callable[[], T]) -> T:
+    def halving_slots(self, work: Callable[[], T]) -> T:
         """The result of `work`, which is called again with half the slots whenever it runs out of memory.
 
         Earlier hits stay valid; the flag "slots" says how many there were and in passes of how many rows they were
@@ -159,7 +161,7 @@ class Runner:
                 if search.eager:
                     self.eager[search.eager] = None
 
-        return self.fitting(work)
+        return self.halving_slots(work)
 
     def _whole_batches(self, attack: WholeBatch, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
         """The verdicts of an attack on whole batches. The journal keeps each finished batch."""
@@ -176,7 +178,7 @@ class Runner:
                     parts.append(attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed))
                 return joined(parts)
 
-            found.append(self.fitting(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
+            found.append(self.halving_slots(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
         whole = joined(found)
         felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
         return Verdicts(
@@ -199,7 +201,7 @@ class Runner:
         The attacks of the recheck then refine the grid points downwards in fp32. Finally each of the other attacks does
         so too, on the images that it brought so near to failure in bf16 that only rounding may have kept them standing.
         """
-        grid = eps_grid.EpsGrid(sizes, self.correct & self.mine)
+        grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
         at, first = np.asarray(sizes), len(plan.attacks)
         items = [one.items(self.logits.shape[1]) for one in plan.every]
         near_margin = (NEAR_MARGIN * self.logits.abs().amax(1)).cpu().numpy()
@@ -234,7 +236,7 @@ class Runner:
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
         """Each image's fate on the eps grid `sizes`, from its nearest adversarial example over all attacks."""
-        struck = self.correct & self.mine
+        struck = self.correct & self.own
         distance = np.where(struck, np.inf, 0.0)
         grid = eps_grid.EpsGrid(sizes, struck)
         rows = np.flatnonzero(struck)

@@ -1,7 +1,7 @@
 """The number of slots, which is the number of rows of every pass: by a rule on a CPU, measured on a CUDA device.
 
 Verdicts may depend on the number of slots, and a record's id covers it. On a CPU it therefore follows from the images
-alone. On a CUDA device it is measured once for each model and shape, and kept in the user's cache folder.
+alone. On a CUDA device it is measured once for each model and shape, and cached in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, we
                 precision,
             )
         )
-        most = kept(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
+        most = cached(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
         enough = len(data)
     else:
         most = CPU_SLOTS * (4 if max(data.shape[1:]) <= SMALL_SIDE else 1)
@@ -139,7 +139,7 @@ def slots_file() -> Path:
     return platformdirs.user_cache_path("advbench") / "slots.json"
 
 
-def kept(path: Path, key: str, measure: Callable[[], int]) -> int:
+def cached(path: Path, key: str, measure: Callable[[], int]) -> int:
     """The number that `path` keeps under `key`, else the result of `measure`, which is then kept there if possible."""
     found = _read(path).get(key)
     if found is not None:

@@ -18,7 +18,7 @@ from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
-from advbench.evaluator.slots import MAX_CUDA_SLOTS, MIN_CUDA_SLOTS, choose_slots, fastest, kept, rate_of
+from advbench.evaluator.slots import MAX_CUDA_SLOTS, MIN_CUDA_SLOTS, cached, choose_slots, fastest, rate_of
 
 N = 50
 ATTACKS = {
@@ -183,16 +183,16 @@ def test_a_measured_count_is_kept_and_asked_for_once(tmp_path: Path) -> None:
         return 256
 
     path = tmp_path / "deeper" / "slots.json"
-    assert [kept(path, "a card|a model", measured) for _ in range(3)] == [256] * 3 and len(asked) == 1
-    assert kept(path, "another", lambda: 64) == 64
+    assert [cached(path, "a card|a model", measured) for _ in range(3)] == [256] * 3 and len(asked) == 1
+    assert cached(path, "another", lambda: 64) == 64
     assert json.loads(path.read_text()) == {"a card|a model": 256, "another": 64}
     path.write_text("{half a fi")
-    assert kept(path, "a card|a model", measured) == 256 and len(asked) == 2
+    assert cached(path, "a card|a model", measured) == 256 and len(asked) == 2
 
 
 def test_without_a_writable_folder_slots_are_measured_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert kept(tmp_path / "file" / "slots.json", "key", lambda: 128) == 128
+    assert cached(tmp_path / "file" / "slots.json", "key", lambda: 128) == 128
 
 
 def test_a_device_is_measured_and_no_more_slots_than_images(

@@ -6,6 +6,6 @@ alike (`Journal.file`), and their results are merged alike.
 """
 
 from advbench.evaluator.parallel.merge import agreed
-from advbench.evaluator.parallel.share import attacked, how_many
+from advbench.evaluator.parallel.share import attack_all, how_many
 
-__all__ = ["agreed", "attacked", "how_many"]
+__all__ = ["agreed", "attack_all", "how_many"]

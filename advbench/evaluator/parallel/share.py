@@ -89,7 +89,7 @@ def how_many(
     return min(most, processes_that_fit(net, x)) if a_row * len(data) * updates > MIN_SECONDS_TO_SHARE else 1
 
 
-def attacked(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
+def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
     """The outcome of the attacks on all images, by this process and the others that share them, `count` in all."""
     if count == 1 or not run.shareable:  # unshareable: each process makes all the passes, which are few
         with enough_threads(runner.net, runner.data):
@@ -102,7 +102,7 @@ def attacked(runner: Runner, run: Plan, settings: Settings, count: int, *, resum
             with enough_threads(runner.net, runner.data):
                 return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
-        runner.keep_to(rows)
+        runner.restrict_to(rows)
         mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
 
