@@ -95,7 +95,7 @@ def load_target(
     about = "given"
     if dataset is not None:
         parse(dataset)
-    elif Path(spec).is_dir():  # only run folders are folders
+    elif Path(spec).is_dir():  # of all specs, only a run is a folder
         dataset, about = read_card(Path(spec)).dataset, "what it was trained on"
     data = images(dataset) if dataset is not None else None
     loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device, trust_pickle=trust_pickle)

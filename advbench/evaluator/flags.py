@@ -168,9 +168,7 @@ def gradients(probe: Probe) -> list[Flag]:
     flat = f"the gradient is zero on {g.zero_margin / g.n:.1%} of the images"
     found = graded("zero-gradient", g.zero_margin, g.n, BAD_GRADIENT, f"{flat}: attacks that follow it do not move")
     only = g.zero_ce - g.zero_margin
-    saturated = (
-        f"the cross-entropy's gradient, but not the margin's, underflows on {max(only, 0) / g.n:.1%} of the images"
-    )
+    saturated = f"the cross-entropy's gradient, not the margin's, underflows on {max(only, 0) / g.n:.1%} of the images"
     found += graded("saturated", only, g.n, BAD_GRADIENT, f"{saturated}: logits are very large")
     bad = f"NaN or infinite gradients on {g.bad / g.n:.1%} of the images"
     found += graded("nan-gradient", g.bad, g.n, BAD_GRADIENT, bad)

@@ -47,7 +47,7 @@ class Job:
     slots: int
     threads: int
     random: bool
-    right: NDArray[np.bool_]  # (m,) whether the model is right about each clean image
+    correct: NDArray[np.bool_]  # (m,) whether the model is right about each clean image
     journal: Path | None  # of the first process; the worker's own lies beside it
     question: dict[str, Any]
     number: int
@@ -67,7 +67,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         runner.oracle.slots,
         threads=max(1, torch.get_num_threads() // of),
         random=runner.oracle.random,
-        right=runner.correct[rows],
+        correct=runner.correct[rows],
         journal=runner.journal.path,
         question=runner.journal.question,
         number=number,

@@ -79,7 +79,7 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
             is_random=lambda net, data: job.random,
             keep_points=settings.keep_points,
         )
-        if not np.array_equal(runner.correct, job.right):  # such as with classes patched at run time
+        if not np.array_equal(runner.correct, job.correct):  # such as with classes patched at run time
             raise UserError(
                 "the model gives other results in another process: OMP_NUM_THREADS=1 keeps the evaluation to one"
             )
