@@ -31,16 +31,17 @@ __all__ = ["Interrupted", "UserError", "__version__", "attack", "evaluate", "loa
 
 
 def load_data(name: str, split: str = "test") -> Dataset:
-    """Images and labels: `digits`, `cifar10`, ..., `imagefolder:PATH`, `npz:PATH`. Raises UserError."""
+    """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError."""
     from advbench.data import load
 
     return load(name, split)
 
 
 def load_model(spec: str, **how: Any) -> Loaded:
-    """A model by its specification: a run folder, a weight file, `robustbench:NAME`, ...; its network is `.net`.
+    """A model by its specification: a run folder, a weight file, `robustbench:NAME`, ... Its network is `.net`.
 
-    `how` is that of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle. Raises UserError.
+    `how` are arguments of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle. Raises
+    UserError.
     """
     from advbench.checkpoint import load_model as load
 
@@ -63,10 +64,10 @@ def train(
     resume: bool = False,
     force: bool = False,
 ) -> Path:
-    """Train a model; its run folder, which `evaluate` and `load_model` take.
+    """Train a model and return its run folder, which `evaluate` and `load_model` take.
 
-    `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. What is not given is
-    chosen as `advbench train` does. Raises UserError.
+    `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
+    get the defaults of `advbench train`. Raises UserError.
     """
     from advbench.defaults.run_folders import choose_data, place_runs
     from advbench.defaults.target import pick_device
@@ -103,11 +104,15 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy of `model` on test images at each of `eps`, under the worst of the attacks.
 
-    `model` is a specification, or takes images in [0, 1], (B, C, H, W) float32, and gives logits. `dataset` is a
-    name, a Dataset, or a pair (x, y) of tensors or arrays; None: the model's own. `n` images are the first, by default
-    1,000 of a named dataset, and all of one that is handed over. `eps` None: 0 to 2 x the training eps, or the
-    dataset's usual one. `how` are further fields of `advbench.evaluator.Settings` (precision, curve, engine,
-    keep_points, ...), and `journal` and `resume`. Raises UserError.
+    - `model`: a specification as in `load_model`, or a network that takes images in [0, 1], (B, C, H, W) float32, and
+      returns logits (B, K).
+    - `dataset`: a name, a Dataset, or a pair (x, y) of tensors or arrays; None: the dataset of the model.
+    - `eps`: None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of the dataset.
+    - `n`: how many of the first images are used; None: 1,000 of a named dataset, all of a given one.
+    - `how`: further fields of `advbench.evaluator.Settings` (precision, curve, engine, keep_points, ...), and `journal`
+      and `resume`.
+
+    Raises UserError.
     """
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
@@ -118,33 +123,33 @@ def evaluate(
     from advbench.evaluator import evaluate as measure
 
     place = pick_device(device)
-    handed = from_tensors(*dataset) if isinstance(dataset, tuple) else dataset
+    given = from_tensors(*dataset) if isinstance(dataset, tuple) else dataset
     if isinstance(model, str):
-        name = handed.name if isinstance(handed, Dataset) else handed
-        cache = {handed.name: handed} if isinstance(handed, Dataset) else {}
+        name = given.name if isinstance(given, Dataset) else given
+        cache = {given.name: given} if isinstance(given, Dataset) else {}
         target = load_target(model, dataset=name, arch=None, norm=norm, device=place, trust_pickle=False, cache=cache)
-    elif handed is None:
-        raise UserError("which images? name a dataset, or hand over a pair (x, y)")
+    elif given is None:
+        raise UserError("which images? name a dataset, or give a pair (x, y)")
     else:
-        data = handed if isinstance(handed, Dataset) else load_data(handed)
+        data = given if isinstance(given, Dataset) else load_data(given)
         loaded = model if isinstance(model, Loaded) else bare(model, data)
         target = Target.of(loaded, data, norm=norm)
     if eps is None or isinstance(eps, str):
         eps, _ = choose_eps(eps, target.norm, target.train_eps, target.data.name)
-    count = len(target.data) if n is None and isinstance(handed, Dataset) else n
+    count = len(target.data) if n is None and isinstance(given, Dataset) else n
     rows, indices, _ = choose_rows(target.data, count, "first")
     journal, resume = how.pop("journal", None), how.pop("resume", False)
-    asked = Settings(
+    chosen = Settings(
         attack=attack,
         attack_settings=settings or {},
         eps=eps,
         norm=target.norm,
         seed=seed,
         device=place,
-        indices=None if isinstance(handed, Dataset) else indices,
+        indices=None if isinstance(given, Dataset) else indices,
         **how,
     )
-    return measure(target.loaded, target.data.subset(rows), asked, journal=journal, resume=resume)
+    return measure(target.loaded, target.data.subset(rows), chosen, journal=journal, resume=resume)
 
 
 def attack(
@@ -156,5 +161,5 @@ def attack(
     n: int | None = None,
     **how: Any,
 ) -> Evaluation:
-    """As `evaluate`, at one size, keeping the adversarial points: `.points` maps a row to its image (C, H, W)."""
+    """As `evaluate`, at one eps, and keep the adversarial examples: `.points` maps a row to its image (C, H, W)."""
     return evaluate(model, dataset, attack=attack, eps=[eps], n=n, keep_points=True, **how)

@@ -1,4 +1,4 @@
-"""What a measurement ran on: versions, platform, device. Loads no torch: it is asked only where it is in use."""
+"""What a measurement ran on: versions, platform and device. torch is asked only if it is already loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advbench.version import __version__
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions of what decides numbers, the platform, the name of `device` and the number of threads."""
+    """Versions of the packages that decide numbers, the platform, the name of `device` and the number of threads."""
     torch = sys.modules.get("torch")
     found: dict[str, Any] = {
         "advbench": __version__,

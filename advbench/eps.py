@@ -1,4 +1,4 @@
-"""Perturbation sizes: kept as the user wrote them, and as float64."""
+"""Perturbation sizes (eps): as the user wrote them, and as float64."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from advbench.errors import UserError
 
 NORMS = ("linf", "l2", "l1", "fourier-linf")
-CORRUPTIONS = "corruptions"  # stands where a norm stands; its sizes are severities
+CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
 
 
 @dataclass(frozen=True)
 class Eps:
-    """A perturbation size: `text` as written ("8/255") and `value` in float64, inputs being in [0, 1]."""
+    """A perturbation size for images in [0, 1]: `text` as written ("8/255") and its `value` in float64."""
 
     text: str
     value: float
@@ -26,15 +26,15 @@ class Eps:
 
 
 def parse_eps(text: str, norm: str = "linf") -> Eps:
-    """Read "8/255", "0.031" or "0".
+    """Read "8/255", "0.031" or "0"; for corruptions, a severity from 0 to 5.
 
-    Raises UserError when `text` is no non-negative number, or lies outside [0, 1] for linf. Of corruptions: a severity,
-    0 to 5.
+    Raises UserError when `text` is not a non-negative finite number or fraction, is above 1 for linf, or is not a
+    severity for corruptions.
     """
     written = text.strip()
     if norm == CORRUPTIONS:
         if re.fullmatch("[0-5]", written) is None:
-            raise UserError(f"{text!r} is no severity: corruptions have 0 (none), 1, 2, 3, 4 and 5 in place of eps")
+            raise UserError(f"{text!r} is no severity: in place of eps, corruptions have 0 (none), 1, 2, 3, 4 and 5")
         return Eps(written, float(written))
     match = _FORM.fullmatch(written)
     if match is None:
@@ -52,7 +52,7 @@ def parse_eps(text: str, norm: str = "linf") -> Eps:
 
 
 def parse_eps_list(text: str, norm: str = "linf") -> list[Eps]:
-    """Read a comma list, sorted by value; sizes given twice are kept once (as first written)."""
+    """Read a comma list of eps, sorted by value. Equal ones are kept once, as first written. Raises UserError."""
     found: dict[float, Eps] = {}
     for part in text.split(","):
         eps = parse_eps(part, norm)

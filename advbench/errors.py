@@ -1,4 +1,4 @@
-"""Errors a user can act on; the command line turns them into one line on stderr and an exit code."""
+"""Errors that a user can act on. The command line prints them as one line on stderr and sets the exit code."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong input: the message is one line that names the valid choices. Exit code 2."""
+    """Wrong input. The message is one line that names the valid choices. Exit code 2."""
 
 
 class Interrupted(Exception):
-    """Stopped by a signal after saving; the message says how to resume. Exit code 3."""
+    """Stopped by a signal, after saving. The message says how to resume. Exit code 3."""
 
 
 class CodeRuns(UserWarning):
-    """Code from outside advbench was named and runs: said before it does."""
+    """The warning that code from outside advbench is about to run."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`, with the near ones first."""
+    """The error for a `name` that is not among `choices`, with similar choices first."""
     valid = sorted(choices)
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

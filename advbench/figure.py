@@ -1,4 +1,4 @@
-"""Curves and scatter plots as SVG (or PNG, PDF): the same numbers give the same bytes, on every machine."""
+"""Curves and scatter plots as SVG, PNG or PDF. The same numbers give the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DASHES = ("-", "--", ":", "-.")
 class Line:
     """Accuracy (fractions) of one model along eps, with its interval.
 
-    `place` counts from 0 and gives number and colour; None draws it grey, without name or band.
+    `place` counts from 0 and sets the line's number and colour. None draws it grey, without name and band.
     """
 
     label: str
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One model's clean and robust accuracy (fractions), `place` as in `Line`; `doubted` ones are hollow."""
+    """One model's clean and robust accuracy (fractions); `place` as in `Line`. A `doubted` point is drawn hollow."""
 
     clean: float
     robust: float
@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Gap:
-    """Differences of accuracy (fractions) along eps with their intervals; `place` as in `Line`."""
+    """Differences of accuracy (fractions) along eps, with their intervals; `place` as in `Line`."""
 
     eps: Sequence[float]
     difference: Sequence[float]
@@ -51,13 +51,13 @@ class Gap:
 
 @contextmanager
 def panels(count: int, title: str) -> Iterator[tuple[Any, list[Any]]]:
-    """A matplotlib figure and its axes, side by side, whatever the user's own matplotlib settings are."""
+    """A matplotlib figure and its `count` axes, side by side, independent of the user's matplotlib settings."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        # text as outlines: no font is needed to show it; parse_math off: a $ in a name is only a $
+        # Text becomes outlines, so that no font is needed to show it. Without parse_math, a $ in a name stays a $.
         matplotlib.rcParams.update({"svg.hashsalt": "advbench", "svg.fonttype": "path", "text.parse_math": False})
         figure = Figure(figsize=(5.5 * count, 4.2))
         figure.subplots_adjust(left=0.6 / (5.5 * count), right=1 - 0.15 / (5.5 * count), bottom=0.14, top=0.9)
@@ -72,7 +72,7 @@ def panels(count: int, title: str) -> Iterator[tuple[Any, list[Any]]]:
 def draw_curves(
     axes: Any, lines: Sequence[Line], xlabel: str, ticks: Sequence[tuple[float, str]] = (), mark: float | None = None
 ) -> None:
-    """Accuracy in percent against eps; `ticks` name sizes on the axis, `mark` draws the reference eps."""
+    """Draw accuracy in percent against eps. `ticks` label eps on the axis; `mark` is the reference eps."""
     from matplotlib.collections import LineCollection
 
     if mark is not None:
@@ -91,11 +91,11 @@ def draw_curves(
     if ticks:
         axes.set_xticks([value for value, _ in ticks], [_plain(text) for _, text in ticks])
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="upper right")  # falling curves leave it free
+        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="upper right")  # free of falling curves
 
 
 def draw_front(axes: Any, points: Sequence[Point], ylabel: str) -> None:
-    """Robust against clean accuracy in percent, colours and numbers as in `draw_curves`, with the Pareto front."""
+    """Draw robust against clean accuracy in percent and the Pareto front; colours and numbers as in `draw_curves`."""
     best = front(points)
     if best:
         x = [100 * point.clean for point in best]
@@ -119,7 +119,7 @@ def draw_front(axes: Any, points: Sequence[Point], ylabel: str) -> None:
 
 
 def draw_gaps(axes: Any, gaps: Sequence[Gap], xlabel: str, ylabel: str, ticks: Sequence[tuple[float, str]]) -> None:
-    """Differences in percentage points with their intervals, in the colours of `draw_curves`."""
+    """Draw differences in percentage points with their intervals, in the colours of `draw_curves`."""
     axes.axhline(0, color="0.5", linewidth=1)
     for gap in gaps:
         middle = _percent(gap.difference)
@@ -133,9 +133,9 @@ def draw_gaps(axes: Any, gaps: Sequence[Gap], xlabel: str, ylabel: str, ticks: S
 
 
 def draw_training(losses: Any, accuracies: Any, rows: Sequence[Mapping[str, Any]], best: int) -> None:
-    """A run by its epochs, `rows` as in metrics.jsonl: the loss and its terms, and the accuracies on held-out images.
+    """Draw a training run by epoch: the loss and its terms, and the accuracies on held-out images.
 
-    A line marks the epoch `best` (from 1), which is deployed.
+    `rows` are those of metrics.jsonl. A line marks the epoch `best` (from 1), whose weights are deployed.
     """
     epochs = [row["epoch"] for row in rows]
     terms = sorted({name for row in rows for name in row["terms"]})
@@ -163,7 +163,7 @@ def draw_training(losses: Any, accuracies: Any, rows: Sequence[Mapping[str, Any]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats in both accuracies, by rising clean accuracy; doubted ones are left out."""
+    """The points that no other point beats in both accuracies, by rising clean accuracy, without the doubted ones."""
     kept: list[Point] = []
     for point in sorted((p for p in points if not p.doubted), key=lambda p: (-p.clean, -p.robust)):
         if not kept or point.robust > kept[-1].robust:
@@ -180,7 +180,7 @@ def render(figure: Any, kind: str = "svg", description: str = "") -> bytes:
 
 
 def style(index: int) -> tuple[str, str]:
-    """Colour and dash of the line or point of that index."""
+    """Colour and dash of the line or point number `index`, from 0."""
     return _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
 
 
@@ -189,7 +189,7 @@ def _percent(fractions: Sequence[float]) -> list[float]:
 
 
 def _plain(text: str) -> str:
-    """Short and ASCII: the font has no glyphs for everything a name may hold."""
+    """`text` in printable ASCII and at most 60 characters, because the font lacks glyphs for some names."""
     plain = text.encode("ascii", "replace").decode()
     plain = "".join(char if char.isprintable() else "?" for char in plain)
     return plain if len(plain) <= 60 else plain[:57] + "..."

@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one, and locking those that several processes share."""
+"""Writing files so that a crash never leaves half a file, and locking files that several processes share."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+    """The sha256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it is synced and takes the place of `path`.
+    """A temporary file beside `path` to write to. On success it is synced to disk and replaces `path`.
 
-    Raises UserError when the folder cannot be written or the disk is full; `path` is then as it was.
+    Raises UserError when the folder cannot be written or the disk is full; `path` is then unchanged.
     """
     try:
         with _beside(path) as (handle, temporary):
@@ -42,20 +42,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace `path` whole, or leave it as it was (UserError)."""
+    """Replace `path` as a whole. Raises UserError when that fails; `path` is then unchanged."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_new(path: Path, content: bytes | str) -> bool:
-    """Create `path` whole; False when it exists already, which is left alone. Raises UserError."""
+    """Create `path` as a whole. Returns False, and changes nothing, when it exists. Raises UserError."""
     data = content.encode() if isinstance(content, str) else content
     try:
         with _beside(path) as (handle, temporary):
             temporary.write_bytes(data)
             os.fsync(handle)
             try:
-                os.link(temporary, path)  # mode "x", but never half written
+                os.link(temporary, path)  # like mode "x", but never half written
             except FileExistsError:
                 return False
         _sync_folder(path.parent)
@@ -65,12 +65,12 @@ def write_new(path: Path, content: bytes | str) -> bool:
 
 
 def write_sealed(path: Path, payload: bytes) -> None:
-    """Replace `path` with `payload` behind its sha256, so that `read_sealed` notices any damage. UserError."""
+    """Replace `path` with the sha256 of `payload` and `payload`, so that `read_sealed` detects damage. UserError."""
     write_atomic(path, hashlib.sha256(payload).hexdigest().encode() + payload)
 
 
 def read_sealed(path: Path) -> bytes:
-    """What `write_sealed` wrote. UserError when it cannot be read, or is not whole."""
+    """The payload that `write_sealed` wrote. Raises UserError when the file cannot be read or is damaged."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -83,8 +83,10 @@ def read_sealed(path: Path) -> bytes:
 
 @contextmanager
 def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
-    """Hold the lock file `path`; UserError when it cannot be made, or another process keeps it longer than
-    `timeout` seconds."""
+    """Inside, hold the lock file `path`.
+
+    Raises UserError when it cannot be made, or when another process holds it for longer than `timeout` seconds.
+    """
     lock = filelock.FileLock(path, timeout=timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +103,11 @@ def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed left in `folder`. Those of living writers are locked, and stay."""
+    """Remove temporary files of killed writers from `folder`. Those of running writers are locked, and stay."""
     for entry in os.scandir(folder) if folder.is_dir() else ():
         if not (_TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
             continue
-        with suppress(OSError):  # it is held, gone by now, or may not be removed: no harm either way
+        with suppress(OSError):  # locked, already gone or not removable: all harmless
             handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +117,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """UserError, before hours are spent, where `folder` is no folder or could not be written; makes nothing."""
+    """Raise UserError where `folder` is a file or cannot be written, before hours are spent. Creates nothing."""
     place = _nearest(folder)
     if not place.is_dir():
         raise UserError(f"cannot write {folder}: {place} is a file: choose another folder")
@@ -124,12 +126,12 @@ def check_writable(folder: Path) -> None:
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or it itself."""
+    """Whether files can be made in `folder`, or the folder itself can be made."""
     return os.access(_nearest(folder), os.W_OK | os.X_OK)
 
 
 def _nearest(folder: Path) -> Path:
-    """`folder`, or the first above it that exists."""
+    """`folder`, or the nearest parent of it that exists."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -138,14 +140,14 @@ def _nearest(folder: Path) -> Path:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[tuple[int, Path]]:
-    """A new file beside `path`, open and locked, and its name; at the end it is gone, unless it was renamed."""
+    """A new file beside `path`, open and locked, and its name. On leaving it is removed, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path.parent)
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
-        with suppress(OSError):  # a file system without locks: there, nobody clears either
+        with suppress(OSError):  # a file system without locks, on which nothing is cleared either
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:  # else it was cleared before the lock was there
+        if os.fstat(handle).st_nlink:  # else another process cleared it before it was locked
             break
         os.close(handle)
     try:

@@ -1,7 +1,7 @@
-"""Several processes that share one job, as `torchrun` starts them. Without it: rank 0 of 1, and no torch is loaded.
+"""Several processes that share one job, as `torchrun` starts them. A single process is rank 0 of 1 and loads no torch.
 
-A command enters `joined()`; before and outside of it a process is alone, whatever its environment says, so that
-library calls in somebody else's distributed program never wait for processes that do not call them.
+A command enters `joined()`. Outside of it a process counts as alone, whatever its environment says. Library calls in
+another distributed program therefore never wait for processes that do not make the same call.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-# Ranks may wait for hours where one has more to do; the launcher ends all when one dies.
-_PATIENCE = timedelta(days=7)
+# Long, because ranks may wait for hours for one with more to do; when a rank dies, the launcher ends the others.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass
@@ -33,7 +33,7 @@ _here = _Place()
 
 
 def rank() -> int:
-    """This process's number among those that joined, from 0."""
+    """The number of this process among those that joined, from 0."""
     return _here.rank
 
 
@@ -43,23 +43,24 @@ def world() -> int:
 
 
 def launched() -> tuple[int, int]:
-    """(rank, world) as the launcher's environment (RANK, WORLD_SIZE) has them, (0, 1) without. Raises UserError."""
+    """(rank, world) from the launcher's RANK and WORLD_SIZE, (0, 1) without them. Raises UserError for bad values."""
     words = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
     if not all(word.isascii() and word.isdecimal() for word in words) or not int(words[0]) < int(words[1]):
-        raise UserError(f"RANK={words[0]} of WORLD_SIZE={words[1]} is no rank: start with torchrun, or unset both")
+        raise UserError(f"RANK={words[0]} of WORLD_SIZE={words[1]} is not valid: start with torchrun, or unset both")
     return int(words[0]), int(words[1])
 
 
 def local_rank() -> int:
-    """This process's number on its own machine: that of its GPU."""
+    """The number of this process on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _here.world > 1 else 0
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes of the same torchrun: gloo for the CPU, NCCL beside it where there is CUDA.
+    """Join the processes of the same torchrun, by gloo for CPU tensors and NCCL for CUDA tensors.
 
-    Does nothing in a single process, or when joined already. Raises UserError when the others cannot be met.
+    Does nothing in a single process, or when already joined. Raises UserError when the other processes cannot be
+    reached.
     """
     number, count = launched()
     if count == 1 or _here.world > 1:
@@ -74,11 +75,11 @@ def joined() -> Iterator[None]:
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         try:
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"rank {number} of {count} cannot meet the others: {reason}; start with torchrun"
+                f"rank {number} of {count} cannot reach the others: {reason}; start with torchrun"
             ) from error
     _here.rank, _here.world = distributed.get_rank(), distributed.get_world_size()
     try:
@@ -90,7 +91,7 @@ def joined() -> Iterator[None]:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The `value` of every rank, in their order, on every rank: anything that can be pickled."""
+    """The values of all ranks, in order of rank, on every rank. Values must be picklable."""
     if _here.world == 1:
         return [value]
     from torch import distributed
@@ -101,7 +102,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def first(make: Callable[[], T]) -> T:
-    """What `make()` returns or raises on rank 0, the only one that calls it, on every rank."""
+    """Call `make` on rank 0 only, and return its result, or raise its error, on every rank."""
     if _here.world == 1:
         return make()
     value: T | None = None
@@ -118,14 +119,14 @@ def first(make: Callable[[], T]) -> T:
 
 
 def in_turn(load: Callable[[], T]) -> T:
-    """What `load` gives on each process, on the first one first: what it fetches and keeps, the others find."""
+    """Call `load` on rank 0, then on all others, which find the files that rank 0 has fetched."""
     found: list[T] = []
     first(lambda: found.append(load()))
     return found[0] if found else load()
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether any rank raised it. Goes over the CPU: no device is waited for."""
+    """For each flag, whether it is true on any rank. Uses the CPU, so that no device is waited for."""
     if _here.world == 1:
         return flags
     import torch
@@ -137,7 +138,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Replace floating-point tensors by their means over the ranks, in place, in one message a type."""
+    """Replace floating-point tensors in place by their means over the ranks, in one message per dtype and device."""
     if _here.world == 1:
         return
     import torch
@@ -156,7 +157,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def whole(rows: Tensor) -> Tensor:
-    """The rows of every rank (equally many), one rank's after the other's, on every rank; without gradient."""
+    """The rows of all ranks (equally many), in order of rank, on every rank; without gradient."""
     if _here.world == 1:
         return rows.detach()
     import torch

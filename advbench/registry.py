@@ -1,10 +1,9 @@
-"""The folder is the registry.
+"""The registry of methods, attacks, models, datasets and analyses: the files of a folder are its entries.
 
-A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` is an entry when it has a
-top-level literal `ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`.
-The literal is read from the source, so names are listed without importing torch. Code outside of the
-package is named by `package.module:name`: an entry of that module's ENTRIES, or a class or function
-without an entry.
+A file in `advbench/methods`, `attacks`, `models`, `data` or `analyses` registers entries by a top-level literal
+`ENTRIES = {"name": {"make": "ClassOrFunction", "set": {...}, "summary": "..."}}`. The literal is read from the source,
+so that names are listed without importing torch. Code from outside is named by `package.module:name`: an entry in the
+ENTRIES of that module or, if there is none of that name, a class or function.
 """
 
 from __future__ import annotations
@@ -57,9 +56,9 @@ class Entry:
         return operator.attrgetter(self.make)(importlib.import_module(self.module))  # type: ignore[no-any-return]
 
     def create(self, **settings: Any) -> Any:
-        """Make the object with the entry's own settings, overridden by `settings`.
+        """Make the object, where `settings` override the entry's own.
 
-        Raises UserError for an unknown setting, and for a missing one that has no default.
+        Raises UserError for an unknown setting, and for one that is required and missing.
         """
         maker = self.load()
         if not callable(maker):
@@ -77,7 +76,7 @@ class Entry:
 
 
 def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a class or function by name; empty if Python does not know them (some code written in C)."""
+    """The parameters of a class or function by name; empty where Python does not know them, as for some C functions."""
     try:
         return inspect.signature(maker).parameters
     except (TypeError, ValueError):
@@ -100,9 +99,9 @@ def entries(folder: str) -> dict[str, Entry]:
 
 
 def find(folder: str, name: str) -> Entry:
-    """The entry called `name`, or the code that `module:name` names (see `outside`).
+    """The entry called `name`, or for `module:name` the code from outside (see `outside`).
 
-    Raises UserError, which suggests similar names, when there is none.
+    Raises UserError, naming similar entries, when there is none.
     """
     known = entries(folder)
     if name in known:
@@ -114,10 +113,10 @@ def find(folder: str, name: str) -> Entry:
 
 
 def outside(kind: str, spec: str) -> Entry:
-    """The entry `name` of that module's ENTRIES, else its class or function of that name.
+    """The entry that `module:name` names: one in the module's ENTRIES, else its class or function of that name.
 
-    Modules are looked for in the current folder too. This imports, and so runs, code outside of the package; a CodeRuns
-    warning says so. Raises UserError if there is no such module or name, or if the code raises.
+    Modules in the current folder are found too. A CodeRuns warning announces that code from outside is imported and so
+    runs. Raises UserError where there is no such module or name, or where its code raises an error.
     """
     module, _, name = spec.partition(":")
     if module.partition(".")[0] != "advbench":
@@ -129,9 +128,9 @@ def outside(kind: str, spec: str) -> Entry:
         table = getattr(importlib.import_module(module), "ENTRIES", {})
         entry = Entry.of(spec, module, dict(table.get(name, {"make": name, "summary": "plug-in"})))
         entry.load()
-    except Exception as error:  # no such module or name, or anything that its code raises
+    except Exception as error:  # the module or name is missing, or its code raised anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"cannot load {kind} {spec!r}: {reason}; it is meant as package.module:name") from error
+        raise UserError(f"cannot load {kind} {spec!r}: {reason}; the form is package.module:name") from error
     return entry
 
 

@@ -1,7 +1,7 @@
 """Intervals and tests for accuracies, areas and distances.
 
-Accuracies are fractions. Every p-value is two-sided, every interval has coverage `level`. scipy is imported
-where it is used, so that reading and writing records stays quick.
+Accuracies are fractions. Every p-value is two-sided, and every interval has coverage `level`. Arrays are (N,), with one
+number for each sample. scipy is imported only where it is used, so that reading and writing records stays quick.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A difference with its interval, and the p-value of "there is none"."""
+    """A difference, its interval, and the p-value of "there is no difference"."""
 
     difference: float
     low: float
@@ -49,9 +49,9 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
 
 
 def mcnemar(losses: int, gains: int) -> float:
-    """Exact McNemar p-value: given the discordant samples, either direction is a fair coin (McNemar 1947).
+    """Exact McNemar p-value (McNemar 1947): without a difference, losses and gains are equally likely.
 
-    `losses` stood before and fall now, `gains` the other way round.
+    `losses` samples stood before and fall now; `gains` samples fell before and stand now.
     """
     from scipy.stats import binomtest
 
@@ -63,8 +63,8 @@ def mcnemar(losses: int, gains: int) -> float:
 def mcnemar_power(n: int, discordant: float, drop: float, alpha: float = 0.05, tolerance: float = 0.0) -> float:
     """Probability that `mcnemar` gives p < alpha and the drop exceeds `tolerance`.
 
-    `n` samples, of which a share `discordant` changes sides in expectation, for a true `drop` of accuracy
-    (a fraction, at most `discordant`): the exact sum over the number of discordant samples and of losses.
+    Of `n` samples, the expected share `discordant` changes sides, for a true `drop` of accuracy (a fraction, at most
+    `discordant`). The result is the exact sum over the numbers of discordant samples and of losses.
     """
     from scipy.stats import binom
 
@@ -81,7 +81,7 @@ def mcnemar_power(n: int, discordant: float, drop: float, alpha: float = 0.05, t
 
 
 def paired_accuracies(before: NDArray[np.bool_], after: NDArray[np.bool_], level: float = LEVEL) -> Estimate:
-    """`after` - `before`, two (N,) arrays of "right" on the same samples: Tango's interval, McNemar's p."""
+    """`after` - `before`, each (N,) whether the model is right, on the same samples: Tango's interval, McNemar's p."""
     gains, losses = int((after & ~before).sum()), int((before & ~after).sum())
     low, high = tango(gains, losses, len(before), level)
     return Estimate((gains - losses) / len(before), low, high, mcnemar(losses, gains))
@@ -103,7 +103,7 @@ def tango(gains: int, losses: int, n: int, level: float = LEVEL) -> Interval:
         """(score)^2 - z^2, times the variance: negative inside the interval."""
         b = -gains - losses + (2 * n - gains + losses) * delta
         root = math.sqrt(max(0.0, b * b + 8 * n * losses * delta * (1 - delta)))
-        q = (root - b) / (4 * n)  # the losses' share that is likeliest under delta
+        q = (root - b) / (4 * n)  # the maximum-likelihood share of losses under delta
         return float((gains - losses - n * delta) ** 2 - z2 * n * (2 * q + delta * (1 - delta)))
 
     middle = (gains - losses) / n
@@ -113,8 +113,8 @@ def tango(gains: int, losses: int, n: int, level: float = LEVEL) -> Interval:
 def unpaired_accuracies(before: tuple[int, int], after: tuple[int, int], level: float = LEVEL) -> Estimate:
     """`after` - `before`, each (right, n), on different samples.
 
-    Fisher's exact test, whose false alarms never exceed the level; interval: Newcombe 1998, Stat. Med.
-    17:873, method 10, which joins the two Wilson intervals.
+    p is from Fisher's exact test, whose false-alarm rate never exceeds the level. The interval is method 10 of Newcombe
+    1998, Stat. Med. 17:873, which combines the two Wilson intervals.
     """
     from scipy.stats import fisher_exact
 
@@ -134,23 +134,23 @@ def unpaired_accuracies(before: tuple[int, int], after: tuple[int, int], level: 
 
 
 def paired_means(before: Floats, after: Floats, level: float = LEVEL) -> Estimate:
-    """Mean of `after` - `before`, (N,) each, same samples: permutation test, interval of Student's t."""
+    """Mean of `after` - `before`, (N,) each, on the same samples: permutation test, interval of Student's t."""
     from scipy.stats import permutation_test
 
     change = after - before
     low, high = _student(float(change.mean()), float(change.std(ddof=1)) if len(change) > 1 else 0.0, change.size)
-    moved = change[change != 0]  # a zero stays one whatever its sign: same distribution, fewer numbers
+    changed = change[change != 0]  # zeros keep their value under every sign flip, so leaving them out changes nothing
     p = 1.0
-    if moved.size > 1:
-        test = permutation_test((moved,), _mean, permutation_type="samples", **_resampling(moved.size))
+    if changed.size > 1:
+        test = permutation_test((changed,), _mean, permutation_type="samples", **_resampling(changed.size))
         p = float(test.pvalue)
     return Estimate(float(change.mean()), low, high, p)
 
 
 def paired_medians(before: Floats, after: Floats, level: float = LEVEL) -> Estimate:
-    """Median of `after` less the median of `before`, same samples: permutation test, bootstrap interval.
+    """Median of `after` minus median of `before`, on the same samples: permutation test, bootstrap interval.
 
-    Infinite distances are allowed as long as both medians are finite.
+    Distances may be infinite as long as both medians are finite.
     """
     from scipy.stats import bootstrap, permutation_test
 
@@ -170,7 +170,7 @@ def paired_medians(before: Floats, after: Floats, level: float = LEVEL) -> Estim
 def unpaired_samples(
     before: Floats, after: Floats, centre: Callable[..., Any] = np.mean, level: float = LEVEL
 ) -> Estimate:
-    """Difference of means (or medians) of different samples: permutation test, bootstrap interval."""
+    """Difference of means, or of medians, of different samples: permutation test, bootstrap interval."""
     from scipy.stats import bootstrap, permutation_test
 
     a, b = _capped(before, after)
@@ -187,10 +187,10 @@ def unpaired_samples(
 
 
 def seeds(before: Sequence[float], after: Sequence[float], level: float = LEVEL) -> Estimate:
-    """Difference of the means of several trained models, one number each: Welch's t.
+    """Difference of the means over several trained models, one number for each: Welch's t.
 
-    With one model on a side its spread is taken to be that of the other (Student's t, pooled). Two sides
-    without any spread give p = 0 where they differ, 1 where they do not.
+    A side of one model is assumed to have the spread of the other (Student's t, pooled). Two sides without any spread
+    give p = 0 if they differ, else 1.
     """
     from scipy.stats import ttest_ind_from_stats
 
@@ -215,14 +215,14 @@ def seeds(before: Sequence[float], after: Sequence[float], level: float = LEVEL)
 
 
 def share_against(successes: int, n: int, number: float) -> float:
-    """Exact binomial p-value of "the proportion is `number`" (in [0, 1])."""
+    """Exact binomial p-value of "the proportion is `number`", a fraction in [0, 1]."""
     from scipy.stats import binomtest
 
     return float(binomtest(successes, n, number).pvalue)
 
 
 def mean_against(values: Floats, number: float) -> float:
-    """Student's t p-value of "the mean is `number`"; 0 or 1 where the values are all alike, 1 for one alone."""
+    """Student's t p-value of "the mean is `number`"; 0 or 1 where all values are equal, 1 for a single value."""
     from scipy.stats import ttest_1samp
 
     if values.size < 2:
@@ -233,7 +233,7 @@ def mean_against(values: Floats, number: float) -> float:
 
 
 def median_against(values: Floats, number: float) -> float:
-    """Sign test's p-value of "the median is `number`" (values equal to it are left out)."""
+    """Sign-test p-value of "the median is `number`"; values equal to it are left out."""
     return mcnemar(int((values < number).sum()), int((values > number).sum()))
 
 
@@ -247,7 +247,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# --- inside ---------------------------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------
 
 
 def _z(level: float) -> float:
@@ -266,9 +266,9 @@ def _student(middle: float, spread: float, n: int, level: float = LEVEL) -> Inte
 
 
 def _resampling(size: int) -> dict[str, Any]:
-    """Settings of scipy's resampling: always the same random numbers, at most 32 MB of them at once.
+    """Settings of scipy's resampling: always the same random numbers, at most 32 MB at once.
 
-    9,999 resamples up to 2,000 samples, fewer above, but never below 1,999 (p as small as 0.001).
+    9,999 resamples for up to 2,000 samples, and fewer above, but at least 1,999, so that p can be as small as 0.001.
     """
     return {
         "vectorized": True,
@@ -279,7 +279,7 @@ def _resampling(size: int) -> dict[str, Any]:
 
 
 def _capped(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Infinity replaced by a number above all others: the order is what a median sees of it."""
+    """`a` and `b` with infinity replaced by a number above all finite ones, which keeps their order."""
     both = np.append(a, b)
     top = 2 * float(np.max(both[np.isfinite(both)], initial=0.5))
     return np.minimum(a, top), np.minimum(b, top)

@@ -46,7 +46,7 @@ def test_tensors_are_the_same_images(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "told"),
+    ("x", "y", "reason"),
     [
         (torch.zeros(2, 8, 8), torch.zeros(2, dtype=torch.int64), "N, C, H, W"),
         (torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.int64), "one for each"),
@@ -56,10 +56,10 @@ def test_tensors_are_the_same_images(net: nn.Module) -> None:
         (torch.zeros(2, 1, 8, 8, dtype=torch.int32), torch.zeros(2, dtype=torch.int64), "uint8"),
     ],
 )
-def test_tensors_that_are_no_images(net: nn.Module, x: torch.Tensor, y: torch.Tensor, told: str) -> None:
+def test_tensors_that_are_no_images(net: nn.Module, x: torch.Tensor, y: torch.Tensor, reason: str) -> None:
     with pytest.raises(advbench.UserError) as raised:
         advbench.evaluate(net, (x, y), attack="fgsm", eps="0.1")
-    assert told in str(raised.value)
+    assert reason in str(raised.value)
 
 
 def test_attack_keeps_the_points(net: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons: which measurements, which tests, which verdict, and how it is told."""
+"""Comparisons: the measurements chosen, the tests, the verdict and the reports."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_rows_are_the_paired_differences() -> None:
     assert found.gate is None and cells(row)[2:] == ("50.0", "45.0", "-5.0", "-6.5 to -3.8", "<0.001")
 
 
-def test_median_norm_is_compared_where_both_know_it() -> None:
+def test_median_norm_is_compared_where_both_have_it() -> None:
     rng = np.random.default_rng(0)
     norm = rng.uniform(0.001, 8 / 255, 1000)
     fell = np.where(norm <= 4 / 255, 1, 2)
@@ -303,7 +303,7 @@ def test_seeds_are_the_units() -> None:
 
 
 def test_a_recipe_trained_again_into_its_folder_is_one_model() -> None:
-    """Weights that are gone, and other files of a run, are no models beside those that the run folder has now."""
+    """Overwritten weights and other files of a run do not count as models beside the run's present weights."""
 
     def of(spec: str, weights: str, robust: int, day: int, recipe: str = "a") -> Measured:
         trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=recipe * 64)
@@ -328,7 +328,7 @@ def test_a_recipe_trained_again_into_its_folder_is_one_model() -> None:
     assert next(row for row in seeds.rows if row.quantity == "acc@8/255").value == pytest.approx(0.662)
 
 
-def test_models_that_differ_by_more_than_the_seed_are_no_one_side() -> None:
+def test_models_that_differ_by_more_than_the_seed_cannot_be_one_side() -> None:
     mixed = side(
         "mixed",
         made(fallen([900, 700, 500]), spec="m1"),
@@ -351,11 +351,11 @@ def test_of_several_measurements_the_newest_made_alike_count() -> None:
     assert row.baseline == 0.501  # by pgd, as the other; not by square, though that is newer
     other = side("new", made(fallen([900, 700, 490]), spec="new", attack=[AttackRef(name="fab", version="1")]))
     found = compare([base, other])
-    assert found.rows[0].model == "new" and any("other attacks" in note for note in found.notes)
+    assert found.rows[0].model == "new" and any("different attacks" in note for note in found.notes)
     assert next(row for row in found.rows if row.quantity == "acc@8/255").baseline == 0.7
 
 
-def test_doubts_are_told() -> None:
+def test_doubts_are_noted() -> None:
     new = made(fallen([900, 900, 900]), spec="new", flags=[Flag(name="zero-gradient", severity="broken")])
     assert any("flagged zero-gradient" in note for note in compare([BASE, side("new", new)]).notes)
 
@@ -398,7 +398,7 @@ def test_seeds_of_a_sweep_by_their_folder(tmp_path: Path) -> None:
     assert len(read_side(str(tmp_path / "sweep")).units) == 3
 
 
-def test_names_that_stand_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_without_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs/empty").mkdir(parents=True)
     Path("model.safetensors").write_bytes(b"x")
@@ -626,7 +626,7 @@ def test_a_damaged_record_has_no_chain(tmp_path: Path) -> None:
     assert (link.name, link.state) == ("record", "differs") and "sealed" in link.detail
 
 
-def test_another_version_is_told(tmp_path: Path) -> None:
+def test_another_version_is_reported(tmp_path: Path) -> None:
     unit = made(fallen([9], 10), eps="0", environment=Environment(advbench="0.0.1", date="2026-08-01", torch="1.0"))
     found = {link.says: link for link in explain(saved(tmp_path, unit)) if link.name == "version"}
     assert found["advbench 0.0.1"].state == "differs" and found["torch 1.0"].state == "differs"

@@ -13,7 +13,7 @@ from advbench.environment import environment
 from advbench.version import __version__
 
 
-def test_versions_and_threads_are_told() -> None:
+def test_versions_and_threads_are_reported() -> None:
     found = environment()
     assert found["torch"] == metadata.version("torch") and found["advbench"] == __version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))

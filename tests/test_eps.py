@@ -1,4 +1,4 @@
-"""Sizes of perturbations: what is read, and that nothing but UserError ever comes of the rest."""
+"""Perturbation sizes: the texts that are read, and that all others raise UserError and nothing else."""
 
 from __future__ import annotations
 

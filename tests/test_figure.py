@@ -1,4 +1,4 @@
-"""The figure of a run: its numbers, and always the same bytes for them."""
+"""The figure of a run shows its numbers, and equal numbers give equal bytes."""
 
 from __future__ import annotations
 

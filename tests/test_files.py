@@ -1,4 +1,4 @@
-"""Whole or not at all: full disks, disks that cannot be written, killed writers, locks that are held."""
+"""Files are written as a whole or not at all: full and read-only disks, killed writers, held locks."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_disk_that_takes_nothing(disk: Any, kind: str, trouble: str) -> None:
     path = disk.folder / "file"
     path.write_bytes(b"old")
     disk.fill() if trouble == "full" else disk.read_only(True)
-    told = "No space left" if trouble == "full" else "Read-only"
-    with pytest.raises(UserError, match=told) as caught:
+    reason = "No space left" if trouble == "full" else "Read-only"
+    with pytest.raises(UserError, match=reason) as caught:
         WRITERS[kind](path)
     assert "\n" not in str(caught.value) and str(disk.folder) in str(caught.value)
     if trouble == "read-only":
@@ -73,7 +73,7 @@ def test_a_disk_that_takes_nothing(disk: Any, kind: str, trouble: str) -> None:
 def test_any_failure_of_the_system_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
 ) -> None:
-    """What a full disk does at any moment, where no small disk can be had."""
+    """Simulates a full disk at every call, where no small disk can be mounted."""
 
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""The language of --fail-if: what it reads, and that nothing but UserError ever comes of the rest."""
+"""The language of --fail-if: the texts that are read, and that all others raise UserError and nothing else."""
 
 from __future__ import annotations
 

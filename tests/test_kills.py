@@ -42,7 +42,7 @@ from advbench.cli import run
 from advbench.evaluator import journal
 from advbench.trainer import loop
 torch.set_num_threads(1)
-loop.SAVE_SECONDS = journal._EVERY = 0.0
+loop.SAVE_SECONDS = journal._SAVE_INTERVAL = 0.0
 sys.exit(run({argv!r}))
 """
 

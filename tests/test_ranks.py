@@ -1,4 +1,4 @@
-"""Processes that join: what they tell each other, and that a process alone needs no torch."""
+"""Processes that join exchange values; a process alone needs no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(json.dumps(told))
 """
 
 
-def test_two_processes_tell_each_other(tmp_path: Path) -> None:
+def test_two_processes_exchange_values(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -270,7 +270,7 @@ def test_sizes_that_were_altered_are_noticed(tmp_path: Path) -> None:
 
 
 def test_distances() -> None:
-    """Wrong by itself: 0; else the least of what was found and of the grid's bound; inf for who stands."""
+    """0 where the clean image is wrong, else the smaller of the size found and the grid's bound; inf if standing."""
     nan = np.nan
     fates = Fates(
         np.array([0, 0, 1, 1, -1, -1]), np.array([-1, 0, 0, 0, -1, -1]), np.array([0.3, nan, 0.15, 0.5, nan, 0.7])

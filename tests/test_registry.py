@@ -1,4 +1,4 @@
-"""Plug-ins: code from outside says that it runs, and whatever comes of it is one line."""
+"""Plug-ins: code from outside is announced before it runs, and its errors are one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_our_own_are_not_announced() -> None:
         find("methods", "act").load()
 
 
-def test_a_command_says_it_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_command_announces_it_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from advbench.cli import run
 
     (tmp_path / "outside_b.py").write_text(

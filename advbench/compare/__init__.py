@@ -1,4 +1,4 @@
-"""record x record -> verdict: paired differences, a gate, reports, and the chain behind a number. Loads no torch."""
+"""Comparison of records: paired differences, a gate, reports, and the chain behind a number. Loads no torch."""
 
 from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts

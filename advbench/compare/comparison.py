@@ -26,17 +26,20 @@ def compare(
     strict: bool = False,
     unpaired: bool = False,
 ) -> Comparison:
-    """Compare each side with the baseline; without one, the first side is it.
+    """Compare each side with the baseline, which by default is the first side.
 
-    Accuracies are compared at every eps that all sides were measured at, auc over that common grid,
-    median_norm where all have it. A gate (`fail_if`, see `gate`) fails for a model when a branch's drops all
-    exceed their tolerances and all are significant at `alpha` (Holm over branches and models); `strict`
-    drops the second condition. Raises UserError for sides that cannot be compared: other norms, or other images
-    unless `unpaired`.
+    Accuracies are compared at every eps at which all sides were measured, auc over that common grid, and median_norm
+    if all sides have it.
+
+    The gate `fail_if` (its language is in `gate`) fails for a model when all drops of a branch exceed their tolerances
+    and all are significant at `alpha`, with Holm's adjustment over branches and models. `strict` drops the condition of
+    significance.
+
+    Raises UserError for sides with different norms, and for sides with different images unless `unpaired`.
     """
     branches = () if fail_if is None else parse_gate(fail_if)
     if not 0 < alpha < 1:
-        raise UserError(f"alpha {alpha:g} is no level: choose a number between 0 and 1, such as 0.05")
+        raise UserError(f"alpha {alpha:g} is no significance level: choose a number between 0 and 1, such as 0.05")
     if baseline is None:
         sides, baseline = sides[1:], sides[0] if sides else None
     others = [side for side in sides if baseline is None or side.label != baseline.label]
@@ -104,7 +107,7 @@ class _Judge:
         return Check(test.text, value, test.bound, test.fires(value, 0.0), self.p_against(side, quantity, test.bound))
 
     def known(self, quantity: Quantity, sides: Sequence[Side]) -> Quantity:
-        """`quantity` if it was measured on all `sides`; UserError, saying what was, if not."""
+        """`quantity`, or "clean" for acc@0. Raises UserError unless it was measured on all `sides`."""
         units = [unit for side in sides for unit in side.units]
         if quantity.kind == "acc" and quantity.eps is not None:
             if quantity.eps.value == 0:
@@ -122,7 +125,7 @@ class _Judge:
         return quantity
 
     def value(self, side: Side, quantity: Quantity) -> tuple[float, float | None]:
-        """Mean over the side's models, and their standard deviation if there are several."""
+        """The mean over the side's models, and their standard deviation, None for a single model."""
         values = self.values(side, quantity)
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
@@ -132,7 +135,7 @@ class _Judge:
         return [float(np.mean(self.samples(unit, quantity))) for unit in side.units]
 
     def samples(self, unit: Measured, quantity: Quantity) -> NDArray[Any]:
-        """(N,) right or wrong, area, or distance of each sample."""
+        """(N,) for each sample whether the model is right, its area, or its distance."""
         if quantity.kind == "clean":
             return unit.fates.clean
         if quantity.kind == "median_norm":
@@ -146,7 +149,7 @@ class _Judge:
         return np.asarray(np.trapezoid(standing, eps, axis=0) / (eps[-1] - eps[0]))
 
     def estimate(self, side: Side, quantity: Quantity) -> tuple[Estimate, str, int]:
-        """The difference to the baseline, the name of the test, and the number of what it compares."""
+        """The difference to the baseline, the name of the test, and how many samples or models it compares."""
         key = (side.label, str(quantity))
         if key not in self._known:
             self._known[key] = self._estimate(side, quantity)
@@ -189,7 +192,7 @@ class _Judge:
 
 
 def _check(sides: Sequence[Side], unpaired: bool) -> None:
-    """UserError when the sides cannot be compared."""
+    """Raise UserError when the sides cannot be compared."""
     base = sides[0].units[0].record
     for side in sides[1:]:
         record = side.units[0].record
@@ -212,21 +215,21 @@ def _notes(sides: Sequence[Side], judge: _Judge, unpaired: bool) -> tuple[str, .
     base = sides[0].units[0].record
     if all(len(side.units) == 1 for side in sides):
         notes.append(
-            "One model a side: this compares these weights, and says nothing of how far the numbers move when "
-            "the same recipe is trained again (give several seeds a side for that)."
+            "One model on each side: this compares these weights, and does not show how much the numbers vary when "
+            "the same recipe is trained again (for that, give several seeds on each side)."
         )
     else:
         counts = ", ".join(f"{side.label}: {len(side.units)}" for side in sides)
-        notes.append(f"Trained models are the units ({counts}); means, with standard deviations over models.")
+        notes.append(f"Trained models are compared ({counts}), by means and standard deviations over models.")
     if len(sides) > 2:
         notes.append(f"p is adjusted for {len(sides) - 1} models (Holm), in a gate for its branches too.")
     if unpaired:
-        notes.append("Unpaired: the sides are treated as different images, which takes larger differences to see.")
+        notes.append("Unpaired: the sides are treated as different images, so only larger differences are significant.")
     for side in sides:
         for unit in side.units:
             doubts = [flag.name for flag in unit.record.flags if flag.severity != "note"]
             if doubts:
-                notes.append(f"{unit.record.model.spec} is not to be trusted: flagged {', '.join(doubts)}.")
+                notes.append(f"The numbers of {unit.record.model.spec} are in doubt: flagged {', '.join(doubts)}.")
     for side in sides[1:]:
         record = side.units[0].record
         for what, ours, theirs in (
@@ -235,7 +238,7 @@ def _notes(sides: Sequence[Side], judge: _Judge, unpaired: bool) -> tuple[str, .
             ("precision", base.engine.precision, record.engine.precision),
         ):
             if ours != theirs:
-                notes.append(f"{side.label} was measured with other {what} than {sides[0].label}.")
+                notes.append(f"{side.label} and {sides[0].label} were measured with different {what}.")
     if judge.grid and any(len(unit.record.curve) != len(judge.grid) for side in sides for unit in side.units):
-        notes.append(f"Not all eps are common: auc is taken from {judge.grid[0]} to {judge.grid[-1]}.")
+        notes.append(f"The sides have different eps grids: auc is taken from {judge.grid[0]} to {judge.grid[-1]}.")
     return tuple(notes)

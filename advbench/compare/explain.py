@@ -1,4 +1,4 @@
-"""From a number back to what made it: record, weights, recipe, images, command, versions."""
+"""The chain behind a number: record, weights, recipe, images, attacks, command and versions, each checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ State = Literal["verified", "differs", "missing", "not checked"]
 
 @dataclass(frozen=True)
 class Link:
-    """One link of the chain: what the record says, and whether it still holds."""
+    """One link of the chain: what the record says, and whether that is still true."""
 
     name: str
     says: str
@@ -35,9 +35,9 @@ def explain(
 ) -> list[Link]:
     """The chain behind the record file `path`, each link checked as far as it can be.
 
-    `weights` and `images` compute the sha256 of the model's weights and of the images anew (this module
-    loads no torch), and raise UserError where they are not to be had; without them these links are not checked.
-    A record that is itself damaged is the only link of its chain.
+    `weights` and `images` compute the sha256 of the model's weights and of the images anew, because this module loads
+    no torch. They raise UserError where those are missing; without the functions these links are not checked. The chain
+    of a damaged record is that record alone.
     """
     try:
         record, _ = load_record(path)
@@ -60,10 +60,10 @@ def explain(
 
 
 def whereabouts(path: Path, record: Record) -> str:
-    """The spec of the model of the record file `path`: where its run folder was moved with the record, the folder."""
+    """The spec of the record's model, or its run folder where that was moved together with the record file `path`."""
     spec, folder = record.model.spec, path.parent.parent.parent.parent
-    moved = record.model.trained is not None and not Path(spec).exists() and path.parent.parent.parent.name == "records"
-    return str(folder) if moved and (folder / "run.json").is_file() else spec
+    is_run = path.parent.parent.parent.name == "records" and (folder / "run.json").is_file()
+    return str(folder) if is_run and record.model.trained is not None and not Path(spec).exists() else spec
 
 
 def _hashed(name: str, says: str, recorded: str, record: Record, compute: Callable[[Record], str] | None) -> Link:
@@ -96,12 +96,12 @@ def _recipe(folder: Path, method: str, recorded: str | None) -> Link:
 
 
 def _versions(record: Record) -> list[Link]:
-    """A link for each package whose version the record tells."""
-    told = {"advbench": record.environment.advbench}
+    """A link for each package whose version is in the record."""
+    recorded = {"advbench": record.environment.advbench}
     extra = record.environment.__pydantic_extra__
-    told |= {name: value for name, value in extra.items() if name in ("torch", "numpy") and isinstance(value, str)}
+    recorded |= {name: value for name, value in extra.items() if name in ("torch", "numpy") and isinstance(value, str)}
     links = []
-    for name, then in told.items():
+    for name, then in recorded.items():
         now = __version__ if name == "advbench" else _installed(name)
         if now == then:
             links.append(Link("version", f"{name} {then}", "verified"))

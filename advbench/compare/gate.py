@@ -29,7 +29,7 @@ _SLACK = 1e-9  # differences of accuracies are not exact in floating point
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a gate looks at: clean, acc (with `eps`), auc or median_norm."""
+    """A quantity that a gate tests: clean, acc (with `eps`), auc or median_norm."""
 
     kind: str
     eps: Eps | None = None
@@ -44,7 +44,10 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Test:
-    """`quantity < bound`; `bound` in natural units (fractions), below the baseline if `relative`, else by itself."""
+    """`quantity < bound`, or `quantity < baseline - bound` if `relative`; `<=` if `inclusive`.
+
+    `bound` is in natural units: a fraction for accuracies.
+    """
 
     quantity: Quantity
     inclusive: bool
@@ -69,7 +72,7 @@ class Branch:
 
 
 def parse_gate(text: str) -> tuple[Branch, ...]:
-    """The branches of an expression, joined by "or". Raises UserError for anything that is none."""
+    """The branches of an expression, which "or" joins. Raises UserError for text that is not an expression."""
     tokens = _tokens(text)
     branches: list[Branch] = []
     tests: list[Test] = []

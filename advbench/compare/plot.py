@@ -1,4 +1,4 @@
-"""A comparison as a figure: the curves, and the differences to the baseline with their intervals."""
+"""A comparison as a figure: the accuracy curves, and the differences to the baseline with their intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advbench.files import write_atomic
 
 
 def plot(comparison: Comparison, file: Path) -> None:
-    """Write the figure to `file`, an .svg, .png or .pdf. Raises UserError for another kind, or on writing."""
+    """Write the figure to `file`, an .svg, .png or .pdf. Raises UserError for another kind or an unwritable file."""
     kind = file.suffix.lower().removeprefix(".")
     if kind not in figure.KINDS:
         raise unknown("kind of figure", file.suffix, [f".{known}" for known in figure.KINDS])
@@ -48,7 +48,7 @@ def _is_accuracy(quantity: str) -> bool:
 
 
 def _line(side: Side, place: int) -> figure.Line:
-    """One model's curve with its intervals; of several the mean, with the band from the lowest to the highest."""
+    """One model's curve with its intervals, or the mean of several with the band from the lowest to the highest."""
     record = side.units[0].record
     if len(side.units) == 1:
         low, high = ([getattr(point, name) for point in record.curve] for name in ("ci_low", "ci_high"))

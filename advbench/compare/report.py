@@ -1,4 +1,4 @@
-"""A comparison as text for people (Markdown) and programs (CSV, JUnit XML, JSON): pure functions."""
+"""A comparison as text for people (Markdown) and for programs (CSV, JUnit XML, JSON Lines)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row under `HEADER`, for a table: percent and percentage points for all but median_norm; Holm's p."""
+    """The cells of a row under `HEADER`: in percent and percentage points for all but median_norm, with Holm's p."""
 
     def number(value: float, sign: str = "") -> str:
         if row.quantity == "median_norm":
@@ -59,16 +59,16 @@ def verdict(comparison: Comparison) -> str:
 
 def reason(finding: Finding, strict: bool) -> str:
     """Why a branch did or did not fail, with its numbers."""
-    told = []
+    parts = []
     for check in finding.checks:
         scale = 100 if check.text.startswith(("clean", "acc@")) else 1
         side = "below" if check.exceeded else "not below"
-        told.append(f"{check.text}: {scale * check.value:.4g} is {side} {scale * check.bound:.4g}")
-    return f"{'; '.join(told)}; {'p not asked (strict)' if strict else f'p {p_text(finding.p_holm)}'}"
+        parts.append(f"{check.text}: {scale * check.value:.4g} is {side} {scale * check.bound:.4g}")
+    return f"{'; '.join(parts)}; {'p not required (strict)' if strict else f'p {p_text(finding.p_holm)}'}"
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One row a model and quantity, full precision, fractions."""
+    """CSV: one row for each model and quantity, in full precision, accuracies as fractions."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -82,7 +82,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """A summary for a pull request: verdict, gate, table, notes."""
+    """A Markdown summary for a pull request: verdict, gate, table, notes."""
     gate = comparison.gate
     lines = [f"### {markdown(verdict(comparison))}", ""]
     if gate is not None:
@@ -105,7 +105,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_junit(comparison: Comparison) -> str:
-    """JUnit XML: a test case for each branch and model, or, without a gate, for each row (none of which can fail)."""
+    """JUnit XML: a test case for each branch and model or, without a gate, for each row, none of which can fail."""
     gate = comparison.gate
     failures = sum(finding.failed for finding in gate.findings) if gate else 0
     count = len(gate.findings) if gate else len(comparison.rows)
@@ -121,11 +121,11 @@ def to_junit(comparison: Comparison) -> str:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=visible(finding.model), name=visible(finding.branch)
             )
-            told = visible(reason(finding, gate.strict))
+            text = visible(reason(finding, gate.strict))
             if finding.failed:
-                ElementTree.SubElement(case, "failure", message=told, type="regression").text = told
+                ElementTree.SubElement(case, "failure", message=text, type="regression").text = text
             else:
-                ElementTree.SubElement(case, "system-out").text = told
+                ElementTree.SubElement(case, "system-out").text = text
     notes = "\n".join(visible(note) for note in (verdict(comparison), *comparison.notes))
     ElementTree.SubElement(suite, "system-out").text = notes
     ElementTree.indent(suite)
@@ -133,7 +133,7 @@ def to_junit(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> str:
-    """JSON Lines: one object a compared model, with its rows, its findings, and the verdict on it."""
+    """JSON Lines: one object for each compared model, with its rows, its findings and the verdict on it."""
     gate = comparison.gate
     lines = []
     for model in comparison.models:
@@ -160,7 +160,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for."""
+    """`value` with None in place of infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

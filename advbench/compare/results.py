@@ -1,4 +1,4 @@
-"""What a comparison found: plain values, for tables, reports and figures."""
+"""The results of a comparison, as plain values for tables, reports and figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from advbench.compare.sides import Side
 
 @dataclass(frozen=True)
 class Row:
-    """One model and one quantity against the baseline: fractions for accuracies, natural units for the others.
+    """One model and one quantity against the baseline: a fraction for accuracies, natural units for the others.
 
-    `n` counts what was compared: samples, or models where a side has several. `p_holm` is adjusted for the
-    number of models. The spreads (standard deviations over models) are None with one model.
+    `low` and `high` bound the 95 % interval of `difference`. `n` counts the compared samples, or the models where a
+    side has several. `p_holm` is `p` adjusted for the number of models. `baseline_sd` and `value_sd` are standard
+    deviations over models, None for one model.
     """
 
     model: str
@@ -32,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """One test of a branch, with its numbers: whether the drop exceeds the tolerance, and the p of "no drop"."""
+    """One test of a branch, with its numbers: whether the drop exceeds the tolerance, and the p-value of "no drop"."""
 
     text: str
     value: float
@@ -54,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gate:
-    """The verdict: `failed` when any branch did for any model."""
+    """The verdict of a gate: `failed` when any branch failed for any model."""
 
     expression: str
     alpha: float
@@ -68,7 +69,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: the sides (the baseline first), a row for each model and quantity, and the verdict."""
+    """The result of `compare`: the sides, baseline first, a row for each model and quantity, and the verdict."""
 
     sides: tuple[Side, ...]
     dataset: str

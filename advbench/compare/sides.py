@@ -1,4 +1,4 @@
-"""What a user names, turned into measurements to compare."""
+"""From the names that a user gives to the measurements to compare."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from advbench.errors import UserError
 from advbench.record import Fates, Record, load_record, load_records
 
-PLACES = (Path("leaderboards"), Path())  # where `evaluate` leaves the records of models that have no run folder
+PLACES = (Path("leaderboards"), Path())  # where `evaluate` saves the records of models without a run folder
 FORMS = "a run folder, a record's .json, the first digits of a record's id, or the spec of a model measured before"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One record, each sample's fate, and the file."""
+    """One record, its fates, and its file."""
 
     record: Record
     fates: Fates
@@ -25,24 +25,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """One name of the command line and all measurements it may stand for; `align` picks among them."""
+    """One name of the command line and all measurements that it may stand for, among which `align` chooses."""
 
     label: str
     units: tuple[Measured, ...]
 
 
 def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
-    """The measurements that `text` names, under that label, or the model's and the id's where it names a record.
+    """The measurements that `text` names.
 
-    Raises UserError, naming the forms, when there are none. The forms:
+    `text` is also their label, but a single record is labelled with its model and id. The forms of `text`:
     - a record file;
-    - a run folder: its records (those of `folder/records`), or, when it has none of its own, those that the
-      leaderboards in `places` hold of it; a folder of run folders: all of theirs;
+    - a run folder: its records in `folder/records` or, if it has none, its records in the leaderboards in `places`;
+    - a folder of run folders: the records of all of them;
     - an id, or at least its first 4 digits, in one of `places`, or below a leaderboard: `LB/1a2b`;
-    - the spec of a model (robustbench:NAME) that `places` hold records of;
-    - a comma list of these: several trainings of one recipe, to be taken together.
+    - the spec of a model, such as robustbench:NAME, that has records in `places`;
+    - a comma list of these: several trainings of one recipe, taken together.
 
-    Superseded records are left out. A damaged record is an error, not a gap.
+    Superseded records are left out. Raises UserError for a damaged record, and when there are no measurements.
     """
     if "," in text and not Path(text).exists():
         parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
@@ -78,13 +78,16 @@ def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
 
 
 def align(sides: Sequence[Side]) -> list[Side]:
-    """Of each side the measurements to compare: those made alike, one a model, the newest.
+    """Each side with only the measurements to compare: those made alike, one for each model, the newest.
 
-    A model is a training of a run folder: where it was trained again by the same recipe, the newest weights count, and
-    a file of it (its last epoch, another network) only where the folder itself was not measured.
-    Measured alike means the same images, norm, attacks and engine. Where several such sets are common to all
-    sides, the one whose measurement of the first side is newest; where none is, the newest of each side.
-    Raises UserError when a side mixes models that were not trained alike.
+    Measurements are made alike if images, norm, attacks and engine are the same. Where all sides have several such
+    protocols in common, the one with the newest measurement of the first side is taken; where they have none in common,
+    the newest of each side.
+
+    A model is one training in one run folder. Where the folder was trained again by the same recipe, the newest weights
+    count. A weight file in it (its last epoch, another network) counts only if the folder itself was not measured.
+
+    Raises UserError when a side mixes models that differ by more than their seed.
     """
     common = set.intersection(*({_protocol(unit.record) for unit in side.units} for side in sides))
     chosen = []
@@ -114,7 +117,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _ids(text: str, places: Iterable[Path]) -> list[Path]:
-    """The record whose id begins with `text`, in `places`, or in the leaderboard before its last slash."""
+    """The record file whose id begins with `text`, in `places` or in the leaderboard before the last slash, if any."""
     folder, prefix = Path(text).parent, Path(text).name
     places = places if folder == Path() else (folder,)
     if not re.fullmatch(r"[0-9a-f]{4,16}", prefix):
@@ -150,7 +153,7 @@ def _age(unit: Measured) -> tuple[str, str]:
 
 
 def _training(record: Record) -> str:
-    """The recipe, which holds the seed, and the folder; the weights, where no recipe is known."""
+    """A key for one training: the recipe, which holds the seed, and the folder; the weights if no recipe is known."""
     trained, folder = record.model.trained, Path(record.model.spec)
     if trained is None or trained.recipe_sha256 is None:
         return record.model.weights_sha256
@@ -165,5 +168,5 @@ def _is_file(record: Record) -> bool:
 
 def _recipe(record: Record) -> tuple[object, ...]:
     trained = record.model.trained
-    told = (trained.method, trained.norm, trained.eps) if trained else (record.model.spec,)
-    return record.model.arch, repr(sorted(record.model.settings.items())), *told
+    training = (trained.method, trained.norm, trained.eps) if trained else (record.model.spec,)
+    return record.model.arch, repr(sorted(record.model.settings.items())), *training

@@ -1,1 +1,1 @@
-"""What a command or a function chooses where it is not told: images, eps, models, devices, folders. Loads no torch."""
+"""Defaults that commands and functions share: images, eps, models, devices and folders. Importing it loads no torch."""

@@ -1,4 +1,4 @@
-"""Where to measure: which sizes of perturbation, and which images of the test split."""
+"""The choice of where to measure: which eps, and which images of the test split."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from advbench.data.dataset import Dataset
     from advbench.defaults.target import Target
 
-STEPS = ("0", "1/4", "1/2", "3/4", "1", "3/2", "2")  # of the training eps, where no eps is given
-IMAGES = 1000
+GRID_FACTORS = ("0", "1/4", "1/2", "3/4", "1", "3/2", "2")  # times the training eps: the default grid
+DEFAULT_IMAGES = 1000
 _SUBSETS = "first, random:SEED or a file of positions in the test split"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`eps` rising, `rows` (n,) of the test split, `indices` as a record has them; each `about` says why."""
+    """The rising grid `eps`, the `rows` (n,) of the test split, and `indices` as in a record. Each `about` says why."""
 
     eps: list[Eps]
     about_eps: str
@@ -40,9 +40,9 @@ class Choice:
 
 
 def check_asked(*, eps: str | None, norm: str | None, n: int | None, subset: str) -> None:
-    """Raise UserError for what is wrong whatever the model and the data: asked before anything is loaded.
+    """Raise UserError for flags that are wrong for every model and dataset, before anything is loaded.
 
-    `norm` None: any may be meant.
+    With `norm` None, `eps` need only be valid for some norm.
     """
     if norm is not None and norm not in (*NORMS, CORRUPTIONS):
         raise unknown("norm", norm, NORMS)
@@ -54,14 +54,14 @@ def check_asked(*, eps: str | None, norm: str | None, n: int | None, subset: str
 
 
 def choose_points(target: Target, *, eps: str | None, n: int | None, subset: str) -> Choice:
-    """Sizes and images for one model, defaults filled in. Raises UserError."""
+    """The eps and images for one model, with defaults filled in. Raises UserError."""
     sizes, about_eps = choose_eps(eps, target.norm, target.train_eps, target.data.name)
     rows, indices, about_rows = choose_rows(target.data, n, subset)
     return Choice(sizes, about_eps, rows, indices, about_rows)
 
 
 def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) -> tuple[list[Eps], str]:
-    """The sizes `given`, else 0 to 2 x the training size, else that of the dataset's usual one; and why."""
+    """The eps grid, and why: as `given`, else 0 to 2 x the training eps, else 0 to 2 x the dataset's usual one."""
     if given is not None:
         return parse_eps_list(given, norm), "given"
     if norm == CORRUPTIONS:
@@ -75,19 +75,19 @@ def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) ->
 
 
 def reference_eps(dataset: str, norm: str) -> Eps | None:
-    """The size that is usual for a dataset; None where there is none."""
+    """The eps that is usual for a dataset in `norm`, None if there is none."""
     entry = entries("data").get(dataset.partition(":")[0])
     text = entry.about.get("reference_eps", {}).get(norm) if entry else None
     return parse_eps(text, norm) if text else None
 
 
 def grid(base: Eps, norm: str) -> list[Eps]:
-    """STEPS x `base`, written in its manner: 2/255, 4/255, ... of 8/255. Linf sizes above 1 are cut to 1."""
+    """GRID_FACTORS x `base`, written like it: 0, 2/255, 4/255, ... for 8/255. Linf eps above 1 become 1."""
     top, slash, bottom = base.text.partition("/")
     sizes: dict[float, Eps] = {}
-    for step in STEPS:
-        text = f"{_decimal(Fraction(top) * Fraction(step))}{slash}{bottom}" if step != "0" else "0"
-        if norm == "linf" and Fraction(step) * Fraction(top) > Fraction(bottom or 1):
+    for factor in GRID_FACTORS:
+        text = f"{_decimal(Fraction(top) * Fraction(factor))}{slash}{bottom}" if factor != "0" else "0"
+        if norm == "linf" and Fraction(factor) * Fraction(top) > Fraction(bottom or 1):
             text = "1"
         size = parse_eps(text, norm)
         sizes.setdefault(size.value, size)
@@ -95,9 +95,10 @@ def grid(base: Eps, norm: str) -> list[Eps]:
 
 
 def choose_rows(data: Dataset, n: int | None, subset: str) -> tuple[Tensor, str | None, str]:
-    """Rows (n,) of `data`, what a record says of them ("first:500"; None: positions), and that in words.
+    """Rows (n,) of `data`, their short form in a record ("first:500", None if it lists positions), and why, in words.
 
-    `random:SEED` draws without replacement; of one seed, fewer images are a part of more. Raises UserError.
+    `random:SEED` draws without replacement; with one seed, a smaller draw is a part of every larger one. Raises
+    UserError.
     """
     import torch
 
@@ -108,7 +109,7 @@ def choose_rows(data: Dataset, n: int | None, subset: str) -> tuple[Tensor, str 
     if n is not None and n > available:
         what = f"{subset} names" if isinstance(listed, list) else f"the {data.split} split of {data.name} has"
         raise UserError(f"-n {n}: {what} {available} images: choose at most {available}")
-    count = n or (available if isinstance(listed, list) else min(IMAGES, available))
+    count = n or (available if isinstance(listed, list) else min(DEFAULT_IMAGES, available))
     if isinstance(listed, list):
         outside = next((index for index in listed if index >= len(data)), None)
         if outside is not None:

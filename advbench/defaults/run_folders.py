@@ -1,4 +1,4 @@
-"""What to train where nothing is said, and into which folders."""
+"""The default dataset and architecture of a training, and the folders of its runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a product: its recipe and folder, and whether what is there is to be gone on with."""
+    """One training run: its recipe, its folder, and whether it resumes what the folder holds."""
 
     recipe: Recipe
     out: Path
@@ -26,7 +26,7 @@ class Task:
 
 
 def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[str, str, str]:
-    """Dataset and architecture with defaults filled in, and in words why these."""
+    """Dataset and architecture with defaults filled in, and why, in words."""
     if dataset is None and arch is None:
         if cuda:
             return "cifar10", "resnet18", "the default with a CUDA device"
@@ -45,7 +45,7 @@ def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[s
 
 
 def describe(recipe: Recipe, why: str) -> str:
-    """A run in a few words."""
+    """The run of `recipe` in one line."""
     threat, epochs = recipe.threat, f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
     return (
         f"{recipe.method.name} on {recipe.dataset} with {recipe.model.arch} ({why}), {threat.norm} eps {threat.eps}, "
@@ -54,10 +54,10 @@ def describe(recipe: Recipe, why: str) -> str:
 
 
 def place_runs(recipes: Sequence[Recipe], out: Path | None, *, resume: bool, force: bool) -> list[Task]:
-    """A folder for each recipe, none of which holds what would be lost. Raises UserError.
+    """A folder for each recipe. Raises UserError for a folder that cannot be written, or whose content would be lost.
 
-    `out` is the folder of a single run, and holds those of several; without it they are named after their
-    recipe under runs/, with -2, -3, ... where that name is taken.
+    `out` is the folder of a single run, or the parent folder of several. Without it the folders lie under runs/, named
+    after their recipe, with -2, -3, ... where that name is taken.
     """
     from advbench.trainer import folder
 
@@ -75,7 +75,7 @@ def place_runs(recipes: Sequence[Recipe], out: Path | None, *, resume: bool, for
 
 
 def _default_folder(recipe: Recipe, taken: set[Path], *, resume: bool) -> Path:
-    """runs/NAME, or NAME-2, ...: the last that was begun by this recipe when resuming, else the first free one."""
+    """runs/NAME, or NAME-2, ...: when resuming, the last one that this recipe has begun, else the first free one."""
     from advbench.recipe import Recipe, differences
 
     number, found = 1, None

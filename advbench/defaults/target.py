@@ -1,4 +1,4 @@
-"""What `attack` and `evaluate` work on: a model, the test images that go with it, the norm and the device."""
+"""The target of `attack` and `evaluate`: a model, its test images, the norm and the device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Cache = dict[str, "Dataset"]
 
 @dataclass(frozen=True)
 class Target:
-    """A loaded model, the whole test split it is measured on, and what its training says about norm and eps.
+    """A loaded model, the whole test split, and the norm and eps that its training suggests.
 
-    `about_data` tells in words why this dataset; `train_eps` is the training size where it is one of `norm`.
+    `about_data` says why it is this dataset. `train_eps` is the training eps if the model was trained in `norm`.
     """
 
     loaded: Loaded
@@ -36,7 +36,7 @@ class Target:
 
     @classmethod
     def of(cls, loaded: Loaded, data: Dataset, about_data: str = "given", *, norm: str | None = None) -> Target:
-        """With the norm that the model was trained in, else linf, where none is told."""
+        """The target in `norm`; None: the norm that the model was trained in, else linf."""
         trained = loaded.trained or {}
         norm = norm or trained.get("norm") or "linf"
         text = trained.get("eps_text") if trained.get("norm") == norm else None
@@ -78,9 +78,9 @@ def load_target(
     fetching: Progress | None = None,
     cache: Cache | None = None,
 ) -> Target:
-    """Load the model `spec` and its test images; what is not given is taken from the model. Raises UserError.
+    """Load the model `spec` and its test images. Whatever is None is taken from the model. Raises UserError.
 
-    Datasets are taken from `cache` and put there, so that several models share one.
+    `cache` holds the datasets loaded so far, so that several models share them.
     """
     from advbench.checkpoint import load_model, read_card
     from advbench.data import load, parse
@@ -95,7 +95,7 @@ def load_target(
     about = "given"
     if dataset is not None:
         parse(dataset)
-    elif Path(spec).is_dir():  # only runs are folders
+    elif Path(spec).is_dir():  # of all specs, only a run is a folder
         dataset, about = read_card(Path(spec)).dataset, "what it was trained on"
     data = images(dataset) if dataset is not None else None
     loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device, trust_pickle=trust_pickle)

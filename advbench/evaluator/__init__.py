@@ -1,4 +1,4 @@
-"""checkpoint -> record: accuracy against eps. `evaluate` is the way in."""
+"""From a checkpoint to a record: accuracy against eps. The entry point is `evaluate`."""
 
 from advbench.evaluator.evaluate import Evaluation, bare, check, evaluate
 from advbench.evaluator.journal import Journal

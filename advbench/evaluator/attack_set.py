@@ -1,4 +1,4 @@
-"""From attack names and `--set` fields to the attacks that run, and what the record says of them."""
+"""Resolves attack names and `--set` fields to the attacks that run and their references in the record."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def resolve(
 ) -> tuple[list[Attack], list[AttackRef]]:
     """The single attacks of all named sets, made for the norm and the number of classes, and their references.
 
-    A setting goes to every attack that has the field. Raises UserError for an unknown name, for a field that
-    none of them has or a value that does not fit it, and for a norm an attack has no form for.
+    A setting goes to every attack that has a field of that name. Raises UserError for an unknown attack, for a setting
+    that no attack has, for a value that does not fit its field, and for an attack that does not support the norm.
     """
     sets = [(one, make(one, norm)) if isinstance(one, str) else (one.name, (one,)) for one in asked]
     members = [(name, member) for name, of_set in sets for member in of_set]

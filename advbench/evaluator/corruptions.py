@@ -1,8 +1,8 @@
 """Accuracy against the severity of common corruptions.
 
-The curve is that of the worst case: a sample stands at a severity when none of the 15 corruptions made the model wrong
-there or below. Beside it is what the field reports, the error of each corruption at each severity and their mean,
-not normalised by another model's: CIFAR has no agreed one.
+The curve is the worst case: a sample stands at a severity when the model is right under all 15 corruptions at that
+severity and at all lower ones. The record also holds what the field reports: the error of each corruption at each
+severity, and their mean. The mean is not normalised by another model's errors, because CIFAR has no agreed reference.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from advbench.record import Corruptions, Fates, Flag
 
 
 def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]) -> tuple[Fates, Corruptions]:
-    """Each sample's fate on the grid `severities`, and the errors of each corruption at all 5.
+    """Each sample's fate on the grid `severities`, and the error of each corruption at severities 1 to 5.
 
-    Raises UserError, and Interrupted when the journal's `stop` says so: nothing of it is kept for resuming.
+    Raises UserError, and Interrupted when the journal's `stop` returns true. Nothing is saved for resuming.
     """
     data, n = runner.data, len(runner.correct)
     first, by = np.full(n, np.inf), np.full(n, -1)
@@ -36,7 +36,7 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
         for severity in SEVERITIES:
             runner.journal.poll()
             images = corrupted(data, attack.name, severity, source=attack.source, seed=runner.seed)
-            logits = runner.fitting(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
+            logits = runner.halving_slots(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
             runner.nonfinite += int((~logits.isfinite()).any(1).sum())
             fell = wrong(logits, data.labels).cpu().numpy()
             found.append(float(fell.mean()))
@@ -56,10 +56,10 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
 
 
 def notes(attacks: Sequence[Attack], data: Dataset) -> list[Flag]:
-    """What there is to know of the corrupted images."""
+    """A note on where the corrupted images come from."""
     sources = sorted({one.source for one in attacks if isinstance(one, Corruption)})
     detail = f"images of {', '.join(sources)}"
     if any(source != PUBLISHED for source in sources) and max(data.shape[1:]) < 64:
         side = "x".join(map(str, data.shape[1:]))
-        detail += f", with ImageNet-C's constants: at {side} harsher than CIFAR-10-C's, and not to be compared"
+        detail += f", with ImageNet-C's constants: at {side} harsher than CIFAR-10-C's, so not comparable with it"
     return [Flag(name="corruptions", severity="note", detail=detail)]

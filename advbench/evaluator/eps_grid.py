@@ -1,11 +1,15 @@
-"""From attacks at single eps to each sample's place on the grid of eps: the exact way and the fast one.
+"""Finds where on the eps grid each sample falls, by attacks at single eps: exactly or fast.
 
-A strike is one attack on some samples, each at a grid point of its own; it tells which fell, and at what distance.
-`exact`: every attack strikes at every grid point the samples that still stand. `fast` supposes that what an attack
-cannot do at one eps it cannot do at a smaller one: the first attack bisects the grid, and each later one refines down:
-it strikes just below the point where a sample is known to fall, and goes down for as long as it succeeds. So a sample
-meets about one full set of attacks, not one a grid point. Few strikes take as long as many, up to the number of slots:
-where few samples are left, the points further down are struck along with the next one, and count only where that fell.
+A strike is one attack on some samples, each at its own grid point. It returns which samples fell, and at what distance.
+
+`exact`: every attack strikes at every grid point, on the samples that still stand.
+
+`fast`: assumes that an attack which fails at one eps also fails at every smaller one. The first attack bisects the
+grid. Each later attack refines down: it strikes one point below where a sample is known to fall, and goes on downwards
+for as long as it succeeds. A sample thus meets about one full set of attacks, instead of one set at each grid point.
+
+Up to the number of slots, many strikes take as long as few. Where few samples are left, `fast` therefore strikes
+several points below at once. A strike counts only if the sample also fell at all the points above it.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from advbench.record import Fates
 
 Ints = NDArray[np.int64]
 Strike = Callable[[int, Ints, Ints], tuple[NDArray[np.bool_], NDArray[np.float64]]]
-"""(attack, samples (m,), grid points (m,)) -> fell (m,), and the size of the perturbation where it fell (m,)."""
+"""(attack, samples (m,), grid points (m,)) -> fell (m,), and the size of the perturbation where a sample fell (m,)."""
 
 
 class EpsGrid:
-    """Where each sample stands: `fell` (n,), the first grid point known to fell it (len(eps): none), and `by`."""
+    """Where each sample falls. `fell` (n,): the lowest grid point at which it is known to fall, len(eps) if none.
+    `by` (n,): the attack that felled it there, -1 if none."""
 
     def __init__(self, eps: Sequence[float], correct: NDArray[np.bool_]) -> None:
         self.eps = np.asarray(eps, dtype=np.float64)
@@ -33,24 +38,28 @@ class EpsGrid:
         self.by = np.full(len(correct), -1, dtype=np.int64)
 
     def open(self) -> Ints:
-        """Samples that an attack at some grid point could still bring down."""
+        """Samples (m,) that could still fall at a lower grid point above eps 0."""
         return np.flatnonzero(self.fell > self.first)
 
     def fates(self) -> Fates:
-        """Where every sample ended, as a record keeps it."""
+        """The fates of all samples, as a record keeps them."""
         return Fates(np.where(self.fell == self.end, -1, self.fell).astype(np.int16), self.by.astype(np.int16))
 
     def take(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> NDArray[np.bool_]:
-        """Let `attack` strike; which samples fell (m,). Each is put at its point, or lower where the size allows."""
+        """Let `attack` strike, and return which samples fell (m,).
+
+        A sample that fell is moved to its grid point, or lower where the perturbation is small enough.
+        """
         fell, reached = self.outcome(strike, attack, samples, points)
         self.fell[samples[fell]] = reached[fell]
         self.by[samples[fell]] = attack
         return fell
 
     def outcome(self, strike: Strike, attack: int, samples: Ints, points: Ints) -> tuple[NDArray[np.bool_], Ints]:
-        """Which samples fell (m,), and the lowest point that is reached by it."""
+        """Which samples fell (m,), and the lowest grid point (m,) whose ball contains the perturbation."""
         fell, size = strike(attack, samples, points)
-        # A size within a part in a million of a grid point counts for it only by the ball's own test.
+        # A size just below a grid point, by less than one part in a million, may lie outside of that ball by rounding:
+        # only a strike there decides.
         reached = np.maximum(np.searchsorted(self.eps * (1 - 1e-6), size), self.first)
         return fell, np.minimum(points, reached)
 
@@ -69,7 +78,7 @@ def fast(
 ) -> None:
     """Bisect with the first attack, then refine down with each later one.
 
-    `parallel_strikes(attack)` strikes of one take no longer than a single one.
+    `parallel_strikes(attack)` is the number of strikes of an attack that take no longer than one.
     """
     stands = np.full(len(grid.fell), grid.first - 1)  # the highest point the first attack could not take
     while len(samples := np.flatnonzero(stands < grid.fell - 1)):
@@ -83,8 +92,11 @@ def fast(
 def refine_down(
     grid: EpsGrid, strike: Strike, attack: int, parallel_strikes: int = 1, samples: Ints | None = None
 ) -> None:
-    """Strike just below the point where each of `samples`, by default all that are open, is known to fall, and go down
-    for as long as it succeeds; at several points at once where so many strikes are not more than `parallel_strikes`."""
+    """Strike one point below where each of `samples` is known to fall, and go on downwards for as long as it succeeds.
+
+    `samples` (m,) are by default all open samples. Where they are few, each is struck at several points at once, by at
+    most `parallel_strikes` strikes in all.
+    """
     samples = grid.open() if samples is None else samples
     while len(samples):
         points = grid.fell[samples, None] - np.arange(1, max(1, parallel_strikes // len(samples)) + 1)
@@ -93,7 +105,8 @@ def refine_down(
         fell[struck], reached[struck] = grid.outcome(strike, attack, samples[np.nonzero(struck)[0]], points[struck])
         going = np.ones(len(samples), dtype=bool)
         for point, down, to in zip(points.T, fell.T, reached.T, strict=True):
-            due = going & (point == grid.fell[samples] - 1)  # others were passed by the size found further up
+            # Not due: the points that a small perturbation found further up has passed already.
+            due = going & (point == grid.fell[samples] - 1)
             took = due & down
             grid.fell[samples[took]] = to[took]
             grid.by[samples[took]] = attack

@@ -1,6 +1,6 @@
-"""checkpoint -> record: accuracy against eps, the worst case over a set of attacks.
+"""From a checkpoint to a record: accuracy against eps, in the worst case over a set of attacks.
 
-Nothing here knows how a model was trained: a number cannot depend on it.
+Nothing here knows how a model was trained, so that no number can depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
 from advbench.evaluator.parallel import agreed
 from advbench.evaluator.plan import Plan, plan
-from advbench.evaluator.precision import bf16_pays, why_not
+from advbench.evaluator.precision import bf16_failure, bf16_pays
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
@@ -34,7 +34,7 @@ from advbench.version import __version__
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A record, each sample's fate behind it, and by row the adversarial points that were asked for."""
+    """A record, the fates that it is counted from, and adversarial examples (C, H, W) by row, where they were kept."""
 
     record: Record
     fates: Fates
@@ -51,11 +51,11 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and gives logits (B, K); it is moved to the device, and else
-    left as it was. With `resume` it goes on from the journal, with the processes and the precision that it was begun
-    with. Within `ranks.joined` all processes get the outcome of one.
-    Raises UserError for what does not fit together, and Interrupted when the journal's `stop` says so, or when
-    another process is ended from outside.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K). It is moved to the device and
+    otherwise left unchanged. `resume` continues the evaluation in `journal`, with the number of processes, the
+    precision and the slots that it was started with. Within `ranks.joined` all processes get the same result.
+    Raises UserError for a model, data and settings that do not go together, and Interrupted when the journal's `stop`
+    returns true or a worker process was ended from outside.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     journal = journal or Journal()
@@ -63,27 +63,27 @@ def evaluate(
     if device.type == "cpu":
         keep_freed()
     net, data = loaded.net.to(device), data.to(device)
-    begun = ranks.first(lambda: journal.saved() if resume else None)
-    settings = as_begun(settings, begun)
+    saved = ranks.first(lambda: journal.saved() if resume else None)
+    settings = with_saved_choices(settings, saved)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
         run = resolve(loaded, data, settings)
         slots = settings.slots or measured_slots(loaded, data, settings, run)
-        count = parallel.how_many(net, data, run, slots=slots, asked=settings.processes, begun=begun)
-        question = asked(loaded, data, settings, run, slots)
+        count = parallel.how_many(net, data, run, slots=slots, requested=settings.processes, saved=saved)
+        question = question_of(loaded, data, settings, run, slots)
         agreed(lambda: journal.begin(question, number=ranks.rank(), of=count, resume=resume))
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points,
         )  # fmt: skip
-        outcome = parallel.attacked(runner, run, settings, count, resume=resume)
-        raised = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
-    record = recorded(loaded, data, settings, run, runner, outcome, raised)
+        outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
+        found_flags = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+    record = make_record(loaded, data, settings, run, runner, outcome, found_flags)
     return Evaluation(record, outcome.fates, runner.points)
 
 
 def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> None:
-    """Raise UserError for what `evaluate` would refuse, before anything is measured."""
+    """Raise UserError for a model, data and settings that `evaluate` would refuse, before anything is measured."""
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
@@ -91,11 +91,11 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> None:
         resolve(loaded, data, settings)
 
 
-def as_begun(settings: Settings, begun: dict[str, Any] | None) -> Settings:
-    """`settings`, with the precision and slots that what is resumed was begun with where they are left open."""
-    if begun is None:
+def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Settings:
+    """`settings`, whose open precision and slots are those that the resumed evaluation was started with."""
+    if saved is None:
         return settings
-    engine = begun["engine"]
+    engine = saved["engine"]
     precision = engine["precision"] if settings.precision == "auto" else settings.precision
     return replace(settings, precision=precision, slots=settings.slots or engine["slots"])
 
@@ -105,13 +105,13 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
     net = loaded.net
     check_shapes(net, data)
     run = plan(settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks)))
-    if settings.precision == "bf16" == run.precision and (reason := why_not(net, data)):
+    if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
         raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     return run
 
 
 def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> int:
-    """The rows of every pass that suit the device and the images, the same for all processes."""
+    """The number of slots that suits the device and the images, the same for all processes."""
     return ranks.first(
         lambda: choose_slots(
             loaded.net, data, norm=settings.norm, precision=run.precision, weights_sha256=loaded.weights_sha256
@@ -119,8 +119,8 @@ def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan)
     )
 
 
-def asked(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, slots: int) -> dict[str, Any]:
-    """The question of a journal, as plain values."""
+def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, slots: int) -> dict[str, Any]:
+    """All that decides the answer, as plain values: a journal is resumed only by an evaluation with the same ones."""
     return {
         "model": loaded.weights_sha256,
         "images": data.images_sha256,
@@ -136,32 +136,32 @@ def asked(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, slots: i
 def judge(
     runner: Runner, run: Plan, settings: Settings, fates: Fates, loaded: Loaded, *, in_train_mode: bool
 ) -> list[Flag]:
-    """What there is to doubt: the model's outputs and gradients, the attacks, the run, and the training."""
+    """The flags of the evaluation: on the model's outputs and gradients, the attacks, the run and the training."""
 
-    def judged() -> list[Flag]:
+    def judge_all() -> list[Flag]:
         if run.curve == "severity":
             return flags.facts(runner, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, runner.data)
         return flags.judge(runner, fates, run.every, settings.sizes, in_train_mode=in_train_mode, notes=loaded.notes)
 
-    found = ranks.first(lambda: runner.fitting(judged))
+    found = ranks.first(lambda: runner.halving_slots(judge_all))
     trained = (loaded.trained or {}).get("flags", ())
     return [*found, *runner.flags(), *(Flag(**flag) for flag in trained)]
 
 
-def recorded(
+def make_record(
     loaded: Loaded,
     data: Dataset,
     settings: Settings,
     run: Plan,
     runner: Runner,
     outcome: Outcome,
-    raised: list[Flag],
+    found_flags: list[Flag],
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
     return Record.of(
         outcome.fates,
-        model=described(loaded),
+        model=model_ref(loaded),
         dataset=DatasetRef(
             name=data.name,
             split=data.split,
@@ -171,10 +171,10 @@ def recorded(
         norm=settings.norm,
         eps=list(settings.grid),
         attack=list(run.refs),
-        engine=run.engine(runner.oracle.slots),  # fewer than asked for where memory ran out
+        engine=run.engine(runner.oracle.slots),  # fewer than at the start where memory ran out
         seed=settings.seed,
         corruptions=outcome.corruptions,
-        flags=raised,
+        flags=found_flags,
         seconds=journal.seconds,
         forwards=journal.forwards,
         backwards=journal.backwards,
@@ -187,8 +187,8 @@ def recorded(
     )
 
 
-def described(loaded: Loaded) -> ModelRef:
-    """The model as the record names it."""
+def model_ref(loaded: Loaded) -> ModelRef:
+    """The reference to the model in the record."""
     net = loaded.net
     wrapped = getattr(net, "wrappers", [])
     return ModelRef(
@@ -202,7 +202,7 @@ def described(loaded: Loaded) -> ModelRef:
 
 
 def bare(net: nn.Module, data: Dataset) -> Loaded:
-    """A network without a file behind it."""
+    """`net` as a loaded model that comes from no file, with the number of classes of `data`."""
     name = type(net).__name__
     return Loaded(
         net=net,
@@ -215,7 +215,7 @@ def bare(net: nn.Module, data: Dataset) -> Loaded:
 
 
 def check_shapes(net: nn.Module, data: Dataset) -> None:
-    """UserError unless `net` (in eval mode) takes the images and answers with one logit a class."""
+    """Raise UserError unless `net`, in eval mode, takes the images and returns one logit for each class."""
     x, _ = data.batch(slice(0, 2))
     shape = "x".join(map(str, data.shape))
     try:
@@ -225,6 +225,6 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
         reason = str(error).splitlines()[0]
         raise UserError(f"the model does not take the {shape} images of {data.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        raise UserError(f"the model does not answer with logits (B, K) to {shape} images")
+        raise UserError(f"the model does not return logits (B, K) for {shape} images")
     if logits.shape[1] != data.num_classes:
         raise UserError(f"the model has {logits.shape[1]} classes, {data.name} has {data.num_classes}")

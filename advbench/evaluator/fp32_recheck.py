@@ -1,9 +1,11 @@
-"""Who survives a search in bf16 is attacked once more in fp32: APGD-CE, and APGD-T on the 3 nearest targets.
+"""The recheck in fp32 of the images that stand after a search in bf16: APGD-CE, and APGD-T on the 3 nearest targets.
 
-A search copy in bf16 may hide directions that the model itself has: its gradients are those of a coarser function. The
-two attacks keep their names, and with them their random starts, so that they do what an evaluation all in fp32 does.
-Square, which follows no gradient, loses progress that is finer than bf16's steps: whom it brought near, `Runner.curve`
-lets it attack once more in fp32.
+A search copy in bf16 is a coarser function than the model, and its gradients may miss adversarial directions that the
+model has. The two attacks keep their names and thus their random starts, so that they do exactly what they do in an
+evaluation all in fp32.
+
+Square follows no gradient, but bf16 rounds away small progress. `Runner.curve` therefore repeats such attacks in fp32
+on the images that they brought near to failure.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ TARGETS = 3
 
 
 def recheck_attacks(asked: Sequence[Attack], *, norm: str, classes: int) -> tuple[list[Attack], list[AttackRef]]:
-    """The attacks that follow `asked`, and what a record says of them; with the most passes and the straight-through
-    gradients that any of `asked` has."""
+    """The attacks of the recheck that follows `asked`, and their references in the record.
+
+    They take the largest `eot` of `asked`, and straight-through gradients if any of `asked` does.
+    """
     l1 = norm == "l1"
     eot = max(attack.eot for attack in asked)
     through = any(attack.straight_through for attack in asked)
@@ -38,5 +42,5 @@ def recheck_attacks(asked: Sequence[Attack], *, norm: str, classes: int) -> tupl
 
 
 def covered(asked: Sequence[Attack]) -> bool:
-    """Whether `asked` has targeted APGD itself, so that a second look makes it no stronger than it is in fp32."""
+    """Whether `asked` holds APGD-T itself, so that the recheck does not make it stronger than it is all in fp32."""
     return any(isinstance(attack, APGD) and attack.name == "apgd-t" for attack in asked)

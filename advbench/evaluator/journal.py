@@ -1,8 +1,9 @@
-"""What an evaluation has done so far, on disk, so that a killed one goes on where it was.
+"""The progress of an evaluation on disk, from which a killed evaluation is resumed.
 
-An evaluation is a fixed sequence of searches, each decided by the verdicts before it. The journal keeps the
-verdicts of those that ended and a snapshot of the one under way; on resuming, the ended ones are not
-run again. It belongs to one question: another one is refused, with the differences named.
+An evaluation is a sequence of searches, in which each search is determined by the verdicts before it. The journal keeps
+the verdicts of the finished searches and a snapshot of the running one. Resuming does not run the finished ones again.
+A journal belongs to one question, which is all that decides the answer. Resuming with another question is refused, and
+the error names the differences.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from advbench.engine.search import Search, Verdicts
 from advbench.errors import Interrupted, UserError
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
-_EVERY = 20.0  # seconds between two saves; a kill loses at most this and one step
-_LONG = 1.0  # seconds of a save; one that takes longer is made as much less often: a twentieth of the time goes into it
+_SAVE_INTERVAL = 20.0  # seconds between two saves; a kill loses at most this and one step
+_SLOW_SAVE = 1.0  # seconds; a slower save stretches the interval in proportion, so saving takes a twentieth of the time
 
 
 class Journal:
-    """`path` None: nothing is kept. `stop` is asked after every round; when true, save and raise Interrupted.
+    """The saved progress of one process; with `path` None nothing is saved.
 
-    `progress` is told the stage's name and its search after every round. `seconds`, `forwards` and
-    `backwards` add up over all searches and all goes. `halvings` are the slots that were left each time memory ran
-    out, with the number of hits before. `check` is called after every round too, and may raise. Once the sums are those
-    of several processes they are no longer its `own`, and nothing more is saved.
+    After every round of a search, `progress` is called with the stage's name and the search, then `check`, which may
+    raise, then `stop`: if it returns true, the journal is saved and Interrupted is raised.
+
+    `seconds`, `forwards` and `backwards` are summed over all searches and all resumptions. `halvings` has an entry for
+    each time that memory ran out: the number of slots that were left, and the number of hits by then.
+    `merged` is set once the sums include other processes; after that nothing is saved.
     """
 
     def __init__(
@@ -43,57 +46,57 @@ class Journal:
         self.path, self._stop, self._progress = path, stop, progress
         self._file = path
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
-        self.asked: dict[str, Any] = {}
+        self.question: dict[str, Any] = {}
         self._shard: dict[str, Any] = {}
         self._ended: list[dict[str, Any]] = []
         self._under_way: dict[str, Any] | None = None
         self._next = 0
         self._running: Search | None = None
-        self._saved_at, self._took = time.monotonic(), 0.0
+        self._saved_at, self._save_duration = time.monotonic(), 0.0
         self.halvings: list[tuple[int, int]] = []
         self.check: Callable[[], None] = lambda: None
-        self.own = True
+        self.merged = False
 
     @property
     def slots(self) -> int | None:
-        """The slots that are left after memory ran out; None where it did not."""
+        """The number of slots that are left if memory ran out, else None."""
         return self.halvings[-1][0] if self.halvings else None
 
     def saved(self) -> dict[str, Any] | None:
-        """What was asked of the evaluation that is saved, None where none is. Raises UserError when it is damaged."""
+        """The question of the saved evaluation, None if nothing is saved. Raises UserError for a damaged file."""
         if self.path is None or not self.path.exists():
             return None
-        asked: dict[str, Any] = _load(self.path)["asked"]
-        return asked
+        question: dict[str, Any] = _load(self.path)["asked"]
+        return question
 
     def file(self, number: int, of: int) -> Path | None:
-        """Where process `number` of `of` keeps what it has done: the first one at `path`, the others beside it."""
+        """The journal file of process `number` of `of`: `path` for the first, files beside it for the others."""
         if self.path is None or number == 0:
             return self.path
         return self.path.with_name(f"{self.path.name}.part{number}of{of}")
 
     def halve(self, slots: int) -> None:
-        """Memory ran out: note that `slots` are left, and how many hits there are by now."""
+        """Note that memory ran out and that `slots` are left, with the number of hits so far."""
         kept = [ended["fell"] for ended in self._ended]
         if self._running is not None:
             kept.append(self._running.verdicts.fell)
         self._running = None
         self.halvings.append((slots, sum(int(fell.sum()) for fell in kept)))
 
-    def begin(self, asked: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
-        """Start on the question `asked` (plain values) as process `number` of `of`, or take up what is saved: whether
-        there was something.
+    def begin(self, question: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
+        """Start on `question` as process `number` of `of`, or with `resume` continue from the saved file.
 
-        Raises UserError when what is saved belongs to another question, naming the differences, or is damaged.
+        `question` holds plain values. Returns whether there was a saved file. Raises UserError when that file is
+        damaged or belongs to another question; the message names the differences.
         """
-        self.asked, self._file = asked, self.file(number, of)
+        self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
         self._ended, self._under_way, self.halvings = [], None, []
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
         if not resume or self._file is None or not self._file.exists():
             return False
         saved = _load(self._file)
-        was, now = _leaves(saved["asked"]), _leaves({**asked, **self._shard})
+        was, now = _leaves(saved["asked"]), _leaves({**question, **self._shard})
         different = [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in sorted({*was, *now})
@@ -111,7 +114,7 @@ class Journal:
         return True
 
     def run(self, stage: str, search: Search) -> Verdicts:
-        """The verdicts of `search`: from the journal when it ended before, else by running it to its end."""
+        """The verdicts of `search`: from the journal if it finished before, else by running it to its end."""
         self._next += 1
         if self._next <= len(self._ended):
             return Verdicts(**self._ended[self._next - 1])
@@ -125,12 +128,13 @@ class Journal:
             self.check()
             stopping = self._stop()
             waited = time.monotonic() - self._saved_at
-            if stopping or (self.path is not None and waited > _EVERY * max(1.0, self._took / _LONG)):
+            interval = _SAVE_INTERVAL * max(1.0, self._save_duration / _SLOW_SAVE)
+            if stopping or (self.path is not None and waited > interval):
                 began = time.monotonic()
                 snapshot = running.snapshot()
                 cost.read()
                 self._save(snapshot)
-                self._took = time.monotonic() - began
+                self._save_duration = time.monotonic() - began
             if stopping:
                 self._interrupt()
 
@@ -144,9 +148,10 @@ class Journal:
         return verdicts
 
     def once(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `work` returns, tensors and plain values, "fell" among them: from the journal when it ended before.
+        """The result of `work`: from the journal if it finished before, else by calling it.
 
-        For what cannot be saved half done: a kill loses all of it, and a stop waits for its end.
+        The result holds tensors and plain values, among them "fell". This is for work that cannot be saved half done:
+        a kill loses all of it, and a stop waits for its end.
         """
         self._next += 1
         if self._next <= len(self._ended):
@@ -161,34 +166,34 @@ class Journal:
         return found
 
     def poll(self) -> None:
-        """Between two searches: when asked to stop, save and raise Interrupted."""
+        """Between two searches: if `stop` returns true, save and raise Interrupted."""
         if self._stop():
             self._save(self._under_way)
             self._interrupt()
 
     def _interrupt(self) -> NoReturn:
-        raise Interrupted("stopped" if self.path is None else "stopped and saved: go on with --resume")
+        raise Interrupted("stopped" if self.path is None else "stopped and saved: continue with --resume")
 
     def _end(self, found: dict[str, Any]) -> None:
         self._ended.append(found)
-        if time.monotonic() - self._saved_at > 1:  # what was quick is as quick to run again
+        if time.monotonic() - self._saved_at > 1:  # quick work is not worth a save
             self._save(None)
 
     def finish(self) -> None:
-        """The record is written: what was kept for resuming, or half kept when killed, is no longer needed."""
+        """Remove all files that were kept for resuming: the record is written."""
         if self.path is not None:
             for kept in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.part*")):
                 kept.unlink(missing_ok=True)
             clear_leftovers(self.path.parent)
 
     def _save(self, under_way: dict[str, Any] | None) -> None:
-        if self._file is None or not self.own:
+        if self._file is None or self.merged:
             return
         stream = io.BytesIO()
         cost = (self.seconds, self.forwards, self.backwards)
         torch.save(
             {
-                "asked": {**self.asked, **self._shard},
+                "asked": {**self.question, **self._shard},
                 "ended": self._ended,
                 "under_way": under_way,
                 "cost": cost,
@@ -205,7 +210,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
         known = saved.keys() == {"asked", "ended", "under_way", "cost", "halvings"}
-    except Exception:  # a whole file that another program or version wrote may make the reader fail in any way
+    except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:
         raise UserError(f"{path} was not written by this version of advbench: drop --resume to start over")
@@ -213,7 +218,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts and lists by the dotted names of what is in them; plain lists stay whole."""
+    """The leaves of nested dicts and lists by dotted name; a list without dicts is one leaf."""
     if isinstance(value, dict):
         pairs = [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
@@ -224,14 +229,14 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 class Meter:
-    """Adds a search's time and passes to the journal, each once."""
+    """Adds a search's time and passes to the journal, without counting any twice."""
 
     def __init__(self, journal: Journal, search: Search) -> None:
         self._journal, self._oracle = journal, search.oracle
         self._seen = (time.perf_counter(), self._oracle.forwards, self._oracle.backwards)
 
     def read(self) -> None:
-        """Add what has come since the last reading."""
+        """Add the time and passes since the last reading."""
         now = (time.perf_counter(), self._oracle.forwards, self._oracle.backwards)
         self._journal.seconds += now[0] - self._seen[0]
         self._journal.forwards += now[1] - self._seen[1]

@@ -1,4 +1,4 @@
-"""What the attacks of a plan do to a runner's own images."""
+"""The attacks of a plan on a runner's own images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from advbench.record import Corruptions, Fates
 
 @dataclass(frozen=True)
 class Outcome:
-    """Each image's fate, and the errors by corruption that only an evaluation of those has."""
+    """Each image's fate and, of an evaluation under common corruptions only, the error of each corruption."""
 
     fates: Fates
     corruptions: Corruptions | None = None
 
 
 def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
-    """Attack the images that are the runner's own, at `sizes`. Raises UserError and Interrupted."""
+    """Attack the runner's own images on the eps grid `sizes`. Raises UserError and Interrupted."""
     if run.curve == "severity":
         return Outcome(*corruptions.curve(runner, run.attacks, sizes))
     if run.curve == "nearest":

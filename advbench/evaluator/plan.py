@@ -1,4 +1,4 @@
-"""What an evaluation runs: attacks, engine, precision and kind of curve, resolved from what is asked."""
+"""What an evaluation runs: attacks, engine, precision and kind of curve, resolved from its settings."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from advbench.evaluator.fp32_recheck import covered, recheck_attacks
 from advbench.evaluator.settings import Settings
 from advbench.record import AttackRef, Engine
 
-ENGINE_VERSION = "3"  # raised when a change of the engine, beyond rounding, may change verdicts
+ENGINE_VERSION = "3"  # raise it when a change of the engine may change verdicts by more than rounding
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`attacks`, then in fp32 on the images that stand after a search in bf16 `recheck`; `refs` describe them all in
-    the record. `curve` says how images come to their place on the grid: by every attack at each size ("exact"), by
-    descent ("fast"), by the distance of their nearest adversarial point ("nearest"), or by what severity of common
-    corruptions does ("severity")."""
+    """The attacks of an evaluation and how they are run.
+
+    `recheck` follows `attacks` in fp32, on the images that stand after a search in bf16; it is empty in fp32. `refs`
+    describe all of them in the record, in that order.
+
+    `curve` says how each image's place on the eps grid is found: "exact", every attack at every eps; "fast", by
+    bisection and refinement (see `eps_grid`); "nearest", from the distance of the nearest adversarial example;
+    "severity", from the lowest severity of common corruptions at which the image falls.
+    """
 
     attacks: tuple[Attack, ...]
     recheck: tuple[Attack, ...]
@@ -37,16 +42,16 @@ class Plan:
 
     @property
     def every(self) -> tuple[Attack, ...]:
-        """All attacks, as fates count them."""
+        """All attacks, in the order that the indices in fates refer to."""
         return (*self.attacks, *self.recheck)
 
     @property
     def shareable(self) -> bool:
-        """Whether several processes may share the images: not where whole batches are attacked, or few passes made."""
+        """Whether several processes may share the images: not under corruptions, nor for attacks on whole batches."""
         return self.curve != "severity" and not any(isinstance(one, WholeBatch) for one in self.attacks)
 
     def engine(self, slots: int) -> Engine:
-        """As the record names it."""
+        """The engine as the record names it."""
         return Engine(
             name=reference.NAME if self.reference else "advbench",
             version=reference.version() if self.reference else ENGINE_VERSION,
@@ -63,8 +68,11 @@ def plan(
     *,
     bf16_pays: Callable[[Sequence[Attack], Sequence[Attack]], bool],
 ) -> Plan:
-    """What is asked of the model, in eval mode, and the images on its device; `bf16_pays` decides where the precision
-    is "auto". Raises UserError for what does not go together."""
+    """The plan of `settings` for the model, in eval mode, and the images on its device.
+
+    `bf16_pays(attacks, recheck)` decides where the precision is "auto". Raises UserError for settings, model and data
+    that do not go together.
+    """
     norm, classes = settings.norm, data.num_classes
     attacks, refs = attack_set.resolve(settings.attacks, settings.attack_settings, norm=norm, classes=classes)
     by_reference = settings.engine == "reference"
@@ -87,7 +95,7 @@ def plan(
         kind = "exact"
     elif all(one.minimum_norm for one in attacks):
         kind = "nearest"
-    # The nearest point that a copy in bf16 has is a point on that copy's border, and rarely one of the model itself.
+    # The nearest adversarial example of a bf16 copy lies on that copy's decision boundary, and rarely fools the model.
     only_fp32 = kind in ("severity", "nearest") or bool(whole_batches)
     recheck: list[Attack] = []
     asked = settings.precision

@@ -1,6 +1,6 @@
-"""Whether a search in bf16 is the faster one: on CUDA, and on CPUs that multiply in bf16 where the network is large.
+"""Whether a search in bf16 is faster: on CUDA it is, and on CPUs with bf16 instructions if the network is large.
 
-Verdicts stay those of fp32: every hit is verified by the model itself, and survivors are attacked once more.
+Every hit is still verified by the model itself in fp32, and the images that stand are attacked once more in fp32.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ from advbench.engine.kernels import out_of_memory
 from advbench.engine.oracle import gradient
 from advbench.engine.search_copy import search_copy
 
-HEAVY = 1e8  # multiply-adds an image: ResNet-18 (6e8) takes half the time in bf16, LeNet5 (1e7) two thirds
-LONGER = 4  # times the updates in bf16 for those in fp32 that follow, each of twice the time
+# For one image. In bf16 ResNet-18 (6e8) takes half the time, LeNet5 (1e7) two thirds.
+HEAVY_MULTIPLY_ADDS = 1e8
+# Updates in bf16 for each update of the recheck in fp32, which takes twice the time.
+MIN_UPDATE_RATIO = 4
 
 
-def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], second: Sequence[Attack]) -> bool:
-    """Decided by the device and by arithmetic, not by a clock: the same on the same machine. `second` is what follows
-    `attacks` in fp32: it may cost more than these gain."""
+def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], recheck: Sequence[Attack]) -> bool:
+    """Whether `attacks` in bf16 and then `recheck` in fp32 take less time than `attacks` in fp32.
+
+    Decided from the device and from counts of operations, not from measured times, so that it is always the same on the
+    same machine.
+    """
     if data.device.type == "cuda":
-        return why_not(net, data) == ""
-    first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, second))
-    pays = first >= LONGER * then and data.device.type == "cpu" and native() and multiply_adds(net, data) >= HEAVY
-    return pays and why_not(net, data) == ""
+        return bf16_failure(net, data) == ""
+    first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, recheck))
+    pays = first >= MIN_UPDATE_RATIO * then and data.device.type == "cpu" and has_bf16_instructions()
+    return pays and multiply_adds(net, data) >= HEAVY_MULTIPLY_ADDS and bf16_failure(net, data) == ""
 
 
-def why_not(net: nn.Module, data: Dataset) -> str:
-    """What stops `net` in bf16: a forward pass that mixes its weights with numbers in fp32, say. Empty if nothing."""
+def bf16_failure(net: nn.Module, data: Dataset) -> str:
+    """The error of `net` in bf16, such as that of a forward pass that mixes in fp32 tensors; "" if it works."""
     x, _ = data.batch(slice(0, 2))
     try:
         copy, _ = search_copy(net, torch.bfloat16, example=x[:1])
@@ -45,18 +50,18 @@ def why_not(net: nn.Module, data: Dataset) -> str:
     return ""
 
 
-def native() -> bool:
-    """Whether this CPU has instructions for products of bf16. False with a PyTorch that does not tell."""
-    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+def has_bf16_instructions() -> bool:
+    """Whether this CPU has instructions for bf16 products; False where PyTorch does not report its capabilities."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def multiply_adds(net: nn.Module, data: Dataset) -> float:
-    """Of a forward pass, an image, in convolutions and matrix products; 0 where they cannot be counted."""
-    x, _ = data.batch(slice(0, 2))  # some models refuse a single one
+    """Multiply-adds of convolutions and matrix products in one image's forward pass; 0 where they cannot be counted."""
+    x, _ = data.batch(slice(0, 2))  # some models refuse a batch of one
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
             net(x)
-    except Exception:  # the counter looks into whatever the model does
+    except Exception:  # the counter may fail on any operation of the model
         return 0.0
     return counted.get_total_flops() / 2 / len(x)

@@ -1,6 +1,6 @@
-"""Short probes of a model that show whether attacks with gradients can be trusted on it.
+"""Short probes of a model that show whether gradient attacks on it can be trusted.
 
-Each is made on a few of the evaluated images, in float32, with the model itself. Sources: Carlini et al. 2019
+Each probe runs the model itself, in float32, on a few of the evaluated images. Sources: Carlini et al. 2019
 (1902.06705), Athalye et al. 2018 (1802.00420), Pintor et al. 2022 (2106.09947), the checks of AutoAttack.
 """
 
@@ -26,18 +26,21 @@ from advbench.models.base import straight_through
 from advbench.record import Fates
 from advbench.threat import around
 
-MOST, FEWEST = 128, 16  # images that are probed
-SHARE = 0.02  # of the evaluation's own gradient steps that the probes with many steps may cost, above FEWEST
-SHORT, LONG = 20, 100  # steps of PGD
-EARLY = 10  # steps after which the loss must have risen
-JUMP = 1e-2  # of the largest logit: less may be rounding
-HALF = 0.5  # the Linf size at which every ball holds the same grey image
+MIN_PROBED_IMAGES, MAX_PROBED_IMAGES = 16, 128
+MAX_COST = 0.02  # of the evaluation's gradient steps: what PGD may cost on more than MIN_PROBED_IMAGES
+SHORT_PGD_STEPS, LONG_PGD_STEPS = 20, 100
+EARLY_STEPS = 10  # of PGD, after which the loss must have risen
+MIN_JUMP = 1e-2  # of the largest logit: a smaller difference may be rounding
+GREY_EPS = 0.5  # the Linf eps at which every ball contains the same grey image
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Logits of the same images in other company: the largest difference, relative to the largest logit, whether
-    there is any between two orders of one batch, and images whose answer is not the same, of `n`."""
+    """How much the logits of `n` images change with their batch.
+
+    `difference`: the largest change, relative to the largest logit. `by_order`: whether the order of one batch changes
+    any logit. `flips`: how many images are classified correctly in one batch and wrongly in another.
+    """
 
     n: int
     difference: float
@@ -47,8 +50,11 @@ class Stability:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of `n` images: those whose cross-entropy, and whose margin, has a gradient that is zero or not finite; and
-    those whose margin is under 100 rounding steps of the largest logit."""
+    """Counts among `n` images.
+
+    `zero_ce`, `zero_margin`: the gradient of the cross-entropy, of the margin, is zero. `bad`: one of them is NaN or
+    infinite. `rounded`: the margin is less than 100 rounding steps of the largest logit.
+    """
 
     n: int
     zero_ce: int
@@ -59,50 +65,59 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Trace:
-    """PGD on m images at one eps: `felled` (m,) the first step with a wrong answer or inf; `stuck` (m,) standing after
-    EARLY steps with a margin no nearer to failure than at the start; `bad` (m,) NaN or infinite logits on the way."""
+    """PGD on m images at one eps.
+
+    `felled` (m,): the first step at which the model is wrong, inf if none. `stuck` (m,): standing after EARLY_STEPS
+    steps, with a margin no nearer to failure than at the start. `bad` (m,): NaN or infinite logits at some step.
+    """
 
     felled: Tensor
     stuck: Tensor
     bad: Tensor
 
     def fallen(self, steps: int) -> int:
-        """How many were felled within so many steps."""
+        """How many images fell within `steps` steps."""
         return int((self.felled <= steps).sum())
 
 
 class Probe:
-    """Probes on the rows of a runner: `rows` of any images, `right` of correctly classified ones, spread evenly."""
+    """Probes on images of a runner, evenly spread: `rows` of all images, `correct_rows` of the correctly classified.
+
+    `ascent_rows` are the correctly classified images for PGD, as many as MAX_COST allows.
+    """
 
     def __init__(self, runner: Runner, attacks: Sequence[Attack]) -> None:
         self.runner, self.net, self.data = runner, runner.net, runner.data
-        self.rows = spread(np.arange(len(runner.correct)), MOST)
-        self.right = spread(np.flatnonzero(runner.correct), MOST)
+        self.rows = spread(np.arange(len(runner.correct)), MAX_PROBED_IMAGES)
+        self.correct_rows = spread(np.flatnonzero(runner.correct), MAX_PROBED_IMAGES)
         steps = sum(one.steps * one.restarts * max(getattr(one, "n_targets", 0), 1) * one.eot for one in attacks)
-        afford = math.ceil(SHARE * steps * len(runner.correct) / (LONG + SHORT))
-        self.few = spread(self.right, min(max(afford, FEWEST), MOST))
-        self.through = any(one.straight_through for one in attacks)
+        affordable = math.ceil(MAX_COST * steps * len(runner.correct) / (LONG_PGD_STEPS + SHORT_PGD_STEPS))
+        self.ascent_rows = spread(self.correct_rows, min(max(affordable, MIN_PROBED_IMAGES), MAX_PROBED_IMAGES))
+        self.straight_through = any(one.straight_through for one in attacks)
 
     def at(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (m, C, H, W), labels (m,) and places in the dataset (m,)."""
+        """Images (m, C, H, W), labels (m,) and dataset indices (m,) of `rows` (m,)."""
         where = torch.from_numpy(rows).to(self.data.device)
         x, y = self.data.batch(where)
         return x, y, self.data.indices[where]
 
     def logits(self, x: Tensor, size: int) -> Tensor:
-        """Logits (m, K) in even passes of at most `size` rows, which are not filled up."""
+        """Logits (m, K), in passes of at most `size` rows that are not padded to the number of slots."""
         with torch.no_grad():
             return torch.cat([self.net(part).float() for part in self.parts(x, size)])
 
-    def parts(self, x: Tensor, size: int = MOST) -> tuple[Tensor, ...]:
-        """`x` in parts of at most `size` and the slots, all nearly as long: a model may refuse a single row."""
+    def parts(self, x: Tensor, size: int = MAX_PROBED_IMAGES) -> tuple[Tensor, ...]:
+        """`x` in parts of at most `size` rows and at most the number of slots.
+
+        The parts are almost equally long, because some models refuse a single row.
+        """
         return x.tensor_split(math.ceil(len(x) / min(size, self.runner.oracle.slots)))
 
     def stability(self) -> Stability:
-        """The images in one order, in the reverse one, and in other batch sizes."""
+        """Compare the logits of the images in one order, in the reverse order, and in other batch sizes."""
         x, y, _ = self.at(self.rows)
-        whole = self.logits(x, MOST)
-        others = [self.logits(x.flip(0), MOST).flip(0), self.logits(x, len(x) // 2 + 1), self.logits(x, 8)]
+        whole = self.logits(x, MAX_PROBED_IMAGES)
+        others = [self.logits(x.flip(0), MAX_PROBED_IMAGES).flip(0), self.logits(x, len(x) // 2 + 1), self.logits(x, 8)]
         whole, others = whole.nan_to_num(), [one.nan_to_num() for one in others]
         largest = float(whole.abs().max())
         return Stability(
@@ -113,14 +128,14 @@ class Probe:
         )
 
     def gradients(self) -> Gradients:
-        """Gradients at the clean images, as the evaluation's attacks take them."""
+        """Examine the gradients at the clean images, straight-through if an attack of the evaluation uses that."""
         found: dict[str, list[Tensor]] = {"ce": [], "cw": []}
         rounded = 0
-        x, y, _ = self.at(self.right)
+        x, y, _ = self.at(self.correct_rows)
         for some, labels in zip(self.parts(x), self.parts(y), strict=True):
             for loss, kept in found.items():
                 query = some.clone().requires_grad_()
-                with torch.enable_grad(), straight_through(self.net) if self.through else nullcontext():
+                with torch.enable_grad(), straight_through(self.net) if self.straight_through else nullcontext():
                     logits = self.net(query).float()
                     value = LOSSES[loss](logits, labels, torch.full_like(labels, -1))
                     kept.append(gradient(value, query).flatten(1))
@@ -136,33 +151,37 @@ class Probe:
         )
 
     def jitter(self) -> int:
-        """How many of the `right` images are wrong after noise of half a quantisation step."""
-        x, y, index = self.at(self.right)
+        """How many of the `correct_rows` are misclassified after noise of half a quantisation step."""
+        x, y, index = self.at(self.correct_rows)
         noise = rng.uniform(rng.keys(self.runner.seed, "jitter", index), tuple(x.shape[1:])) - 0.5
         return int(wrong(self.runner.oracle.logits((x + noise / self.data.scale).clamp(0, 1)), y).sum())
 
     def jumps(self) -> int:
-        """How many of the `right` images the model answers otherwise than the points beside them.
+        """At how many of the `correct_rows` the logits jump right beside the image.
 
-        Two equal steps lead away from the image, of a thousandth and of a tenth of a quantisation step. Where the
-        model is continuous both change the logits by about as much; where it knows the image the first one does all.
+        Two equal steps lead away from the image. In a continuous model both change the logits by about the same amount.
+        In a model that knows the image, the first step makes all of the change. Steps of a thousandth and of a tenth of
+        a quantisation step are tried.
         """
-        x, _, index = self.at(self.right)
+        x, _, index = self.at(self.correct_rows)
         inward = torch.where(x < 0.5, 1.0, -1.0)
         draw = inward * (0.5 + rng.uniform(rng.keys(self.runner.seed, "jump", index), tuple(x.shape[1:])) / 2)
-        here, found = self.logits(x, MOST), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        here, found = self.logits(x, MAX_PROBED_IMAGES), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for part in (1e-3, 1e-1):
             step = draw * part / self.data.scale
-            near, next_to = self.logits(x + step, MOST), self.logits(x + 2 * step, MOST)
+            near, next_to = self.logits(x + step, MAX_PROBED_IMAGES), self.logits(x + 2 * step, MAX_PROBED_IMAGES)
             first, second = ((a - b).abs().amax(1) for a, b in ((near, here), (next_to, near)))
-            found |= ~(first <= JUMP * here.abs().amax(1) + 10 * second)  # NaN is a jump
+            found |= ~(first <= MIN_JUMP * here.abs().amax(1) + 10 * second)  # NaN is a jump
         return int(found.sum())
 
     def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[int, int]:
-        """Of how many images said to stand at some eps, how many fall there to random noise of eps / 4, 1 / 2, 1."""
+        """How many images fall to random noise at the largest eps at which they stand, and how many images were tried.
+
+        The noise has the sizes eps / 4, eps / 2 and eps.
+        """
         sizes = np.asarray(eps)
-        last = np.where(fates.fell < 0, len(sizes), fates.fell)[self.right] - 1
-        rows = self.right[(last >= 0) & (sizes[last] > 0)]
+        last = np.where(fates.fell < 0, len(sizes), fates.fell)[self.correct_rows] - 1
+        rows = self.correct_rows[(last >= 0) & (sizes[last] > 0)]
         last = last[(last >= 0) & (sizes[last] > 0)]
         if not len(rows):
             return 0, 0
@@ -174,13 +193,15 @@ class Probe:
             fallen |= wrong(self.runner.oracle.logits(z), y)
         return int(fallen.sum()), len(rows)
 
-    def ascend(self, eps: float, steps: int, *, through: bool | None = None) -> Trace:
-        """PGD with steps of eps / 4 from a random start, on the `few` images."""
-        x, y, index = self.at(self.few)
-        made = PGD(
-            name="probe", steps=steps, rel_step=0.25, straight_through=self.through if through is None else through
-        )
-        attack = made.for_model(self.runner.norm, self.runner.logits.shape[1])
+    def ascend(self, eps: float, steps: int, *, straight_through: bool | None = None) -> Trace:
+        """PGD on the `ascent_rows`, with steps of eps / 4 from a random start.
+
+        `straight_through` None: as the evaluation's attacks do.
+        """
+        x, y, index = self.at(self.ascent_rows)
+        through = self.straight_through if straight_through is None else straight_through
+        pgd = PGD(name="probe", steps=steps, rel_step=0.25, straight_through=through)
+        attack = pgd.for_model(self.runner.norm, self.runner.logits.shape[1])
         oracle = Oracle(self.net, slots=self.runner.oracle.slots, random=self.runner.oracle.random)
         parts = [self._ascend(attack, oracle, x[some], y[some], index[some], eps)
                  for some in self.parts(torch.arange(len(x), device=x.device))]  # fmt: skip
@@ -202,7 +223,7 @@ class Probe:
             bad |= ~answer.logits.isfinite().all(1)
             if step == 0:
                 before = margin(answer.logits, y)
-            if step == EARLY:
+            if step == EARLY_STEPS:
                 stuck = felled.isinf() & ~(margin(answer.logits, y) > before)
             if bool(felled.isfinite().all()):
                 break
@@ -217,5 +238,5 @@ def declared(net: nn.Module) -> int:
 
 
 def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of `rows`, evenly spread."""
+    """`rows`, or `most` of them evenly spread if there are more."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]

@@ -1,4 +1,4 @@
-"""`--engine reference`: AutoAttack by its own package, for those who doubt ours."""
+"""`--engine reference`: AutoAttack as its own package runs it, to check the engine of advbench against."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(WholeBatch):
-    """The package's attack of that name, as its `kind` of AutoAttack has it; `twin` is ours of the same name."""
+    """The package's attack called `name`, as its AutoAttack version `kind` sets it; `twin` is advbench's own one."""
 
     kind: str
     twin: Attack
@@ -50,14 +50,15 @@ def version() -> str:
 
 
 def members(name: str) -> tuple[str, ...]:
-    """The attacks that the package runs under a name, in its order."""
+    """The attacks that the package runs under `name`, in its order."""
     return tuple(find("attacks", name).about.get("members", (name,)))
 
 
 def attacks(refs: Sequence[AttackRef], settings: Settings, classes: int) -> tuple[list[Attack], list[AttackRef]]:
-    """The package's attacks in place of ours that `refs` describe, and what a record says of them.
+    """The package's attacks in place of those that `refs` describe, and their references in the record.
 
-    Raises UserError for attacks or norms that it does not have, and for settings: it has its own.
+    Raises UserError for attacks and norms that the package does not have, and for any attack setting, because the
+    package has its own.
     """
     names = list(dict.fromkeys(str(ref.settings["set"]) for ref in refs))
     if settings.attack_settings:
@@ -68,10 +69,9 @@ def attacks(refs: Sequence[AttackRef], settings: Settings, classes: int) -> tupl
     if len(names) != 1 or names[0] not in (*VERSIONS, *SINGLE):
         raise UserError(f"--engine reference runs one of {', '.join((*VERSIONS, *SINGLE))}, not {'+'.join(names)}")
     (name,) = names
-    kind = VERSIONS.get(name, "standard")  # "custom" would have five restarts of APGD, which no version has alone
-    twins, _ = attack_set.resolve(
-        members(name), {}, norm=settings.norm, classes=classes
-    )  # of which only the cost is used
+    kind = VERSIONS.get(name, "standard")  # "custom" would give APGD five restarts, unlike "standard"
+    # The twins only say what the package's attacks cost, and whether these follow gradients.
+    twins, _ = attack_set.resolve(members(name), {}, norm=settings.norm, classes=classes)
     made: list[Attack] = [
         Reference(name=one.name, kind=kind, twin=one, steps=one.updates(classes), eot=one.eot) for one in twins
     ]
@@ -80,7 +80,7 @@ def attacks(refs: Sequence[AttackRef], settings: Settings, classes: int) -> tupl
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Inside, the package keeps to itself what it would print."""
+    """Inside, the package does not log."""
     logger = logging.getLogger("auto-attack")
     level = logger.level
     logger.setLevel(logging.ERROR)

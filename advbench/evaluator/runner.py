@@ -1,4 +1,4 @@
-"""One model on one set of images: clean answers, and attacks on some of them at eps of their own."""
+"""One model on one set of images: its clean logits, and attacks on some of the images, each at its own eps."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ from advbench.record import Fates, Flag
 from advbench.threat import FourierLinf
 
 T = TypeVar("T")
-STRIDE = {"cpu": 1, "cuda": 8}  # steps between two looks of the host
-BLUR = 2.0**-5  # of the largest logit: four steps of bf16 there, and three times what was seen to keep an image
+STRIDE = {"cpu": 1, "cuda": 8}  # steps of a search between two checks by the host
+# Times the image's largest clean logit: the margin within which an image came near to failure in bf16. It is four
+# rounding steps of bf16 at that logit, and three times the largest rounding that was seen to keep an image standing.
+NEAR_MARGIN = 2.0**-5
 
 
 class Runner:
-    """`net` in eval mode on the device of `data`. `logits` (n, K) and `correct` (n,) are of the clean images.
+    """Attacks on `net`, in eval mode, on the device of `data`.
 
-    `precision` "bf16": search in bf16 and verify in fp32, else all in fp32. `points` collects, by row, the
-    nearest verified adversarial points when `keep_points`. Out of memory, the slots are halved; `eager` holds the
-    reasons why steps were not made as CUDA graphs.
+    `logits` (n, K) and `correct` (n,) belong to the clean images. `precision` "bf16" searches in bf16 and verifies in
+    fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest verified adversarial example
+    (C, H, W). When memory runs out, the number of slots is halved. `eager` holds the reasons why steps did not run as
+    CUDA graphs.
     """
 
     def __init__(
@@ -55,34 +58,37 @@ class Runner:
         keep_points: bool = False,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
-        self.slots = slots  # as asked for: the oracle's are fewer once memory ran out
-        self.keep_points = keep_points or norm == FourierLinf.norm  # flags tell of their spectrum
+        self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
+        self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
         self._fp32_copy = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = self.outside = 0
         self.points: dict[int, Tensor] = {}
-        self._sizes: dict[int, float] = {}  # of the perturbations to these points
+        self._sizes: dict[int, float] = {}  # of the perturbations in `points`
         self.eager: dict[str, None] = {}
-        self.oracle.random = self.fitting(lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots)))))
-        self.logits = self.fitting(self._clean)
+        self.oracle.random = self.halving_slots(
+            lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
+        )
+        self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
-        self.mine: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.own: NDArray[np.bool_] = np.ones_like(self.correct)
 
-    def keep_to(self, rows: NDArray[np.int64]) -> None:
-        """Attack these images alone: others are another process's."""
-        self.mine[:] = False
-        self.mine[rows] = True
+    def restrict_to(self, rows: NDArray[np.int64]) -> None:
+        """Attack only the images `rows`, the share of this process."""
+        self.own[:] = False
+        self.own[rows] = True
 
     def _clean(self) -> Tensor:
         rows = torch.arange(len(self.data), device=self.data.device)
         return torch.cat([self.oracle.logits(self.data.batch(part)[0]) for part in rows.split(self.oracle.slots)])
 
-    def fitting(self, work: Callable[[], T]) -> T:
-        """What `work` returns; as often as it runs out of memory, it is called again with half the slots.
+    def halving_slots(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which is called again with half the slots whenever it runs out of memory.
 
-        What was decided before stays decided: the flag says by how many rows it was. UserError when one is too many.
+        Earlier hits stay valid; the flag "slots" says how many there were and in passes of how many rows they were
+        verified. Raises UserError when memory does not suffice for one row.
         """
         while True:
             try:
@@ -91,9 +97,11 @@ class Runner:
                 if not out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0][:160]
-            # Outside of the handler, whose traceback holds the tensors of what failed.
+            # Outside of the handler: there, the traceback still holds the tensors of the failed call.
             if self.oracle.slots == 1:
-                raise UserError(f"out of memory with one image at a time ({reason}): free some, or choose --device cpu")
+                raise UserError(
+                    f"out of memory with one image at a time ({reason}): free memory, or choose --device cpu"
+                )
             self.oracle.slots //= 2
             self.journal.halve(self.oracle.slots)
             gc.collect()
@@ -103,9 +111,9 @@ class Runner:
     def attack_at(
         self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64], *, in_fp32: bool = False
     ) -> Verdicts:
-        """The verdicts of `attack` on the images `rows` (m,), each at its `eps` (m,); infinite: the nearest point.
+        """The verdicts of `attack` on the images `rows` (m,), each at its own `eps` (m,).
 
-        `in_fp32`: searched so, whatever the precision.
+        An infinite eps asks for the nearest adversarial example. `in_fp32` searches in fp32, whatever the precision.
         """
         if isinstance(attack, WholeBatch):
             verdicts = self._whole_batches(attack, rows, eps)
@@ -153,11 +161,11 @@ class Runner:
                 if search.eager:
                     self.eager[search.eager] = None
 
-        return self.fitting(work)
+        return self.halving_slots(work)
 
     def _whole_batches(self, attack: WholeBatch, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
-        """Each batch is kept in the journal once it ends."""
-        (size,) = set(eps.tolist())  # every image at the same: the curve is exact
+        """The verdicts of an attack on whole batches. The journal keeps each finished batch."""
+        (size,) = set(eps.tolist())  # all images at the same eps, because the curve is exact
         found = []
         for start in range(0, len(rows), self.slots):
             at = torch.from_numpy(rows[start : start + self.slots]).to(self.data.device)
@@ -170,7 +178,7 @@ class Runner:
                     parts.append(attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed))
                 return joined(parts)
 
-            found.append(self.fitting(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
+            found.append(self.halving_slots(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
         whole = joined(found)
         felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
         return Verdicts(
@@ -188,16 +196,16 @@ class Runner:
         return Oracle(self.net, self._fp32_copy, slots=self.oracle.slots, random=self.oracle.random)
 
     def curve(self, plan: Plan, sizes: Sequence[float]) -> Fates:
-        """Each image's place on the grid `sizes`, fast or exact as planned.
+        """Each image's fate on the eps grid `sizes`, by the fast or the exact curve of the plan.
 
-        The attacks of the recheck descend in fp32 from there. Then so does each of the others, on the images which it
-        brought so near to failure in bf16 that its rounding may have kept them.
+        The attacks of the recheck then refine the grid points downwards in fp32. Finally each of the other attacks does
+        so too, on the images that it brought so near to failure in bf16 that only rounding may have kept them standing.
         """
-        grid = eps_grid.EpsGrid(sizes, self.correct & self.mine)
+        grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
         at, first = np.asarray(sizes), len(plan.attacks)
         items = [one.items(self.logits.shape[1]) for one in plan.every]
-        blur = (BLUR * self.logits.abs().amax(1)).cpu().numpy()
-        close = np.zeros((first, len(blur), len(at)), dtype=bool)  # images that came near, by attack and point
+        near_margin = (NEAR_MARGIN * self.logits.abs().amax(1)).cpu().numpy()
+        came_near = np.zeros((first, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
 
         def strike_at(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
@@ -205,8 +213,9 @@ class Runner:
             in_fp32 = again or attack >= first
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
             if plan.recheck and not in_fp32:
-                close[attack, rows, points] = verdicts.best_margin.numpy() > -blur[rows]
-            # Of several items the one that is verified first decides the size: it is no property of the sample.
+                came_near[attack, rows, points] = verdicts.best_margin.numpy() > -near_margin[rows]
+            # With several items, the size is that of the first verified one, which depends on the other samples. The
+            # verdict must not, so the grid point replaces it.
             alone = items[attack] == 1
             return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else at[points]
 
@@ -221,13 +230,13 @@ class Runner:
             eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
         for number in range(first):
             standing = grid.open()
-            near = standing[close[number, standing, grid.fell[standing] - 1]]
+            near = standing[came_near[number, standing, grid.fell[standing] - 1]]
             eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
         return grid.fates()
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
-        """Each sample's nearest adversarial point over the attacks, and its place on the grid that follows."""
-        struck = self.correct & self.mine
+        """Each image's fate on the eps grid `sizes`, from its nearest adversarial example over all attacks."""
+        struck = self.correct & self.own
         distance = np.where(struck, np.inf, 0.0)
         grid = eps_grid.EpsGrid(sizes, struck)
         rows = np.flatnonzero(struck)
@@ -238,7 +247,7 @@ class Runner:
             nearer = found < distance[rows]
             distance[rows[nearer]] = found[nearer]
             grid.by[rows[nearer]] = number
-        # Bounds of Linf balls are computed in float32; other norms have contract.md's tolerance.
+        # As the balls of other attacks: Linf bounds are computed in float32, other norms have a tolerance of 1e-6.
         bounds = grid.eps.astype(np.float32).astype(float) if self.norm == "linf" else grid.eps * (1 + 1e-6)
         fell = np.searchsorted(bounds, distance)
         grid.fell = np.where(struck, np.maximum(fell, grid.first), 0)
@@ -247,17 +256,17 @@ class Runner:
         return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
 
     def flags(self) -> list[Flag]:
-        """What became of the slots, and of the CUDA graphs."""
+        """Notes on halved slots, and on steps that did not run as CUDA graphs."""
         found = [
             Flag(
                 name="slots",
                 severity="note",
-                detail=f"out of memory with {2 * slots} slots: went on with {slots}; "
-                f"{fallen} samples had fallen, verified in passes of {2 * slots} rows or more",
+                detail=f"out of memory with {2 * slots} slots: continued with {slots}; "
+                f"{fallen} hits before were verified in passes of {2 * slots} rows or more",
             )
             for slots, fallen in self.journal.halvings
         ]
         found += [
-            Flag(name="eager", severity="note", detail=f"steps not made as CUDA graphs: {why}") for why in self.eager
+            Flag(name="eager", severity="note", detail=f"steps did not run as CUDA graphs: {why}") for why in self.eager
         ]
         return found

@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, in one object: made once from flags or arguments, and passed whole."""
+"""All settings of an evaluation in one object, made once from flags or arguments and passed on whole."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Raises UserError for what there is not.
+    """The settings of an evaluation. Raises UserError for an unknown choice, no attack, no eps or an invalid eps.
 
-    `attack` names entries of the registry (sets such as autoattack count as their members), or code from outside, or is
-    made by hand; `attack_settings` go to the attacks that have them. `eps` are sizes as they are written, or numbers.
-    `precision` "bf16" searches in bf16 and attacks the images that stand once more in fp32; "auto" does so where it is
-    the faster one (`precision.bf16_pays`) and the attacks hold what that recheck does, so that it makes none stronger
-    than it is. `slots` are the rows of every pass, None for as many as suit the device and the images. `processes`
-    share the images on a CPU, None for as many as are worth their start; within `ranks.joined` they are those of the
-    launcher. `indices` says in short which images these are ("first:1000"). `keep_points` keeps adversarial points.
-    `command` and `supersedes` are only told to the record.
+    - `attack`: names of registry entries (a set such as autoattack stands for its members), `package.module:name` for
+      code from outside, or attacks made by hand.
+    - `attack_settings`: fields by name; each goes to the attacks that have such a field.
+    - `eps`: sizes as they are written ("8/255"), or numbers.
+    - `precision`: "bf16" searches in bf16 and attacks the images that stand once more in fp32. "auto" does so where
+      that is faster (`precision.bf16_pays`) and the attacks include APGD-T, so that the recheck does not make them
+      stronger than they are in fp32.
+    - `slots`: rows of every pass; None for as many as suit the device and the images.
+    - `processes`: how many share the images on a CPU; None for as many as are worth their start. Within `ranks.joined`
+      they are those of the launcher.
+    - `indices`: a short form of which images these are, such as "first:1000"; None records all positions.
+    - `keep_points`: keep the adversarial examples.
+    - `command`, `supersedes`: copied into the record.
     """
 
     attack: str | Attack | Sequence[str | Attack] = "autoattack"
@@ -63,12 +68,12 @@ class Settings:
 
     @cached_property
     def attacks(self) -> tuple[str | Attack, ...]:
-        """What `attack` names, one by one."""
+        """`attack` as a tuple."""
         return (self.attack,) if isinstance(self.attack, str | Attack) else tuple(self.attack)
 
     @cached_property
     def grid(self) -> tuple[Eps, ...]:
-        """The sizes, rising, each once. Raises UserError for a size that the norm cannot have."""
+        """The eps grid, rising, each size once. Raises UserError for a size that the norm cannot have."""
         sizes: dict[float, Eps] = {}
         for size in self.eps:
             made = parse_eps(size.text if isinstance(size, Eps) else str(size), self.norm)

@@ -1,7 +1,7 @@
-"""How many rows every pass has: by a rule on a CPU, measured once on a CUDA device and kept.
+"""The number of slots, which is the number of rows of every pass: by a rule on a CPU, measured on a CUDA device.
 
-Verdicts are those of one slot count, and the id of a record covers it: so a CPU's is a rule of the images alone, and a
-device's is measured once for each model and shape, kept in the user's cache folder, and recorded.
+Verdicts may depend on the number of slots, and a record's id covers it. On a CPU it therefore follows from the images
+alone. On a CUDA device it is measured once for each model and shape, and cached in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from advbench.errors import UserError
 from advbench.files import locked, write_atomic
 from advbench.threat import REGIONS, around
 
-CPU = 64
-SMALL = 28  # pixels a side: on a CPU such images cost much by the step, so there are 4 times the slots
-FEWEST = 8
-FIRST, MOST = 64, 4096  # between these the rate of a CUDA device is measured
-GAIN = 1.1  # twice the slots are worth it when they make so many times the images a second
-WARM_UP, STEPS = 2, 4
+CPU_SLOTS = 64
+SMALL_SIDE = 28  # pixels: for images up to this size the fixed cost of a step counts more, so they get 4 x the slots
+MIN_SLOTS = 8
+MIN_CUDA_SLOTS, MAX_CUDA_SLOTS = 64, 4096  # between which the rate of a CUDA device is measured
+MIN_GAIN = 1.1  # in images a second, for which the slots are doubled
+WARM_UP_STEPS, TIMED_STEPS = 2, 4
 
 
 def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, weights_sha256: str) -> int:
-    """Rows of every pass: fewer where there are fewer images, so that few are idle; on a CPU half as many, so that two
-    processes have work."""
+    """The number of slots for `net` and `data`, a power of two from MIN_SLOTS up.
+
+    It is at most what the images fill, so that few slots are idle; on a CPU what half of the images fill, so that two
+    processes have work.
+    """
     if data.device.type == "cuda":
         key = "|".join(
             (
@@ -50,25 +53,25 @@ def choose_slots(net: nn.Module, data: Dataset, *, norm: str, precision: str, we
                 precision,
             )
         )
-        most = kept(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
+        most = cached(slots_file(), key, lambda: fastest(rate_of(net, data, norm=norm, precision=precision)))
         enough = len(data)
     else:
-        most = CPU * (4 if max(data.shape[1:]) <= SMALL else 1)
+        most = CPU_SLOTS * (4 if max(data.shape[1:]) <= SMALL_SIDE else 1)
         enough = (len(data) + 1) // 2
-    return min(most, max(FEWEST, 1 << (enough - 1).bit_length()))
+    return min(most, max(MIN_SLOTS, 1 << (enough - 1).bit_length()))
 
 
 def fastest(rate: Callable[[int], float]) -> int:
-    """Double the slots for as long as `rate(slots)`, images a second, gains and memory suffices.
+    """Double the slots for as long as `rate(slots)`, in images a second, gains and memory suffices.
 
-    Raises what `rate` raises for the first count, unless that is a lack of memory: then half of it.
+    Returns half of the first count if that already runs out of memory. Other errors of `rate` are raised.
     """
-    slots, best = FIRST, _measured(rate, FIRST)
+    slots, best = MIN_CUDA_SLOTS, _measured(rate, MIN_CUDA_SLOTS)
     if best is None:
-        return FIRST // 2
-    while slots < MOST:
+        return MIN_CUDA_SLOTS // 2
+    while slots < MAX_CUDA_SLOTS:
         more = _measured(rate, 2 * slots)
-        if more is None or more < GAIN * best:
+        if more is None or more < MIN_GAIN * best:
             break
         slots, best = 2 * slots, more
     return slots
@@ -86,12 +89,15 @@ def _measured(rate: Callable[[int], float], slots: int) -> float | None:
 def rate_of(
     net: nn.Module, data: Dataset, *, norm: str, precision: str, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[int], float]:
-    """slots -> images a second in steps of APGD, as an evaluation makes them: on CUDA as a graph. What else takes
-    memory comes before: a pass of `net` itself, and in bf16 a gradient in fp32, as the second look has."""
+    """A function from slots to images a second, in steps of APGD as an evaluation runs them: on CUDA as a graph.
+
+    It first does what else takes memory in an evaluation: a pass of `net` itself and, in bf16, a gradient in fp32 as in
+    the recheck.
+    """
     example = data.batch(slice(0, 1))[0]
     plain, _ = search_copy(net, example=example)
     copy = search_copy(net, torch.bfloat16, example=example)[0] if precision == "bf16" else plain
-    norm = norm if norm in REGIONS else "linf"  # corruptions have none
+    norm = norm if norm in REGIONS else "linf"  # corruptions have no norm, and so no ball
     attack = APGD(name="apgd-ce").for_model(norm, data.num_classes)
     wait = torch.cuda.synchronize if data.device.type == "cuda" else lambda: None
 
@@ -114,8 +120,8 @@ def rate_of(
             recorded = graphed(step, state, cuda_graph)
             state, replay = recorded.live, recorded.replay
         began = 0.0
-        for count in range(WARM_UP + STEPS):
-            if count == WARM_UP:
+        for count in range(WARM_UP_STEPS + TIMED_STEPS):
+            if count == WARM_UP_STEPS:
                 wait()
                 began = clock()
             if replay is None:
@@ -123,23 +129,24 @@ def rate_of(
             else:
                 replay()
         wait()
-        return STEPS * slots / max(clock() - began, 1e-9)
+        return TIMED_STEPS * slots / max(clock() - began, 1e-9)
 
     return rate
 
 
 def slots_file() -> Path:
-    """Where measured slot counts are kept: a JSON object, by device, model, shape, norm and precision."""
+    """The file of measured slot counts: a JSON object by device, model, shape, norm and precision."""
     return platformdirs.user_cache_path("advbench") / "slots.json"
 
 
-def kept(path: Path, key: str, measure: Callable[[], int]) -> int:
-    """The number kept in `path` under `key`, else that of `measure`, which is then kept there if it can be."""
+def cached(path: Path, key: str, measure: Callable[[], int]) -> int:
+    """The number that `path` keeps under `key`, else the result of `measure`, which is then kept there if possible."""
     found = _read(path).get(key)
     if found is not None:
         return found
     made = measure()
-    with suppress(UserError), locked(path.with_suffix(".lock")):  # a folder that cannot be written costs a repetition
+    # Where the folder cannot be written, the next run measures again.
+    with suppress(UserError), locked(path.with_suffix(".lock")):
         write_atomic(path, json.dumps({**_read(path), key: made}, indent=1, sort_keys=True) + "\n")
     return made
 

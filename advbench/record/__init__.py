@@ -1,8 +1,8 @@
 """One measurement, as a file that is never edited: `records/<dataset>/<norm>/<id>.json` beside `<id>.npz`.
 
-The JSON is the summary, the archive each sample's fate. `question` is the hash of all that decides the
-answer, `id` the hash of question and verdicts. The archive also holds a seal, the hash of the JSON's
-content and of its own, so that no bit of either can change unnoticed.
+The JSON is the summary; the archive holds each sample's fate. `question` is the hash of all that decides the
+verdicts, `id` the hash of the question and the verdicts. The archive also holds a seal: a hash of the content of both
+files, by which any change to either is noticed.
 """
 
 from advbench.record.fates import Fates

@@ -1,4 +1,4 @@
-"""What became of each sample along the eps grid, and the numbers that follow from it."""
+"""Fates: where on the eps grid each sample fell, and by which attack; and the numbers that follow from them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from advbench.errors import UserError
 from advbench.files import write_atomic
 
-_LARGEST = 256 * 2**20  # bytes an archive may unpack to: more than 10 million samples
+_LARGEST = 256 * 2**20  # bytes that an archive may unpack to, enough for more than 10 million samples
 
 
 @dataclass(frozen=True, eq=False)
 class Fates:
-    """Each sample's fate, in the order of the evaluated images.
+    """Each sample's fate, in the order of the evaluated images. Raises UserError for arrays that are no fates.
 
-    `fell` (N,) int16: index of the first eps of the rising grid at which the sample fell, -1 if it never did.
-    `by` (N,) int16: index of the attack that felled it, the first in the list when several did. -1 where
-    `fell` is -1, and where the model was wrong about the clean image: then `fell` is 0 and no attack was
-    needed, whether or not 0 is on the grid.
-    `norm` (N,) float64 or None: the smallest perturbation found, nan where unknown.
+    `fell` (N,) int16: index of the first eps of the rising grid at which the sample fell, -1 if it stands at all of
+    them.
+    `by` (N,) int16: index of the attack that felled it, the first in the list when several did; -1 where `fell` is -1.
+    Where the model is wrong about the clean image, no attack was needed: `fell` is 0 and `by` is -1, whether or not 0
+    is on the grid.
+    `norm` (N,) float64 or None: size of the smallest perturbation found, nan where unknown.
     """
 
     fell: NDArray[np.int16]
@@ -55,7 +56,7 @@ class Fates:
         return len(self.fell)
 
     def fit(self, eps: Sequence[float], attacks: int) -> None:
-        """UserError unless these fates can belong to that eps grid and that number of attacks."""
+        """Raise UserError unless these fates can belong to that eps grid and that number of attacks."""
         if int(self.fell.max()) >= len(eps) or int(self.by.max()) >= attacks:
             raise UserError(f"fates: an index lies beyond the {len(eps)} eps or the {attacks} attacks")
         if eps[0] == 0 and bool((self.by[self.fell == 0] >= 0).any()):
@@ -63,17 +64,17 @@ class Fates:
 
     @property
     def clean(self) -> NDArray[np.bool_]:
-        """(N,) whether the model is right about the clean image."""
+        """(N,) bool: the model is right about the clean image."""
         return (self.fell != 0) | (self.by >= 0)
 
     def standing(self, point: int) -> NDArray[np.bool_]:
-        """(N,) whether each sample stands at the grid's size of index `point`."""
+        """(N,) bool: the sample stands at grid point `point`, an index."""
         return (self.fell < 0) | (self.fell > point)
 
     def areas(self, eps: Sequence[float]) -> NDArray[np.float64]:
-        """(N,) the share of the range of eps at which each sample stands, by the trapezoid rule, in [0, 1].
+        """(N,) in [0, 1]: the share of the range of eps over which each sample stands, by the trapezoid rule.
 
-        On a grid of one size: whether the sample stands there.
+        On a grid of one eps: 1 where the sample stands, else 0.
         """
         total = np.append(0.0, np.cumsum(_weights(eps)))
         return np.where(self.fell < 0, 1.0, total[np.maximum(self.fell, 0)])
@@ -83,16 +84,16 @@ class Fates:
         return min(1.0, math.fsum(self.areas(eps)) / len(self))
 
     def distances(self, eps: Sequence[float]) -> NDArray[np.float64]:
-        """(N,) size of the smallest perturbation known to fell each sample, inf where there is none.
+        """(N,) size of the smallest perturbation known to fell each sample, inf where none is known.
 
-        A sample that fell on the grid is at most that eps away; one that is wrong by itself is 0 away.
+        It is at most the eps at which the sample fell, and 0 where the model is wrong about the clean image.
         """
         bound = np.append(np.asarray(eps, dtype=np.float64), np.inf)[self.fell]
         found = bound if self.norm is None else np.fmin(bound, self.norm)
         return np.where(self.clean, found, 0.0)
 
     def median_norm(self, eps: Sequence[float]) -> float | None:
-        """Median of `distances`; None without `norm`, or when half of the samples or more never fell."""
+        """Median of `distances`; None without `norm`, or when at least half of the samples never fell."""
         if self.norm is None:
             return None
         middle = float(np.median(self.distances(eps)))
@@ -103,7 +104,7 @@ class Fates:
         return self.fell.astype("<i2").tobytes() + self.by.astype("<i2").tobytes()
 
     def to_npz(self, seal: str = "") -> bytes:
-        """The archive's bytes, always the same for the same fates and `seal` (hex of a hash that vouches)."""
+        """The archive's bytes, which are the same for equal fates and `seal`, the hash from `Record.seal`."""
         arrays: dict[str, Any] = {"fell": self.fell, "by": self.by, "seal": np.frombuffer(seal.encode(), np.uint8)}
         if self.norm is not None:
             arrays["norm"] = self.norm
@@ -121,7 +122,7 @@ class Fates:
         return load_sealed(path)[0]
 
     def digest(self) -> str:
-        """sha256 of everything here, `norm` included."""
+        """sha256 of the verdicts and `norm`, in hexadecimal."""
         norm = b"" if self.norm is None else self.norm.astype("<f8").tobytes()
         return hashlib.sha256(self.verdicts() + norm).hexdigest()
 
@@ -138,7 +139,7 @@ def load_sealed(path: Path) -> tuple[Fates, str]:
         raise UserError(f"{path} is missing") from error
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    except Exception as error:  # whatever zipfile, zlib and numpy raise over a damaged archive
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds of error for a damaged archive
         raise UserError(f"{path} is damaged: {type(error).__name__}") from error
 
 

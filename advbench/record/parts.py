@@ -15,20 +15,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    """Frozen, finite, and nothing but the named fields."""
+    """A frozen model without NaN or infinite numbers and without fields of other names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class OpenPart(Part):
-    """Fields of other names are kept too, if they are plain JSON."""
+    """A part that also keeps fields of other names, if they are plain JSON."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
 
 class Trained(OpenPart):
-    """How the model came to be, as far as its run folder says; the rest of the recipe may be added."""
+    """How the model was trained, as far as its run folder says; the rest of the recipe may be added."""
 
     method: str
     norm: str | None = None
@@ -39,7 +39,7 @@ class Trained(OpenPart):
 
 
 class ModelRef(Part):
-    """What was measured. `settings`: what the architecture was built with, where it decides the answer."""
+    """The model that was measured. `settings`: those of the architecture that decide its outputs."""
 
     spec: str
     arch: str
@@ -50,7 +50,7 @@ class ModelRef(Part):
 
 
 class DatasetRef(Part):
-    """Which images. `indices`: "first:N", "random:SEED:N", or the positions in the split."""
+    """The images. `indices`: "first:N", "random:SEED:N", or the positions in the split."""
 
     name: str
     split: str
@@ -70,7 +70,7 @@ class DatasetRef(Part):
 
 
 class AttackRef(Part):
-    """One attack of the set, with all its settings."""
+    """One attack, with all its settings."""
 
     name: str
     version: str
@@ -78,7 +78,7 @@ class AttackRef(Part):
 
 
 class Engine(Part):
-    """What ran the attacks. `curve`: "exact" attacks at each eps, "fast" bisects where the answer is open."""
+    """What ran the attacks. `curve`: "exact" attacks at every eps; "fast" bisects the grid and refines downwards."""
 
     name: str
     version: str
@@ -88,7 +88,7 @@ class Engine(Part):
 
 
 class CurvePoint(Part):
-    """Accuracy at one eps: `robust` of `n` samples stand; Wilson's 95 % interval."""
+    """Accuracy at one eps, where `robust` of `n` samples stand, with Wilson's 95 % interval."""
 
     eps: Annotated[float, Field(ge=0)]
     eps_text: str
@@ -100,7 +100,7 @@ class CurvePoint(Part):
 
 
 class Corruptions(Part):
-    """Errors of each common corruption at severities 1 to 5, and their mean, not normalised."""
+    """The error of each common corruption at severities 1 to 5, and `mce`, their mean, which is not normalised."""
 
     errors: Annotated[dict[str, tuple[Share, Share, Share, Share, Share]], Field(min_length=1)]
     mce: Share
@@ -114,7 +114,7 @@ class Corruptions(Part):
 
 
 class Flag(Part):
-    """A reason to doubt the number, or a fact to know beside it (note)."""
+    """A reason to doubt the number (suspect, broken), or a fact to know beside it (note)."""
 
     name: str
     severity: Literal["note", "suspect", "broken"]
@@ -122,7 +122,7 @@ class Flag(Part):
 
 
 class Environment(OpenPart):
-    """Where and when: version of advbench, date (ISO 8601, UTC), command; versions and hardware besides."""
+    """Version of advbench, date (ISO 8601, UTC) and command; further versions and hardware are kept too."""
 
     advbench: str
     date: str

@@ -1,4 +1,4 @@
-"""The record itself: counted from fates, named by hash, verified whenever it is read."""
+"""The record: counted from fates, named by a hash, and verified whenever it is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RANKED_OUT = ("suspect", "broken")  # severities that keep a model out of the ra
 
 
 class Record(Part):
-    """A measurement; make one with `Record.of`. Accuracies, intervals and auc are fractions."""
+    """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     id: Id
@@ -96,7 +96,7 @@ class Record(Part):
         backwards: int = 0,
         supersedes: str | None = None,
     ) -> Record:
-        """The record of a finished evaluation; every number in it is counted from `fates`.
+        """The record of a finished evaluation, whose accuracies, auc and median_norm are counted from `fates`.
 
         Raises UserError when the parts contradict each other.
         """
@@ -114,7 +114,7 @@ class Record(Part):
                 **_numbers(fates, eps),
             )  # fmt: skip
         except ValidationError as error:
-            raise UserError(f"record: {_first(error)}") from error
+            raise UserError(f"record: {_first_error(error)}") from error
 
     @property
     def eps(self) -> list[float]:
@@ -133,18 +133,18 @@ class Record(Part):
 
     @property
     def attack_name(self) -> str:
-        """The sets that ran, such as "autoattack", or the attacks by themselves."""
+        """The sets that ran, such as "autoattack", or else the single attacks, joined by "+"."""
         return "+".join(dict.fromkeys(str(attack.settings.get("set", attack.name)) for attack in self.attack))
 
     def at(self, eps: float) -> CurvePoint | None:
-        """The curve's point at `eps`, to 1 part in 10^9 (0.0313725 is not 8/255, 0.5 is 1/2); None without."""
+        """The curve's point at `eps`, to 1 part in 10^9 (0.5 is 1/2, 0.0313725 is not 8/255); None if there is none."""
         for point in self.curve:
             if abs(point.eps - eps) <= 1e-9 * max(point.eps, eps):
                 return point
         return None
 
     def verify(self, fates: Fates) -> None:
-        """UserError unless `question`, `id` and every number follow from the record's parts and `fates`."""
+        """Raise UserError unless `question`, `id` and every counted number follow from the parts and `fates`."""
         fates.fit(self.eps, len(self.attack))
         question = question_hash(
             model=self.model, dataset=self.dataset, norm=self.norm, eps=self.eps,
@@ -156,15 +156,15 @@ class Record(Part):
             raise UserError("its id is not the hash of its question and verdicts")
         counted = _numbers(fates, [Eps(point.eps_text, point.eps) for point in self.curve])
         for name, value in counted.items():
-            if not _alike(getattr(self, name), value):
+            if not _nearly_equal(getattr(self, name), value):
                 raise UserError(f"its {name} is not what the fates say")
 
     def save(self, folder: Path | str, fates: Fates) -> Path:
-        """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`; returns the JSON's path.
+        """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`, and return the path of the JSON.
 
-        `folder` is a leaderboard or a run folder. A record with this id that is there already is left as it
-        is (the outcome is the same). Raises UserError when `fates` are not this record's, when what is there
-        is damaged, or when the folder cannot be written.
+        `folder` is a leaderboard or a run folder. An existing record with this id is left as it is, because it has the
+        same verdicts. Raises UserError when `fates` are not this record's, when the existing record is damaged, or when
+        the folder cannot be written.
         """
         self.verify(fates)
         records = Path(folder) / "records"
@@ -172,7 +172,7 @@ class Record(Part):
         with locked(records / ".lock"):
             if path.exists():
                 load_record(path)
-            else:  # the archive first: a JSON never lacks it, and one without JSON was left by a crash
+            else:  # the archive first: a JSON always has one, and an archive without JSON is left from a crash
                 fates.save(path.with_suffix(".npz"), self.seal(fates))
                 write_new(path, self.to_json())
         return path
@@ -181,23 +181,23 @@ class Record(Part):
         return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
 
     def seal(self, fates: Fates) -> str:
-        """Hash of all that the two files hold."""
+        """Hash of the content of both files, in hexadecimal."""
         return hashlib.sha256((_canonical(self._plain()) + fates.digest()).encode()).hexdigest()
 
     def _plain(self) -> dict[str, Any]:
-        # Records of attacks do not have the field, so that their seals hold from before there was one.
+        # Records of attacks omit the field, so that seals made before it existed stay valid.
         return self.model_dump(mode="json", by_alias=True, exclude=None if self.corruptions else {"corruptions"})
 
 
 class Damage(NamedTuple):
-    """A file that does not say what it should."""
+    """A damaged or misnamed record file, and what is wrong with it."""
 
     path: Path
     reason: str
 
 
 def load_record(path: Path) -> tuple[Record, Fates]:
-    """Read and verify a record and its archive. UserError, naming the file, for any damage."""
+    """Read and verify a record and its archive. Raises UserError, naming the file, for any damage."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -205,7 +205,7 @@ def load_record(path: Path) -> tuple[Record, Fates]:
     try:
         record = Record.model_validate_json(content, strict=True)
     except ValidationError as error:
-        raise UserError(f"{path} is no valid record: {_first(error)}") from error
+        raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
     archive = path.with_suffix(".npz")
     fates, seal = load_sealed(archive)
     try:
@@ -218,7 +218,7 @@ def load_record(path: Path) -> tuple[Record, Fates]:
 
 
 def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:
-    """All sound records below `folder`, by id, and the damaged ones. A missing folder holds none."""
+    """All sound records below `folder`, sorted by id, and the damaged ones. A missing folder holds none."""
     found: dict[str, Record] = {}
     damaged = []
     for path in sorted(folder.rglob("*.json")):
@@ -244,7 +244,7 @@ def question_hash(
     engine: Engine,
     seed: int,
 ) -> str:
-    """sha256 of all that decides the answer; not of names, times, hardware or where the weights lay."""
+    """sha256 of all that decides the verdicts: not of names, times, hardware or the place of the weights."""
     parts = {
         "weights": [model.weights_sha256, model.arch, model.settings],
         "images": [dataset.images_sha256, dataset.indices],
@@ -258,12 +258,12 @@ def question_hash(
 
 
 def record_id(question: str, fates: Fates) -> str:
-    """16 hex digits of the hash of a question and the verdicts on it."""
+    """The first 16 hexadecimal digits of the sha256 of a question and its verdicts."""
     return hashlib.sha256(question.encode() + fates.verdicts()).hexdigest()[:16]
 
 
 def slug(name: str) -> str:
-    """`name` as one path component: itself if plain, else its plain part and a piece of its hash."""
+    """`name` as one path component: itself if plain, else its plain characters and the start of its hash."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
     return plain if plain and plain == name else f"{plain or 'dataset'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -284,13 +284,13 @@ def _numbers(fates: Fates, eps: Sequence[Eps]) -> dict[str, Any]:
     }
 
 
-def _alike(stored: Any, counted: Any) -> bool:
-    """Equal, but for the last bits of a float, which may differ between machines."""
+def _nearly_equal(stored: Any, counted: Any) -> bool:
+    """Equal up to the last bits of floats, which may differ between machines."""
     if isinstance(stored, tuple):
-        return len(stored) == len(counted) and all(map(_alike, stored, counted))
+        return len(stored) == len(counted) and all(map(_nearly_equal, stored, counted))
     if isinstance(stored, CurvePoint):
         pairs = zip(dict(stored).values(), dict(counted).values(), strict=True)
-        return all(_alike(a, b) for a, b in pairs)
+        return all(_nearly_equal(a, b) for a, b in pairs)
     if isinstance(stored, float) and isinstance(counted, float):
         return abs(stored - counted) <= 1e-9 * max(1.0, abs(counted))
     return bool(stored == counted)
@@ -300,8 +300,8 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _first(error: ValidationError) -> str:
-    """The first of pydantic's complaints, on one line."""
+def _first_error(error: ValidationError) -> str:
+    """The first validation error of pydantic, on one line."""
     found = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in found["loc"])
     return " ".join(f"{place + ': ' if place else ''}{found['msg']}".split())

@@ -396,15 +396,15 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/evaluator/fp32_recheck.py": {
-        f"{SECOND}every_norm_and_number_of_classes_has_one": [
+        f"{SECOND}every_norm_and_number_of_classes_has_a_recheck": [
             ("second-look-targets", "TARGETS = 3", "TARGETS = 1"),
             ("second-look-no-gradients", "through = any(attack.straight_through", "through = any(False"),
         ],
     },
     "advbench/evaluator/runner.py": {
-        f"{SECOND}who_came_near_in_bf16_meets_the_same_attack_in_fp32[fast]": [
+        f"{SECOND}images_near_failure_in_bf16_meet_the_same_attack_in_fp32[fast]": [
             ("near-let-go", "parallel_strikes(number), near)", "parallel_strikes(number), near[:0])"),
-            ("all-are-near", "> -blur[rows]", "> -1e9"),
+            ("all-are-near", "> -near_margin[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
             ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),

@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_while_evaluating(
     cli: Any, run_folder: Path, disk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = [*shlex.split(EVALUATE), "--out", disk.folder]
-    monkeypatch.setattr(journal, "_EVERY", 0.0)
+    monkeypatch.setattr(journal, "_SAVE_INTERVAL", 0.0)
     real, saves = journal.write_sealed, []
 
     def write(path: Path, payload: bytes) -> None:

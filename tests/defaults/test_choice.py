@@ -1,4 +1,4 @@
-"""Default grids of eps, and which images are taken."""
+"""Default eps grids, and the choice of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.defaults.choice import STEPS, choose_eps, choose_rows, grid, reference_eps
+from advbench.defaults.choice import GRID_FACTORS, choose_eps, choose_rows, grid, reference_eps
 from advbench.eps import parse_eps
 from advbench.errors import UserError
 
@@ -42,7 +42,7 @@ def test_grid_is_written_like_its_base(base: str, norm: str, texts: str) -> None
 @given(st.integers(1, 255), st.sampled_from(["linf", "l2"]))
 def test_grid_values_are_those_multiples(top: int, norm: str) -> None:
     base = parse_eps(f"{top}/255", norm)
-    wanted = [eval(step) * base.value for step in STEPS]
+    wanted = [eval(step) * base.value for step in GRID_FACTORS]
     if norm == "linf":
         wanted = sorted({min(value, 1.0) for value in wanted})
     assert [size.value for size in grid(base, norm)] == pytest.approx(wanted, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Common corruptions: images, verdicts and record; with a stand-in for the package, and with itself where it is."""
+"""Common corruptions: images, verdicts and record, with a stand-in for the package and, where installed, with it."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Threshold(nn.Module):
 
 
 class Always(nn.Module):
-    """Class 0, whatever it sees."""
+    """Class 0 for every image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tensor([1.0, 0.0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :1]
 
 
 def stand_in(image: np.ndarray, severity: int, corruption_name: str, seed: int | None = None) -> np.ndarray:
-    """Brighter by 20 a severity, by one more for each corruption further down, and noise of the global generator."""
+    """Brighten by 20 for each severity and by the place of the corruption; add noise of the global generator."""
     assert image.dtype == np.uint8 and image.shape[2] == 3 and min(image.shape[:2]) >= 32
     noise = np.random.randint(0, 3, image.shape)
     sys.stdout.write("as the package does at times")
@@ -107,13 +107,13 @@ def test_severity_0_is_clean_and_a_constant_classifier_never_falls(package: None
     assert (part.standing(0) == whole.standing(1)).all() and (part.standing(1) == whole.standing(3)).all()
 
 
-def test_an_image_is_corrupted_alike_in_any_order_and_company(package: None) -> None:
+def test_an_images_corruption_does_not_depend_on_the_other_images(package: None) -> None:
     data = grey(LEVELS)
     order = [7, 2, 11, 0]
     state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    told = {"source": source_of(data), "seed": 3}
-    whole = corrupted(data, "snow", 2, **told)  # type: ignore[arg-type]
-    some = corrupted(data.subset(order), "snow", 2, **told)  # type: ignore[arg-type]
+    options = {"source": source_of(data), "seed": 3}
+    whole = corrupted(data, "snow", 2, **options)  # type: ignore[arg-type]
+    some = corrupted(data.subset(order), "snow", 2, **options)  # type: ignore[arg-type]
     assert torch.equal(whole[order], some)
     assert not torch.equal(whole, corrupted(data, "snow", 2, source=source_of(data), seed=4))
     assert (np.random.get_state()[1] == state).all()  # type: ignore[index]
@@ -125,7 +125,7 @@ def test_an_image_is_corrupted_alike_in_any_order_and_company(package: None) -> 
 
 
 def test_the_corruptions_are_those_of_the_evaluations_seed(package: None) -> None:
-    """At a threshold in the middle of the stand-in's noise for the first corruption at severity 1."""
+    """The threshold is in the middle of the stand-in's noise for the first corruption at severity 1."""
     data, net = grey([106] * N), Threshold(127 / 255)
     tables = [measured(net, data, seed=seed).record.corruptions for seed in (0, 1, 1)]
     first, second, again = (table.errors["gaussian_noise"][0] for table in tables if table is not None)
@@ -145,7 +145,7 @@ def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_p
     assert "corruptions" not in json.loads(ball.record.save(tmp_path, ball.fates).read_text())
 
 
-def test_cifar10_c_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_c_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVBENCH_DATA", str(tmp_path))
     data = grey([10, 20, 30], channels=3, side=32, name="cifar10")
     folder = tmp_path / PUBLISHED
@@ -171,7 +171,7 @@ def test_severities_are_whole_numbers_to_5(text: str) -> None:
         parse_eps(text, "corruptions")
 
 
-def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_requests_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ADVBENCH_DATA", str(tmp_path))
     true_import = builtins.__import__

@@ -38,7 +38,7 @@ def linear() -> nn.Module:
 
 
 def closed_form(net: nn.Module, data: Dataset, eps: float) -> np.ndarray:
-    """(n,) whether no class can overtake y: the gain of pair (y, k) is sum_i |w_i| min(eps, room_i)."""
+    """(n,) whether no class k can overtake y: the margin to k changes by at most sum_i |w_i| min(eps, room_i)."""
     x, y = data.batch(slice(None))
     x = x.flatten(1).double().numpy()
     weight, bias = net[1].weight.detach().double().numpy(), net[1].bias.detach().double().numpy()  # type: ignore[index]
@@ -76,8 +76,10 @@ def test_verdicts_do_not_depend_on_order_or_sharding(linear: nn.Module, digits: 
 
 
 @pytest.mark.parametrize("curve", ["exact", "fast"])
-def test_of_several_items_no_neighbour_decides_which_counts(digits: Dataset, linear: nn.Module, curve: str) -> None:
-    """Which of a sample's targets is verified first depends on who else hits: the curve must not tell."""
+def test_which_item_of_a_sample_hits_first_does_not_change_the_curve(
+    digits: Dataset, linear: nn.Module, curve: str
+) -> None:
+    """Which target of a sample is verified first depends on the other samples: the curve must not."""
     eps = [f"{size:.3f}" for size in np.linspace(0.02, 0.4, 20)]
     settings = {"steps": 10, "rel_step": 0.3, "n_targets": 5, "random_start": False}
 
@@ -102,7 +104,7 @@ def test_nearest_points_are_the_nearest_of_all_attacks_and_in_the_balls_they_cou
         assert norm is not None and len(found.points) > 30
         for row, point in found.points.items():
             assert float((point.double() - x[row].double()).abs().max()) == norm[row]
-        # As they are for other attacks: between bounds computed in float32.
+        # As for other attacks, the bounds are computed in float32.
         for row, place in enumerate(found.fates.fell.tolist()):
             if row in found.points and place >= 0:
                 e = torch.tensor(float(EPS[place]))
@@ -134,7 +136,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_verdicts(
         return [*result.fates.fell.tolist(), result.record.id]
 
     whole = run(lambda: False, False)
-    # The probes that end an evaluation are made again in each go: the last one may take as long as it needs.
+    # Every run repeats the probes at the end of an evaluation, so the last run is not stopped.
     rounds = [*np.random.default_rng(0).integers(1, 30, size=15).tolist(), 10**6]
     for number, allowed in enumerate(rounds):
         left = iter(range(allowed))
@@ -147,7 +149,9 @@ def test_an_interrupted_evaluation_resumes_to_the_same_verdicts(
     assert resumed == whole
 
 
-def test_a_journal_of_another_question_is_refused_by_name(linear: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+def test_a_journal_of_another_question_is_refused_with_the_difference(
+    linear: nn.Module, digits: Dataset, tmp_path: Path
+) -> None:
     journal = tmp_path / "journal"
     with pytest.raises(Interrupted):
         evaluate(linear, digits, Settings(attack="pgd", eps=EPS), journal=Journal(journal, stop=lambda: True))
@@ -162,7 +166,7 @@ def test_a_journal_of_another_question_is_refused_by_name(linear: nn.Module, dig
         evaluate(linear, digits, Settings(attack="pgd", eps=EPS), journal=Journal(journal), resume=True)
 
 
-def test_the_model_and_its_surroundings_are_left_as_they_were(digits: Dataset) -> None:
+def test_the_model_and_global_state_are_left_unchanged(digits: Dataset) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     net.train()
     net[1].eval()
@@ -177,7 +181,7 @@ def test_the_model_and_its_surroundings_are_left_as_they_were(digits: Dataset) -
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_what_counts_is_inside_the_ball_and_wrong(linear: nn.Module, digits: Dataset) -> None:
+def test_adversarial_examples_are_inside_the_ball_and_misclassified(linear: nn.Module, digits: Dataset) -> None:
     result = evaluate(
         linear, digits, Settings(attack="apgd-ce", eps=["0.1"], attack_settings={"steps": 10}, keep_points=True)
     )

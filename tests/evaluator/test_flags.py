@@ -53,7 +53,7 @@ def convolutions() -> nn.Module:
 
 
 def trained(eps: float, name: str = "digits", make: Callable[[], nn.Module] = convolutions) -> nn.Module:
-    """A small net trained for a few seconds, with eps > 0 adversarially."""
+    """A small net trained for a few seconds, adversarially if eps > 0."""
     torch.manual_seed(0)
     net, data = make(), load(name, "train")
     optim = torch.optim.Adam(net.parameters(), 2e-3)
@@ -106,7 +106,7 @@ def bad(found: dict[str, Flag]) -> dict[str, str]:
 
 
 class Defence(nn.Module):
-    """`net`, with something done to its input or its output."""
+    """`net` with a function applied to its input and another to its logits."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Staircase(nn.Module):
 
 
 class Memory(nn.Module):
-    """Knows the test images; on all others it is a net that has been told nothing."""
+    """Knows the labels of the test images; on all other images it is `net`."""
 
     def __init__(self, net: nn.Module, data: Dataset) -> None:
         super().__init__()
@@ -147,8 +147,8 @@ class Memory(nn.Module):
         return torch.where(distance.amin(1, keepdim=True) < 1e-6, known, logits)
 
 
-class Crib(Memory):
-    """Knows the test images, and is otherwise a net as good as it was, with its gradients."""
+class MemoryAndNet(Memory):
+    """Adds the labels of the test images to the logits of `net`, and keeps the gradients of `net` everywhere."""
 
     def forward(self, x: Tensor) -> Tensor:
         distance = torch.cdist(x.flatten(1), self.x.flatten(1))
@@ -157,7 +157,7 @@ class Crib(Memory):
 
 
 class Wide(Memory):
-    """Knows the test images, and answers for all that is near to them."""
+    """Gives every image the label of the nearest test image."""
 
     def forward(self, x: Tensor) -> Tensor:
         nearest = torch.cdist(x.flatten(1), self.x.flatten(1)).argmin(1)
@@ -174,7 +174,7 @@ class Dropout(nn.Module):
 
 
 class StuckInTraining(nn.Module):
-    """BatchNorm by the batch, whatever mode is asked for."""
+    """BatchNorm with the statistics of the batch, which eval() does not change."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class _Misled(torch.autograd.Function):
 
 
 class _Sparse(torch.autograd.Function):
-    """One pixel in 32 of the gradient, another one each time: it takes many steps to get anywhere."""
+    """Keeps a random 1 / 32 of the gradient in each pass, so that attacks need many steps."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def test_broken_defences_are_flagged(name: str, standard: nn.Module, digits: Dat
     assert flag in bad(raised(make(net, digits), digits))
 
 
-def test_what_black_boxes_and_grey_images_show_of_masked_gradients(standard: nn.Module, digits: Dataset) -> None:
+def test_black_boxes_and_grey_images_reveal_masked_gradients(standard: nn.Module, digits: Dataset) -> None:
     masked = Defence(standard, before=lambda x: x.detach())
     attacks = [PGD(name="pgd", steps=2, random_start=False), Square(name="square", n_queries=100)]
     found = bad(raised(masked, digits, attacks, attack_settings={}))
@@ -282,26 +282,26 @@ def test_what_black_boxes_and_grey_images_show_of_masked_gradients(standard: nn.
     assert "above-chance" in bad(raised(Defence(standard, before=_Misled.apply), digits))
 
 
-def test_random_noise_beats_an_attack_that_stands_still(digits: Dataset) -> None:
+def test_random_noise_beats_an_attack_that_does_not_move(digits: Dataset) -> None:
     torch.manual_seed(0)
     net = Memory(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
     found = bad(raised(net, digits, [PGD(name="pgd", steps=2, random_start=False)], attack_settings={}))
     assert found["noise-wins"] == found["memorised"] == "broken"
 
 
-def test_every_member_of_autoattack_meets_a_graph_that_is_cut(standard: nn.Module, digits: Dataset) -> None:
+def test_every_member_of_autoattack_runs_without_gradients(standard: nn.Module, digits: Dataset) -> None:
     short = [replace(one, n_queries=20) if isinstance(one, Square) else replace(one, steps=2) for one in autoattack()]
     assert any(isinstance(one, FABT) for one in short)
     net = Defence(standard, before=lambda x: x.detach())
     assert "zero-gradient" in bad(raised(net, digits.subset(range(20)), short, attack_settings={}, eps=["0.1"]))
 
 
-def test_a_crib_is_told_from_a_net_that_is_right_by_itself(standard: nn.Module) -> None:
-    """Noise fells few of its images, and it has gradients: only the jump beside the images gives it away."""
+def test_a_net_that_knows_the_images_is_distinguished_from_an_honest_one(standard: nn.Module) -> None:
+    """Noise fells few of its images, and it has gradients: only the jump right beside the images reveals it."""
     data = load("digits", "test").subset(range(400, 500))
     x, y = data.batch(slice(None))
     assert (standard(x).argmax(1) == y).double().mean() > 0.9
-    found = raised(Crib(standard, data), data)
+    found = raised(MemoryAndNet(standard, data), data)
     assert bad(found) == {"discontinuous": "broken"} and "100.0% of the images jump" in found["discontinuous"].detail
     assert "discontinuous" not in raised(standard, data)
 
@@ -328,7 +328,7 @@ def test_black_box_by_share(count: int, severity: str | None) -> None:
     by = fell.copy()
     fell[:100], by[:100] = 1, 0
     fell[100 : 100 + count], by[100 : 100 + count] = 1, 1
-    fell[900:920], by[900:920] = 0, 1  # at another eps: not added up
+    fell[900:920], by[900:920] = 0, 1  # at another eps, so not added to the others
     attacks = [PGD(name="pgd", steps=2), Square(name="square")]
     fates = Fates(fell, by)
     found = flags.black_box(fates, attacks, [0.1, 0.2])
@@ -340,7 +340,7 @@ def test_black_box_by_share(count: int, severity: str | None) -> None:
     if severity is None:
         fell[900:920] = by[900:920] = -1
         assert flags.black_box(Fates(fell, by), attacks, [0.1, 0.2]) == []
-    assert flags.black_box(fates, attacks[::-1], [0.1, 0.2]) == []  # one that runs first is compared with nothing
+    assert flags.black_box(fates, attacks[::-1], [0.1, 0.2]) == []  # an attack that runs first is compared with none
 
 
 def test_facts(standard: nn.Module, digits: Dataset) -> None:
@@ -358,7 +358,7 @@ HONEST = ("linear", "standard", "robust")
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", ["0", "0.3", "1"]), ("l1", ["1", "3"])])
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_models_are_not(
+def test_honest_models_are_not_flagged(
     name: str, norm: str, eps: list[str], digits: Dataset, request: pytest.FixtureRequest
 ) -> None:
     net = request.getfixturevalue(name)
@@ -399,7 +399,7 @@ def test_honest_networks_of_others(name: str, eps: list[str], advertorch: Path) 
     ],
 )
 def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> None:
-    """Standard and robust, on MNIST and CIFAR-10: with those of others, seven."""
+    """Standard and robust ones on MNIST and CIFAR-10; with those of others, seven."""
     data = first(dataset, 128)
     inputs = data.images[0].numel()
     net = trained(
@@ -412,7 +412,7 @@ def test_honest_networks_of_ours(dataset: str, eps: float, grid: list[str]) -> N
 @pytest.mark.network
 @pytest.mark.slow
 def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "FEWEST", 8)  # a minute on a CPU, not two
+    monkeypatch.setattr(probes, "MIN_PROBED_IMAGES", 8)  # a minute on a CPU, not two
     data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
     assert bad(raised(net, data, attack_settings={"steps": 3}, eps=["0.5/255"])) == {}

@@ -1,4 +1,4 @@
-"""Search in bf16: who survives it is attacked again in fp32, and the record says so."""
+"""After a search in bf16, the images that stand are attacked again in fp32, and the record says so."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from advbench.data.dataset import Dataset
 from advbench.engine.losses import margin
 from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
-from advbench.evaluator import fp32_recheck as second_look_module
-from advbench.evaluator import runner as bench_module
+from advbench.evaluator import fp32_recheck as recheck_module
+from advbench.evaluator import runner as runner_module
 from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.fp32_recheck import SET, covered, recheck_attacks
 from advbench.evaluator.runner import Runner
@@ -30,7 +30,7 @@ EPS = ["0", "0.05", "0.15", "0.3"]
 
 
 class Masked(nn.Module):
-    """A linear model whose gradients are zero in bf16, as those of one that rounds there may be."""
+    """A linear model whose gradients are zero in bf16, as rounding may make them."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve
     assert result.record.attack[2].settings["n_targets"] == 3
     assert result.record.attack_name == f"pgd+{SET}"
     felled = np.bincount(result.fates.by[result.fates.by >= 0], minlength=3)
-    assert felled[1] > 10 and felled[0] < 5  # a blind PGD hits by chance
+    assert felled[1] > 10 and felled[0] < 5  # without gradients, PGD hits by chance
     without = measure(masked, digits, curve=curve, precision="fp32")
     assert result.record.backwards > 5 * without.record.backwards
 
 
 def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset) -> None:
-    """A copy in bf16 has its border elsewhere: its nearest points are rarely adversarial to the model."""
+    """A bf16 copy has another decision boundary: its nearest points are rarely adversarial to the model."""
     asked = {"attack": ["ddn"], "norm": "l2", "eps": ["0", "0.5", "1"], "attack_settings": {"steps": 5}}
     result, fp32 = measure(masked, digits, **asked), evaluate(masked, digits, Settings(slots=16, **asked))  # type: ignore[arg-type]
     assert result.record.engine.precision == "fp32" and result.record.id == fp32.record.id
@@ -91,7 +91,7 @@ def test_nearest_points_are_searched_in_fp32(masked: nn.Module, digits: Dataset)
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "fourier-linf"])
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_every_norm_and_number_of_classes_has_one(norm: str, classes: int) -> None:
+def test_every_norm_and_number_of_classes_has_a_recheck(norm: str, classes: int) -> None:
     asked = [find("attacks", "pgd").create(), find("attacks", "pgd").create(eot=3, straight_through=True)]
     made, refs = recheck_attacks(asked, norm=norm, classes=classes)
     assert [(one.eot, one.straight_through) for one in made] == [(3, True)] * 2
@@ -142,13 +142,13 @@ def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Datase
     assert number == 4 and resumed.record.forwards >= whole.record.forwards
 
 
-def test_fp32_has_no_second_look(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(second_look_module, "APGD", None)
+def test_fp32_has_no_recheck(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recheck_module, "APGD", None)
     assert len(measure(masked, digits, precision="fp32").record.attack) == 1
 
 
 class Coarse(Masked):
-    """Its gradients are always zero, and in bf16 its logits come in large steps: changes within one are no progress."""
+    """Has no gradients, and in bf16 rounds its logits to large steps, which hides smaller progress."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.linear(x.flatten(1)).detach()
@@ -156,23 +156,23 @@ class Coarse(Masked):
 
 
 @pytest.mark.parametrize("curve", ["fast", "exact"])
-def test_who_came_near_in_bf16_meets_the_same_attack_in_fp32(
+def test_images_near_failure_in_bf16_meet_the_same_attack_in_fp32(
     masked: nn.Module, digits: Dataset, curve: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
     given: dict[str, Any] = {"attack": ["square"], "attack_settings": {"n_queries": 150}, "curve": curve}
     fp32 = measure(coarse, digits, precision="fp32", **given)
-    monkeypatch.setattr(bench_module, "BLUR", -torch.inf)
+    monkeypatch.setattr(runner_module, "NEAR_MARGIN", -torch.inf)
     blind = measure(coarse, digits, **given)
     monkeypatch.undo()
     near = measure(coarse, digits, **given)
     stands, left, found = (sum(point.robust for point in one.record.curve) for one in (fp32, blind, near))
     assert stands <= found < left - 3
     assert [ref.name for ref in near.record.attack] == ["square", "apgd-ce", "apgd-t"]
-    assert not np.isin(near.fates.by, (1, 2)).any()  # who fell did so to Square
-    # Those who are far from falling are not asked again: all of Square in fp32 would be as many passes as in bf16.
+    assert not np.isin(near.fates.by, (1, 2)).any()  # all that fell, fell to Square
+    # Images far from failure are not repeated: all of Square in fp32 would take as many passes as in bf16.
     assert blind.record.forwards < near.record.forwards < 1.8 * blind.record.forwards
-    monkeypatch.setattr(bench_module, "BLUR", 1e9)
+    monkeypatch.setattr(runner_module, "NEAR_MARGIN", 1e9)
     assert measure(coarse, digits, **given).record.forwards > near.record.forwards
 
 
@@ -192,5 +192,5 @@ def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits
         and 0 < stands.sum() < len(rows)
     )
     assert bool((verdicts.best_margin[stands] > clean[stands]).all())
-    told = runner.attack_at(other, rows, np.full(len(rows), 0.1)).best_margin
-    assert told is not None and bool(told.isneginf().all())  # its values are no margins
+    best_margin = runner.attack_at(other, rows, np.full(len(rows), 0.1)).best_margin
+    assert best_margin is not None and bool(best_margin.isneginf().all())  # its values are no margins

@@ -1,4 +1,4 @@
-"""What an evaluation left to be gone on with: taken up whole, or refused and left alone."""
+"""The journal of an evaluation is resumed as a whole, or refused and left unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASKED = {"model": "a", "eps": [0.1, 0.2], "attacks": [{"name": "pgd", "settings"
 
 
 def begun(path: Path, stages: int = 3, stop: int = 99) -> list[dict[str, Any]]:
-    """What each of `stages` gives, the `stop`-th one being asked to stop."""
+    """The results of `stages` pieces of work, of which number `stop` is asked to stop."""
     asked = itertools.count()
     kept = Journal(path, stop=lambda: next(asked) == stop)
     kept.begin(ASKED, resume=True)
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
-def test_what_ended_is_not_done_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_work_is_not_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Journal(path)
     assert kept.begin(ASKED, resume=True)
     done = [kept.once(lambda: {"fell": torch.tensor([-1])})["fell"].item() for _ in range(3)]
@@ -97,11 +97,11 @@ def test_another_question_is_refused_with_the_difference(path: Path, change: dic
 
 
 def test_a_kill_loses_no_more_than_the_contract_grants() -> None:
-    assert journal._EVERY <= 45
+    assert journal._SAVE_INTERVAL <= 45
 
 
 def test_slow_saves_are_made_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round takes 1 s here, and a save 30: every 20 s they would take over half of the time."""
+    """Here a round takes 1 s and a save 30 s: a save every 20 s would take more than half of the time."""
     now = [0.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
     saved: list[float] = []

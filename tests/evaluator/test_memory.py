@@ -1,4 +1,4 @@
-"""Out of memory halves the slots; slots are found once; nothing but per-sample numbers grows with n."""
+"""Running out of memory halves the slots; slots are measured once; only per-sample numbers grow with n."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
-from advbench.evaluator.slots import FIRST, MOST, choose_slots, fastest, kept, rate_of
+from advbench.evaluator.slots import MAX_CUDA_SLOTS, MIN_CUDA_SLOTS, cached, choose_slots, fastest, rate_of
 
 N = 50
 ATTACKS = {
@@ -29,7 +29,7 @@ ATTACKS = {
 
 
 class Small(nn.Module):
-    """A linear model on 8x8 images that takes at most `most` rows, fewer once `later` passes were made."""
+    """A linear model on 8x8 images that takes at most `most` rows, and at most `then` after `later` passes."""
 
     def __init__(self, most: int = 10**9, *, later: int = 10**9, then: int = 0) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Small(nn.Module):
         self.most, self.later, self.then = most, later, then
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Small:
-        return self  # the search copy is short of memory with it
+        return self  # the search copy runs out of memory too
 
     def forward(self, x: Tensor) -> Tensor:
         self.later -= 1
@@ -75,7 +75,7 @@ def flag(result: Evaluation, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("attack", [["pgd", "fab", "square"], ["fab"]])
-def test_out_of_memory_halves_the_slots_and_goes_on(digits: Dataset, attack: list[str]) -> None:
+def test_out_of_memory_halves_the_slots_and_continues(digits: Dataset, attack: list[str]) -> None:
     settings = ATTACKS["attack_settings"] if len(attack) > 1 else {"steps": 4}
     expected = measure(Small(), digits, 16, attack=attack, attack_settings=settings)
     assert not flag(expected, "slots")
@@ -91,14 +91,14 @@ def test_out_of_memory_halves_the_slots_and_goes_on(digits: Dataset, attack: lis
 
 
 @pytest.mark.parametrize("passes", [12, 25, 45])
-def test_what_was_decided_before_is_kept(digits: Dataset, tmp_path: Path, passes: int) -> None:
+def test_hits_before_memory_ran_out_are_kept(digits: Dataset, tmp_path: Path, passes: int) -> None:
     expected = measure(Small(), digits, 8)
     net = Small(16, later=passes, then=8)
     result = measure(net, digits, 16)
     assert net.later < 0 and result.record.engine.slots == 8
-    assert result.fates.fell.tolist() == expected.fates.fell.tolist()  # linear in fp32: by no slot count
+    assert result.fates.fell.tolist() == expected.fates.fell.tolist()  # linear in fp32: independent of the slots
     (detail,) = flag(result, "slots")
-    assert "went on with 8" in detail and "samples had fallen, verified in passes of 16 rows or more" in detail
+    assert "continued with 8" in detail and "hits before were verified in passes of 16 rows or more" in detail
 
 
 def test_halved_slots_are_reused_on_resuming(digits: Dataset, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_no_pass_is_larger_than_the_slots(digits: Dataset) -> None:
     assert max(seen) == 8
 
 
-def test_one_image_too_many_is_told(digits: Dataset) -> None:
+def test_too_little_memory_for_one_image_is_an_error(digits: Dataset) -> None:
     with pytest.raises(UserError, match="one image at a time"):
         measure(Small(2, later=3, then=0), digits, 2)
 
@@ -141,7 +141,9 @@ def test_the_rule_for_a_cpu_depends_on_the_images_alone(digits: Dataset) -> None
     assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 8, 32, 128, 256]
 
 
-@pytest.mark.parametrize(("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MOST), (512, 300, 256)])
+@pytest.mark.parametrize(
+    ("best", "memory", "expected"), [(512, 10**9, 512), (10**9, 10**9, MAX_CUDA_SLOTS), (512, 300, 256)]
+)
 def test_slots_double_while_they_pay_and_fit(best: int, memory: int, expected: int) -> None:
     def rate(slots: int) -> float:
         if slots > memory:
@@ -155,7 +157,7 @@ def test_the_first_count_may_not_fit_and_other_errors_pass() -> None:
     def none(slots: int) -> float:
         raise torch.OutOfMemoryError
 
-    assert fastest(none) == FIRST // 2
+    assert fastest(none) == MIN_CUDA_SLOTS // 2
 
     def broken(slots: int) -> float:
         raise RuntimeError("shapes")
@@ -181,16 +183,16 @@ def test_a_measured_count_is_kept_and_asked_for_once(tmp_path: Path) -> None:
         return 256
 
     path = tmp_path / "deeper" / "slots.json"
-    assert [kept(path, "a card|a model", measured) for _ in range(3)] == [256] * 3 and len(asked) == 1
-    assert kept(path, "another", lambda: 64) == 64
+    assert [cached(path, "a card|a model", measured) for _ in range(3)] == [256] * 3 and len(asked) == 1
+    assert cached(path, "another", lambda: 64) == 64
     assert json.loads(path.read_text()) == {"a card|a model": 256, "another": 64}
     path.write_text("{half a fi")
-    assert kept(path, "a card|a model", measured) == 256 and len(asked) == 2
+    assert cached(path, "a card|a model", measured) == 256 and len(asked) == 2
 
 
-def test_a_folder_that_cannot_be_written_costs_a_repetition(tmp_path: Path) -> None:
+def test_without_a_writable_folder_slots_are_measured_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert kept(tmp_path / "file" / "slots.json", "key", lambda: 128) == 128
+    assert cached(tmp_path / "file" / "slots.json", "key", lambda: 128) == 128
 
 
 def test_a_device_is_measured_and_no_more_slots_than_images(
@@ -212,8 +214,8 @@ def test_a_device_is_measured_and_no_more_slots_than_images(
     assert json.loads((tmp_path / "slots.json").read_text())[key] == 512
 
 
-def test_what_a_search_holds_does_not_grow_with_the_images(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes of all tensors of a search under way: beside the slots, a few numbers a sample."""
+def test_the_memory_of_a_search_does_not_grow_with_the_images(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the bytes of all tensors of a running search: besides the slots, a few numbers for each sample."""
     held: dict[int, int] = {}
     run = Search.run
 

@@ -1,4 +1,4 @@
-"""Evaluations by the attack on several tasks: what a record says of them, who shares them, what doubts are raised."""
+"""Evaluations by the attack on several tasks: their records, their sharing by processes, and their flags."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_record_pins_down_which_heads_were_attacked(run: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("attacked", ["wgd", "cyclic"])
 def test_fates_are_those_of_each_half_of_the_images(run: Path, attacked: str) -> None:
-    """Views are drawn by the image, not by its place or its neighbours."""
+    """Views depend on the image, not on its place or on other images."""
     data, fell = load("digits", "test").subset(range(N)), np.full(N, -9)
     for rows in (range(1, N, 2), range(0, N, 2)):
         part = measured(run, attacked, dataset=data.subset(rows), n=len(rows), slots=16)
@@ -83,7 +83,7 @@ def test_fates_are_those_of_each_half_of_the_images(run: Path, attacked: str) ->
     assert np.array_equal(fell, measured(run, attacked, slots=16).fates.fell) and len(set(fell.tolist())) > 2
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_record(run: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_to_the_same_record(run: Path, tmp_path: Path) -> None:
     whole = measured(run, "relative", slots=16)
     rounds = iter(range(15))
     stopped = Journal(tmp_path / "journal", stop=lambda: next(rounds, None) is None)
@@ -98,20 +98,20 @@ def test_processes_share_the_images(run: Path) -> None:
     assert two.record.id == one.record.id and two.record.forwards > one.record.forwards
 
 
-def test_in_bf16_hits_count_in_fp32_and_survivors_meet_a_second_look(run: Path) -> None:
+def test_in_bf16_hits_count_in_fp32_and_standing_images_are_rechecked(run: Path) -> None:
     record = measured(run, precision="bf16").record
     assert [ref.name for ref in record.attack] == ["multi-task", "apgd-ce", "apgd-t"]
     assert record.curve[2].robust <= measured(run).record.curve[2].robust
     assert measured(run, precision="auto").record.engine.precision == "fp32"
 
 
-def test_it_goes_with_other_attacks(run: Path) -> None:
+def test_it_combines_with_other_attacks(run: Path) -> None:
     both = advbench.evaluate(str(run), attack=["multi-task", "pgd"], eps=EPS, n=N, device="cpu")
     assert set(both.fates.by.tolist()) >= {0}
     assert [ref.settings["set"] for ref in both.record.attack] == ["multi-task", "pgd"]
 
 
-def test_who_has_no_tasks_is_refused_in_one_line(run: Path) -> None:
+def test_a_model_without_tasks_is_refused_in_one_line(run: Path) -> None:
     net = build("mlp", num_classes=10, in_channels=1, image_size=8)
     for model in (net, f"{run}/last.safetensors", f"{run}/parts/rotation.safetensors"):
         with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""When `--precision auto` searches in bf16: by the device and the network's arithmetic."""
+"""When `--precision auto` searches in bf16: decided by the device and the network's operations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def digits() -> Dataset:
     return load("digits", "test").subset(range(12))
 
 
-def has(monkeypatch: pytest.MonkeyPatch, **told: Any) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+def has(monkeypatch: pytest.MonkeyPatch, **capabilities: Any) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
 
 
 def test_multiply_adds_of_a_pass(digits: Dataset) -> None:
@@ -34,27 +34,27 @@ def test_multiply_adds_of_a_pass(digits: Dataset) -> None:
     assert precision.multiply_adds(net, digits) == sum(each * side**2 for each, side in maps) + sum(layers)
 
 
-def test_what_a_cpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_instructions_are_read_from_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, avx512_bf16=True)
-    assert precision.native()
+    assert precision.has_bf16_instructions()
     has(monkeypatch, amx_bf16=True, avx512_bf16=False)
-    assert precision.native()
+    assert precision.has_bf16_instructions()
     has(monkeypatch, avx512_f=True, avx512_bf16=False)
-    assert not precision.native()
+    assert not precision.has_bf16_instructions()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not precision.native()  # an older PyTorch
+    assert not precision.has_bf16_instructions()  # an older PyTorch
 
 
-def test_what_follows_in_fp32_is_a_small_part_of_autoattack_alone() -> None:
+def test_the_recheck_is_small_beside_autoattack_only() -> None:
     made = {name: resolve([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
     updates = {name: sum(one.updates(10) for one in attacks) for name, attacks in made.items()}
     assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
     second = sum(one.updates(10) for one in recheck_attacks(made["autoattack"], norm="linf", classes=10)[0])
     assert second == 400
-    assert updates["apgd-t"] < precision.LONGER * second < updates["autoattack"]
+    assert updates["apgd-t"] < precision.MIN_UPDATE_RATIO * second < updates["autoattack"]
 
 
-def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_bf16_only_where_it_pays(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
 
     def used(attack: list[str], asked: str = "auto") -> str:
@@ -65,18 +65,18 @@ def test_auto_is_bf16_where_it_pays_and_is_asked_for(digits: Dataset, monkeypatc
 
     has(monkeypatch, avx512_bf16=True)
     assert used(["apgd-t"]) == "fp32"  # a small network
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
-    assert used(["apgd-t"]) == "fp32"  # 18 updates, and the second look has 400
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
+    assert used(["apgd-t"]) == "fp32"  # 18 updates, and the recheck has 400
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     assert used(["apgd-t"]) == "bf16"
     assert used(["apgd-t"], "fp32") == "fp32"
-    assert used(["pgd"]) == "fp32"  # the second look would make it stronger
+    assert used(["pgd"]) == "fp32"  # the recheck would make it stronger
     has(monkeypatch)
     assert used(["apgd-t"]) == "fp32"
     assert used(["apgd-t"], "bf16") == "bf16"
 
 
-def test_what_is_resumed_has_the_precision_it_was_begun_with(
+def test_a_resumed_evaluation_keeps_its_precision(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
@@ -92,12 +92,12 @@ def test_what_is_resumed_has_the_precision_it_was_begun_with(
     with pytest.raises(Interrupted):
         run(lambda: next(left, None) is None, False)
     has(monkeypatch, avx512_bf16=True)  # another machine
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     assert run(lambda: False, True) == "fp32"
 
 
-def test_what_cannot_be_counted_is_not_large(digits: Dataset) -> None:
+def test_a_network_that_cannot_be_counted_is_not_heavy(digits: Dataset) -> None:
     class Refuses(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise IndexError("not so few images")
@@ -115,11 +115,11 @@ def test_a_model_that_does_not_work_in_bf16(digits: Dataset, monkeypatch: pytest
             return self.conv((x - torch.tensor([0.5]).view(1, 1, 1, 1)) / 0.25).flatten(1)
 
     net = Normalised()
-    assert "BFloat16" in precision.why_not(net, digits) or "bias type" in precision.why_not(net, digits)
+    assert "BFloat16" in precision.bf16_failure(net, digits) or "bias type" in precision.bf16_failure(net, digits)
     with pytest.raises(UserError, match=r"does not work in bf16 .*: choose --precision fp32"):
         evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"], precision="bf16"))
     has(monkeypatch, avx512_bf16=True)
-    monkeypatch.setattr(precision, "HEAVY", 10.0)
-    monkeypatch.setattr(precision, "LONGER", 0.01)
+    monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
+    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
     record = evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"])).record
     assert record.engine.precision == "fp32"

@@ -1,4 +1,4 @@
-"""The package beside our engine: its attacks one by one give what it gives by itself, and can be gone on with."""
+"""The reference package: its attacks run one by one give what it gives on its own, and can be resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPS = ["0.05", "0.1"]
 
 
 class Masked(nn.Module):
-    """A linear net whose gradients are those of noise."""
+    """A linear net whose gradients are noise."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_the_members_are_the_packages(net: nn.Module, name: str, norm: Any) -> N
     assert tuple(made.attacks_to_run) == reference.members(name)
 
 
-def test_one_by_one_as_by_itself(net: nn.Module, digits: Dataset) -> None:
+def test_attacks_one_by_one_give_what_the_package_gives(net: nn.Module, digits: Dataset) -> None:
     """Three batches, two sizes: the same samples fall."""
     x, y = digits.batch(slice(None))
     found = evaluate(net, digits, Settings(eps=EPS, engine="reference", slots=10))
@@ -86,7 +86,7 @@ def test_one_by_one_as_by_itself(net: nn.Module, digits: Dataset) -> None:
     assert 0 < standing.sum() < 20
 
 
-def test_stopped_after_any_batch_it_goes_on_to_the_same(net: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+def test_stopped_after_any_batch_it_resumes_to_the_same_record(net: nn.Module, digits: Dataset, tmp_path: Path) -> None:
     how: dict[str, Any] = {"eps": EPS, "engine": "reference", "slots": 10}
     whole = evaluate(net, digits, Settings(**how)).record
     path, goes, polls = tmp_path / "journal", 0, 0
@@ -116,6 +116,6 @@ def test_square_that_beats_its_gradients_is_flagged(net: nn.Module) -> None:
     assert "square-wins" not in flags(net)
 
 
-def test_settings_are_not_passed_over(net: nn.Module, digits: Dataset) -> None:
+def test_settings_are_refused(net: nn.Module, digits: Dataset) -> None:
     with pytest.raises(UserError, match="leave out --set steps"):
         evaluate(net, digits, Settings(eps=EPS, engine="reference", attack_settings={"steps": 3}))

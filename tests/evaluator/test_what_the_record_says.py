@@ -1,4 +1,4 @@
-"""What a record tells of attacks that differ by more than their name: sources of transfer, bands, targets, centres."""
+"""The record of attacks with further parts: sources of transfer, frequency bands, targets, centres of features."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def linear(seed: int) -> Model:
 
 def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2):
-        told = {
+        metadata = {
             "advbench": json.dumps(
                 {
                     "arch": "linear",
@@ -54,7 +54,7 @@ def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
                 }
             )
         }
-        save_file(linear(seed).state_dict(), tmp_path / f"{seed}.safetensors", metadata=told)
+        save_file(linear(seed).state_dict(), tmp_path / f"{seed}.safetensors", metadata=metadata)
     net = linear(0)
     records = []
     for seed in (1, 2, 1):
@@ -73,14 +73,14 @@ def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
         )
 
 
-def test_what_leaks_from_a_band_is_told(digits: Dataset) -> None:
-    told = {"band": "0,0.25", "steps": 5}  # as --set band=0,0.25 gives it
+def test_energy_outside_of_the_band_is_noted(digits: Dataset) -> None:
+    settings = {"band": "0,0.25", "steps": 5}  # as --set band=0,0.25 gives it
     record = evaluate(
-        linear(0), digits, Settings(attack="pgd", eps=["0.05", "0.4"], norm="fourier-linf", attack_settings=told)
+        linear(0), digits, Settings(attack="pgd", eps=["0.05", "0.4"], norm="fourier-linf", attack_settings=settings)
     ).record
     flags = {flag.name: flag for flag in record.flags}
     assert flags["band-leak"].severity == flags["spectrum"].severity == "note"
-    # Digits are black and white to the border of [0, 1]: the cut to it must bring high frequencies back.
+    # Digits reach both ends of [0, 1], so that clipping to it must bring back high frequencies.
     share = float(flags["band-leak"].detail.split("%")[0].split()[-1])
     assert 0 < share < 100
     most = float(flags["spectrum"].detail.split("at most ")[1].split()[0])

@@ -1,4 +1,4 @@
-"""What a process finds on its share of the images, and how the results of all are merged."""
+"""The result of one process on its share of the images, and the merging of all results."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ T = TypeVar("T")
 
 
 def share(n: int, number: int, of: int) -> NDArray[np.int64]:
-    """The images that process `number` of `of` attacks, of `n`."""
+    """The rows, out of `n`, that process `number` of `of` attacks."""
     return np.arange(number, n, of)
 
 
 @dataclass(frozen=True)
 class ShareResult:
-    """What a process knows at the end: what its runner counted, found and noted, and by `rows`, its share of all
-    images, their fates (columns of Fates)."""
+    """The result of one process: the fates of its share and all that its runner counted.
+
+    `rows` (m,) is its share of all images; `fell`, `by` and `norm` (m,) are the columns of their Fates.
+    """
 
     rows: NDArray[np.int64]
     fell: NDArray[np.int16]
@@ -43,8 +45,10 @@ class ShareResult:
 
     @classmethod
     def of(cls, runner: Runner, fates: Fates, rows: NDArray[np.int64]) -> ShareResult:
-        """The result of the process of `runner`: `fates` are those of all the runner's images, which either are all
-        images, or `rows` of them."""
+        """The result of the process of `runner`, whose images have `fates`.
+
+        They are either all images, or only the images `rows`.
+        """
         journal, all_images = runner.journal, len(fates) > len(rows)
         here = rows if all_images else np.arange(len(rows))
         return cls(
@@ -62,9 +66,9 @@ class ShareResult:
 
 
 def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
-    """The fates of all images; `runner` and its journal come to hold what all processes counted, found and noted."""
+    """The fates of all images. `runner` and its journal take over the sums and points of all processes."""
     journal = runner.journal
-    journal.own, journal.check = False, lambda: None
+    journal.merged, journal.check = True, lambda: None
     journal.forwards, journal.backwards, runner.unverified, runner.nonfinite = (
         sum(counted) for counted in zip(*(one.counts for one in every), strict=True)
     )
@@ -83,7 +87,7 @@ def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What `work` returns; UserError and Interrupted, raised on any process, are raised on all: none waits in vain."""
+    """The result of `work`. A UserError or Interrupted in any process is raised in all, so that none waits forever."""
     value: T | None = None
     error: UserError | Interrupted | None = None
     try:

@@ -1,9 +1,9 @@
-"""On a CPU, processes beside this one that attack shares of the images: they lose nothing to each other.
+"""Worker processes on a CPU, each of which attacks a share of the images without waiting for the others.
 
-Two of them took 0.85 of the time of two threads that share the rows of each pass (AutoAttack on small MNIST nets). They
-cost seconds to start, so short evaluations have none. Each is `python -m advbench.evaluator.parallel.worker`: it gets
-its job on stdin and answers on stdout. When stdin ends, because this process closes it or is killed, it saves and
-stops.
+Two processes took 0.85 of the time of two threads that share the rows of each pass (AutoAttack on small MNIST nets).
+They take seconds to start, so short evaluations have none. Each runs `python -m advbench.evaluator.parallel.worker`,
+reads its job from stdin and writes its result to stdout. When its stdin ends, because this process closed it or was
+killed, the worker saves its journal and stops.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ READY = b"ready"
 
 @dataclass(frozen=True)
 class Job:
-    """A share of an evaluation: the images `data`, which are `rows` of all of them, and what is done to them."""
+    """The share of one worker: the images `data`, which are `rows` of all images, and the attacks on them."""
 
     net: nn.Module
     data: Dataset
@@ -47,16 +47,16 @@ class Job:
     slots: int
     threads: int
     random: bool
-    right: NDArray[np.bool_]  # which of the clean images the model gets right
-    journal: Path | None  # of the first process; this one's lies beside it
-    asked: dict[str, Any]
+    correct: NDArray[np.bool_]  # (m,) whether the model is right about each clean image
+    journal: Path | None  # of the first process; the worker's own lies beside it
+    question: dict[str, Any]
     number: int
     of: int
     resume: bool
 
 
 def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, resume: bool) -> Job:
-    """The job of process `number` of so many."""
+    """The job of process `number` of `of`."""
     rows = share(len(runner.data), number, of)
     return Job(
         runner.net,
@@ -67,9 +67,9 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         runner.oracle.slots,
         threads=max(1, torch.get_num_threads() // of),
         random=runner.oracle.random,
-        right=runner.correct[rows],
+        correct=runner.correct[rows],
         journal=runner.journal.path,
-        asked=runner.journal.asked,
+        question=runner.journal.question,
         number=number,
         of=of,
         resume=resume,
@@ -77,20 +77,19 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
 
 
 class Workers:
-    """Those that have begun."""
+    """The worker processes, all of which have accepted their jobs."""
 
     def __init__(self, found: list[Future[ShareResult]]) -> None:
         self._found = found
 
     def check(self) -> None:
-        """Raise what has stopped one of them: UserError, Interrupted where it was ended from outside, or
-        RuntimeError."""
+        """Raise the error of any worker that has failed: UserError, RuntimeError, or Interrupted if it was killed."""
         for one in self._found:
             if one.done():
                 one.result()
 
     def results(self, poll: Callable[[], None]) -> list[ShareResult]:
-        """What each found on its share. `poll` is called while they are waited for, and may raise; so does `check`."""
+        """Wait for the results of all workers. `poll` is called meanwhile; what it or `check` raises ends the wait."""
         while not all(one.done() for one in self._found):
             poll()
             self.check()
@@ -99,64 +98,67 @@ class Workers:
 
 
 @contextmanager
-def at_work(jobs: list[Job]) -> Iterator[Workers | None]:
-    """Inside, `jobs` are worked on, and PyTorch has as many threads here as there; None where the model cannot be
-    handed to another process. Whoever is still at work in the end stops at its next step, and is waited for."""
+def running(jobs: list[Job]) -> Iterator[Workers | None]:
+    """Inside, a worker process runs each of `jobs`, and PyTorch uses as many threads here as in a worker.
+
+    Yields None where the processes cannot be started or the model cannot be sent to them. On leaving, a worker that
+    still runs stops at its next step, and is waited for.
+    """
     threads = torch.get_num_threads()
     started: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(len(jobs)) as pool:
         try:
-            with suppress(OSError):  # no room for more processes
-                started += [_started() for _ in jobs]
-            if len(started) == len(jobs) and all(list(pool.map(_begun, started, jobs))):
+            with suppress(OSError):  # the system allows no more processes
+                started += [_start() for _ in jobs]
+            if len(started) == len(jobs) and all(list(pool.map(_hand_over, started, jobs))):
                 torch.set_num_threads(jobs[0].threads)
-                yield Workers([pool.submit(_outcome, one) for one in started])
+                yield Workers([pool.submit(_result, one) for one in started])
             else:
-                _end(started)
+                _stop(started)
                 yield None
         finally:
             torch.set_num_threads(threads)
-            _end(started)
+            _stop(started)
 
 
-def _started() -> subprocess.Popen[bytes]:
-    folders = [*sys.path, ""]  # models may be of modules in the current folder
+def _start() -> subprocess.Popen[bytes]:
+    folders = [*sys.path, ""]  # the model's module may lie in the current folder
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "advbench.evaluator.parallel.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in folders)},
-        start_new_session=True,  # Ctrl-C is for this process, which then tells them
+        start_new_session=True,  # Ctrl-C reaches only this process, which then stops the workers
     )
 
 
-def _end(started: list[subprocess.Popen[bytes]]) -> None:
+def _stop(started: list[subprocess.Popen[bytes]]) -> None:
     for one in started:
         assert one.stdin is not None
-        with suppress(OSError):  # it may be gone
+        with suppress(OSError):  # the worker may have ended
             one.stdin.close()
     for one in started:
         assert one.stdout is not None
         if not one.stdout.closed:
-            one.stdout.read()  # what nobody waited for: else it could not end
+            one.stdout.read()  # drain an unread result: a full pipe would block the worker
             one.stdout.close()
         one.wait()
 
 
-def _begun(process: subprocess.Popen[bytes], job: Job) -> bool:
-    """Whether it has understood its job."""
+def _hand_over(process: subprocess.Popen[bytes], job: Job) -> bool:
+    """Send `job` to a worker; whether the worker accepted it."""
     assert process.stdin is not None and process.stdout is not None
     try:
-        # RobustBench is imported in a way of its own, before its models are unpickled.
+        # The worker must import RobustBench in a special way before it unpickles one of its models.
         pickle.dump(any(type(part).__module__.startswith("robustbench.") for part in job.net.modules()), process.stdin)
         pickle.dump(job, process.stdin)
         process.stdin.flush()
         return process.stdout.read(len(READY)) == READY
-    except Exception:  # a model may hold anything, and pickle raises whatever that does; or the process is gone
+    except Exception:  # pickling a model can raise anything, and the worker may have ended
         return False
 
 
-def _outcome(process: subprocess.Popen[bytes]) -> ShareResult:
+def _result(process: subprocess.Popen[bytes]) -> ShareResult:
     assert process.stdout is not None
     try:
         found = pickle.load(process.stdout)

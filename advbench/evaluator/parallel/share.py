@@ -1,4 +1,4 @@
-"""How many processes share the images, and the evaluation by all of them."""
+"""How many processes share the images, and the attacks by all of them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from advbench.evaluator.parallel import processes
 from advbench.evaluator.parallel.memory import processes_that_fit
 from advbench.evaluator.parallel.merge import ShareResult, agreed, merge, share
 from advbench.evaluator.plan import Plan
-from advbench.evaluator.precision import HEAVY, multiply_adds
+from advbench.evaluator.precision import HEAVY_MULTIPLY_ADDS, multiply_adds
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 
-WORTH = 20.0  # seconds of forward passes, below which no process is started
-MOST = 8  # processes, each of which holds PyTorch, the model and its passes in memory
+MIN_SECONDS_TO_SHARE = 20.0  # of forward passes: a shorter evaluation is not worth the start of another process
+MAX_PROCESSES = 8  # each holds PyTorch, the model and its activations in memory
 
 Collect = Callable[[ShareResult], list[ShareResult]]
-"""Takes this process's result and returns those of all, in any order."""
+"""Takes this process's result and returns the results of all processes, in any order."""
 
 
 def how_many(
@@ -37,70 +37,84 @@ def how_many(
     run: Plan,
     *,
     slots: int,
-    asked: int | None = None,
-    begun: dict[str, Any] | None = None,
+    requested: int | None = None,
+    saved: dict[str, Any] | None = None,
 ) -> int:
-    """The processes, this one included: those that the journal `begun` was begun with, those of torchrun, `asked`, or
-    as many as are worth their start and fit into memory, one for each of PyTorch's threads and each time that the
-    images fill the slots. One where the images cannot be shared. Raises UserError where what was begun cannot be
-    resumed here.
+    """The number of processes that share the images, this one included.
+
+    The first of these that applies:
+    - that of the saved evaluation, whose question is `saved`;
+    - that of torchrun;
+    - 1 where the images cannot be shared;
+    - `requested`, but at most one process for each image;
+    - as many as are worth their start and fit into memory, at most one for each PyTorch thread and for each time that
+      the images fill the slots.
+
+    Raises UserError where the saved evaluation cannot be resumed with the processes that are here.
     """
-    if begun is not None:
-        count: int = begun.get("shard", {"of": 1})["of"]
+    if saved is not None:
+        count: int = saved.get("shard", {"of": 1})["of"]
         launched = ranks.world()
         if launched != count and (launched > 1 or (count > 1 and data.device.type != "cpu")):
-            raise UserError(f"this evaluation was begun by {_of(count)}: resume it by as many, or use --force")
+            raise UserError(
+                f"this evaluation was begun by {_of(count)}: resume with the same number of processes, or use --force"
+            )
         return count
     if ranks.world() > 1:
         return ranks.world()
-    most = min(torch.get_num_threads(), round(len(data) / slots), MOST) if asked is None else min(asked, len(data))
+    if requested is None:
+        most = min(torch.get_num_threads(), round(len(data) / slots), MAX_PROCESSES)
+    else:
+        most = min(requested, len(data))
     if most < 2 or data.device.type != "cpu" or not run.shareable:
         return 1
-    if any(type(part).__module__ == "__main__" for part in (*net.modules(), *run.attacks)):  # another's main program
+    if any(type(part).__module__ == "__main__" for part in (*net.modules(), *run.attacks)):  # not found by a worker
         return 1
     x, _ = data.batch(slice(0, slots))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a random model's numbers are its own
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # keep a random model's random numbers as they are
             once = net(x)
             began = time.perf_counter()
             again = net(x)
             a_row = (time.perf_counter() - began) / len(x)
     except RuntimeError as error:
-        if out_of_memory(error):  # then there is none for more processes
+        if out_of_memory(error):  # then there is no memory for more processes either
             return 1
         raise
-    if not torch.equal(once, again):  # random, and then all numbers come from one stream
+    if not torch.equal(once, again):  # a random model draws all its numbers from one stream
         return 1
-    if asked is not None:
+    if requested is not None:
         return most
     updates = sum(attack.updates(once.shape[1]) for attack in run.attacks)
-    return min(most, processes_that_fit(net, x)) if a_row * len(data) * updates > WORTH else 1
+    return min(most, processes_that_fit(net, x)) if a_row * len(data) * updates > MIN_SECONDS_TO_SHARE else 1
 
 
-def attacked(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
-    """What the attacks do to all images, by this process and those that share them with it, `count` in all."""
-    if count == 1 or not run.shareable:  # then all processes make the few passes that there are
+def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
+    """The outcome of the attacks on all images, by this process and the others that share them, `count` in all."""
+    if count == 1 or not run.shareable:  # unshareable: each process makes all the passes, which are few
         with enough_threads(runner.net, runner.data):
             return agreed(lambda: attack_images(runner, run, settings.sizes))
     with launched() if ranks.world() > 1 else started(runner, run, settings, count, resume) as collect:
         if collect is None:
             if resume:
-                warnings.warn("the other processes do not start: going on alone, from the beginning", stacklevel=2)
-            runner.journal.begin(runner.journal.asked, resume=False)
+                warnings.warn("the other processes do not start: this one starts over alone", stacklevel=2)
+            runner.journal.begin(runner.journal.question, resume=False)
             with enough_threads(runner.net, runner.data):
                 return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
-        runner.keep_to(rows)
+        runner.restrict_to(rows)
         mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
 
 
 @contextmanager
 def enough_threads(net: nn.Module, data: Dataset) -> Iterator[None]:
-    """Inside, a light network on a CPU has one of PyTorch's threads: these meet after every operation, which takes
-    longer than one thread does alone."""
+    """Inside, a light network on a CPU uses one thread.
+
+    PyTorch's threads synchronise after every operation, and for a light network that costs more than they gain.
+    """
     threads = torch.get_num_threads()
-    if data.device.type == "cpu" and multiply_adds(net, data) < HEAVY:
+    if data.device.type == "cpu" and multiply_adds(net, data) < HEAVY_MULTIPLY_ADDS:
         torch.set_num_threads(1)
     try:
         yield
@@ -110,15 +124,15 @@ def enough_threads(net: nn.Module, data: Dataset) -> Iterator[None]:
 
 @contextmanager
 def launched() -> Iterator[Collect]:
-    """The processes of the launcher, which are all at the same point."""
+    """Share with the processes of torchrun, which all run this same code."""
     yield ranks.gather_objects
 
 
 @contextmanager
 def started(runner: Runner, run: Plan, settings: Settings, count: int, resume: bool) -> Iterator[Collect | None]:
-    """Processes that are started for the other shares; None where the model cannot be handed to them."""
+    """Start a process for each of the other shares; None where the model cannot be sent to them."""
     jobs = [processes.job(runner, run, settings, number, count, resume=resume) for number in range(1, count)]
-    with processes.at_work(jobs) as workers:
+    with processes.running(jobs) as workers:
         if workers is None:
             yield None
             return

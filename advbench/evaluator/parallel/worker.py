@@ -1,4 +1,4 @@
-"""`python -m advbench.evaluator.parallel.worker`: one of the processes of `workers`. Not for use by hand."""
+"""`python -m advbench.evaluator.parallel.worker`: a worker process that `processes` starts. Not for use by hand."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ from advbench.models import robustbench_zoo
 
 
 def main() -> None:
-    """Read a job, say that it is understood, work it off, and tell what was found or what was wrong."""
+    """Read a job from stdin, accept it, run it, and write its result or its error to stdout."""
     keep_freed()
-    warnings.simplefilter("ignore")  # who started us has the same to say
+    warnings.simplefilter("ignore")  # the starting process gives the same warnings
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a model prints is no answer
+    os.dup2(2, 1)  # what a model prints must not mix with the result
     try:
         with open(0, "rb", closefd=False) as asked, robustbench_zoo.imported() if pickle.load(asked) else nullcontext():
             job = pickle.load(asked)
-    except Exception:  # the model is of a module that is not found here: who started us attacks all images
+    except Exception:  # the model's module is not found here: the starting process attacks all images
         return
     answers.write(READY)
     answers.flush()
     stopping = threading.Event()
 
     def watch() -> None:
-        os.read(0, 1)  # returns when stdin ends: closed by who started us, or by its death
+        os.read(0, 1)  # returns when the starting process closes stdin or dies
         stopping.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a system that goes down tells all its processes
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shutdown signals every process
         signal.signal(number, lambda *_: stopping.set())
     found: ShareResult | Exception
     try:
         found = work(job, stopping.is_set)
     except (UserError, Interrupted) as error:
         found = error
-    except Exception as error:  # told to who started us, as its own would be
+    except Exception as error:  # raised again by the starting process
         found = RuntimeError(f"{type(error).__name__} in a worker process: {error}")
     answers.write(pickle.dumps(found))
     answers.flush()
 
 
 def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
-    """What is found on the images of `job`. Raises UserError, and Interrupted once `stop` says so."""
+    """The result on the images of `job`. Raises UserError, and Interrupted when `stop` returns true."""
     torch.set_num_threads(job.threads)
     journal = Journal(job.journal, stop=stop)
     file, settings = journal.file(job.number, job.of), job.settings
-    with alone(file), untouched(job.net), exact_kernels(job.data.device):
+    with journal_lock(file), untouched(job.net), exact_kernels(job.data.device):
         if file is not None and not job.resume:
             file.unlink(missing_ok=True)
-        journal.begin(job.asked, number=job.number, of=job.of, resume=job.resume)
+        journal.begin(job.question, number=job.number, of=job.of, resume=job.resume)
         runner = Runner(
             job.net,
             job.data,
@@ -79,15 +79,17 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
             is_random=lambda net, data: job.random,
             keep_points=settings.keep_points,
         )
-        if not np.array_equal(runner.correct, job.right):  # as of classes that were patched
-            raise UserError("the model answers otherwise in another process: OMP_NUM_THREADS=1 keeps it to one")
+        if not np.array_equal(runner.correct, job.correct):  # such as with classes patched at run time
+            raise UserError(
+                "the model gives other results in another process: OMP_NUM_THREADS=1 keeps the evaluation to one"
+            )
         found = attack_images(runner, job.run, settings.sizes)
         return ShareResult.of(runner, found.fates, job.rows)
 
 
 @contextmanager
-def alone(path: Path | None) -> Iterator[None]:
-    """Hold the journal `path`: a worker whose starter was killed may still be about to save."""
+def journal_lock(path: Path | None) -> Iterator[None]:
+    """Lock the journal `path`: a worker whose starting process was killed may still be about to save it."""
     if path is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Two processes share the samples: the record is that of one; journals are resumed, or refused in a line."""
+"""Two processes that share the samples give the record of one. Their journals are resumed, or refused in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, processes: int, *words: str) -> list[subprocess.CompletedProcess[str]]:
-    """`advbench WORDS` in `processes` processes that torchrun's variables join."""
+    """Run `advbench WORDS` in `processes` processes, joined by torchrun's environment variables."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -80,7 +80,7 @@ def test_the_record_of_two_processes_is_that_of_one(weights: Path, tmp_path: Pat
     assert [flag.name for flag in a.flags] == [flag.name for flag in b.flags]
     assert first.stdout.splitlines()[1:4] == alone.stdout.splitlines()[1:4]
     assert not list((tmp_path / "two").rglob("*.journal*"))
-    (again,) = run(tmp_path / "two", 1, *argv, "--resume")  # found by any number of processes
+    (again,) = run(tmp_path / "two", 1, *argv, "--resume")  # a record is found by any number of processes
     assert again.returncode == 0 and "nothing was run" in again.stdout
 
 
@@ -94,7 +94,7 @@ sys.exit(run(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_interrupted_shares_go_on_or_are_refused(
+def test_interrupted_shares_resume_or_are_refused(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = [*EVALUATE, "--model", str(weights)]
@@ -107,9 +107,9 @@ def test_interrupted_shares_go_on_or_are_refused(
     assert kept == ["journal", "part1of2"]
     three = run(tmp_path / "two", 3, *argv, "--resume")
     assert [process.returncode for process in three] == [2, 2, 2], three[0].stderr
-    assert "begun by 2 processes (torchrun --nproc-per-node 2): resume it by as many" in three[0].stderr
+    assert "begun by 2 processes (torchrun --nproc-per-node 2): resume with the same number" in three[0].stderr
     shutil.copytree(tmp_path / "two", tmp_path / "local")
-    (local,) = run(tmp_path / "local", 1, *argv, "--resume")  # which starts the other process itself
+    (local,) = run(tmp_path / "local", 1, *argv, "--resume")  # this process starts the other one itself
     assert local.returncode == 0, local.stderr
     assert record_of(tmp_path / "local").name == record_of(tmp_path / "one").name
     resumed = run(tmp_path / "two", 2, *argv, "--resume")

@@ -1,4 +1,4 @@
-"""Worker processes: what they find is what one process finds; they stop, go on and fail as one does."""
+"""Worker processes find what one process finds, and stop, resume and fail like one process."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def measured(
 
 
 def rounds(count: int) -> Callable[[], bool]:
-    """A `stop` that says yes after so many rounds."""
+    """A `stop` that returns true after `count` rounds."""
     left: Iterator[int] = iter(range(count))
     return lambda: next(left, None) is None
 
 
-# A net that is itself in the process that made it, and ends in its own way in every other one.
+# A net that calls `end` in every process but the one that made it.
 ELSEWHERE = """
 import os, signal, sys
 from torch import nn
@@ -140,11 +140,13 @@ def test_minimum_norm_attacks_and_nets_that_print(net: nn.Module, digits: Datase
         Settings(attack="ddn", norm="l2", eps=["0.5", "1"], attack_settings={"steps": 20}, processes=2),
     )
     assert np.array_equal(one.fates.norm, two.fates.norm)  # type: ignore[arg-type]
-    assert (Path(elsewhere.__file__).parent / "talked").exists()  # there were two processes
+    assert (Path(elsewhere.__file__).parent / "talked").exists()  # written by the second process
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_goes_on_with_as_many(net: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+def test_a_stopped_evaluation_resumes_with_the_same_number_of_processes(
+    net: nn.Module, digits: Dataset, tmp_path: Path
+) -> None:
     path = tmp_path / "journal"
     with pytest.raises(Interrupted, match="saved"):
         measured(net, digits, 2, journal=Journal(path, stop=rounds(6)))
@@ -165,43 +167,43 @@ def test_a_damaged_share_is_named(net: nn.Module, digits: Dataset, tmp_path: Pat
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=r"part1of2 is damaged"):
         measured(net, digits, 2, journal=Journal(path), resume=True)
-    fresh = measured(net, digits, 2, journal=Journal(path))  # starting over, what is there does not matter
+    fresh = measured(net, digits, 2, journal=Journal(path))  # a new evaluation ignores the old journals
     assert fresh.record.id == measured(net, digits, 1).record.id
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_or_is_killed_is_told_of(net: nn.Module, digits: Dataset, elsewhere: Any) -> None:
+def test_the_error_of_a_failed_or_killed_worker_is_raised(net: nn.Module, digits: Dataset, elsewhere: Any) -> None:
     with pytest.raises(UserError, match="not on this machine"):
         measured(elsewhere.Elsewhere(net, elsewhere.complain), digits, 2)
     with pytest.raises(RuntimeError, match="KeyError in a worker process: 'unheard of'"):
         measured(elsewhere.Elsewhere(net, elsewhere.fail), digits, 2)
-    with pytest.raises(UserError, match="answers otherwise in another process"):
+    with pytest.raises(UserError, match="gives other results in another process"):
         measured(elsewhere.Other(net, elsewhere.talk), digits, 2)
     with pytest.raises(Interrupted, match="exit status -9"):
         measured(elsewhere.Elsewhere(net, elsewhere.die), digits, 2)
 
 
 @pytest.mark.slow
-def test_a_net_that_cannot_be_handed_over_is_attacked_here(
+def test_a_net_that_cannot_be_sent_to_workers_is_attacked_here(
     net: nn.Module, digits: Dataset, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = measured(net, digits, 1).fates.fell
     refused = elsewhere.Elsewhere(net, lambda: None)  # pickle takes no lambda
     assert np.array_equal(measured(refused, digits, 2).fates.fell, expected)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not Path(folder, "elsewhere_net.py").exists()])
-    foreign = elsewhere.Elsewhere(net, elsewhere.complain)  # of a module that no other process finds
+    foreign = elsewhere.Elsewhere(net, elsewhere.complain)  # its module is not found by other processes
     assert np.array_equal(measured(foreign, digits, 2).fates.fell, expected)
 
 
 @pytest.mark.slow
-def test_a_share_is_not_taken_for_the_whole_when_nobody_can_help(
+def test_a_share_is_not_taken_for_the_whole_when_workers_do_not_start(
     net: nn.Module, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal"
     with pytest.raises(Interrupted):
         measured(net, digits, 2, journal=Journal(path, stop=rounds(6)))
-    monkeypatch.setattr(processes, "_begun", lambda process, job: False)
-    with pytest.warns(UserWarning, match="going on alone, from the beginning"):
+    monkeypatch.setattr(processes, "_hand_over", lambda process, job: False)
+    with pytest.warns(UserWarning, match="this one starts over alone"):
         resumed = measured(net, digits, 2, journal=Journal(path), resume=True)
     assert resumed.record.id == measured(net, digits, 1).record.id
 
@@ -216,8 +218,8 @@ def test_a_worker_that_fails_stops_this_process_too(net: nn.Module, digits: Data
 
 
 @pytest.mark.slow
-def test_workers_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
-    """Linux: the processes of the killed one's own session are looked for in /proc."""
+def test_workers_end_when_the_starting_process_is_killed(tmp_path: Path) -> None:
+    """Linux only: the children of the killed process are found in /proc."""
     program = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
         "from advbench.data import load; from advbench.models import build;"
@@ -231,7 +233,7 @@ def test_workers_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
     try:
         (worker,) = wait_for(lambda: children(starter.pid))
         lock = tmp_path / ".lockjournal.part1of2"
-        wait_for(lambda: [lock] if lock.exists() else [])  # it is at work
+        wait_for(lambda: [lock] if lock.exists() else [])  # the worker is running
     finally:
         starter.kill()
         starter.wait()
@@ -240,7 +242,7 @@ def test_workers_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether it is there, and no zombie that nobody has waited for."""
+    """Whether the process exists and is not a zombie."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:
@@ -260,7 +262,7 @@ def wait_for(look: Callable[[], list[object]] | Callable[[], list[int]]) -> list
         if found:
             return list(found)
         time.sleep(0.1)
-    raise AssertionError("it did not come within a minute")
+    raise AssertionError("nothing was found within a minute")
 
 
 def planned(data: Dataset, attack: str | APGD = "autoattack", engine: str = "own") -> Plan:
@@ -270,7 +272,7 @@ def planned(data: Dataset, attack: str | APGD = "autoattack", engine: str = "own
 
 
 class Slow(nn.Module):
-    """As slow as a net for which workers are worth their start; `noise` makes it random."""
+    """A net so slow that workers are worth their start; `noise` makes it random."""
 
     def __init__(self, net: nn.Module, seconds: float = 0.01, noise: float = 0.0) -> None:
         super().__init__()
@@ -293,14 +295,14 @@ def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeyp
     assert count(Slow(net), run) == 3
     assert count(Slow(net), run, slots=32) == 2  # the images fill the slots twice
     assert count(Slow(net), run, slots=64) == 1
-    assert count(net, run) == 1  # over sooner than they have begun
+    assert count(net, run) == 1  # faster than a worker starts
     assert count(Slow(net), planned(digits, APGD(name="apgd-ce", steps=3))) == 1
     assert count(Slow(net, noise=1.0), run) == 1
     assert count(Slow(net), replace(run, curve="severity")) == 1
     assert count(Slow(net), planned(digits, engine="reference")) == 1
-    assert share.how_many(net, digits, run, slots=64, asked=3) == 3  # as given
-    assert share.how_many(Slow(net, noise=1.0), digits, run, slots=64, asked=3) == 1
-    assert share.how_many(net, digits, run, slots=64, asked=1000) == len(digits)
+    assert share.how_many(net, digits, run, slots=64, requested=3) == 3
+    assert share.how_many(Slow(net, noise=1.0), digits, run, slots=64, requested=3) == 1
+    assert share.how_many(net, digits, run, slots=64, requested=1000) == len(digits)
 
     def full(self: Slow, x: Tensor) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
