@@ -66,7 +66,7 @@ class Journal:
         """The question of the saved evaluation, None if nothing is saved. Raises UserError for a damaged file."""
         if self.path is None or not self.path.exists():
             return None
-        question: dict[str, Any] = _load(self.path)["asked"]
+        question: dict[str, Any] = _load(self.path)["question"]
         return question
 
     def file(self, number: int, of: int) -> Path | None:
@@ -96,7 +96,7 @@ class Journal:
         if not resume or self._file is None or not self._file.exists():
             return False
         saved = _load(self._file)
-        was, now = _leaves(saved["asked"]), _leaves({**question, **self._shard})
+        was, now = _leaves(saved["question"]), _leaves({**question, **self._shard})
         different = [
             f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
             for key in sorted({*was, *now})
@@ -193,7 +193,7 @@ class Journal:
         cost = (self.seconds, self.forwards, self.backwards)
         torch.save(
             {
-                "asked": {**self.question, **self._shard},
+                "question": {**self.question, **self._shard},
                 "ended": self._ended,
                 "under_way": under_way,
                 "cost": cost,
@@ -209,7 +209,7 @@ def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        known = saved.keys() == {"asked", "ended", "under_way", "cost", "halvings"}
+        known = saved.keys() == {"question", "ended", "under_way", "cost", "halvings"}
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:

@@ -63,6 +63,7 @@ class Runner:
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
+        self._copy_fault = copy.fault
         self._fp32_copy = None if precision == "bf16" else copy
         self.unverified = self.nonfinite = self.outside = 0
         self.points: dict[int, Tensor] = {}
@@ -256,7 +257,7 @@ class Runner:
         return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
 
     def flags(self) -> list[Flag]:
-        """Notes on halved slots, and on steps that did not run as CUDA graphs."""
+        """Notes on halved slots, on a search copy that failed, and on steps that did not run as CUDA graphs."""
         found = [
             Flag(
                 name="slots",
@@ -266,6 +267,9 @@ class Runner:
             )
             for slots, fallen in self.journal.halvings
         ]
+        if self._copy_fault and not self.oracle.random:
+            detail = f"attacks search the model itself, which takes longer: a faster copy fails ({self._copy_fault})"
+            found.append(Flag(name="search-copy", severity="note", detail=detail))
         found += [
             Flag(name="eager", severity="note", detail=f"steps did not run as CUDA graphs: {why}") for why in self.eager
         ]

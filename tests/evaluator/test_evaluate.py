@@ -250,3 +250,13 @@ def test_the_nearest_point_over_all_attacks_counts(linear: nn.Module, digits: Da
     assert far(both).tolist() == np.minimum(one, other).tolist()
     fell = both.by >= 0
     assert fell.sum() > 20 and (both.by[fell] == (other < one)[fell]).all()
+
+
+def test_a_search_copy_that_fails_is_noted(linear: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(attack="fgsm", eps=["0.1"])
+    plain = evaluate(linear, digits, settings).record
+    monkeypatch.setattr("advbench.engine.search_copy.copy._fault", lambda net, twin, x: "no kernel")
+    record = evaluate(linear, digits, settings).record
+    (flag,) = [flag for flag in record.flags if flag.name == "search-copy"]
+    assert flag.severity == "note" and flag.detail.endswith("a faster copy fails (no kernel)")
+    assert record.id == plain.id and "search-copy" not in {flag.name for flag in plain.flags}

@@ -36,6 +36,7 @@ class SearchCopy(nn.Module):
         super().__init__()
         self.net, self.dtype = net, dtype
         self.quick = net  # `net` or a faster module with the same logits and gradients
+        self.fault = ""  # why this is no faster copy, but the model as it is
         self.traceable = False  # whether `net` performs the same operations on every input
         self.layout = torch.contiguous_format
         self._packed: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}
@@ -125,7 +126,9 @@ def search_copy(
                 return twin.eval(), notes
             if layout is torch.channels_last:
                 notes.append(f"not in the channels-last layout: the model does not run in it ({fault})")
-    return SearchCopy(_frozen(net), dtype).to(dtype).eval(), [f"searched as it is: a faster copy fails ({fault})"]
+    plain_twin = SearchCopy(_frozen(net), dtype).to(dtype).eval()
+    plain_twin.fault = fault
+    return plain_twin, [f"searched as it is: a faster copy fails ({fault})"]
 
 
 def _fault(net: nn.Module, twin: SearchCopy, x: Tensor | None) -> str:
