@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from linear_classifiers import cases, exact_gain, taught  # noqa: F401
+from linear_classifiers import cases, exact_gain, exact_least, taught  # noqa: F401
 from torch import Tensor, nn
 
 from advbench.models.base import Model
