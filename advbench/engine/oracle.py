@@ -11,7 +11,7 @@ from advbench.engine.attack import Answer, Asks, Attack, Problem, Samples
 from advbench.engine.losses import wrong
 from advbench.models.base import straight_through
 
-RANDOM_PASSES = 20  # contract.md: a model with random outputs is judged by the mean of 20 passes
+RANDOM_PASSES = 20  # the mean of so many passes judges a model with random outputs
 
 
 def gradient(value: Tensor, query: Tensor, *, again: bool = False) -> Tensor:

@@ -30,9 +30,8 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.environment import environment
 from advbench.eps import parse_eps
-from advbench.evaluator.evaluate import bare, by_all
-from advbench.evaluator.journal import Journal
-from advbench.evaluator.parallel import processes
+from advbench.evaluator import Journal, Settings, bare
+from advbench.evaluator.parallel import attack_all, how_many
 from advbench.evaluator.plan import plan
 from advbench.evaluator.precision import bf16_pays
 from advbench.evaluator.runner import Runner
@@ -54,14 +53,14 @@ def ours(net: nn.Module, data: Dataset, attack: str, eps: float, precision: str)
     """`attack` by our engine, as `advbench evaluate` would, and how: making the search copy, starting processes and
     verifying every hit are part of the time."""
     began, journal = time.perf_counter(), Journal()
-    run = plan(
-        attack, SETTINGS.get(attack, {}), bare(net, data), data, norm="linf", engine="own", precision=precision,
-        curve="exact", bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks),
-    )  # fmt: skip
+    settings = Settings(
+        attack=attack, attack_settings=SETTINGS.get(attack, {}), eps=[eps], precision=precision, curve="exact"
+    )
+    run = plan(settings, bare(net, data), data, bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks))
     slots = choose_slots(net, data, norm="linf", precision=run.precision, weights_sha256="")  # a rule of the images
-    count = processes.how_many(net, data, run, norm="linf", slots=slots)
-    bench = Runner(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
-    fates, _ = by_all(bench, run, [eps], {}, processes=count, resume=False)
+    processes = how_many(net, data, run, slots=slots)
+    runner = Runner(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
+    fates = attack_all(runner, run, settings, processes, resume=False).fates
     seconds = time.perf_counter() - began
     n = len(data)
     how = f"advbench, {run.precision}, {processes} process{'es' if processes > 1 else ''}"

@@ -29,7 +29,7 @@ from advbench.engine.search_copy import search_copy
 from advbench.environment import environment
 from advbench.eps import parse_eps
 from advbench.evaluator import Evaluation, Settings, evaluate
-from advbench.evaluator.attack_set import choose
+from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.runner import Runner
 
@@ -60,15 +60,15 @@ class Rate:
 def apgd_rate(model: Loaded, data: Dataset, eps: float, slots: int, device: torch.device) -> Rate:
     """APGD-CE in bf16 on all images that the model gets right."""
     net, data = model.net.to(device), data.to(device)
-    (attack,), _ = choose("apgd-ce", {}, norm="linf", classes=data.num_classes)
+    (attack,), _ = resolve(["apgd-ce"], {}, norm="linf", classes=data.num_classes)
     with untouched(net), exact_kernels(device):
         journal = Journal()
-        bench = Runner(net, data, norm="linf", seed=0, slots=slots, precision="bf16", journal=journal)
-        rows = np.flatnonzero(bench.correct)
-        bench.strike(attack, rows, np.full(len(rows), eps))
+        runner = Runner(net, data, norm="linf", seed=0, slots=slots, precision="bf16", journal=journal)
+        rows = np.flatnonzero(runner.correct)
+        runner.attack_at(attack, rows, np.full(len(rows), eps))
         each = operations(net, data)
     reached = (journal.backwards * sum(each) + (journal.forwards - journal.backwards) * each[0]) / journal.seconds
-    return Rate(reached, matrix_rate(device), "; ".join(bench.eager))
+    return Rate(reached, matrix_rate(device), "; ".join(runner.eager))
 
 
 def operations(net: torch.nn.Module, data: Dataset) -> tuple[float, float]:

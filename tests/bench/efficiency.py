@@ -29,7 +29,7 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import untouched
 from advbench.engine.search_copy import search_copy
-from advbench.evaluator.attack_set import choose
+from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.slots import choose_slots
@@ -129,13 +129,13 @@ def efficiency(
     slots = slots or choose_slots(net, data, norm=norm, precision="fp32", weights_sha256=weights_sha256(net))
     found = []
     with untouched(net):
-        for attack in choose(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:
+        for attack in resolve(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:
             bare = Bare(net, data, slots)
             journal = Journal(stop=bare)
-            bench = Runner(net, data, norm=norm, seed=0, slots=slots, precision="fp32", journal=journal)
-            rows = np.flatnonzero(bench.correct)
+            runner = Runner(net, data, norm=norm, seed=0, slots=slots, precision="fp32", journal=journal)
+            rows = np.flatnonzero(runner.correct)
             began = time.process_time()
-            verdicts = bench.strike(attack, rows, np.full(len(rows), eps))
+            verdicts = runner.attack_at(attack, rows, np.full(len(rows), eps))
             seconds = time.process_time() - began - bare.spent
             passes = bare.of(journal.forwards - journal.backwards, journal.backwards)
             robust = (len(rows) - int(verdicts.fell.sum())) / len(data)
