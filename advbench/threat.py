@@ -61,7 +61,7 @@ class Region:
         raise NotImplementedError
 
     def contains(self, z: Tensor) -> Tensor:
-        """Whether z (S, C, H, W) is in the region: (S,) bool. Norms in float64, up to eps (1 + 1e-5) + 1e-6."""
+        """Whether z (S, C, H, W) is in the region: (S,) bool. Norms in float64, up to 1e-5 eps + 1e-6 above eps."""
         return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
 
 
