@@ -21,7 +21,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from advbench.errors import CodeRuns, UserError, unknown
+from advbench.errors import CodeRuns, Interrupted, UserError, unknown
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -65,14 +65,21 @@ class Entry:
             raise UserError(f"{self.name} is a {type(maker).__name__}: a class or a function is needed")
         known = parameters(maker)
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-        for key in settings:
+        for key in {**self.set, **settings}:
             if key not in known and not takes_any:
                 raise unknown(f"setting of {self.name}", key, known)
         given = {**self.set, **settings}
         missing = [name for name, p in known.items() if p.default is p.empty and p.kind in _NAMED and name not in given]
         if missing:
             raise UserError(f"{self.name} needs {', '.join(missing)}: give defaults where it is defined, or in ENTRIES")
-        return maker(**given)
+        if self.module.startswith("advbench."):
+            return maker(**given)
+        try:
+            return maker(**given)
+        except (UserError, Interrupted):
+            raise
+        except Exception as error:  # a user's code may raise anything
+            raise UserError(f"{self.name} failed: {type(error).__name__}: {_line(error)}") from error
 
 
 def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
@@ -122,16 +129,22 @@ def outside(kind: str, spec: str) -> Entry:
     if module.partition(".")[0] != "advbench":
         warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=2)
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
     importlib.invalidate_caches()
     try:
         table = getattr(importlib.import_module(module), "ENTRIES", {})
-        entry = Entry.of(spec, module, dict(table.get(name, {"make": name, "summary": "plug-in"})))
+        known = isinstance(table, dict) and isinstance(table.get(name), dict)
+        entry = Entry.of(spec, module, table[name] if known else {"make": name, "summary": "plug-in"})
         entry.load()
     except Exception as error:  # the module or name is missing, or its code raised anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"cannot load {kind} {spec!r}: {reason}; the form is package.module:name") from error
+        raise UserError(f"cannot load {kind} {spec!r}: {_line(error)}; the form is package.module:name") from error
+    if not isinstance(entry.set, dict):
+        raise UserError(f"{spec}: 'set' in ENTRIES is a {type(entry.set).__name__}: write a dict of settings")
     return entry
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _literal(source: str) -> dict[str, dict[str, Any]]:

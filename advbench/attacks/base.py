@@ -23,7 +23,7 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
     entry = find("attacks", name)
     maker = entry.load()
     if callable(maker) and is_attack(maker):
-        return (Function.of(name, maker),)
+        return (Function.of(name, maker, entry.set),)
     known = parameters(maker)
     given = {"norm": norm} if "norm" in known else {}
     if "name" in known and "name" not in entry.set:

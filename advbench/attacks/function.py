@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,24 @@ class Function(WholeBatch):
     """`source_sha256`, the hash of the function's source file, distinguishes its versions in records."""
 
     source_sha256: str = ""
+    bound: Mapping[str, Any] = field(default_factory=dict)  # arguments that ENTRIES sets
     function: Callable[..., Any] | None = prepared()
 
     @classmethod
-    def of(cls, name: str, function: Callable[..., Any]) -> Function:
-        """The attack that calls `function`."""
-        return cls(name=name, function=function, source_sha256=_source(function))
+    def of(cls, name: str, function: Callable[..., Any], bound: Mapping[str, Any] | None = None) -> Function:
+        """The attack that calls `function`, with the keyword arguments `bound`."""
+        return cls(name=name, function=function, bound=dict(bound or {}), source_sha256=_source(function))
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
         assert self.function is not None
-        return self.function(net, x, y, eps)  # type: ignore[no-any-return]
+        return self.function(net, x, y, eps, **self.bound)  # type: ignore[no-any-return]
 
     @classmethod
     def setting_names(cls) -> list[str]:
         return []
 
     def settings(self) -> dict[str, Any]:
-        return {"source_sha256": self.source_sha256}
+        return {"source_sha256": self.source_sha256, **self.bound}
 
 
 def is_attack(maker: Callable[..., Any]) -> bool:
@@ -54,7 +56,10 @@ def is_attack(maker: Callable[..., Any]) -> bool:
 
 def _source(function: Callable[..., Any]) -> str:
     """The SHA-256 of the file that defines `function`; empty without one, as in an interpreter."""
+    while isinstance(function, partial):
+        function = function.func
+    defined = function if inspect.isroutine(function) else type(function)  # an object that can be called
     try:
-        return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(inspect.getfile(defined)).read_bytes()).hexdigest()
     except (OSError, TypeError):
         return ""

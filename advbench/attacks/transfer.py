@@ -45,14 +45,11 @@ class Transfer(APGD):
     source_sha256: str = ""
     source_net: nn.Module | None = prepared()
 
-    def for_model(self, norm: str, classes: int) -> Attack:
+    def prepare(self, context: Context) -> Attack:
+        """This attack with the source loaded. UserError without a source, if that fails, or if its weights are not
+        those of `source_sha256`."""
         if not self.source:
             raise UserError(f"{self.name} needs the model on which it searches for points: --set source=MODEL")
-        return super().for_model(norm, classes)
-
-    def prepare(self, context: Context) -> Attack:
-        """This attack with the source loaded. UserError if that fails, or its weights are not those of
-        `source_sha256`."""
         data = context.data
         loaded = load_model(self.source, dataset=data, device=data.device)
         if self.source_sha256 not in ("", loaded.weights_sha256):

@@ -128,12 +128,15 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
     if record.engine.name != "advbench":
         return names, {}
-    _, usual = resolve(names, {}, norm=record.norm, classes=classes)
+    attacks, usual = resolve(names, {}, norm=record.norm, classes=classes)
+    functions = {one.name for one in attacks if not one.setting_names()}
     if [ref.name for ref in usual] != [ref.name for ref in named]:
         raise UserError(f"record {record.id}: {'+'.join(names)} is another set of attacks now")
     settings: dict[str, Any] = {}
     for then, now in zip(named, usual, strict=True):
         changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
+        if now.name in functions and changed:
+            raise UserError(f"record {record.id}: the file of {now.name} has changed since")
         settings |= changed
     return names, settings
 

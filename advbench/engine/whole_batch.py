@@ -45,8 +45,8 @@ def attack_batch(
 ) -> dict[str, Any]:
     """Run `attack` on one batch of images x (B, C, H, W), labels y (B,) and places `index` (B,) in the dataset.
 
-    Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`, and `points` (B, C, H, W), all points that
-    the attack returned. UserError if the attack raises, or does not return a tensor of the shape of x.
+    Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`, and `points` (F, C, H, W), those of the
+    images that fell, in order. UserError if the attack raises, or does not return a tensor of the shape of x.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
     net = copy.deepcopy(oracle.net)  # the attack may change its mode, weights or gradients
@@ -70,8 +70,8 @@ def attack_batch(
     return {
         "fell": fell.cpu(),
         "distance": torch.where(fell, size, torch.inf).cpu(),
-        "points": z.cpu(),
-        "nonfinite": int((~logits.isfinite()).any(1).sum()),
+        "points": z[fell].cpu(),
+        "nonfinite": int(((~logits.isfinite()).any(1) & inside).sum()),
         "outside": int((~inside).sum()),
     }
 

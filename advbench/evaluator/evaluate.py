@@ -16,7 +16,7 @@ from advbench import ranks
 from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.environment import environment
 from advbench.errors import UserError
 from advbench.evaluator import corruptions, flags, parallel
@@ -104,7 +104,16 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
     """What is run on the model, in eval mode, and the images on its device. Raises UserError for what does not fit."""
     net = loaded.net
     check_shapes(net, data)
-    run = plan(settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks)))
+    try:
+        run = plan(
+            settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
+        )
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory before the attacks start ({error}): free some, or choose --device cpu"
+        ) from None
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
         raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     return run

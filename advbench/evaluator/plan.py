@@ -39,6 +39,7 @@ class Plan:
     reference: bool
     precision: Literal["fp32", "bf16"]
     curve: Literal["fast", "exact", "nearest", "severity"]
+    exact: bool  # what the record says of the curve
 
     @property
     def every(self) -> tuple[Attack, ...]:
@@ -57,7 +58,7 @@ class Plan:
             version=reference.version() if self.reference else ENGINE_VERSION,
             slots=slots,
             precision=self.precision,
-            curve="fast" if self.curve in ("fast", "nearest") else "exact",
+            curve="exact" if self.exact else "fast",
         )
 
 
@@ -112,4 +113,5 @@ def plan(
         reference=by_reference,
         precision="bf16" if recheck else "fp32",
         curve=kind,
+        exact=settings.curve == "exact" or kind in ("exact", "severity"),
     )

@@ -176,7 +176,8 @@ class Runner:
                 for some in at.split(self.oracle.slots):
                     x, y = self.data.batch(some)
                     index = self.data.indices[some]
-                    parts.append(attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed))
+                    part = attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed)
+                    parts.append(part if self.keep_points else {**part, "points": part["points"][:0]})
                 return joined(parts)
 
             found.append(self.halving_slots(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
@@ -186,7 +187,7 @@ class Runner:
             whole["fell"],
             whole["distance"],
             torch.full((len(rows),), -torch.inf),
-            {row: whole["points"][row] for row in felled},
+            dict(zip(felled, whole["points"], strict=True)),
             nonfinite=whole["nonfinite"],
             outside=whole["outside"],
         )

@@ -36,6 +36,17 @@ class Plain(nn.Module):
     def forward(self, x):
         z = torch.relu(self.conv(x)).view(x.size(0), -1)
         return self.one(z) + self.other(z)
+
+class Stopped(nn.Module):
+    """It gives no gradient, and its maps are flattened by `view`."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16 * 64, 10)
+
+    def forward(self, x):
+        z = torch.relu(self.conv(x.detach()))
+        return self.linear(z.view(z.size(0), -1)).detach()
 '''
 
 
@@ -64,3 +75,9 @@ def test_a_maker_without_num_classes_is_refused_by_name(own: Any) -> None:
     ran = own("train", "--method", "pgd-at", "--dataset", "digits", "--arch", "nets_that_view:Plain", "--epochs", "1")
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == "error: unknown setting of nets_that_view:Plain 'num_classes': there are none"
+
+
+def test_a_network_that_stops_gradients(own: Any) -> None:
+    ran = own("evaluate", "--model", "nets_that_view:Stopped", "--dataset", "digits", "--attack", "square", "--set",
+              "n_queries=5", "--eps", "0,0.1", "-n", "20")  # fmt: skip
+    assert ran.code == 0 and "95 % interval" in ran.out, ran.err

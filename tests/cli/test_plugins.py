@@ -18,6 +18,9 @@ from advbench.attacks.pgd import PGD
 ENTRIES = {
     "short-pgd": {"make": "Mine", "set": {"name": "short-pgd", "steps": 2}, "summary": "2 steps"},
     "pair": {"make": "both", "summary": "two attacks"},
+    "weak": {"make": "scaled", "set": {"factor": 0.0}, "summary": "a function with an argument set"},
+    "misspelt": {"make": "Mine", "set": {"stepz": 2}, "summary": "a setting that there is not"},
+    "no-dict": {"make": "Mine", "set": [2], "summary": "settings that are none"},
 }
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,15 @@ def vandal(model, x, y, eps):
     for parameter in model.parameters():
         parameter.data.zero_()
     return x
+
+def scaled(model, x, y, eps, factor=1.0):
+    return function(model, x, y, factor * eps)
+
+def nan(model, x, y, eps):
+    return x * float("nan")
+
+def fails(norm="linf"):
+    raise RuntimeError("not today")
 
 def raises(model, x, y, eps):
     raise KeyError("no such thing")
@@ -164,6 +176,9 @@ def test_what_a_function_does_to_the_model_is_done_to_a_copy(own: Any, run_folde
         ("Needy", "my_attack:Needy needs width: give defaults where it is defined, or in ENTRIES"),
         ("ENTRIES", "my_attack:ENTRIES is a dict: a class or a function is needed"),
         ("torch.Tensor", "my_attack:torch.Tensor made a Tensor: an attack derives from"),
+        ("misspelt", "unknown setting of my_attack:misspelt 'stepz'"),
+        ("no-dict", "my_attack:no-dict: 'set' in ENTRIES is a list: write a dict of settings"),
+        ("fails", "my_attack:fails failed: RuntimeError: not today"),
         ("absent", "cannot load attack 'my_attack:absent': module 'my_attack' has no attribute 'absent'"),
     ],
 )
@@ -192,3 +207,44 @@ def test_images_a_model_and_an_analysis(own: Any, run_folder: Path) -> None:
     assert found["curve"][0]["n"] == 40
     ran = own("analyze", "my_analysis:count", run_folder, "--set", "times=3", "--json")
     assert record(ran)["tables"]["runs"] == [{"n": 3}]
+
+
+def test_arguments_that_entries_set_for_a_function(own: Any, run_folder: Path) -> None:
+    weak, whole = (record(own(*EVALUATE, "--attack", f"my_attack:{name}")) for name in ("weak", "scaled"))
+    assert weak["curve"][1]["robust"] == weak["curve"][0]["robust"] > whole["curve"][1]["robust"]
+    assert weak["attack"][0]["settings"]["factor"] == 0.0 and "factor" not in whole["attack"][0]["settings"]
+
+
+def test_points_that_are_no_numbers_say_nothing_of_the_model(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--attack", "my_attack:nan"))
+    names = {flag["name"] for flag in found["flags"]}
+    assert "outside-ball" in names and "non-finite" not in names
+    assert found["curve"][1]["robust"] == found["curve"][0]["robust"]
+
+
+def test_a_table_of_another_kind_is_no_table(own: Any, run_folder: Path) -> None:
+    (own.folder / "my_other.py").write_text("ENTRIES = ['a']\ndef clean(model, x, y, eps):\n    return x\n")
+    found = record(own(*EVALUATE, "--attack", "my_other:clean"))
+    assert found["curve"][1]["robust"] == found["curve"][0]["robust"]
+
+
+def test_a_file_does_not_stand_in_for_an_installed_module(own: Any, run_folder: Path) -> None:
+    (own.folder / "fractions.py").write_text("raise RuntimeError('this is not the standard library')\n")
+    assert record(own(*EVALUATE, "--attack", "my_attack:Mine"))["curve"][0]["n"] == 40
+    assert sys.path[-1] == str(own.folder)
+
+
+@pytest.mark.parametrize(
+    "attack", [["my_attack:function"], ["transfer", "--set", "source=runs/a", "--set", "steps=3"], ["feature-pgd"]]
+)
+def test_a_record_is_repeated(own: Any, run_folder: Path, attack: list[str]) -> None:
+    found = record(own(*EVALUATE, "--attack", *attack))
+    again = record(own("evaluate", "--again", found["path"], "--json"))
+    assert again["same"] and again["moved"] == 0
+
+
+def test_a_record_of_a_function_that_changed_is_not_repeated(own: Any, run_folder: Path) -> None:
+    found = record(own(*EVALUATE, "--attack", "my_attack:function"))
+    (own.folder / "my_attack.py").write_text(ATTACK + "\n")
+    ran = own("evaluate", "--again", found["path"])
+    assert ran.code == 2 and "the file of my_attack:function has changed since" in ran.err

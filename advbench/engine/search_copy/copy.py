@@ -231,7 +231,10 @@ def _logits_and_gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         z = x.clone().requires_grad_()
         logits = net(z)
-        (gradient,) = torch.autograd.grad(logits.float().square().sum(), z)
+        if not logits.requires_grad:  # a model that stops gradients, such as one that rounds its input
+            return logits, torch.zeros_like(z)
+        total = logits.float().square().sum()
+        (gradient,) = torch.autograd.grad(total, z, allow_unused=True, materialize_grads=True)
     return logits.detach(), gradient
 
 

@@ -150,7 +150,7 @@ def _hand_over(process: subprocess.Popen[bytes], job: Job) -> bool:
     assert process.stdin is not None and process.stdout is not None
     try:
         # The worker must import RobustBench in a special way before it unpickles one of its models.
-        pickle.dump(any(type(part).__module__.startswith("robustbench.") for part in job.net.modules()), process.stdin)
+        pickle.dump("robustbench" in sys.modules, process.stdin)
         pickle.dump(job, process.stdin)
         process.stdin.flush()
         return process.stdout.read(len(READY)) == READY
