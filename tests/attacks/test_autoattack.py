@@ -83,7 +83,6 @@ def test_every_entry_has_a_summary_of_one_line():
         ("square", {"steps": 10}, "linf", "n_queries"),
         ("fab", {}, "fourier-linf", "linf, l2, l1"),
         ("ddn", {}, "linf", "l2"),
-        ("transfer", {}, "linf", "source"),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(name, settings, norm, reason):

@@ -354,7 +354,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/registry.py": {
         f"{PLUGINS}a_method_by_entry_and_by_class": [
-            ("entries-outside-ignored", "dict(table.get(name, {", "dict(dict().get(name, {"),
+            ("entries-outside-ignored", "table[name] if known else", "table[name] if False else"),
         ],
     },
     "advbench/rng.py": {
@@ -377,7 +377,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{CORRUPTIONS}the_curve_is_the_worst_case_and_the_table_each_ones_error": [
             ("corruptions-last-severity", "sooner = fell & (severity < first)", "sooner = fell"),
             ("corruptions-one-severity", "attack.name, severity,", "attack.name, 1,"),
-            ("corruptions-right-images-alone", "float(fell.mean())", "float((fell & bench.correct).mean())"),
+            ("corruptions-right-images-alone", "float(fell.mean())", "float((fell & runner.correct).mean())"),
         ],
     },
     "advbench/evaluator/eps_grid.py": {

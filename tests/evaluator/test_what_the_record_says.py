@@ -40,6 +40,11 @@ def linear(seed: int) -> Model:
     return net.eval()
 
 
+def test_a_transfer_attack_needs_a_source(digits: Dataset) -> None:
+    with pytest.raises(UserError, match="transfer needs the model on which it searches for points: --set source=MODEL"):
+        evaluate(linear(0), digits, Settings(attack="transfer", eps=["0.1"]))
+
+
 def test_two_sources_are_two_questions(digits: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2):
         metadata = {
