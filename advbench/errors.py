@@ -25,3 +25,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     choice = f"choose from {', '.join(valid)}" if valid else "there are none"
     return UserError(f"unknown {kind} {name!r}: {hint}{choice}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line of at most 160 characters; its type where it has none."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -21,7 +21,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from advbench.errors import CodeRuns, Interrupted, UserError, unknown
+from advbench.errors import CodeRuns, Interrupted, UserError, one_line, unknown
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -79,7 +79,7 @@ class Entry:
         except (UserError, Interrupted):
             raise
         except Exception as error:  # a user's code may raise anything
-            raise UserError(f"{self.name} failed: {type(error).__name__}: {_line(error)}") from error
+            raise UserError(f"{self.name} failed: {type(error).__name__}: {one_line(error)}") from error
 
 
 def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
@@ -137,14 +137,10 @@ def outside(kind: str, spec: str) -> Entry:
         entry = Entry.of(spec, module, table[name] if known else {"make": name, "summary": "plug-in"})
         entry.load()
     except Exception as error:  # the module or name is missing, or its code raised anything
-        raise UserError(f"cannot load {kind} {spec!r}: {_line(error)}; the form is package.module:name") from error
+        raise UserError(f"cannot load {kind} {spec!r}: {one_line(error)}; the form is package.module:name") from error
     if not isinstance(entry.set, dict):
         raise UserError(f"{spec}: 'set' in ENTRIES is a {type(entry.set).__name__}: write a dict of settings")
     return entry
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _literal(source: str) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from advbench.engine.attack import Attack
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 from advbench.threat import around
 
 
@@ -56,8 +56,7 @@ def attack_batch(
     except Exception as error:  # a user's code may raise anything
         if out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"attack {attack.name} failed: {type(error).__name__}: {reason}") from error
+        raise UserError(f"attack {attack.name} failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(z, Tensor) or z.shape != x.shape:
         got = f"shape {'x'.join(map(str, z.shape))}" if isinstance(z, Tensor) else type(z).__name__
         shape = "x".join(map(str, x.shape))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, one_line, unknown
 from advbench.files import sha256_file
 from advbench.models import architectures, build, rebuild, robustbench_zoo, wrappers
 
@@ -149,7 +149,9 @@ def _described(text: str, path: Path) -> nn.Module:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} has a faulty description of its architecture ({_line(error)}): pass --arch") from error
+        raise UserError(
+            f"{path} has a faulty description of its architecture ({one_line(error)}): pass --arch"
+        ) from error
 
 
 def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, source: str) -> nn.Module:
@@ -205,7 +207,3 @@ def _pyautoattack(spec: str) -> Foreign:
     assert isinstance(state, dict)
     fit_state(net, state, str(path), "resnet18")
     return Foreign(net, "resnet18", 10, "cifar10", None, ())
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, one_line, unknown
 from advbench.models.base import STATISTICS
 from advbench.registry import outside, parameters
 
@@ -58,7 +58,7 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         file = weights.url.rpartition("/")[2] if weights is not None else ""
         raise UserError(
-            f"cannot download torchvision:{name} ({_line(error)}): to load it offline place {file} in {folder}, "
+            f"cannot download torchvision:{name} ({one_line(error)}): to load it offline place {file} in {folder}, "
             f"or write torchvision:{name}:random"
         ) from error
     transform = weights.transforms() if weights is not None else None
@@ -89,7 +89,7 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
         net = timm.create_model(name, pretrained=not random)
     except Exception as error:  # the download fails in many ways
         raise UserError(
-            f"cannot download timm:{name} ({_line(error)}): save its state dict to a file and evaluate that with "
+            f"cannot download timm:{name} ({one_line(error)}): save its state dict to a file and evaluate that with "
             f"--arch package.module:callable, or write timm:{name}:random"
         ) from error
     settings = timm.data.resolve_model_data_config(net)
@@ -112,11 +112,7 @@ def call(spec: str, num_classes: int | None) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"model {spec} failed: {type(error).__name__}: {_line(error)}") from error
+        raise UserError(f"model {spec} failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
     return net
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +133,7 @@ def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
                 "it would run whatever code its author put in: pass --trust-pickle if you trust its author"
             ) from error
         except Exception as error:  # RobustBench passes on any error of its model code, torch or the network
-            raise UserError(f"cannot load {model.spec}: {_line(error)}; {_placing(model)}") from error
+            raise UserError(f"cannot load {model.spec}: {one_line(error)}; {_placing(model)}") from error
 
 
 def _from_timm(timm: Any, name: str, model: ZooModel) -> nn.Module:
@@ -146,7 +146,7 @@ def _from_timm(timm: Any, name: str, model: ZooModel) -> nn.Module:
             checkpoint_path=str(file) if file.is_file() else "",
         ).eval()
     except Exception as error:  # as above
-        raise UserError(f"cannot load {model.spec}: {_line(error)}; {_placing(model)}") from error
+        raise UserError(f"cannot load {model.spec}: {one_line(error)}; {_placing(model)}") from error
 
 
 def _download(model: ZooModel, file: str, drive_id: str) -> None:
@@ -159,7 +159,7 @@ def _download(model: ZooModel, file: str, drive_id: str) -> None:
             if got is None or temporary.stat().st_size == 0:
                 raise ConnectionError("the download is empty")
         except Exception as error:  # gdown raises its own errors, and those of requests and the system
-            raise UserError(f"cannot download {model.spec} ({_line(error)}): {_placing(model)}") from error
+            raise UserError(f"cannot download {model.spec} ({one_line(error)}): {_placing(model)}") from error
 
 
 def _placing(model: ZooModel) -> str:
@@ -185,7 +185,7 @@ def imported() -> Iterator[Any]:
             warnings.simplefilter("ignore")
             utils = importlib.import_module("robustbench.utils")
     except ImportError as error:
-        raise UserError(f"robustbench cannot be imported: {_line(error)}") from error
+        raise UserError(f"robustbench cannot be imported: {one_line(error)}") from error
     finally:
         for name in borrowed:
             del sys.modules[name]
@@ -230,7 +230,3 @@ def _files(name: str, ids: Any) -> tuple[tuple[str, str | None], ...]:
     if isinstance(ids, list):
         return tuple((f"{name}.pt_m{index}.pt", drive_id) for index, drive_id in enumerate(ids))
     return ((f"{name}.pt", ids or None),)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -150,10 +150,10 @@ def _fault(net: nn.Module, twin: SearchCopy, x: Tensor | None) -> str:
         tiny = torch.finfo(x.dtype).tiny
         (logits, gradient), (twin_logits, twin_gradient) = expected, found
         difference = float((logits - twin_logits).abs().max() / logits.abs().max().clamp(min=tiny))
-        if difference > TOLERANCE:  # NaN is not counted as a difference
+        if bool(logits.isfinite().all()) and not difference <= TOLERANCE:
             return f"logits differ by {difference:.1e} of the largest"
         difference = float((gradient - twin_gradient).abs().sum() / gradient.abs().sum().clamp(min=tiny))
-        if difference > GRADIENT_TOLERANCE:
+        if bool(gradient.isfinite().all()) and not difference <= GRADIENT_TOLERANCE:
             return f"gradients differ by {difference:.1e}"
     return ""
 

@@ -258,12 +258,14 @@ class Rewritten(nn.Conv2d):
                 out.register_hook(lambda grad: grad.no_such_attribute)
             case "logits":
                 out = out + 0.1
+            case "nan":
+                out = out * torch.nan
             case "gradients":
                 out = out.detach() + 0 * out
         return out
 
 
-@pytest.mark.parametrize("fault", ["forward", "backward", "logits", "gradients"])
+@pytest.mark.parametrize("fault", ["forward", "backward", "logits", "nan", "gradients"])
 def test_a_faulty_rewrite_is_discarded(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
     monkeypatch.setattr("advbench.engine.search_copy.copy.NarrowConv2d", Rewritten)
