@@ -29,6 +29,7 @@ from advbench.record import (
     load_records,
     slug,
 )
+from advbench.record.black_box import black_box_ahead
 
 
 def record_of(fates: Fates, eps: str = "0,4/255,8/255", **changes: Any) -> Record:
@@ -80,9 +81,9 @@ def test_clean_accuracy_without_zero_on_the_grid() -> None:
 def test_the_contract_names_the_fields() -> None:
     plain = json.loads(record_of(FATES).to_json())
     fields = "schema id question model dataset norm attack engine seed clean curve median_norm auc flags "
-    fields += "seconds forwards backwards environment supersedes"
+    fields += "seconds forwards backwards useful external environment supersedes"
     assert " ".join(plain) == fields
-    assert plain["schema"] == 1
+    assert plain["schema"] == 2
     assert " ".join(plain["curve"][0]) == "eps eps_text n robust accuracy ci_low ci_high"
 
 
@@ -201,7 +202,8 @@ def void(_: object) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_edit(schema=2), "schema: Input should be 1"),
+        (_edit(schema=3), "schema: Input should be 1 or 2"),
+        (_edit(schema=1), "sealed"),
         (_edit(surprise=1), "surprise: Extra inputs"),
         (_edit(seed="0"), "seed: Input should be a valid integer"),
         (_edit(clean=0.9), "its clean is not what the fates say"),
@@ -427,3 +429,76 @@ def test_any_value_in_any_field_is_accepted_or_refused(
         assert "\n" not in str(error)
     else:
         assert loaded == record
+
+
+SHIPPED = Path(__file__).parents[1] / "leaderboards" / "records"
+SHIPPED_SQUARE = SHIPPED / "fashion-mnist" / "linf"
+
+
+def test_records_of_schema_1_keep_their_bytes() -> None:
+    for path in sorted(SHIPPED.rglob("*.json"))[::20]:
+        record, _ = load_record(path)
+        if record.schema_version == 1:
+            unchanged = record.model_copy(update={"flags": Record.model_validate_json(path.read_bytes()).flags})
+            assert unchanged.to_json() == path.read_text()
+            assert record.question in path.read_text()
+
+
+def test_black_box_flags_of_schema_1_are_counted_again_with_their_eps() -> None:
+    """Square won over 2 % of the images of many honest models, but only above the ranked eps 0.1."""
+    seen = 0
+    for path in sorted(SHIPPED_SQUARE.glob("*.json")):
+        old = json.loads(path.read_text())
+        record, fates = load_record(path)
+        if old["schema"] == 1 and any(flag["name"] == "square-wins" for flag in old["flags"]):
+            seen += 1
+            (flag,) = (flag for flag in record.flags if flag.name == "square-wins")
+            assert flag.eps is not None and flag.n == len(fates)
+            square = [attack.name for attack in record.attack].index("square")
+            assert flag.k == int(((fates.by == square) & (fates.fell == record.eps.index(flag.eps))).sum())
+            assert record.doubts(0.1) == ()
+    assert seen >= 5
+
+
+@pytest.mark.parametrize(
+    ("shares", "beside", "severity", "eps"),
+    [
+        ((0.0, 0.0), "", None, None),
+        ((0.01, 0.02), "", "note", 0.1),
+        ((0.01, 0.05), "", "note", 0.1),
+        ((0.01, 0.05), "zero-gradient", "suspect", 0.2),
+        ((0.03, 0.05), "loss-not-rising", "suspect", 0.1),
+        ((0.03, 0.05), "small-n", "note", 0.1),
+        ((0.03, 0.12), "", "suspect", 0.2),
+        ((0.12, 0.01), "", "suspect", 0.1),
+    ],
+)
+def test_black_box_ahead(shares: tuple[float, float], beside: str, severity: str | None, eps: float | None) -> None:
+    n = 1000
+    fell = np.full(n, -1)
+    first, second = (round(share * n) for share in shares)
+    fell[:first], fell[first : first + second] = 1, 2
+    fates = Fates(fell, np.where(fell < 0, -1, 1))
+    flags = [Flag(name=beside, severity="note")] if beside else []
+    found = black_box_ahead("square", 1, fates, [0.0, 0.1, 0.2], flags)
+    assert [(flag.severity, flag.eps) for flag in found] == ([(severity, eps)] if severity else [])
+
+
+def test_a_flag_decides_at_its_eps_and_above() -> None:
+    suspect = Flag(name="square-wins", severity="suspect", eps=0.15)
+    assert not suspect.decides(0.1) and suspect.decides(0.15) and suspect.decides(0.2) and suspect.decides()
+    assert Flag(name="random", severity="suspect").decides(0.0)
+    assert not Flag(name="small-n", severity="note").decides()
+    record = record_of(FATES, flags=[suspect, Flag(name="x", severity="note")])
+    assert record.doubts(0.1) == () and record.doubts() == (suspect,)
+
+
+def test_code_mean_and_abstention_are_part_of_the_question() -> None:
+    base = ModelRef(spec="m", arch="mlp", params=1, weights_sha256="a" * 64)
+    changes: list[dict[str, Any]] = [
+        {"code_sha256": "c" * 64}, {"code_sha256": "d" * 64}, {"mean": (0.5,)}, {"std": (0.5,)}, {"abstain": "last"},
+    ]  # fmt: skip
+    changed = [base, *(base.model_copy(update=change) for change in changes)]
+    assert len({record_of(FATES, model=model).question for model in changed}) == 6
+    named = base.model_copy(update={"name": "a better name", "spec": "elsewhere"})
+    assert record_of(FATES, model=named).id == record_of(FATES, model=base).id

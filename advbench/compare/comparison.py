@@ -227,7 +227,7 @@ def _notes(sides: Sequence[Side], judge: _Judge, unpaired: bool) -> tuple[str, .
         notes.append("Unpaired: the sides are treated as different images, so only larger differences are significant.")
     for side in sides:
         for unit in side.units:
-            doubts = [flag.name for flag in unit.record.flags if flag.severity != "note"]
+            doubts = [flag.name for flag in unit.record.doubts()]
             if doubts:
                 notes.append(f"The numbers of {unit.record.model.spec} are in doubt: flagged {', '.join(doubts)}.")
     for side in sides[1:]:

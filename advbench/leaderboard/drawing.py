@@ -20,9 +20,9 @@ def to_svg(ranked: Sequence[Record], below: Sequence[Record], reference: float) 
     records = [*ranked, *below]
     dataset, norm = records[0].dataset.name, records[0].norm
     places = [index if index < MAX_COLOURED else None for index in range(len(records))]
-    lines = [_line(record, place) for record, place in zip(records, places, strict=True)]
+    lines = [_line(record, place, reference) for record, place in zip(records, places, strict=True)]
     points = [
-        figure.Point(record.clean, point.accuracy, place, record.doubted)
+        figure.Point(record.clean, point.accuracy, place, bool(record.doubts(reference)))
         for record, place in zip(records, places, strict=True)
         if (point := record.at(reference))
     ]
@@ -35,9 +35,9 @@ def to_svg(ranked: Sequence[Record], below: Sequence[Record], reference: float) 
         return figure.render(drawing, description=f"numbers {digest}")
 
 
-def _line(record: Record, place: int | None) -> figure.Line:
+def _line(record: Record, place: int | None, reference: float) -> figure.Line:
     return figure.Line(
-        record.model.spec + (" (doubted)" if record.doubted else ""),
+        record.model.spec + (" (doubted)" if record.doubts(reference) else ""),
         record.eps,
         [point.accuracy for point in record.curve],
         [point.ci_low for point in record.curve],

@@ -47,5 +47,5 @@ def rank(records: Iterable[Record], reference: float) -> tuple[list[Record], lis
         return (-point.accuracy if point else 1.0, record.id)
 
     ordered = sorted(records, key=key)
-    below = [record for record in ordered if record.doubted or record.at(reference) is None]
+    below = [record for record in ordered if record.doubts(reference) or record.at(reference) is None]
     return [record for record in ordered if record not in below], below

@@ -12,6 +12,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Severity = Literal["note", "suspect", "broken"]
 
 
 class Part(BaseModel):
@@ -28,25 +29,44 @@ class OpenPart(Part):
 
 
 class Trained(OpenPart):
-    """How the model was trained, as far as its run folder says; the rest of the recipe may be added."""
+    """How the model was trained, as far as its run folder says; the rest of the recipe may be added.
+
+    `passes`: forward and backward passes of the training for each image that it was shown.
+    """
 
     method: str
     norm: str | None = None
     eps: float | None = None
     eps_text: str | None = None
     seed: int | None = None
+    passes: Annotated[float, Field(ge=0)] | None = None
     recipe_sha256: Sha256 | None = None
 
 
 class ModelRef(Part):
-    """The model that was measured. `settings`: those of the architecture that decide its outputs."""
+    """The model that was measured.
 
+    `name`: what tables and figures call it, None for its spec. `settings`: those of the architecture that decide its
+    outputs. `code_sha256`: hash of the source files from outside that build it. `mean` and `std`: the normalisation put
+    in front of it. `abstain`: which of its logits stands for a rejection.
+    """
+
+    name: str | None = None
     spec: str
     arch: str
     settings: dict[str, JsonValue] = {}
     params: Count
     weights_sha256: Sha256
+    code_sha256: Sha256 | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    abstain: Literal["last"] | None = None
     trained: Trained | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, or else the spec."""
+        return self.name or self.spec
 
 
 class DatasetRef(Part):
@@ -114,11 +134,30 @@ class Corruptions(Part):
 
 
 class Flag(Part):
-    """A reason to doubt the number (suspect, broken), or a fact to know beside it (note)."""
+    """A reason to doubt the number (suspect, broken), or a fact to know beside it (note).
+
+    It was counted on `k` of `n` images, at `eps`; None where it is not about one eps, or not a count.
+    """
 
     name: str
-    severity: Literal["note", "suspect", "broken"]
+    severity: Severity
+    eps: Annotated[float, Field(ge=0)] | None = None
+    k: Count | None = None
+    n: Count | None = None
     detail: str = ""
+
+    def decides(self, eps: float | None = None) -> bool:
+        """Whether it doubts a number at `eps` (None: at any eps): it is no note, and was not raised above `eps`."""
+        above = eps is not None and self.eps is not None and self.eps > eps * (1 + 1e-9)
+        return self.severity != "note" and not above
+
+
+class External(Part):
+    """Adversarial images made elsewhere: what the file is called, its hash, and how many images it felled."""
+
+    name: str
+    sha256: Sha256
+    felled: Count
 
 
 class Environment(OpenPart):

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
 from advbench.errors import UserError
 from advbench.files import locked, write_new
+from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
 from advbench.record.parts import (
     AttackRef,
@@ -23,6 +24,7 @@ from advbench.record.parts import (
     DatasetRef,
     Engine,
     Environment,
+    External,
     Flag,
     Id,
     ModelRef,
@@ -32,13 +34,14 @@ from advbench.record.parts import (
 )
 from advbench.statistics import wilson
 
-RANKED_OUT = ("suspect", "broken")  # severities that keep a model out of the ranking
-
 
 class Record(Part):
-    """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions."""
+    """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions.
 
-    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    `forwards` and `backwards` are None where nobody counted them; `useful` is the share of passes that served an item.
+    """
+
+    schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = 2
     id: Id
     question: Sha256
     model: ModelRef
@@ -54,8 +57,10 @@ class Record(Part):
     corruptions: Corruptions | None = None
     flags: tuple[Flag, ...] = ()
     seconds: Annotated[float, Field(ge=0)]
-    forwards: Count
-    backwards: Count
+    forwards: Count | None = None
+    backwards: Count | None = None
+    useful: Share | None = None
+    external: tuple[External, ...] = ()
     environment: Environment
     supersedes: Id | None = None
 
@@ -92,8 +97,8 @@ class Record(Part):
         corruptions: Corruptions | None = None,
         flags: Sequence[Flag] = (),
         seconds: float = 0.0,
-        forwards: int = 0,
-        backwards: int = 0,
+        forwards: int | None = None,
+        backwards: int | None = None,
         supersedes: str | None = None,
     ) -> Record:
         """The record of a finished evaluation, whose accuracies, auc and median_norm are counted from `fates`.
@@ -126,10 +131,9 @@ class Record(Part):
         """Number of images."""
         return self.curve[0].n
 
-    @property
-    def doubted(self) -> bool:
-        """Whether a flag keeps this record out of the ranking."""
-        return any(flag.severity in RANKED_OUT for flag in self.flags)
+    def doubts(self, eps: float | None = None) -> tuple[Flag, ...]:
+        """The flags that doubt its number at `eps` (None: at any eps)."""
+        return tuple(flag for flag in self.flags if flag.decides(eps))
 
     @property
     def attack_name(self) -> str:
@@ -182,11 +186,12 @@ class Record(Part):
 
     def seal(self, fates: Fates) -> str:
         """Hash of the content of both files, in hexadecimal."""
-        return hashlib.sha256((_canonical(self._plain()) + fates.digest()).encode()).hexdigest()
+        return _seal(self._plain(), fates)
 
     def _plain(self) -> dict[str, Any]:
-        # Records of attacks omit the field, so that seals made before it existed stay valid.
-        return self.model_dump(mode="json", by_alias=True, exclude=None if self.corruptions else {"corruptions"})
+        """The JSON as a dict. A record of schema 1 keeps the fields that it has."""
+        omitted = set() if self.corruptions else {"corruptions"}
+        return self.model_dump(mode="json", by_alias=True, exclude=omitted, exclude_unset=self.schema_version == 1)
 
 
 class Damage(NamedTuple):
@@ -212,9 +217,19 @@ def load_record(path: Path) -> tuple[Record, Fates]:
         record.verify(fates)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if seal != record.seal(fates):
+    if seal != _seal(json.loads(content), fates):
         raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
-    return record, fates
+    return (with_eps(record, fates) if record.schema_version == 1 else record), fates
+
+
+def with_eps(record: Record, fates: Fates) -> Record:
+    """A record of schema 1, whose flags have no eps, with those on black-box attacks counted again from the fates."""
+    flags = [flag for flag in record.flags if not flag.name.endswith(WINS)]
+    names = [flag.name.removesuffix(WINS) for flag in record.flags if flag.name.endswith(WINS)]
+    for number, attack in enumerate(record.attack):
+        if attack.name in names:
+            flags += black_box_ahead(attack.name, number, fates, record.eps, flags)
+    return record.model_copy(update={"flags": tuple(flags)})
 
 
 def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:
@@ -246,7 +261,7 @@ def question_hash(
 ) -> str:
     """sha256 of all that decides the verdicts: not of names, times, hardware or the place of the weights."""
     parts = {
-        "weights": [model.weights_sha256, model.arch, model.settings],
+        "weights": [model.weights_sha256, model.arch, model.settings, *_more_of(model)],
         "images": [dataset.images_sha256, dataset.indices],
         "norm": norm,
         "eps": [float(value) for value in eps],
@@ -255,6 +270,12 @@ def question_hash(
         "seed": seed,
     }
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+
+
+def _more_of(model: ModelRef) -> list[Any]:
+    """What models of schema 1 did not have, if this one has any of it."""
+    more = [model.code_sha256, model.mean, model.std, model.abstain]
+    return more if any(part is not None for part in more) else []
 
 
 def record_id(question: str, fates: Fates) -> str:
@@ -266,6 +287,10 @@ def slug(name: str) -> str:
     """`name` as one path component: itself if plain, else its plain characters and the start of its hash."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
     return plain if plain and plain == name else f"{plain or 'dataset'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _seal(plain: dict[str, Any], fates: Fates) -> str:
+    return hashlib.sha256((_canonical(plain) + fates.digest()).encode()).hexdigest()
 
 
 def _numbers(fates: Fates, eps: Sequence[Eps]) -> dict[str, Any]:
