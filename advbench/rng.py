@@ -1,4 +1,5 @@
-"""Counter-based random numbers: they depend on a key only, never on the batch in which they are drawn.
+"""Counter-based random numbers: they depend on a key only, never on the batch in which they are drawn. And `kept`,
+which seeds the global generators, from which a random model draws, and puts them back.
 
 The generator is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), written with
 64-bit integer tensor operations, which wrap around alike on CPU and CUDA. An item's key is the fold of (seed, attack,
@@ -8,8 +9,12 @@ sample index, target, restart); an iteration's number is folded in, or passed to
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,3 +84,32 @@ def integers(key: Tensor, below: Tensor) -> Tensor:
 def scaled(hashes: Tensor, below: Tensor) -> Tensor:
     """Random bits `hashes` (int64) scaled to integers 0 <= value < below, from 31 of the bits."""
     return (((hashes >> 33) & (2**31 - 1)) * below) >> 31
+
+
+@contextmanager
+def kept(seed: int | None = None) -> Iterator[None]:
+    """At the end the global generators of PyTorch, NumPy and `random` are as they were. Inside they start from `seed`.
+
+    With `seed` None they go on.
+    """
+    state, numpy_state, cpu_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        if seed is not None:
+            reseed(seed)
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def reseed(seed: int) -> None:
+    """Seed the global generators of PyTorch, NumPy and `random`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed GPUs that are not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advbench import rng
 from advbench.checkpoint.card import BEST, CARD, LAST, read_card
+from advbench.checkpoint.code import code_sha256, is_outside
 from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
@@ -25,7 +27,8 @@ class Loaded:
     """A network in eval mode on its device, and what is known about it.
 
     `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
-    `file`: the run folder and the file in it that holds the network, None for other models.
+    `file`: the run folder and the file in it that holds the network, None for other models. `code_sha256`: hash of its
+    source files from outside, if any. `outside`: whether code from outside decides what it answers.
     """
 
     net: nn.Module = field(repr=False)
@@ -38,6 +41,8 @@ class Loaded:
     dataset: str | None = None
     folder: Path | None = None
     file: str | None = None
+    code_sha256: str | None = None
+    outside: bool = False
 
 
 def load_model(
@@ -75,6 +80,8 @@ def load_model(
         loaded = Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
     if shape is not None:
         _check_fits(loaded, shape)
+    net, name = loaded.net, loaded.arch
+    loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
     loaded.net.to(device)
     return loaded
 
@@ -143,7 +150,7 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
     if channels != shape.image[0]:
         raise UserError(f"{loaded.spec} takes images of {channels} channels, {shape.name} has {images}")
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # some networks draw random numbers
+        with torch.no_grad(), rng.kept():  # some networks draw random numbers
             logits = net(torch.full((2, *shape.image), 0.5))
     except Exception as error:  # a network from elsewhere may raise anything
         reason = " ".join(str(error).split())[:160]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from advbench import rng
+
 _MEMORY_ERRORS = (
     "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
     "unable to find an engine to execute this computation",  # from cuDNN, if no workspace fits
@@ -17,19 +19,15 @@ _MEMORY_ERRORS = (
 
 @contextmanager
 def untouched(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside. Every module's mode and PyTorch's global random state are restored at the end."""
+    """Eval mode inside. Every module's mode and the global random states are restored at the end."""
     modes = {module: module.training for module in net.modules()}
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        net.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+    with rng.kept():
+        try:
+            net.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 @contextmanager

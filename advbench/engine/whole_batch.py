@@ -8,13 +8,10 @@ count.
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +48,7 @@ def attack_batch(
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
     net = copy.deepcopy(oracle.net)  # the attack may change its mode, weights or gradients
     try:
-        with seeded(batch_seed), torch.enable_grad():
+        with rng.kept(batch_seed), torch.enable_grad():
             z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
     except Exception as error:  # a user's code may raise anything
         if out_of_memory(error):
@@ -79,18 +76,3 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of `attack_batch` on several batches, concatenated."""
     counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside")}
     return {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")} | counts
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch, NumPy and Python with `seed` inside; their random states are restored at the end."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)

@@ -83,10 +83,9 @@ def load(
     of one name; `trust_pickle`: whether to load pickles that can run code. Raises UserError if there is no such model,
     it cannot be downloaded, or its file does not fit or is damaged.
     """
-    import torch
+    from advbench import rng
 
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights: later random numbers must not depend on that
-        torch.default_generator.manual_seed(0)
+    with rng.kept(0):  # constructors draw weights: later random numbers must not depend on that
         found = _load(spec, arch, shape, norm, trust_pickle)
     found.net.eval()
     return found

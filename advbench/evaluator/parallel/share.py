@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advbench import ranks
+from advbench import ranks, rng
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import out_of_memory
 from advbench.errors import UserError
@@ -72,7 +72,7 @@ def how_many(
         return 1
     x, _ = data.batch(slice(0, slots))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # keep a random model's random numbers as they are
+        with torch.no_grad(), rng.kept():  # a random model's random numbers stay as they are
             once = net(x)
             began = time.perf_counter()
             again = net(x)
