@@ -190,12 +190,16 @@ class Flags:
 
 @dataclass(frozen=True)
 class Task:
-    """The evaluation of one model: the model, the eps and images, the settings, and the folder of the record."""
+    """The evaluation of one model: the model, the eps and images, the settings, and the folder of the record.
+
+    `question`: what its journal is named after.
+    """
 
     target: Target
     choice: Choice
     settings: Settings
     folder: Path
+    question: str
 
 
 def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
@@ -264,15 +268,23 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         indices=choice.indices,
         command=("advbench", *argv),
     )
-    check(target.loaded, target.data.subset(choice.rows), settings)
+    question = check(target.loaded, target.data.subset(choice.rows), settings)
     folder = flags.leaderboard or flags.out or target.loaded.folder or Path()
     check_writable(folder / "records")
-    return Task(target, choice, settings, folder)
+    return Task(target, choice, settings, folder, question)
 
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, search_progress
+    from advbench.cli.keep import (
+        AlreadyDone,
+        KeptJournal,
+        in_use,
+        journal_path,
+        of_other_questions,
+        save,
+        search_progress,
+    )
     from advbench.evaluator import evaluate as measured
     from advbench.record import slug
 
@@ -283,7 +295,11 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
         f"on {settings.device}"
     )
-    path = journal_path(folder, loaded.spec, target.data.name, target.norm, flags.attacks)
+    path = journal_path(folder, task.question)
+    if flags.resume and not path.exists() and (others := of_other_questions(path)):
+        screen.note(
+            f"interrupted evaluations of this model that asked something else are kept: {', '.join(map(str, others))}"
+        )
     if path.exists() and not flags.resume and not flags.force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
     with in_use(path):
@@ -368,9 +384,10 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     screen.say(", ".join(about))
     for flag in record.flags:
         screen.say(f"{flag.severity}: {flag.name}: {flag.detail}")
-    screen.say(
-        f"{record.seconds:.1f} s, {record.forwards:,} forward and {record.backwards:,} backward passes"
-        if fresh
-        else "measured before: nothing was run again"
+    passes = (
+        "passes not counted"
+        if record.forwards is None or record.backwards is None
+        else f"{record.forwards:,} forward and {record.backwards:,} backward passes"
     )
+    screen.say(f"{record.seconds:.1f} s, {passes}" if fresh else "measured before: nothing was run again")
     screen.say(f"record {path}")

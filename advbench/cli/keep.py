@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import glob
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from advbench import ranks
 from advbench.cli.console import Bar, Screen
 from advbench.engine.search import Search
-from advbench.evaluator import Journal
+from advbench.evaluator import Journal, answers
+from advbench.evaluator.identity import agree
 from advbench.files import locked
-from advbench.record import Fates, Record, load_record, load_records, slug
+from advbench.record import Fates, Record, load_record, load_records
 
 
 class AlreadyDone(Exception):
@@ -34,31 +36,23 @@ class KeptJournal(Journal):
 
     def begin(self, asked: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
         if resume:
-            for record in load_records(self._folder)[0]:
-                if answers(record, asked):
-                    place = next(self._folder.rglob(f"{record.id}.json"))
-                    raise AlreadyDone(*load_record(place))
+            for one in load_records(self._folder)[0]:
+                if answers(one, asked):
+                    record, fates = load_record(next(self._folder.rglob(f"{one.id}.json")))
+                    if agree(fates.logits, self.logits):
+                        raise AlreadyDone(record, fates)
         return super().begin(asked, resume=resume, number=number, of=of)
 
 
-def answers(record: Record, asked: dict[str, Any]) -> bool:
-    """Whether `record` answers the question `asked` of a journal; the number of slots may differ."""
-    return {**asked, "engine": {**asked["engine"], "slots": record.engine.slots}} == {
-        "model": record.model.weights_sha256,
-        "images": record.dataset.images_sha256,
-        "norm": record.norm,
-        "eps": record.eps,
-        "attacks": [ref.model_dump(mode="json") for ref in record.attack],
-        "engine": record.engine.model_dump(mode="json"),
-        "seed": record.seed,
-        "advbench": record.environment.advbench,
-    }
+def journal_path(folder: Path, question: str) -> Path:
+    """The hidden file beside the records in `folder` from which the evaluation of this question can be resumed."""
+    return folder / "records" / f".{question}.journal"
 
 
-def journal_path(folder: Path, spec: str, dataset: str, norm: str, attacks: Sequence[str]) -> Path:
-    """The hidden file beside the records in `folder` from which this evaluation can be resumed."""
-    name = "-".join(slug(part) for part in (spec, dataset, norm, "+".join(attacks)))
-    return folder / "records" / f".{name}.journal"
+def of_other_questions(journal: Path) -> list[Path]:
+    """The journals beside `journal` in which other questions about the same model were begun."""
+    model = glob.escape(journal.name.partition("-")[0])
+    return sorted(path for path in journal.parent.glob(f"{model}-*.journal") if path != journal)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """From a checkpoint to a record: accuracy against eps. The entry point is `evaluate`."""
 
 from advbench.evaluator.evaluate import Evaluation, bare, check, evaluate
+from advbench.evaluator.identity import answers
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.settings import Settings
 
-__all__ = ["Evaluation", "Journal", "Settings", "bare", "check", "evaluate"]
+__all__ = ["Evaluation", "Journal", "Settings", "answers", "bare", "check", "evaluate"]

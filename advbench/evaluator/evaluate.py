@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench import ranks
+from advbench import ranks, rng
 from advbench.allocator import keep_freed
-from advbench.checkpoint import Loaded, weights_sha256
+from advbench.checkpoint import Loaded, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
+from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError
 from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
 from advbench.evaluator.parallel import agreed
@@ -28,8 +30,7 @@ from advbench.evaluator.precision import bf16_failure, bf16_pays
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
-from advbench.record import DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
-from advbench.version import __version__
+from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
 
 @dataclass(frozen=True)
@@ -63,32 +64,39 @@ def evaluate(
     if device.type == "cpu":
         keep_freed()
     net, data = loaded.net.to(device), data.to(device)
-    saved = ranks.first(lambda: journal.saved() if resume else None)
-    settings = with_saved_choices(settings, saved)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
+        check_shapes(net, data)
+        journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
+        saved = ranks.first(lambda: journal.saved() if resume else None)
+        settings = with_saved_choices(settings, saved)
         run = resolve(loaded, data, settings)
         slots = settings.slots or measured_slots(loaded, data, settings, run)
         count = parallel.how_many(net, data, run, slots=slots, requested=settings.processes, saved=saved)
         question = question_of(loaded, data, settings, run, slots)
         agreed(lambda: journal.begin(question, number=ranks.rank(), of=count, resume=resume))
+        rng.reseed(settings.seed)  # from which a random model draws, whatever was drawn before
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points,
         )  # fmt: skip
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         found_flags = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+    outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
     record = make_record(loaded, data, settings, run, runner, outcome, found_flags)
     return Evaluation(record, outcome.fates, runner.points)
 
 
-def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> None:
-    """Raise UserError for a model, data and settings that `evaluate` would refuse, before anything is measured."""
+def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
+    """The name of the question, as a file may have it (see `identity.name_of`).
+
+    Raises UserError for a model, data and settings that `evaluate` would refuse, before anything is measured.
+    """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
-        resolve(loaded, data, settings)
+        return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
 def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Settings:
@@ -128,20 +136,6 @@ def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan)
     )
 
 
-def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, slots: int) -> dict[str, Any]:
-    """All that decides the answer, as plain values: a journal is resumed only by an evaluation with the same ones."""
-    return {
-        "model": loaded.weights_sha256,
-        "images": data.images_sha256,
-        "norm": settings.norm,
-        "eps": settings.sizes,
-        "attacks": [ref.model_dump(mode="json") for ref in run.refs],
-        "engine": run.engine(slots).model_dump(mode="json"),
-        "seed": settings.seed,
-        "advbench": __version__,
-    }
-
-
 def judge(
     runner: Runner, run: Plan, settings: Settings, fates: Fates, loaded: Loaded, *, in_train_mode: bool
 ) -> list[Flag]:
@@ -153,6 +147,9 @@ def judge(
         return flags.judge(runner, fates, run.every, settings.sizes, in_train_mode=in_train_mode, notes=loaded.notes)
 
     found = ranks.first(lambda: runner.halving_slots(judge_all))
+    if runner.oracle.random and runner.journal.redrawn:
+        detail = f"the model's noise is not that of an evaluation in one go: it was {runner.journal.redrawn}"
+        found.append(Flag(name="other-noise", severity="note", detail=detail))
     trained = (loaded.trained or {}).get("flags", ())
     return [*found, *runner.flags(), *(Flag(**flag) for flag in trained)]
 
@@ -168,6 +165,7 @@ def make_record(
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
+    counted = not any(isinstance(one, WholeBatch) for one in run.attacks)  # their passes are their own
     return Record.of(
         outcome.fates,
         model=model_ref(loaded),
@@ -185,28 +183,14 @@ def make_record(
         corruptions=outcome.corruptions,
         flags=found_flags,
         seconds=journal.seconds,
-        forwards=journal.forwards,
-        backwards=journal.backwards,
+        forwards=journal.forwards if counted else None,
+        backwards=journal.backwards if counted else None,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),
             **environment(str(settings.device)),
         ),
         supersedes=settings.supersedes,
-    )
-
-
-def model_ref(loaded: Loaded) -> ModelRef:
-    """The reference to the model in the record."""
-    net = loaded.net
-    wrapped = getattr(net, "wrappers", [])
-    return ModelRef(
-        spec=loaded.spec,
-        arch=loaded.arch,
-        settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},
-        params=sum(p.numel() for p in net.parameters()),
-        weights_sha256=loaded.weights_sha256,
-        trained=Trained(**loaded.trained) if loaded.trained else None,
     )
 
 
@@ -220,6 +204,8 @@ def bare(net: nn.Module, data: Dataset) -> Loaded:
         weights_sha256=weights_sha256(net),
         trained=None,
         num_classes=data.num_classes,
+        code_sha256=code_sha256(net, name),
+        outside=True,  # hooks and patches can change any network
     )
 
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import glob
 import io
+import reprlib
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from advbench.engine.search import Search, Verdicts
 from advbench.errors import Interrupted, UserError
+from advbench.evaluator.identity import agree
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _SAVE_INTERVAL = 20.0  # seconds between two saves; a kill loses at most this and one step
@@ -33,7 +38,11 @@ class Journal:
 
     `seconds`, `forwards` and `backwards` are summed over all searches and all resumptions. `halvings` has an entry for
     each time that memory ran out: the number of slots that were left, and the number of hits by then.
-    `merged` is set once the sums include other processes; after that nothing is saved.
+    `merged` is set once the sums include other processes; after that nothing is saved. `redrawn` says in words why a
+    random model's noise is another draw than that of an evaluation in one go, "" if it is not.
+
+    `logits` (M, K): the model's answers to the first clean images, where its code is from outside (see
+    `identity.known_logits`). A file that was saved with others is not resumed.
     """
 
     def __init__(
@@ -56,6 +65,8 @@ class Journal:
         self.halvings: list[tuple[int, int]] = []
         self.check: Callable[[], None] = lambda: None
         self.merged = False
+        self.redrawn = ""
+        self.logits: NDArray[np.float32] | None = None
 
     @property
     def slots(self) -> int | None:
@@ -63,11 +74,11 @@ class Journal:
         return self.halvings[-1][0] if self.halvings else None
 
     def saved(self) -> dict[str, Any] | None:
-        """The question of the saved evaluation, None if nothing is saved. Raises UserError for a damaged file."""
+        """The question of the saved evaluation, None if there is none to be resumed. UserError for a damaged file."""
         if self.path is None or not self.path.exists():
             return None
-        question: dict[str, Any] = _load(self.path)["question"]
-        return question
+        saved = _load(self.path)
+        return saved["question"] if self._answers_as(saved) else None
 
     def file(self, number: int, of: int) -> Path | None:
         """The journal file of process `number` of `of`: `path` for the first, files beside it for the others."""
@@ -86,19 +97,21 @@ class Journal:
     def begin(self, question: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
         """Start on `question` as process `number` of `of`, or with `resume` continue from the saved file.
 
-        `question` holds plain values. Returns whether there was a saved file. Raises UserError when that file is
-        damaged or belongs to another question; the message names the differences.
+        `question` holds plain values. Returns whether it continues. With a warning it starts over where the model
+        answers otherwise than when the file was saved. Raises UserError when the file is damaged or belongs to another
+        question; the message names the differences.
         """
         self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
         self._ended, self._under_way, self.halvings = [], None, []
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
+        self.redrawn = f"shared by {of} processes" if of > 1 else ""
         if not resume or self._file is None or not self._file.exists():
             return False
         saved = _load(self._file)
         was, now = _leaves(saved["question"]), _leaves({**question, **self._shard})
         different = [
-            f"{key} was {was.get(key)!r}, is {now.get(key)!r}"
+            f"{key} was {reprlib.repr(was.get(key))}, is {reprlib.repr(now.get(key))}"
             for key in sorted({*was, *now})
             if was.get(key) != now.get(key)
         ]
@@ -108,10 +121,18 @@ class Journal:
                 f"{self._file} belongs to another evaluation: {'; '.join(different[:3])}{more}; "
                 "drop --resume to start over"
             )
+        if not self._answers_as(saved):
+            warnings.warn(f"the model no longer answers as when {self._file} was saved: starting over", stacklevel=2)
+            return False
+        self.redrawn = "resumed"
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         self.seconds, self.forwards, self.backwards = saved["cost"]
         self.halvings = [(slots, fallen) for slots, fallen in saved["halvings"]]
         return True
+
+    def _answers_as(self, saved: dict[str, Any]) -> bool:
+        then = saved["logits"]
+        return agree(None if then is None else then.numpy(), self.logits)
 
     def run(self, stage: str, search: Search) -> Verdicts:
         """The verdicts of `search`: from the journal if it finished before, else by running it to its end."""
@@ -198,6 +219,7 @@ class Journal:
                 "under_way": under_way,
                 "cost": cost,
                 "halvings": self.halvings,
+                "logits": None if self.logits is None else torch.from_numpy(self.logits),
             },
             stream,
         )
@@ -209,7 +231,7 @@ def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        known = saved.keys() == {"question", "ended", "under_way", "cost", "halvings"}
+        known = saved.keys() == {"question", "ended", "under_way", "cost", "halvings", "logits"}
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:

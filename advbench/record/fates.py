@@ -29,11 +29,14 @@ class Fates:
     Where the model is wrong about the clean image, no attack was needed: `fell` is 0 and `by` is -1, whether or not 0
     is on the grid.
     `norm` (N,) float64 or None: size of the smallest perturbation found, nan where unknown.
+    `logits` (M, K) float32 or None: the answers of a model from outside to the first clean images. It may change where
+    no hash does, so its record is reused only where these agree.
     """
 
     fell: NDArray[np.int16]
     by: NDArray[np.int16]
     norm: NDArray[np.float64] | None = None
+    logits: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fell", _vector("fell", self.fell, np.int16))
@@ -42,6 +45,10 @@ class Fates:
             object.__setattr__(self, "norm", _vector("norm", self.norm, np.float64))
             if bool((self.norm < 0).any()):
                 raise UserError("fates: norm must hold sizes of at least 0, or nan")
+        if self.logits is not None:
+            object.__setattr__(self, "logits", np.asarray(self.logits, dtype=np.float32))
+            if self.logits.ndim != 2 or not 0 < len(self.logits) <= len(self.fell):
+                raise UserError("fates: logits must be a row of numbers for each of the first images")
         if not len(self.fell) == len(self.by) == len(self.by if self.norm is None else self.norm):
             raise UserError("fates: fell, by and norm must be of one length")
         if len(self.fell) == 0:
@@ -108,6 +115,8 @@ class Fates:
         arrays: dict[str, Any] = {"fell": self.fell, "by": self.by, "seal": np.frombuffer(seal.encode(), np.uint8)}
         if self.norm is not None:
             arrays["norm"] = self.norm
+        if self.logits is not None:
+            arrays["logits"] = self.logits
         stream = io.BytesIO()
         np.savez_compressed(stream, **arrays)
         return stream.getvalue()
@@ -122,9 +131,10 @@ class Fates:
         return load_sealed(path)[0]
 
     def digest(self) -> str:
-        """sha256 of the verdicts and `norm`, in hexadecimal."""
+        """sha256 of the verdicts, `norm` and `logits`, in hexadecimal."""
         norm = b"" if self.norm is None else self.norm.astype("<f8").tobytes()
-        return hashlib.sha256(self.verdicts() + norm).hexdigest()
+        logits = b"" if self.logits is None else self.logits.astype("<f4").tobytes()
+        return hashlib.sha256(self.verdicts() + norm + logits).hexdigest()
 
 
 def load_sealed(path: Path) -> tuple[Fates, str]:
@@ -133,7 +143,7 @@ def load_sealed(path: Path) -> tuple[Fates, str]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             if sum(member.file_size for member in arrays.zip.infolist()) > _LARGEST:
                 raise UserError(f"it unpacks to more than {_LARGEST >> 20} MB")
-            fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"))
+            fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"), arrays.get("logits"))
             return fates, bytes(arrays["seal"].astype(np.uint8)).decode("ascii")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error

@@ -53,6 +53,7 @@ class Job:
     number: int
     of: int
     resume: bool
+    logits: NDArray[np.float32] | None  # with which a journal was saved, see `Journal`
 
 
 def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, resume: bool) -> Job:
@@ -73,6 +74,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         number=number,
         of=of,
         resume=resume,
+        logits=runner.journal.logits,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from advbench import rng
 from advbench.allocator import keep_freed
 from advbench.engine.kernels import exact_kernels, untouched
 from advbench.errors import Interrupted, UserError
@@ -63,11 +64,13 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
     """The result on the images of `job`. Raises UserError, and Interrupted when `stop` returns true."""
     torch.set_num_threads(job.threads)
     journal = Journal(job.journal, stop=stop)
+    journal.logits = job.logits
     file, settings = journal.file(job.number, job.of), job.settings
     with journal_lock(file), untouched(job.net), exact_kernels(job.data.device):
         if file is not None and not job.resume:
             file.unlink(missing_ok=True)
         journal.begin(job.question, number=job.number, of=job.of, resume=job.resume)
+        rng.reseed(settings.seed)
         runner = Runner(
             job.net,
             job.data,
