@@ -19,6 +19,14 @@ _SUFFIX = ".advbench.tmp"
 _TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
+def plain_path(text: str) -> str:
+    """One spelling for each place: the path below the current folder where it lies there, else the absolute path."""
+    path = os.path.abspath(os.path.expanduser(text))
+    real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # a link itself keeps its name
+    here = os.path.realpath(os.getcwd())
+    return os.path.relpath(real, here) if os.path.commonpath([real, here]) == here else real
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of a file in hexadecimal."""
     with path.open("rb") as stream:

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import operator
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from importlib import resources
 from typing import Any
 
 from advbench.errors import CodeRuns, Interrupted, UserError, one_line, unknown
+from advbench.files import plain_path
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -117,6 +119,16 @@ def find(folder: str, name: str) -> Entry:
     if ":" in name:
         return outside(kind, name)
     raise unknown(kind, name, known)
+
+
+def plain_dataset(spec: str) -> str:
+    """The one spelling of a dataset's specification: `imagefolder:data@32` for `imagefolder:data/@32`."""
+    name, _, argument = spec.partition(":")
+    entry = entries("data").get(name)
+    if not argument or entry is None or entry.about.get("argument") != "PATH":
+        return spec
+    path, size = re.fullmatch(r"(.+?)(@\d+)?", argument).groups("")  # type: ignore[union-attr]
+    return f"{name}:{plain_path(path)}{size}"
 
 
 def outside(kind: str, spec: str) -> Entry:

@@ -6,6 +6,7 @@ this the strongest form of the attack that uses only the model's decisions.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -36,8 +37,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(APGD):
-    """`source`: the spec of the model that gives the gradients. `source_sha256`, the hash of its weights, distinguishes
-    sources in records."""
+    """`source`: the spec of the model that gives the gradients. `source_sha256`, the hash of its weights and
+    of its code from outside, distinguishes sources in records."""
 
     version: ClassVar[int] = 2
 
@@ -52,13 +53,16 @@ class Transfer(APGD):
             raise UserError(f"{self.name} needs the model on which it searches for points: --set source=MODEL")
         data = context.data
         loaded = load_model(self.source, dataset=data, device=data.device)
-        if self.source_sha256 not in ("", loaded.weights_sha256):
+        digest = loaded.weights_sha256
+        if loaded.code_sha256 is not None:
+            digest = hashlib.sha256(f"{digest} {loaded.code_sha256}".encode()).hexdigest()
+        if self.source_sha256 not in ("", digest):
             raise UserError(
-                f"{self.name}: the source {self.source} has the weights {loaded.weights_sha256[:12]}..., not "
+                f"{self.name}: the source {self.source} has the weights {digest[:12]}..., not "
                 f"{self.source_sha256[:12]}...: name the one that was meant by --set source=MODEL"
             )
         net = loaded.net.eval().requires_grad_(False)
-        return replace(self, source_sha256=loaded.weights_sha256, source_net=net)
+        return replace(self, source=loaded.spec, source_sha256=digest, source_net=net)
 
     def follows_gradient(self) -> bool:
         return False

@@ -16,7 +16,7 @@ from advbench.checkpoint.code import code_sha256, is_outside
 from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
-from advbench.files import sha256_file
+from advbench.files import plain_path, sha256_file
 from advbench.models import external, rebuild
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
@@ -128,7 +128,7 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool)
         net, name, classes = part.net, part.arch, part.num_classes or model.num_classes
     notes = () if card.finished else (f"{folder} was not trained to the end",)
     digest = weights_sha256(net)
-    return Loaded(net.eval(), spec, name, digest, card.trained, classes, notes, card.dataset, folder, file)
+    return Loaded(net.eval(), plain_path(spec), name, digest, card.trained, classes, notes, card.dataset, folder, file)
 
 
 def _shape(dataset: Dataset | str | None) -> external.Shape | None:

@@ -58,7 +58,9 @@ def repeat(
                 f"the weights of {target.loaded.spec} are not those of record {was.id}: name the right ones by --model"
             )
         if was.model.code_sha256 not in (None, target.loaded.code_sha256):
-            raise UserError(f"the code of {target.loaded.spec} has changed since record {was.id}: it is another model now")
+            raise UserError(
+                f"the code of {target.loaded.spec} has changed since record {was.id}: it is another model now"
+            )
         if data.images_sha256 != was.dataset.images_sha256:
             raise UserError(f"the images of {was.dataset.name} here are not those of record {was.id}")
         names, changed = asked(was, data.num_classes)

@@ -188,7 +188,7 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
         )
         for method, size, seed in product(flags.methods or (None,), flags.eps or (None,), flags.seeds or (None,))
     ]  # fmt: skip
-    return recipes, str(device), why
+    return list({recipe.sha256: recipe for recipe in recipes}.values()), str(device), why
 
 
 def read_seeds(text: str) -> list[int]:

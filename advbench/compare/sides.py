@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advbench.errors import UserError
+from advbench.files import plain_path
 from advbench.record import Fates, Record, load_record, load_records
 
 PLACES = (Path("leaderboards"), Path())  # where `evaluate` saves the records of models without a run folder
@@ -129,7 +130,7 @@ def _ids(text: str, places: Iterable[Path]) -> list[Path]:
 
 
 def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
-    spec = str(Path(text)) if Path(text).exists() else text
+    spec = plain_path(text) if Path(text).exists() else text
     found: dict[str, Path] = {}
     for place in places:
         wanted = {record.id for record in load_records(place / "records")[0] if record.model.spec in (spec, text)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from advbench.data import Progress
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
+from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "imagefolder": {
@@ -60,7 +61,7 @@ def load(split: str, path: str, resize: int | None = None, progress: Progress | 
     return Dataset.whole(
         torch.stack(images),
         torch.tensor([label for _, label in files]),
-        name=f"imagefolder:{path}" + (f"@{resize}" if resize else ""),
+        name=plain_dataset(f"imagefolder:{path}" + (f"@{resize}" if resize else "")),
         split=split,
         num_classes=len(classes),
         class_names=classes,

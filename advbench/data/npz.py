@@ -12,6 +12,7 @@ import torch
 
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
+from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "npz": {
@@ -57,7 +58,7 @@ def load(split: str, path: str) -> Dataset:
     return Dataset.whole(
         torch.from_numpy(images),
         torch.from_numpy(labels[split]),
-        name=f"npz:{path}",
+        name=plain_dataset(f"npz:{path}"),
         split=split,
         num_classes=max(classes, len(names)),
         class_names=names,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from advbench.eps import Eps
 from advbench.errors import UserError, unknown
 from advbench.recipe.fields import (
     Augment,
@@ -32,7 +33,7 @@ from advbench.recipe.fields import (
     Validation,
 )
 from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
-from advbench.registry import Entry, find
+from advbench.registry import Entry, find, plain_dataset
 
 
 class Recipe(Part):
@@ -106,6 +107,7 @@ class Recipe(Part):
         for path, value in entry.about.get("recipe", {}).items():
             put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
+        tree["dataset"] = plain_dataset(str(tree["dataset"]))
         tree["method"] = {"name": entry.name, **_method_tree(entry, tree["method"])}
         tree["model"] = {key: plain(value) for key, value in tree["model"].items()}
         return cls.read(tree)
@@ -133,13 +135,14 @@ class Recipe(Part):
 
     @property
     def sha256(self) -> str:
-        """sha256 (hex) of all settings."""
+        """sha256 (hex) of all settings, however eps is written."""
         return _sha256(self.tree())
 
     @property
     def run_name(self) -> str:
         """The default name of the run folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
-        words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, self.threat.eps, f"s{self.seed}")
+        eps = Eps(self.threat.eps, self.threat.eps_value).plain
+        words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, eps, f"s{self.seed}")
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
@@ -152,8 +155,8 @@ def saved_sha256(path: Path) -> str:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"."""
-    a, b = leaves(old.tree()), leaves(new.tree())
+    """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"; other spellings are none."""
+    a, b = ({**leaves(_plain(recipe.tree())), "dataset": plain_dataset(recipe.dataset)} for recipe in (old, new))
     return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
 
 
@@ -219,5 +222,13 @@ def _explained(error: ValidationError) -> UserError:
     return UserError(f"unknown recipe field {path!r}: {hint}choose from {', '.join(inside or names)}")
 
 
+def _plain(tree: Tree) -> Tree:
+    """`tree` with the one spelling of its eps."""
+    threat = tree.get("threat", {})
+    if "eps" not in threat or "eps_value" not in threat:
+        return tree
+    return {**tree, "threat": {**threat, "eps": Eps(threat["eps"], threat["eps_value"]).plain}}
+
+
 def _sha256(tree: Tree) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_plain(tree), sort_keys=True, default=str).encode()).hexdigest()
