@@ -24,10 +24,11 @@ class Eps:
     @property
     def plain(self) -> str:
         """The one spelling of its value: a short decimal (0.1), else a fraction of 255 (8/255), else every digit."""
-        decimal, fraction = f"{self.value:g}", f"{round(self.value * 255)}/255"
+        decimal = f"{self.value:g}"
         if float(decimal) == self.value:
             return decimal
-        return fraction if round(self.value * 255) / 255 == self.value else repr(self.value)
+        top = round(self.value * 255) if self.value <= 255 else 0
+        return f"{top}/255" if top / 255 == self.value else repr(self.value)
 
     def __str__(self) -> str:
         return self.text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from advbench.eps import NORMS, parse_eps, parse_eps_list
+from advbench.eps import NORMS, Eps, parse_eps, parse_eps_list
 from advbench.errors import UserError
 
 
@@ -77,3 +77,25 @@ def test_any_text_is_a_size_or_refused(text: str, norm: str) -> None:
     assert values == sorted(set(values)) and all(math.isfinite(value) and value >= 0 for value in values)
     assert norm != "linf" or values[-1] <= 1
     assert parse_eps_list(",".join(map(str, sizes)), norm) == sizes
+
+
+@given(st.floats(min_value=0, allow_nan=False, allow_infinity=False))
+@example(5e-324)
+@example(1.7e308)
+def test_the_one_spelling_has_the_value(value: float) -> None:
+    assert parse_eps(Eps("", value).plain, "l2").value == value
+
+
+@pytest.mark.parametrize(
+    ("spellings", "plain"),
+    [
+        (("0.1", "0.10", "1/10", ".1", "1e-1"), "0.1"),
+        (("8/255", "16/510", repr(8 / 255)), "8/255"),
+        (("0", "0.0", "0/255"), "0"),
+        (("51/255", "0.2"), "0.2"),
+        (("1", "255/255"), "1"),
+        (("1/7",), repr(1 / 7)),
+    ],
+)
+def test_every_spelling_of_a_size_has_one(spellings: tuple[str, ...], plain: str) -> None:
+    assert {parse_eps(text).plain for text in spellings} == {plain}

@@ -236,6 +236,30 @@ def test_a_recipe_cannot_be_changed() -> None:
         Recipe.resolve().epochs = 3  # type: ignore[misc]
 
 
+def test_the_spelling_of_eps_and_of_a_folder_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def made(eps: str, dataset: str) -> Recipe:
+        return Recipe.resolve(method="trades", arch="mlp", eps=eps, dataset=dataset)
+
+    recipes = [
+        made(eps, f"imagefolder:{folder}@32")
+        for eps, folder in (("0.1", "data"), ("0.10", "data/"), ("1/10", tmp_path / "data"), (".1", "./data"))
+    ]
+    assert {recipe.sha256 for recipe in recipes} == {recipes[0].sha256}
+    assert {recipe.run_name for recipe in recipes} == {recipes[0].run_name}
+    assert all(differences(recipes[0], other) == [] for other in recipes)
+    assert [recipe.threat.eps for recipe in recipes] == ["0.1", "0.10", "1/10", ".1"]
+    for number, recipe in enumerate(recipes):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(recipe.to_toml())
+        assert Recipe.load(path) == recipe and saved_sha256(path) == recipes[0].sha256
+    other = made("0.2", "imagefolder:data@64")
+    assert differences(recipes[1], other) == [
+        "dataset imagefolder:data@32 -> imagefolder:data@64", "threat.eps 0.1 -> 0.2", "threat.eps_value 0.1 -> 0.2"
+    ]  # fmt: skip
+
+
 def test_differences_name_the_field_and_both_values() -> None:
     a = Recipe.resolve(method="trades", eps="0.1")
     b = Recipe.resolve(method="trades", eps="0.1", sets=["method.beta=1", "seed=3"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,20 @@ def test_global_generators_are_not_used():
     before = torch.get_rng_state()
     rng.normal(rng.keys(0, "test", torch.arange(3)), (4,))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_global_generators_start_from_the_seed_and_end_as_they_were() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    drawn = []
+    for seed in (3, 2**61, 3):
+        with rng.kept(seed):
+            drawn.append(draw())
+    with pytest.raises(ValueError, match="on the way"), rng.kept(3):
+        draw()
+        raise ValueError("on the way")
+    assert drawn[0] == drawn[2] != drawn[1]
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    assert after == before

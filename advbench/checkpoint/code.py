@@ -21,11 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import advbench
-
 _INSTALLED = ("site-packages", "dist-packages")
 _PACKAGES = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-_PACKAGES.append(os.path.dirname(os.path.realpath(advbench.__file__)))
+_PACKAGES.append(str(Path(__file__).resolve().parent.parent))  # advbench itself
 _GENERATED = (torch.jit.ScriptModule, torch.fx.GraphModule)  # their code is in no file
 # What was read of each module that is loaded, with its spec, which is a new object after a reload. A file that was
 # changed since is not the code that runs.

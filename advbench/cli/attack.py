@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
     from advbench.cli.examples import collect, write
     from advbench.cli.keep import search_progress
     from advbench.defaults.target import load_target, newest_run, pick_device
-    from advbench.evaluator import Journal, Settings, evaluate
+    from advbench.evaluator import Journal, Settings, check, evaluate
 
     spec = flags.model or newest_run()
     device = pick_device(flags.device)
@@ -127,19 +128,23 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             )  # fmt: skip
         size = choose_size(flags, target)
         rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")
-        out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), resume=flags.resume)
-        check_writable(out)
-        screen.say(
-            f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
-            f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
-        )
         data = target.data.subset(rows)
         settings = Settings(
             attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
             device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
         )  # fmt: skip
+        question = check(target.loaded, data, settings)
+        out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), question, resume=flags.resume)
+        kept = journal_path(out, question)
+        if (out / FILES[-1]).exists() and not flags.force and not kept.exists():
+            raise UserError(f"{out} holds a finished attack: replace it with --force, or name another --out")
+        check_writable(out)
+        screen.say(
+            f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
+            f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
+        )
         with screen.bar(flags.attack) as bar:
-            journal = Journal(out.parent / f".{out.name}.journal", stop=stop, progress=search_progress(bar))
+            journal = Journal(kept, stop=stop, progress=search_progress(bar))
             try:
                 result = evaluate(target.loaded, data, settings, journal=journal, resume=flags.resume)
             except Interrupted as error:
@@ -173,14 +178,28 @@ def choose_size(flags: Flags, target: Target) -> Eps:
 
 def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:
     """ATTACK-MODEL-DATASET-NORM-EPS."""
-    words = (attack, Path(spec).name, target.data.name, target.norm, size.text)
+    words = (attack, Path(spec).name, target.data.name, target.norm, size.plain)
     return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
-def free(folder: Path, *, resume: bool) -> Path:
-    """`folder`, or with -2, -3, ... the first that does not exist, or with `resume` that has a journal beside it."""
+def journal_path(out: Path, question: str) -> Path:
+    """The hidden file beside the folder `out` from which the attack of this question can be resumed."""
+    return out.with_name(f".{out.name}.{question}.journal")
+
+
+def free(folder: Path, question: str, *, resume: bool) -> Path:
+    """`folder`, or with -2, -3, ... the first that is free, or with `resume` that has this question's journal.
+
+    A place is not free while another attack that was to be written there can be resumed.
+    """
+
+    def is_free(place: Path) -> bool:
+        if journal_path(place, question).exists():
+            return resume or not place.exists()
+        return not place.exists() and not any(place.parent.glob(f".{glob.escape(place.name)}.*.journal"))
+
     number, place = 1, folder
-    while place.exists() and not (resume and (place.parent / f".{place.name}.journal").exists()):
+    while not is_free(place):
         number += 1
         place = folder.with_name(f"{folder.name}-{number}")
     return place

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from advbench import rng
 from advbench.cli.picture import Panel, picture
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, untouched
@@ -75,6 +76,7 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
     for row, point in result.points.items():
         x_adv[row] = point.to(x.device)
     with untouched(net), exact_kernels(x.device), torch.no_grad():
+        rng.reseed(result.record.seed)  # for a random model
         before = torch.cat([net(part).argmax(1) for part in x.split(256)])
         after = torch.cat([net(part).argmax(1) for part in x_adv.split(256)])
     return Examples(

@@ -188,7 +188,8 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
         )
         for method, size, seed in product(flags.methods or (None,), flags.eps or (None,), flags.seeds or (None,))
     ]  # fmt: skip
-    return list({recipe.sha256: recipe for recipe in recipes}.values()), str(device), why
+    once = {recipe.sha256: recipe for recipe in reversed(recipes)}  # one written twice is trained once
+    return list(once.values())[::-1], str(device), why
 
 
 def read_seeds(text: str) -> list[int]:

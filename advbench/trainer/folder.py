@@ -47,7 +47,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     """Whether `out` holds a saved run of this recipe that is to be resumed. Writes nothing.
 
     Raises UserError if `out` holds anything other than a run, a run without `resume` or `force`, or, with `resume`, a
-    run of another recipe.
+    run of another recipe, or one that is not finished and has lost its state.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out")
@@ -62,7 +62,11 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     changed = differences(Recipe.load(out / RECIPE), recipe)
     if changed:
         raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or --force")
-    return (out / STATE).is_dir() and any((out / STATE).iterdir())
+    if (out / STATE).is_dir() and any((out / STATE).iterdir()):
+        return True
+    if (out / CARD).is_file() and not finished(out):
+        raise UserError(f"{out} cannot be resumed: {STATE} is missing; --force trains it again over its weights")
+    return finished(out)
 
 
 def begin(out: Path, recipe: Recipe) -> None:

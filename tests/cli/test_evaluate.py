@@ -104,7 +104,7 @@ def test_json_is_a_record_a_line(cli: Any, run_folder: Path) -> None:
     ran = cli("evaluate", "--model", "runs/a", "--model", "runs/b", "-n", "10", *PGD, "--json")
     one, two = map(json.loads, ran.out.splitlines())
     assert (one["model"]["spec"], two["model"]["spec"]) == ("runs/a", "runs/b")
-    assert one["schema"] == 1 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
+    assert one["schema"] == 2 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
     assert one["id"] == two["id"]  # the same weights and settings
 
 
@@ -173,14 +173,19 @@ def test_interrupted_and_resumed_to_the_same_record(
     assert "measured before" in cli(*shlex.split(command)[1:]).out
 
 
-def test_two_processes_at_one_evaluation(cli: Any, run_folder: Path) -> None:
+def test_two_processes_at_one_evaluation(cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["evaluate", "--model", "runs/a", *PGD, "-n", "20", "--eps", "0.1", "--out", "o"]
-    with keep.in_use(keep.journal_path(cli.folder / "o", "runs/a", "digits", "linf", ["pgd"])):
+    names: list[Path] = []
+    real = keep.in_use
+    with monkeypatch.context() as patch:
+        patch.setattr(keep, "in_use", lambda path: names.append(path) or real(path))
+        assert cli(*argv, "--out", "p").code == 0
+    begun = cli.folder / "o/records" / names[0].name
+    with keep.in_use(begun):
         refused = cli(*argv)
     assert refused.code == 2 and "another process holds" in refused.err and records(cli.folder / "o") == []
     assert cli(*argv).code == 0
     assert not list((cli.folder / "o/records").glob("*.journal*"))
-    begun = keep.journal_path(cli.folder / "o", "runs/a", "digits", "linf", ["pgd"])
     with keep.in_use(begun.with_name(f"{begun.name}.rank0")):  # as a process that was killed under torchrun leaves it
         assert cli(*argv, "--resume").code == 0
 
@@ -197,8 +202,10 @@ def test_starting_over_warns_of_the_interrupted_evaluation(
     with monkeypatch.context() as patch:
         interrupting(patch, keep, signal.SIGINT, after=3)
         assert cli(*argv, "--force").code == 3
-    other = cli(*argv, "--seed", "9", "--resume")
-    assert other.code == 2 and "seed was 0, is 9" in other.err and other.err.count("\n") == 1
+    (kept,) = (cli.folder / "runs/a/records").glob(".*.journal")
+    other = cli(*argv, "--seed", "9", "--resume")  # starts apart
+    assert other.code == 0 and "asked something else are kept" in other.err and kept.name in other.err
+    assert kept.exists() and cli(*argv, "--resume").code == 0 and not kept.exists()
 
 
 def test_again(cli: Any, run_folder: Path) -> None:
