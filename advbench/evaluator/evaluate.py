@@ -5,6 +5,8 @@ Nothing here knows how a model was trained, so that no number can depend on it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -67,7 +69,8 @@ def evaluate(
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
         check_shapes(net, data)
-        journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
+        with enough_memory():
+            journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
         saved = ranks.first(lambda: journal.saved() if resume else None)
         settings = with_saved_choices(settings, saved)
         run = resolve(loaded, data, settings)
@@ -112,19 +115,26 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
     """What is run on the model, in eval mode, and the images on its device. Raises UserError for what does not fit."""
     net = loaded.net
     check_shapes(net, data)
-    try:
+    with enough_memory():
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
+    if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
+        raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
+    return run
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raise UserError where what is done before the attacks runs out of memory."""
+    try:
+        yield
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         raise UserError(
             f"out of memory before the attacks start ({error}): free some, or choose --device cpu"
         ) from None
-    if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
-        raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
-    return run
 
 
 def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> int:

@@ -111,13 +111,17 @@ def test_a_record_in_bf16_can_be_repeated_and_recognised(masked: nn.Module, digi
     record = measure(masked, digits).record
     assert asked(record, 10) == (["pgd"], {"steps": 3})
     question: dict[str, Any] = {
-        "model": record.model.weights_sha256,
+        "model": record.model.model_dump(
+            include={"weights_sha256", "arch", "settings", "code_sha256", "mean", "std", "abstain"}
+        ),
         "images": record.dataset.images_sha256,
+        "indices": list(record.dataset.indices),
         "norm": "linf",
         "eps": record.eps,
         "attacks": [ref.model_dump(mode="json") for ref in record.attack],
         "engine": {**record.engine.model_dump(mode="json"), "slots": 512},  # before memory ran out
         "seed": 0,
+        "keep_points": False,
         "advbench": record.environment.advbench,
     }
     assert answers(record, question)

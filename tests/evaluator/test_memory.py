@@ -124,7 +124,7 @@ def test_no_pass_is_larger_than_the_slots(digits: Dataset) -> None:
 
 def test_too_little_memory_for_one_image_is_an_error(digits: Dataset) -> None:
     with pytest.raises(UserError, match="one image at a time"):
-        measure(Small(2, later=3, then=0), digits, 2)
+        measure(Small(2, later=30, then=0), digits, 2)
 
 
 def test_what_counts_as_a_lack_of_memory() -> None:
