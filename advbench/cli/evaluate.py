@@ -18,7 +18,7 @@ from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.choice import Choice, check_asked, choose_points
 from advbench.eps import CORRUPTIONS
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, unknown
 from advbench.files import check_writable, writable
 from advbench.registry import find
 
@@ -71,6 +71,10 @@ def command(
     curve: Annotated[
         str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
     ] = "fast",
+    probes: Annotated[
+        str,
+        typer.Option("--probes", metavar="on|off", help="off: no look for masked gradients, which makes it suspect"),
+    ] = "on",
     leaderboard: Annotated[
         Path | None, typer.Option("--leaderboard", metavar="DIR", help="add the record to the tables in this folder")
     ] = None,
@@ -125,6 +129,7 @@ def command(
             norm=norm,
             engine=engine,
             curve=curve,
+            probes=probes,
             seed=seed,
             device=device,
             precision=precision,
@@ -176,6 +181,7 @@ class Flags:
     norm: str | None = None
     engine: str = "own"
     curve: str = "fast"
+    probes: str = "on"
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -236,6 +242,8 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
+    if flags.probes not in ("on", "off"):
+        raise unknown("value of --probes", flags.probes, ("on", "off"))
     corrupt = CORRUPTIONS in flags.attacks
     if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
         raise UserError("corruptions have severities, but neither norm nor eps: evaluate them by themselves")
@@ -260,6 +268,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         device=device,
         precision=flags.precision,
         curve=flags.curve,
+        probes=flags.probes == "on",
         engine=flags.engine,
         indices=choice.indices,
         command=("advbench", *argv),
@@ -373,4 +382,6 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         if fresh
         else "measured before: nothing was run again"
     )
+    if fresh and (probes := getattr(record.environment, "probes", None)):
+        screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     screen.say(f"record {path}")

@@ -34,6 +34,7 @@ class Settings:
       they are those of the launcher.
     - `indices`: a short form of which images these are, such as "first:1000"; None records all positions.
     - `keep_points`: keep the adversarial examples.
+    - `probes`: look for signs that the attacks were misled; without it the record is suspect.
     - `command`, `supersedes`: copied into the record.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     processes: int | None = None
     indices: str | None = None
     keep_points: bool = False
+    probes: bool = True
     command: Sequence[str] = ()
     supersedes: str | None = None
 

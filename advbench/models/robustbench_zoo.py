@@ -12,6 +12,7 @@ import difflib
 import importlib
 import importlib.util
 import io
+import json
 import os
 import pickle
 import sys
@@ -103,6 +104,16 @@ def choose(text: str, dataset: str | None = None, norm: str | None = None) -> tu
     best = min(fitting, key=lambda model: norm is not None and model.norm != norm)
     notes = [f"{name} names {len(given)} models; chosen: {best.spec}"] if len(given) > 1 else []
     return best, notes
+
+
+def published_accuracy(model: ZooModel) -> float | None:
+    """The clean accuracy, a fraction, that RobustBench publishes for `model`; None if it is not known here.
+
+    The table was read from `model_info/` of RobustBench's repository (commit 78fcc9e).
+    """
+    table = json.loads((Path(__file__).parent / "robustbench_clean.json").read_text())
+    percent = table.get(f"{model.dataset}/{model.threat}/{model.name}")
+    return None if percent is None else percent / 100
 
 
 def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:

@@ -16,6 +16,7 @@ from advbench.record.parts import (
     External,
     Flag,
     ModelRef,
+    Severity,
     Trained,
 )
 from advbench.record.record import (
@@ -41,6 +42,7 @@ __all__ = [
     "Flag",
     "ModelRef",
     "Record",
+    "Severity",
     "Trained",
     "load_record",
     "load_records",
