@@ -30,9 +30,10 @@ def load(file: Any, *args: Any, **how: Any) -> Any:
         if trusted or not _NEEDS_MORE.search(str(error)):
             raise
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = getattr(file, "name", file)
         more = f"more than tensors ({needs[1]})" if needs else "more than tensors"
         raise Untrusted(
-            f"{getattr(file, 'name', file)} is a pickle that needs {more}; loading it would run whatever code its author "
+            f"{name} is a pickle that needs {more}; loading it would run whatever code its author "
             "put in: save net.state_dict() instead, or pass --trust-pickle if you trust its author"
         ) from error
 
