@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from advbench.errors import Untrusted
 
-_FLAGS = {"model": "--arch", "attack": "--attack", "method": "--method", "dataset": "--dataset"}
+_KINDS = {"architecture": "arch"}  # those whose flag has another name
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def reading(file: object, *named: object) -> Consent:
 
 
 def check_code(kind: str, spec: str) -> None:
-    """Raise Untrusted unless the code `spec`, of a model, an attack, ..., may run."""
+    """Raise Untrusted unless the code `spec` may run. `kind`: model, architecture, attack, method or dataset."""
     now = current()
     if now.code or now.named is None or spec in now.named:
         return
     raise Untrusted(
         f"{now.file or 'a file'} names code outside advbench ({spec}), which loading would run: if you trust it, pass "
-        f"--trust-code, or name it on the command line too, such as by {_FLAGS.get(kind, '--model')} {spec}"
+        f"--trust-code, or name it on the command line too, such as by --{_KINDS.get(kind, kind)} {spec}"
     )

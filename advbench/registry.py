@@ -114,7 +114,7 @@ def find(folder: str, name: str) -> Entry:
     known = entries(folder)
     if name in known:
         return known[name]
-    kind = {"analyses": "analysis", "data": "dataset"}.get(folder, folder.removesuffix("s"))
+    kind = {"analyses": "analysis", "data": "dataset", "models": "architecture"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
         return outside(kind, name)
     raise unknown(kind, name, known)

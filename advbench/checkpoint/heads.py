@@ -27,7 +27,7 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
         return {}
     tasks = make_tasks(names, card.dataset, net.num_classes, method.get("macro", ()))
     shape = (net.in_channels, net.image_size, net.image_size)
-    heads = {}
+    heads: dict[str, Head] = {}
     for name, task in tasks.items():
         part = f"parts/{name}.safetensors"
         file = folder / part

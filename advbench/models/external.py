@@ -172,7 +172,7 @@ def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, sourc
     if arch not in architectures():
         if not _SPEC.fullmatch(arch):
             raise unknown("architecture", arch, architectures())
-        return call(arch, shape.num_classes if shape else None)
+        return call(arch, shape.num_classes if shape else None, "architecture")
     classes = [value.shape[0] for value in state.values() if value.dim() == 2][-1:] or [0]
     convs = [value.shape[1] for value in state.values() if value.dim() == 4][:1]
     sides = {1: (28, 8, 32), 3: (32, 64, 224, 28)}

@@ -103,12 +103,12 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
 
 
-def call(spec: str, num_classes: int | None) -> nn.Module:
+def call(spec: str, num_classes: int | None, kind: str = "model") -> nn.Module:
     """The module that `package.module:name` returns. It is called with num_classes if it has that parameter.
 
     Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
     """
-    entry = outside("model", spec)
+    entry = outside(kind, spec)
     parameter = parameters(entry.load()).get("num_classes")
     if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
         raise UserError(f"{spec} needs num_classes: name the --dataset")
