@@ -76,7 +76,7 @@ class RunCard(_Card):
 
 
 def write_card(folder: Path, card: RunCard) -> None:
-    """Write `run.json` atomically, with a seal: the sha256 of its content.
+    """Write `run.json` atomically, with a seal: the sha256 of its content, which shows accidents, not intent.
 
     Write the weight files first: the card contains their hashes. Raises UserError if it cannot be written.
     """

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench import ranks
+from advbench import consent, ranks
 from advbench.cli import options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
+from advbench.consent import Consent
 from advbench.defaults.choice import Choice, check_asked, choose_points
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted, UserError, unknown
@@ -90,6 +91,7 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     on: options.On = "local",
     as_json: options.Json = False,
 ) -> None:
@@ -103,7 +105,7 @@ def command(
     \b
       torchrun --nproc-per-node N -m advbench evaluate ...
     """
-    with ranks.joined(), Screen(as_json=as_json).ready() as screen:
+    with ranks.joined(), options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if again is not None:
             from advbench.cli.again import repeat
 
@@ -113,7 +115,11 @@ def command(
                 model=model[-1] if model else None,
                 device=device,
                 leaderboard=leaderboard,
-                trust_pickle=trust_pickle,
+                says={
+                    "--attack": split_names(attack or []),
+                    "--arch": [arch] if arch else [],
+                    "--dataset": [dataset] if dataset else [],
+                },
                 screen=screen,
                 argv=context.obj or (),
             )
@@ -138,7 +144,6 @@ def command(
             out=out,
             resume=resume,
             force=force,
-            trust_pickle=trust_pickle,
             on=on,
         )
         evaluate(flags, screen=screen, argv=context.obj or ())
@@ -146,25 +151,20 @@ def command(
 
 def check_alone(context: typer.Context) -> None:
     """Raise UserError for flags beside --again that its record has settled already."""
-    fitting = ("again", "model", "device", "leaderboard", "trust_pickle", "as_json")
+    fitting = {"again", "model", "device", "leaderboard", "trust_pickle", "trust_code", "as_json"}
+    fitting |= {"attack", "arch", "dataset"}  # which may repeat what the record says
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name and parameter.name not in fitting and was_given(context, parameter.name)
+        if parameter.name and parameter.name not in fitting and options.was_given(context, parameter.name)
     ]
     if given:
         raise UserError(
             f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
-            "--leaderboard, --trust-pickle and --json with it"
+            "--leaderboard, --trust-pickle, --trust-code and --json with it, and its own --attack, --arch and --dataset"
         )
     if len(context.params["model"] or ()) > 1:
         raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
-
-
-def was_given(context: typer.Context, parameter: str) -> bool:
-    """Whether the flag stands on the command line, not only in --config."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,6 @@ class Flags:
     out: Path | None = None
     resume: bool = False
     force: bool = False
-    trust_pickle: bool = False
     on: str = "local"
 
 
@@ -228,7 +227,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             with screen.fetching(stop.check) as fetching:
                 load = partial(
                     targets.load_target, name, dataset=flags.dataset, arch=flags.arch,
-                    norm=None if norm == CORRUPTIONS else norm, device=device, trust_pickle=flags.trust_pickle,
+                    norm=None if norm == CORRUPTIONS else norm, device=device,
                     fetching=fetching, cache=cache,
                 )  # fmt: skip
                 target = ranks.in_turn(load)
@@ -321,10 +320,11 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     return record
 
 
-def evaluate_task(working_folder: str, *, flags: Flags) -> list[str]:
+def evaluate_task(working_folder: str, *, flags: Flags, allowed: Consent) -> list[str]:
     """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
     enter(working_folder)
-    return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
+    with allowed.given():
+        return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
 
 
 def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
@@ -344,7 +344,8 @@ def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, scree
     with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
         screen.say(f"{len(models)} evaluations on {cluster.about}")
         remote = replace(flags, device=cluster.device, resume=True, on="local")
-        jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
+        allowed = consent.current()
+        jobs = [Job(model, {"flags": replace(remote, models=(model,)), "allowed": allowed}) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
     return [record for model in models for record in found[model]]
 

@@ -2,7 +2,8 @@
 
 The JSON is the summary; the archive holds each sample's fate. `question` is the hash of all that decides the
 verdicts, `id` the hash of the question and the verdicts. The archive also holds a seal: a hash of the content of both
-files, by which any change to either is noticed.
+files, by which any change to either is noticed. It shows accidents, not intent: whoever changes a file can compute its
+hashes and its seal anew.
 """
 
 from advbench.record.fates import Fates

@@ -58,7 +58,6 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "out": Path("o"),
         "resume": True,
         "force": True,
-        "trust_pickle": True,
         "on": "local",
     }
 
@@ -67,13 +66,12 @@ def test_flags_from_a_file_and_flags_over_it(cli: Any, monkeypatch: pytest.Monke
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     (cli.folder / "e.toml").write_text(
-        'model = ["a", "b"]\neps = "0,0.1"\nn = 7\ntrust-pickle = true\nleaderboard = "LB"\n'
-        '[set]\nsteps = 4\nloss = "dlr"\n'
+        'model = ["a", "b"]\neps = "0,0.1"\nn = 7\nleaderboard = "LB"\n[set]\nsteps = 4\nloss = "dlr"\n'
     )
     assert cli("evaluate", "--config", "e.toml", "-n", "9").code == 0
     ((flags, _),) = seen
     assert flags.models == ("a", "b") and flags.attacks == ("autoattack",)
-    assert flags.n == 9 and flags.eps == "0,0.1" and flags.trust_pickle and flags.leaderboard == Path("LB")
+    assert flags.n == 9 and flags.eps == "0,0.1" and flags.leaderboard == Path("LB")
     assert flags.settings == {"steps": 4, "loss": "dlr"}
     (cli.folder / "e.toml").write_text('modle = "a"\n')
     ran = cli("evaluate", "--config", "e.toml")
