@@ -78,6 +78,7 @@ def show(built: Built, screen: Screen) -> None:
     for damage in built.damaged:
         screen.warn(f"left out of the tables: {damage.reason}")
     pages = [path for path in built.files if path.suffix == ".md"]
+    rows = []
     for page, board in zip(pages, built.boards, strict=True):
         counts = {
             "rankings": len(board.tables),
@@ -87,12 +88,9 @@ def show(built: Built, screen: Screen) -> None:
         }
         if screen.as_json:
             screen.json({"page": str(page), "dataset": board.dataset, "norm": board.norm, **counts})
-            continue
-        rankings = "1 ranking" if counts["rankings"] == 1 else f"{counts['rankings']} rankings"
-        screen.say(
-            f"{page}, .csv and .svg: {rankings}, {counts['ranked']} ranked, {counts['below']} below the line, "
-            f"{counts['hidden']} not shown"
-        )
+        rows.append((str(page), *map(str, counts.values())))
+    screen.table(("page", "rankings", "ranked", "below the line", "not shown"), rows)
+    screen.note("beside each page lie its numbers as .csv and its figure as .svg")
 
 
 def _checked(folder: Path | None) -> Path:
