@@ -68,6 +68,7 @@ def command(
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
+    name: options.Name = None,
     engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
     curve: Annotated[
         str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
@@ -133,6 +134,7 @@ def command(
             dataset=dataset,
             arch=arch,
             norm=norm,
+            name=name,
             engine=engine,
             curve=curve,
             probes=probes,
@@ -179,6 +181,7 @@ class Flags:
     dataset: str | None = None
     arch: str | None = None
     norm: str | None = None
+    name: str | None = None
     engine: str = "own"
     curve: str = "fast"
     probes: str = "on"
@@ -243,6 +246,8 @@ def check_flags(flags: Flags) -> str | None:
         find("attacks", name)
     if flags.probes not in ("on", "off"):
         raise unknown("value of --probes", flags.probes, ("on", "off"))
+    if flags.name is not None and (len(flags.models) > 1 or not flags.name.strip()):
+        raise UserError("--name is the name of one model, and not empty: evaluate the others by themselves")
     corrupt = CORRUPTIONS in flags.attacks
     if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
         raise UserError("corruptions have severities, but neither norm nor eps: evaluate them by themselves")
@@ -270,6 +275,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         probes=flags.probes == "on",
         engine=flags.engine,
         indices=choice.indices,
+        name=flags.name,
         command=("advbench", *argv),
     )
     check(target.loaded, target.data.subset(choice.rows), settings)
@@ -282,7 +288,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
     from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, search_progress
     from advbench.evaluator import evaluate as measured
-    from advbench.record import slug
+    from advbench.record import load_record, slug
 
     target, choice, settings, folder = task.target, task.choice, task.settings, task.folder
     loaded, publish = target.loaded, flags.leaderboard is not None
@@ -315,6 +321,11 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         where = ranks.first(keep)
         journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    if flags.name is not None and (kept := ranks.first(lambda: load_record(where)[0].model.title)) != flags.name:
+        screen.warn(
+            f"record {record.id} was there before, under the name {kept}: change what tables call it with advbench "
+            f"leaderboard DIR rename {record.id} NAME"
+        )
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
     return record

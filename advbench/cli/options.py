@@ -71,6 +71,10 @@ Arch = Annotated[
 Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
 ]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEXT", help="what tables and figures call the model [default: its spec]"),
+]
 LARGEST_SEED = 2**62 - 1
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="seed of all random numbers")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]

@@ -190,7 +190,7 @@ def make_record(
     journal = runner.journal
     return Record.of(
         outcome.fates,
-        model=model_ref(loaded),
+        model=model_ref(loaded, settings.name),
         dataset=DatasetRef(
             name=data.name,
             split=data.split,
@@ -216,11 +216,12 @@ def make_record(
     )
 
 
-def model_ref(loaded: Loaded) -> ModelRef:
-    """The reference to the model in the record."""
+def model_ref(loaded: Loaded, name: str | None = None) -> ModelRef:
+    """The reference in the record to the model, which tables call `name` (None: by its spec)."""
     net = loaded.net
     wrapped = getattr(net, "wrappers", [])
     return ModelRef(
+        name=name,
         spec=loaded.spec,
         arch=loaded.arch,
         settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},

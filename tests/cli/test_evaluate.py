@@ -32,7 +32,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
-        "--dataset mnist --arch lenet5 --norm l2 --engine reference --curve exact --seed 3 --device cpu "
+        "--dataset mnist --arch lenet5 --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
         "--trust-pickle --on local --json"
     )
@@ -48,6 +48,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "dataset": "mnist",
         "arch": "lenet5",
         "norm": "l2",
+        "name": "N",
         "engine": "reference",
         "curve": "exact",
         "seed": 3,
@@ -102,7 +103,7 @@ def test_json_is_a_record_a_line(cli: Any, run_folder: Path) -> None:
     ran = cli("evaluate", "--model", "runs/a", "--model", "runs/b", "-n", "10", *PGD, "--json")
     one, two = map(json.loads, ran.out.splitlines())
     assert (one["model"]["spec"], two["model"]["spec"]) == ("runs/a", "runs/b")
-    assert one["schema"] == 1 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
+    assert one["schema"] == 2 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
     assert one["id"] == two["id"]  # the same weights and settings
 
 
