@@ -268,11 +268,10 @@ class Search:
 
     def _ask(self, slots: Slots, asks: Asks) -> Slots:
         p, attack, query = slots.problem, self.attack, slots.state.query
-        answer = self.oracle.answer(attack, p, query, asks)
+        handicap = None
         if self.minimum_norm and not surely_none(slots.margin_to_beat > -torch.inf):
-            # The attack, too, must take such points for right ones: it would stay where the search copy errs.
-            right = margin(answer.logits, p.y) <= slots.margin_to_beat
-            answer = replace(answer, wrong=answer.wrong & ~right)
+            handicap = slots.margin_to_beat.clamp_min(0)  # where the copy only seemed to err, the attack must go on
+        answer = self.oracle.answer(attack, p, query, asks, handicap)
         hit, best, to_beat = answer.wrong & ~attack.done(slots.state), slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
             hit = hit & ~slots.has_candidate

@@ -78,8 +78,8 @@ def test_no_image_is_lost_to_a_copy_that_is_wrong_too_soon(
     exact, right = nearest(attack, net, net, digits, norm)
     found, _ = nearest(attack, net, Doubtful(net, 0.02), digits, norm)
     assert exact.fell.all() and exact.refused.isinf().all()
-    assert found.fell.all() and found.unverified >= N // 2
-    assert found.refused.isfinite().sum() >= N // 2
+    assert found.fell.all() and found.unverified >= N // 4
+    assert found.refused.isfinite().sum() >= N // 4
     slack = 0.01 if norm == "linf" else 0.1  # a hit must exceed what the copy overstates, and its steps differ
     assert (found.distance[right] <= 1.1 * exact.distance[right] + slack).all()
     assert (found.distance[right].median() <= 1.05 * exact.distance[right].median()).all()
@@ -104,8 +104,9 @@ def test_a_copy_wrong_at_the_image_itself_loses_none(net: nn.Module, digits: Dat
         x=lambda rows: low[rows], y=y, index=torch.arange(n), eps=torch.full((n,), torch.inf).double(), logits=logits
     )
     attack = FMN(name="fmn", steps=60).for_model("linf", 10)
+    exact = Search(attack, samples, Oracle(net, net, slots=16), norm="linf", seed=0).run()
     found = Search(attack, samples, Oracle(net, Doubtful(net, 0.01), slots=16), norm="linf", seed=0).run()
-    assert found.fell.all() and (found.refused == 0).sum() > n // 2
+    assert exact.fell.all() and found.fell.all() and (found.refused == 0).sum() > n // 2
     assert (found.distance < 0.01).all()
 
 
