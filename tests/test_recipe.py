@@ -260,6 +260,12 @@ def test_the_spelling_of_eps_and_of_a_folder_is_no_difference(tmp_path: Path, mo
     ]  # fmt: skip
 
 
+def test_recipes_that_differ_by_their_seed_are_of_one_series() -> None:
+    one, two, other = (Recipe.resolve(eps="0.1", flags=flags) for flags in ({}, {"seed": 3}, {"epochs": 3}))
+    assert one.series_sha256 == two.series_sha256 != other.series_sha256
+    assert one.sha256 != two.sha256
+
+
 def test_differences_name_the_field_and_both_values() -> None:
     a = Recipe.resolve(method="trades", eps="0.1")
     b = Recipe.resolve(method="trades", eps="0.1", sets=["method.beta=1", "seed=3"])

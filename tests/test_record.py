@@ -84,7 +84,7 @@ def test_the_contract_names_the_fields() -> None:
     fields += "seconds forwards backwards useful external environment supersedes"
     assert " ".join(plain) == fields
     assert plain["schema"] == 2
-    assert " ".join(plain["curve"][0]) == "eps eps_text n robust accuracy ci_low ci_high"
+    assert " ".join(plain["curve"][0]) == "eps eps_text n robust accuracy ci_low ci_high certified"
 
 
 def test_id_covers_question_and_verdicts_and_nothing_else() -> None:

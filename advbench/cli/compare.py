@@ -21,6 +21,7 @@ FORMATS = ("table", "csv", "markdown", "junit", "json")
 
 
 def command(
+    context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(metavar="A B...", help="run folders, records, or models measured before")
     ] = None,
@@ -49,6 +50,7 @@ def command(
     ] = None,
     norm: Annotated[str | None, typer.Option("--norm", metavar="NAME", help="use only records in this norm")] = None,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     config: options.Flags = None,
     as_json: options.Json = False,
 ) -> None:
@@ -56,9 +58,9 @@ def command(
 
     The exit code is 1 if --fail-if finds a regression: a drop beyond the tolerance that is also significant.
     """
-    with Screen(as_json=as_json).ready() as screen:
+    with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if explain is not None:
-            trace(explain, trust_pickle=trust_pickle, screen=screen)
+            trace(explain, screen=screen)
             return
         found = compare(
             models or [],
@@ -156,10 +158,11 @@ def show(found: Comparison, screen: Screen) -> None:
         screen.say(f"note: {note}")
 
 
-def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None) -> list[Link]:
+def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
     """Check each link from the record that `text` names back to its sources, and print them. Raises UserError."""
     screen = screen or Screen()
     from advbench import compare as comparing
+    from advbench import consent
 
     path = comparing.find_record(text)
 
@@ -168,7 +171,7 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
         from advbench.cli.again import arch_of
 
         spec = comparing.whereabouts(path, record)
-        return load_model(spec, arch=arch_of(spec, record), trust_pickle=trust_pickle).weights_sha256
+        return load_model(spec, arch=arch_of(spec, record)).weights_sha256
 
     def images(record: Record) -> str:
         from advbench.cli.again import images
@@ -176,7 +179,8 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
 
         return images(load(record.dataset.name, record.dataset.split), record).images_sha256
 
-    chain = comparing.explain(path, weights=weights, images=images)
+    with consent.reading(path).given():
+        chain = comparing.explain(path, weights=weights, images=images)
     if screen.as_json:
         for link in chain:
             screen.json(asdict(link))

@@ -24,11 +24,12 @@ _PASS = 2  # images, as many as fit wherever the model was tried
 _MODEL = {"weights_sha256", "arch", "settings", "code_sha256", "mean", "std", "abstain"}
 
 
-def model_ref(loaded: Loaded) -> ModelRef:
-    """The reference to the model in the record."""
+def model_ref(loaded: Loaded, name: str | None = None) -> ModelRef:
+    """The reference in the record to the model, which tables call `name` (None: by its spec)."""
     net = loaded.net
     wrapped = getattr(net, "wrappers", [])
     return ModelRef(
+        name=name,
         spec=loaded.spec,
         arch=loaded.arch,
         settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},
@@ -51,6 +52,7 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
         "engine": run.engine(slots).model_dump(mode="json"),
         "seed": settings.seed,
         "keep_points": settings.keep_points,
+        "probes": settings.probes,
         "advbench": __version__,
     }
 
@@ -68,6 +70,7 @@ def answers(record: Record, question: dict[str, Any]) -> bool:
         "engine": record.engine.model_dump(mode="json"),
         "seed": record.seed,
         "keep_points": False,
+        "probes": all(flag.name != "not-probed" for flag in record.flags),
         "advbench": record.environment.advbench,
     }
 

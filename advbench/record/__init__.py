@@ -2,11 +2,14 @@
 
 The JSON is the summary; the archive holds each sample's fate. `question` is the hash of all that decides the
 verdicts, `id` the hash of the question and the verdicts. The archive also holds a seal: a hash of the content of both
-files, by which any change to either is noticed.
+files, by which any change to either is noticed. It shows accidents, not intent: whoever changes a file can compute its
+hashes and its seal anew. A notice `<id>.notice.json` beside them says what became of the record.
 """
 
 from advbench.record.fates import Fates
+from advbench.record.notice import Notice, load_notices, write_notice
 from advbench.record.parts import (
+    RECHECK_SET,
     AttackRef,
     Corruptions,
     CurvePoint,
@@ -16,7 +19,9 @@ from advbench.record.parts import (
     External,
     Flag,
     ModelRef,
+    Severity,
     Trained,
+    passes_an_image,
 )
 from advbench.record.record import (
     Damage,
@@ -24,11 +29,14 @@ from advbench.record.record import (
     load_record,
     load_records,
     question_hash,
+    record_files,
     record_id,
     slug,
+    superseded,
 )
 
 __all__ = [
+    "RECHECK_SET",
     "AttackRef",
     "Corruptions",
     "CurvePoint",
@@ -40,11 +48,18 @@ __all__ = [
     "Fates",
     "Flag",
     "ModelRef",
+    "Notice",
     "Record",
+    "Severity",
     "Trained",
+    "load_notices",
     "load_record",
     "load_records",
+    "passes_an_image",
     "question_hash",
+    "record_files",
     "record_id",
     "slug",
+    "superseded",
+    "write_notice",
 ]

@@ -122,6 +122,7 @@ def test_a_record_in_bf16_can_be_repeated_and_recognised(masked: nn.Module, digi
         "engine": {**record.engine.model_dump(mode="json"), "slots": 512},  # before memory ran out
         "seed": 0,
         "keep_points": False,
+        "probes": True,
         "advbench": record.environment.advbench,
     }
     assert answers(record, question)

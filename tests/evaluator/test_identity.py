@@ -125,6 +125,7 @@ def test_a_name_for_each_question_and_one_for_all_its_spellings(digits: Dataset)
         name(curve="exact"),
         name(slots=8),
         name(keep_points=True),
+        name(probes=False),
         name(data=digits.subset(range(59))),
         check(Means(lambda x: x).double().float(), digits, Settings(**SETTINGS, indices="first:60")),
         check(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, Settings(**SETTINGS)),
