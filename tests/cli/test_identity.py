@@ -69,7 +69,7 @@ def test_a_model_whose_code_changed_is_measured_again(cli: Any, monkeypatch: pyt
     assert not seen and turned.clean < honest.clean - 0.2
     assert turned.model.weights_sha256 == honest.model.weights_sha256
     assert turned.model.code_sha256 != honest.model.code_sha256 and turned.question != honest.question
-    refused = cli("evaluate", "--again", next(cli.folder.rglob(f"{honest.id}.json")))
+    refused = cli("evaluate", "--again", next(cli.folder.rglob(f"{honest.id}.json")), "--trust-code")
     assert refused.code == 2 and "code of means_net:Means has changed" in refused.err
     seen, again = evaluate("x")
     assert seen and again.id == honest.id
@@ -79,16 +79,16 @@ def test_a_model_whose_code_changed_is_measured_again(cli: Any, monkeypatch: pyt
 
 
 def test_a_module_in_the_current_folder_is_found_alike(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (cli.folder / "mine.py").write_text("from advbench.models.mlp import MLP\nclass Mine(MLP): pass\n")
-    train = ["train", "--arch", "mine:Mine", "--method", "pgd-at", "--epochs", "1", "--set", "train_n=128"]
+    (cli.folder / "found_here.py").write_text("from advbench.models.mlp import MLP\nclass Mine(MLP): pass\n")
+    train = ["train", "--arch", "found_here:Mine", "--method", "pgd-at", "--epochs", "1", "--set", "train_n=128"]
     for argv in (
         [*train, "--out", "runs/a"],
-        ["evaluate", "--arch", "mine:Mine", "--attack", "fgsm", "-n", "5"],
-        ["attack", "--model", "runs/a", "--arch", "mine:Mine", "-n", "5"],
+        ["evaluate", "--arch", "found_here:Mine", "--attack", "fgsm", "-n", "5"],
+        ["attack", "--model", "runs/a", "--arch", "found_here:Mine", "-n", "5"],
     ):
         with monkeypatch.context() as patch:  # as the installed command starts, without the current folder
             patch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(cli.folder))])
-            sys.modules.pop("mine", None)
+            sys.modules.pop("found_here", None)
             ran = cli(*argv)
         assert ran.code == 0, ran.err
     (record,) = records(cli.folder)
@@ -150,7 +150,7 @@ def pictures(cli: Any) -> Path:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray((digits.images[row, 0] * 15).numpy().astype(np.uint8)).save(folder / f"{row}.png")
     torch.save(torch.nn.Linear(1, 1).state_dict(), cli.folder / "x.pt")
-    (cli.folder / "flat.py").write_text(
+    (cli.folder / "flat_net.py").write_text(
         "import torch\nfrom torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))\n"
     )
     return cli.folder / "data"  # type: ignore[no-any-return]
@@ -160,7 +160,7 @@ def test_the_spelling_of_a_folder_is_no_identity(cli: Any, pictures: Path) -> No
     found = []
     for spelling in ("data", "data/", "./data", "data/../data", pictures, f"{pictures}/"):
         ran = cli(
-            "evaluate", "--model", "flat:net", "--dataset", f"imagefolder:{spelling}", "--attack", "fgsm",
+            "evaluate", "--model", "flat_net:net", "--dataset", f"imagefolder:{spelling}", "--attack", "fgsm",
             "--eps", "0.1", "--leaderboard", "board", "--json",
         )  # fmt: skip
         assert ran.code == 0, ran.err
@@ -229,10 +229,10 @@ def test_passes_that_nobody_counted_are_shown_as_such(cli: Any, run_folder: Path
 
 
 def test_a_random_models_record_is_the_same_command_by_command(cli: Any) -> None:
-    (cli.folder / "noisy.py").write_text(
+    (cli.folder / "noisy_net.py").write_text(
         NET.replace("from means_change import change", "change = lambda x: x + 0.6 * torch.randn_like(x)")
     )
-    argv = ["evaluate", "--model", "noisy:Means", "--dataset", "digits", *SHORT, "--json"]
+    argv = ["evaluate", "--model", "noisy_net:Means", "--dataset", "digits", *SHORT, "--json"]
     found = []
     for seed in ("0", "0", "1"):
         torch.rand(11), np.random.rand(3)
