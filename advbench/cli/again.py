@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advbench.cli.console import Screen
-from advbench.cli.keep import save, search_progress
+from advbench.cli.keep import check_baseline, save, save_baseline, search_progress
 from advbench.cli.stop import Stop
 from advbench.compare import whereabouts
 from advbench.defaults.target import load_target, pick_device
@@ -17,9 +17,8 @@ from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.evaluator import Journal, Settings, evaluate
 from advbench.evaluator.attack_set import resolve
-from advbench.evaluator.fp32_recheck import SET
 from advbench.files import check_writable
-from advbench.record import Record, load_record
+from advbench.record import RECHECK_SET, Record, load_record
 
 if TYPE_CHECKING:
     from advbench.data.dataset import Dataset
@@ -31,19 +30,23 @@ def repeat(
     model: str | None = None,
     device: str = "auto",
     leaderboard: Path | None = None,
+    baseline: Path | None = None,
     trust_pickle: bool = False,
     screen: Screen | None = None,
     argv: Sequence[str] = (),
 ) -> bool:
     """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
 
-    `model` is where the weights are now, if they were moved. Raises UserError when the record is damaged, or when the
-    model, images or attacks are not those that the record was made with.
+    `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. Raises
+    UserError when the record is damaged, or when the model, images or attacks are not those that the record was made
+    with.
     """
     screen = screen or Screen()
     was, fates = load_record(path)
     if leaderboard is not None:
         check_writable(leaderboard / "records")
+    if baseline is not None:
+        check_baseline(baseline)
     place = pick_device(device)
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
@@ -77,6 +80,8 @@ def repeat(
     same = now.id == was.id
     changed_fates = int(np.sum(result.fates.fell != fates.fell))
     where = save(now, result.fates, leaderboard, publish=True, screen=screen) if leaderboard is not None else None
+    if baseline is not None:
+        save_baseline(now, result.fates, baseline, screen)
     if screen.as_json:
         screen.json({"record": was.id, "again": now.id, "same": same, "moved": changed_fates, "n": was.n})
         return same
@@ -124,7 +129,9 @@ def images(data: Dataset, record: Record) -> Dataset:
 
 def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     """The names and settings that make the attacks of a record. Raises UserError if the names mean others now."""
-    named = [ref for ref in record.attack if ref.settings.get("set") != SET]  # a search in bf16 adds the recheck itself
+    named = [
+        ref for ref in record.attack if ref.settings.get("set") != RECHECK_SET
+    ]  # a search in bf16 adds the recheck itself
     names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
     if record.engine.name != "advbench":
         return names, {}

@@ -77,6 +77,12 @@ def command(
     again: Annotated[
         Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record and compare the outcome")
     ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-baseline", metavar="FILE", help="write the record to this .json too, the baseline of compare"
+        ),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -109,6 +115,7 @@ def command(
                 model=model[-1] if model else None,
                 device=device,
                 leaderboard=leaderboard,
+                baseline=save_baseline,
                 trust_pickle=trust_pickle,
                 screen=screen,
                 argv=context.obj or (),
@@ -130,6 +137,7 @@ def command(
             precision=precision,
             settings=parse_settings(settings or []),
             leaderboard=leaderboard,
+            save_baseline=save_baseline,
             out=out,
             resume=resume,
             force=force,
@@ -141,7 +149,7 @@ def command(
 
 def check_alone(context: typer.Context) -> None:
     """Raise UserError for flags beside --again that its record has settled already."""
-    fitting = ("again", "model", "device", "leaderboard", "trust_pickle", "as_json")
+    fitting = ("again", "model", "device", "leaderboard", "save_baseline", "trust_pickle", "as_json")
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -150,7 +158,7 @@ def check_alone(context: typer.Context) -> None:
     if given:
         raise UserError(
             f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
-            "--leaderboard, --trust-pickle and --json with it"
+            "--leaderboard, --save-baseline, --trust-pickle and --json with it"
         )
     if len(context.params["model"] or ()) > 1:
         raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
@@ -181,6 +189,7 @@ class Flags:
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaderboard: Path | None = None
+    save_baseline: Path | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -236,6 +245,12 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
+    if flags.save_baseline is not None:
+        from advbench.cli.keep import check_baseline
+
+        if len(flags.models) > 1:
+            raise UserError("--save-baseline writes the record of one model: give one --model")
+        check_baseline(flags.save_baseline)
     corrupt = CORRUPTIONS in flags.attacks
     if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
         raise UserError("corruptions have severities, but neither norm nor eps: evaluate them by themselves")
@@ -272,7 +287,15 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
-    from advbench.cli.keep import AlreadyDone, KeptJournal, in_use, journal_path, save, search_progress
+    from advbench.cli.keep import (
+        AlreadyDone,
+        KeptJournal,
+        in_use,
+        journal_path,
+        save,
+        save_baseline,
+        search_progress,
+    )
     from advbench.evaluator import evaluate as measured
     from advbench.record import slug
 
@@ -302,6 +325,8 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
             where = save(record, fates, folder, publish=publish, screen=screen)
             if publish and loaded.folder is not None and writable(loaded.folder):
                 record.save(loaded.folder, fates)  # so that `compare` finds it by the name of the run
+            if flags.save_baseline is not None:
+                save_baseline(record, fates, flags.save_baseline, screen)
             return where
 
         where = ranks.first(keep)

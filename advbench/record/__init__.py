@@ -6,7 +6,9 @@ files, by which any change to either is noticed.
 """
 
 from advbench.record.fates import Fates
+from advbench.record.flag_names import FLAG_NAMES, is_flag
 from advbench.record.parts import (
+    RECHECK_SET,
     AttackRef,
     Corruptions,
     CurvePoint,
@@ -29,6 +31,8 @@ from advbench.record.record import (
 )
 
 __all__ = [
+    "FLAG_NAMES",
+    "RECHECK_SET",
     "AttackRef",
     "Corruptions",
     "CurvePoint",
@@ -42,6 +46,7 @@ __all__ = [
     "ModelRef",
     "Record",
     "Trained",
+    "is_flag",
     "load_record",
     "load_records",
     "question_hash",

@@ -13,6 +13,7 @@ Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["note", "suspect", "broken"]
+RECHECK_SET = "survivors-fp32"  # the `set` of the attacks that follow a search in bf16
 
 
 class Part(BaseModel):
