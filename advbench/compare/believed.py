@@ -84,7 +84,7 @@ def blind(findings: Iterable[Finding], alpha: float) -> str:
         return ""
     return (
         f"too few images: even a fall to 0 could not be significant at alpha {alpha:g}: {'; '.join(found)}; measure "
-        "more images, or gate --strict"
+        "more images, choose a larger --alpha, or gate --strict"
     )
 
 

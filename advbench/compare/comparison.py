@@ -8,7 +8,7 @@ from dataclasses import replace
 from advbench.compare.believed import blind, check_flags, doubted, incomparable
 from advbench.compare.comparable import allowed_kinds, differences, reported
 from advbench.compare.gate import Test, parse_gate
-from advbench.compare.judge import Judge, findings
+from advbench.compare.judge import Judge, check_measured, findings
 from advbench.compare.results import Comparison, Finding, Gate, Refused
 from advbench.compare.sides import Side, align, common_grid, labelled
 from advbench.errors import UserError
@@ -66,16 +66,17 @@ def compare(
         caveat=_caveat(base, others, unpaired) if base else "",
     )
     if base and (why := incomparable(base, others, free, gated=bool(tests))):
-        raise Refused(replace(found, refused=why))
+        raise Refused(replace(found, refused=why, caveat=""))
     found = replace(found, notes=_notes(found.sides, base, tests, unpaired, allow_flags))
-    if why := doubted(tests, found.sides, allow_flags):
-        raise Refused(replace(found, refused=why))
     try:
-        judge = Judge(base, others, asked, paired=not unpaired, alpha=alpha) if base else None
-        told = findings(asked, judge, alpha=alpha, strict=strict)
+        check_measured(asked, base)
     except UserError as error:
         raise Refused(replace(found, refused=str(error))) from error
+    if why := doubted(tests, found.sides, allow_flags):
+        raise Refused(replace(found, refused=why))
+    judge = Judge(base, others, asked, paired=not unpaired, alpha=alpha) if base else None
     found = replace(found, rows=judge.rows() if judge else ())
+    told = findings(asked, judge, alpha=alpha, strict=strict)
     if not strict and (why := blind(told, alpha)):
         raise Refused(replace(found, refused=why))
     return replace(found, gate=found.gate and replace(found.gate, findings=told))

@@ -57,10 +57,10 @@ class Judge:
         return tuple(sorted(found, key=lambda row: order[row.model]))
 
     def check(self, side: Side, test: Test) -> Check:
-        """A condition. Raises UserError where it was not measured."""
+        """A condition, which was measured."""
         if not test.relative:
             return floor(side, test)
-        quantity = self._measured(side, test)
+        quantity = as_clean(test.quantity)
         value, baseline = (self.value(one, quantity)[0] for one in (side, self.base))
         holds = self._holds(side, test)
         drop = None if holds else self.drop(side, quantity)
@@ -73,18 +73,13 @@ class Judge:
 
     def _holds(self, side: Side, test: Test) -> str:
         """Why a relative condition holds whatever the numbers; empty where they decide."""
-        quantity = self._measured(side, test)
+        quantity = as_clean(test.quantity)
         if side.ids == self.base.ids:
             return "identical to the baseline"
         baseline = self.value(self.base, quantity)[0]
         if test.fires(0.0, baseline):
             return ""
         return f"cannot drop by that much: the baseline has {quantity.scale * baseline:.4g}"
-
-    def _measured(self, side: Side, test: Test) -> Quantity:
-        if test.quantity.kind == "auc" and not self.grid:
-            raise UserError("there is no auc to compare: no eps is common to all sides")
-        return measured(test.quantity, [self.base, side])
 
     def drop(self, side: Side, quantity: Quantity) -> Drop:
         found = self.estimate(side, quantity)
@@ -158,7 +153,7 @@ class Judge:
 
 
 def findings(asked: Sequence[Asked], judge: Judge | None, *, alpha: float, strict: bool) -> tuple[Finding, ...]:
-    """Which branches failed. Without a `judge`, there are only floors. Raises UserError for what was not measured."""
+    """Which branches failed. Without a `judge`, there are only floors."""
     checks = [
         tuple(judge.check(side, test) if judge else floor(side, test) for test in branch.tests)
         for side, branch in asked
@@ -184,27 +179,35 @@ def findings(asked: Sequence[Asked], judge: Judge | None, *, alpha: float, stric
 
 
 def floor(side: Side, test: Test) -> Check:
-    """An absolute condition: the number of the record itself decides. Raises UserError where it was not measured."""
-    quantity = measured(test.quantity, [side])
+    """An absolute condition: the number of the record itself decides."""
+    quantity = as_clean(test.quantity)
     value = float(np.mean([_recorded(unit, quantity) for unit in side.units]))
     return Check(test.text, quantity.scale, value, test.bound, test.fires(value, 0.0))
 
 
-def measured(quantity: Quantity, sides: Sequence[Side]) -> Quantity:
-    """`quantity`, or "clean" for acc@0. Raises UserError unless it was measured on all `sides`."""
-    records = [unit.record for side in sides for unit in side.units]
-    if quantity.eps is not None:
-        if quantity.eps.value == 0:
-            return Quantity("clean")
-        for record in records:
-            if record.at(quantity.eps.value) is None:
-                sizes = ", ".join(point.eps_text for point in record.curve)
-                raise UserError(f"{record.model.title} was not measured at {quantity.eps}: choose from {sizes}")
-    if quantity.kind == "median_norm" and any(record.median_norm is None for record in records):
-        raise UserError(
-            "median_norm is not known on every side: measure with a minimum-norm attack, or gate on auc or acc@EPS"
-        )
-    return quantity
+def check_measured(asked: Sequence[Asked], base: Side | None) -> None:
+    """Raise UserError for a condition that names what was not measured: on its side and, if relative, on `base`."""
+    for side, branch in asked:
+        for test in branch.tests:
+            sides = [base, side] if base and test.relative else [side]
+            units = [unit for one in sides for unit in one.units]
+            if test.quantity.kind == "auc" and not common_grid(units):
+                raise UserError("there is no auc to compare: no eps is common to all sides")
+            for record in (unit.record for unit in units):
+                eps = as_clean(test.quantity).eps
+                if eps is not None and record.at(eps.value) is None:
+                    sizes = ", ".join(point.eps_text for point in record.curve)
+                    raise UserError(f"{record.model.title} was not measured at {test.quantity.eps}: choose from {sizes}")
+                if test.quantity.kind == "median_norm" and record.median_norm is None:
+                    raise UserError(
+                        "median_norm is not known on every side: measure with a minimum-norm attack, or gate on auc or "
+                        "acc@EPS"
+                    )
+
+
+def as_clean(quantity: Quantity) -> Quantity:
+    """`quantity`, but "clean" for acc@0."""
+    return Quantity("clean") if quantity.eps is not None and quantity.eps.value == 0 else quantity
 
 
 def _recorded(unit: Measured, quantity: Quantity) -> float:

@@ -136,7 +136,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_junit(comparison: Comparison) -> str:
-    """JUnit XML: a test case for each model and branch or, without a gate, quantity. All are errors if refused."""
+    """JUnit XML: a test case for each model and branch or, without a gate, quantity. All have failed if refused."""
     gate, refused = comparison.gate, visible(comparison.refused)
     cases: list[tuple[str, str, str, bool]]  # model, name, text, failed
     if gate is not None:
@@ -150,14 +150,14 @@ def to_junit(comparison: Comparison) -> str:
         "testsuite",
         name=visible(": ".join(filter(None, ["advbench compare", comparison.caveat]))),
         tests=str(len(cases)),
-        failures=str(failures),
-        errors=str(len(cases) if refused else 0),
+        failures=str(len(cases) if refused else failures),
+        errors="0",
         skipped="0",
     )
     for model, name, text, failed in cases:
         case = ElementTree.SubElement(suite, "testcase", classname=visible(model), name=visible(name))
         if refused:
-            ElementTree.SubElement(case, "error", message=refused, type="refused").text = refused
+            ElementTree.SubElement(case, "failure", message=refused, type="refused").text = refused
         elif failed:
             ElementTree.SubElement(case, "failure", message=visible(text), type="regression").text = visible(text)
         else:
