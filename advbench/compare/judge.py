@@ -197,7 +197,9 @@ def check_measured(asked: Sequence[Asked], base: Side | None) -> None:
                 eps = as_clean(test.quantity).eps
                 if eps is not None and record.at(eps.value) is None:
                     sizes = ", ".join(point.eps_text for point in record.curve)
-                    raise UserError(f"{record.model.title} was not measured at {test.quantity.eps}: choose from {sizes}")
+                    raise UserError(
+                        f"{record.model.title} was not measured at {test.quantity.eps}: choose from {sizes}"
+                    )
                 if test.quantity.kind == "median_norm" and record.median_norm is None:
                     raise UserError(
                         "median_norm is not known on every side: measure with a minimum-norm attack, or gate on auc or "

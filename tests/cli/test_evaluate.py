@@ -34,6 +34,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
         "--dataset mnist --arch lenet5 --norm l2 --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
+        "--save-baseline b.json "
         "--trust-pickle --on local --json"
     )
     assert cli(*argv).code == 0
@@ -55,6 +56,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "precision": "fp32",
         "settings": {"steps": 40, "step_size": 2 / 255},
         "leaderboard": Path("LB"),
+        "save_baseline": Path("b.json"),
         "out": Path("o"),
         "resume": True,
         "force": True,
@@ -104,7 +106,7 @@ def test_json_is_a_record_a_line(cli: Any, run_folder: Path) -> None:
     ran = cli("evaluate", "--model", "runs/a", "--model", "runs/b", "-n", "10", *PGD, "--json")
     one, two = map(json.loads, ran.out.splitlines())
     assert (one["model"]["spec"], two["model"]["spec"]) == ("runs/a", "runs/b")
-    assert one["schema"] == 1 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
+    assert one["schema"] == 2 and one["curve"][0]["n"] == 10 and Path(one["path"]).is_file()
     assert one["id"] == two["id"]  # the same weights and settings
 
 
