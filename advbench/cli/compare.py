@@ -170,7 +170,7 @@ def read(text: str, flags: Flags) -> Side:
 
 def show(found: Comparison, screen: Screen) -> None:
     """Print a table for each model, the gate's findings and the notes."""
-    from advbench.compare import HEADER, cells, reason, verdict
+    from advbench.compare import HEADER, cells, reason, rule, verdict
 
     if found.caveat:
         screen.say(found.caveat)
@@ -181,6 +181,7 @@ def show(found: Comparison, screen: Screen) -> None:
         rows = [cells(row)[1:] for row in found.rows if row.model == model]
         screen.table(HEADER[1:], rows, title=model)
     if found.gate is not None:
+        screen.say(f"gate: {found.gate.expression}; {rule(found.gate)}")
         for finding in found.gate.findings:
             what = "failed" if finding.failed else "passed"
             screen.say(f"{what}: {finding.model}: {reason(finding, found.gate.strict)}")

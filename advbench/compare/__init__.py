@@ -4,7 +4,18 @@ from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts
 from advbench.compare.gate import parse_gate
 from advbench.compare.plot import plot
-from advbench.compare.report import HEADER, cells, headline, reason, to_csv, to_json, to_junit, to_markdown, verdict
+from advbench.compare.report import (
+    HEADER,
+    cells,
+    headline,
+    reason,
+    rule,
+    to_csv,
+    to_json,
+    to_junit,
+    to_markdown,
+    verdict,
+)
 from advbench.compare.results import Check, Comparison, Drop, Finding, Gate, Refused, Row
 from advbench.compare.sides import Measured, Side, find_record, read_side
 
@@ -29,6 +40,7 @@ __all__ = [
     "plot",
     "read_side",
     "reason",
+    "rule",
     "to_csv",
     "to_json",
     "to_junit",
