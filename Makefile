@@ -149,8 +149,7 @@ mutations: setup
 
 # Tables and figures again from leaderboards/records; a test holds them against what is committed.
 leaderboards: setup
-	$(BIN)/python -c "from pathlib import Path; from advbench.leaderboard import build; \
-	  print(*build(Path('leaderboards/records'), Path('leaderboards')).files, sep='\n')"
+	$(BIN)/advbench leaderboard leaderboards
 
 # Each published system shows its paper's effect on digits, or the page says that it does not: about an hour on one core,
 # resumed where it was stopped. SYSTEM=act for one of them.

@@ -40,8 +40,8 @@ def load_data(name: str, split: str = "test") -> Dataset:
 def load_model(spec: str, **how: Any) -> Loaded:
     """A model by its specification: a run folder, a weight file, `robustbench:NAME`, ... Its network is `.net`.
 
-    `how` are arguments of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle. Raises
-    UserError.
+    `how` are arguments of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle, trust_code.
+    Raises UserError.
     """
     from advbench.checkpoint import load_model as load
 
@@ -63,30 +63,38 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Train a model and return its run folder, which `evaluate` and `load_model` take.
 
     `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
-    get the defaults of `advbench train`. Raises UserError.
+    get the defaults of `advbench train`. A pickle that can run code is loaded only with `trust_pickle`; code that only
+    `config` names, or the run folder of a teacher, runs only with `trust_code`. Raises UserError.
     """
+    from advbench import consent
     from advbench.defaults.run_folders import choose_data, place_runs
     from advbench.defaults.target import pick_device
     from advbench.recipe import Recipe
     from advbench.trainer import train as run
 
-    place = pick_device(device)
-    dataset, arch, _ = choose_data(dataset, arch, cuda=place.type == "cuda") if config is None else (dataset, arch, "")
-    recipe = Recipe.resolve(
-        method=method,
-        dataset=dataset,
-        arch=arch,
-        norm=norm,
-        eps=None if eps is None else str(eps),
-        config=None if config is None else Path(config),
-        flags={**(settings or {}), "epochs": epochs, "seed": seed},
-    )
-    (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
-    return run(recipe, task.out, device=str(place), resume=resume, force=force)
+    named = (method, dataset, arch, *(settings or {}).values())
+    with consent.also(pickle=trust_pickle, code=trust_code).given(), consent.reading(config, *named).given():
+        place = pick_device(device)
+        dataset, arch, _ = (
+            choose_data(dataset, arch, cuda=place.type == "cuda") if config is None else (dataset, arch, "")
+        )
+        recipe = Recipe.resolve(
+            method=method,
+            dataset=dataset,
+            arch=arch,
+            norm=norm,
+            eps=None if eps is None else str(eps),
+            config=None if config is None else Path(config),
+            flags={**(settings or {}), "epochs": epochs, "seed": seed},
+        )
+        (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
+        return run(recipe, task.out, device=str(place), resume=resume, force=force)
 
 
 def evaluate(
@@ -127,7 +135,7 @@ def evaluate(
     if isinstance(model, str):
         name = given.name if isinstance(given, Dataset) else given
         cache = {given.name: given} if isinstance(given, Dataset) else {}
-        target = load_target(model, dataset=name, arch=None, norm=norm, device=place, trust_pickle=False, cache=cache)
+        target = load_target(model, dataset=name, arch=None, norm=norm, device=place, cache=cache)
     elif given is None:
         raise UserError("which images? name a dataset, or give a pair (x, y)")
     else:

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Wrong input. The message is one line that names the valid choices. Exit code 2."""
 
 
+class Untrusted(UserError):
+    """The user has not consented to the code that would run. The message names the flag that consents."""
+
+
 class Interrupted(Exception):
     """Stopped by a signal, after saving. The message says how to resume. Exit code 3."""
 

@@ -70,9 +70,17 @@ def panels(count: int, title: str) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def draw_curves(
-    axes: Any, lines: Sequence[Line], xlabel: str, ticks: Sequence[tuple[float, str]] = (), mark: float | None = None
+    axes: Any,
+    lines: Sequence[Line],
+    xlabel: str,
+    ticks: Sequence[tuple[float, str]] = (),
+    mark: float | None = None,
+    names: Any = None,
 ) -> None:
-    """Draw accuracy in percent against eps. `ticks` label eps on the axis; `mark` is the reference eps."""
+    """Draw accuracy in percent against eps. `ticks` label eps on the axis; `mark` is the reference eps.
+
+    `names`: axes that hold the legend and nothing else, where it is long; None: it lies on the curves.
+    """
     from matplotlib.collections import LineCollection
 
     if mark is not None:
@@ -90,8 +98,12 @@ def draw_curves(
     axes.autoscale_view(scaley=False)
     if ticks:
         axes.set_xticks([value for value, _ in ticks], [_plain(text) for _, text in ticks])
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none", loc="upper right")  # free of falling curves
+    if names is not None:
+        names.axis("off")
+    drawn, labels = axes.get_legend_handles_labels()
+    if labels:
+        where = "upper right" if names is None else "center left"  # falling curves leave the former free
+        (names or axes).legend(drawn, labels, fontsize=7, framealpha=0.7, edgecolor="none", loc=where)
 
 
 def draw_front(axes: Any, points: Sequence[Point], ylabel: str) -> None:

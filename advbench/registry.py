@@ -21,6 +21,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from advbench.consent import check_code
 from advbench.errors import CodeRuns, Interrupted, UserError, one_line, unknown
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -113,7 +114,7 @@ def find(folder: str, name: str) -> Entry:
     known = entries(folder)
     if name in known:
         return known[name]
-    kind = {"analyses": "analysis", "data": "dataset"}.get(folder, folder.removesuffix("s"))
+    kind = {"analyses": "analysis", "data": "dataset", "models": "architecture"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
         return outside(kind, name)
     raise unknown(kind, name, known)
@@ -123,8 +124,10 @@ def outside(kind: str, spec: str) -> Entry:
     """The entry that `module:name` names: one in the module's ENTRIES, else its class or function of that name.
 
     Modules in the current folder are found too. A CodeRuns warning announces that code from outside is imported and so
-    runs. Raises UserError where there is no such module or name, or where its code raises an error.
+    runs. Raises Untrusted where it must not run, and UserError where there is no such module or name, or where its code
+    raises an error.
     """
+    check_code(kind, spec)
     module, _, name = spec.partition(":")
     if module.partition(".")[0] != "advbench":
         warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=2)

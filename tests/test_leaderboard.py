@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import random
@@ -14,23 +13,19 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_records import made, order, sections, unranked
 
 from advbench import escape, figure, leaderboard
-from advbench.eps import parse_eps_list
 from advbench.errors import UserError
 from advbench.record import (
     AttackRef,
     DatasetRef,
-    Engine,
     Environment,
-    Fates,
     Flag,
     ModelRef,
-    Record,
     Trained,
     load_record,
     load_records,
@@ -60,41 +55,13 @@ for row in range(rows):
 """
 
 
-def made(standing: list[int], n: int = 100, eps: str = "0,4/255,8/255", **changes: Any) -> tuple[Record, Fates]:
-    """A record in which `standing[i]` of `n` samples stand at the i-th eps."""
-    fell = np.full(n, -1)
-    for index in reversed(range(len(standing))):
-        fell[standing[index] :] = index
-    fates = Fates(fell, np.where(fell > 0, 0, -1))
-    spec = changes.pop("spec", "runs/act")
-    parts: dict[str, Any] = {
-        "model": ModelRef(
-            spec=spec, arch="small_cnn", params=1000, weights_sha256=hashlib.sha256(spec.encode()).hexdigest(),
-            trained=Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255", seed=3),
-        ),
-        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{n}", images_sha256="b" * 64),
-        "norm": "linf",
-        "eps": parse_eps_list(eps, changes.get("norm", "linf")),
-        "attack": [AttackRef(name="pgd", version="1")],
-        "engine": Engine(name="own", version="1", slots=64, precision="fp32"),
-        "seed": 0,
-        "environment": Environment(advbench="0.1.0", date="2026-08-01T12:00:00+00:00"),
-    }  # fmt: skip
-    return Record.of(fates, **{**parts, **changes}), fates
-
-
-def rows_of(markdown: str) -> list[list[str]]:
-    """The cells of all table rows, without headers."""
-    lines = [line for line in markdown.splitlines() if line.startswith("| ") and not line.startswith("| #")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-
-
 def test_csv_holds_the_records_numbers() -> None:
-    record, _ = made([90, 70, 50], flags=[Flag(name="small-n", severity="note")])
+    flags = [Flag(name="small-n", severity="note"), Flag(name="square-wins", severity="suspect", eps=0.1)]
+    record, _ = made([90, 70, 50], flags=flags, forwards=30_000, backwards=10_000, seed=7)
     rows = list(csv.DictReader(io.StringIO(leaderboard.to_csv([record]))))
     assert ",".join(rows[0]) == (
-        "model,method,arch,params,dataset,norm,attack,eps,eps_text,n,accuracy,ci_low,ci_high,clean,train_eps,"
-        "seed,flags,weights_sha256,record,version,date"
+        "model,method,arch,params,dataset,norm,attack,eps,eps_text,n,accuracy,ci_low,ci_high,clean,certified,train_eps,"
+        "train_seed,train_passes,seed,passes,protocol,flags,weights_sha256,record,version,date"
     )
     assert len(rows) == 3
     for row, point in zip(rows, record.curve, strict=True):
@@ -102,30 +69,35 @@ def test_csv_holds_the_records_numbers() -> None:
         assert float(row["accuracy"]) == point.accuracy
         assert (float(row["ci_low"]), float(row["ci_high"])) == (point.ci_low, point.ci_high)
         assert (row["model"], row["method"], row["record"]) == ("runs/act", "act", record.id)
-        assert (float(row["train_eps"]), row["flags"], row["n"]) == (8 / 255, "small-n:note", "100")
+        assert (float(row["train_eps"]), row["n"], row["certified"]) == (8 / 255, "1000", "")
+        assert row["flags"] == "small-n:note;square-wins:suspect@0.1"
+        assert (row["train_seed"], row["train_passes"], row["seed"], row["passes"]) == ("3", "", "7", "40.0")
 
 
 def test_markdown_is_sorted_by_accuracy_at_the_reference_and_ties_by_id() -> None:
     records = [made([99, 80, accuracy], spec=f"runs/{accuracy}-{i}")[0] for i, accuracy in enumerate([10, 50, 30, 50])]
     files = leaderboard.render(records)
-    rows = rows_of(files["cifar10-linf.md"].decode())
-    ids = sorted(record.id for record in records if record.curve[2].robust == 50)
-    assert [row[1] for row in rows][2:] == ["runs/30-2", "runs/10-0"]
-    assert [row[-1][1:17] for row in rows][:2] == ids
-    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
-    assert rows[0][7:10] == ["99.0", "80.0 (71.1–86.7)", "50.0 (40.4–59.6)"]
+    (ranking,) = sections(files["cifar10-linf.md"].decode())
+    rows = ranking.rows
+    ids = sorted(record.id for record in records if record.curve[2].robust == 500)
+    assert [row["model"] for row in rows][2:] == ["runs/30-2", "runs/10-0"]
+    assert [row["record"][1:17] for row in rows][:2] == ids
+    assert [row["#"] for row in rows] == ["1", "2", "3", "4"]
+    shown = (rows[0]["clean"], rows[0]["4/255"], rows[0]["8/255"])
+    assert shown == ("99.0", "80.0 (77.4–82.4)", "50.0 (46.9–53.1)")
 
 
 @pytest.mark.parametrize("severity", ["suspect", "broken"])
 def test_the_doubted_are_below_the_line_and_not_ranked(severity: str) -> None:
     best, _ = made([99, 99, 99], spec="runs/masked", flags=[Flag(name="masked", severity=severity)])
     honest, _ = made([90, 60, 40], spec="runs/honest", flags=[Flag(name="small-n", severity="note")])
-    text = leaderboard.render([best, honest])["cifar10-linf.md"].decode()
-    above, below = text.split("Below the line")
-    assert [row[0:2] for row in rows_of(above)] == [["1", "runs/honest"]]
-    assert [row[0:2] for row in rows_of(below)] == [["–", "runs/masked"]]
-    assert f"masked ({severity})" in below
-    assert "small-n (note)" in above
+    page = leaderboard.render([best, honest])["cifar10-linf.md"].decode()
+    above, below = sections(page)
+    assert [(row["#"], row["model"], row["flags"]) for row in above.rows] == [("1", "runs/honest", "small-n (note)")]
+    assert [(row["#"], row["model"], row["flags"]) for row in below.rows] == [
+        ("–", "runs/masked", f"masked ({severity})")
+    ]
+    assert unranked(page) == {"runs/masked": f"masked is {severity}"}
 
 
 @pytest.mark.parametrize(
@@ -143,15 +115,16 @@ def test_the_doubted_are_below_the_line_and_not_ranked(severity: str) -> None:
     ],
 )
 def test_reference_eps(dataset: str, norm: str, grids: list[str], expected: float) -> None:
-    ref = DatasetRef(name=dataset, split="test", indices="first:100", images_sha256="b" * 64)
+    ref = DatasetRef(name=dataset, split="test", indices="first:1000", images_sha256="b" * 64)
     records = [made([90] * len(grid.split(",")), spec=grid, eps=grid, dataset=ref, norm=norm)[0] for grid in grids]
     assert leaderboard.reference_eps(records) == expected
 
 
 def test_a_record_not_measured_at_the_reference_is_not_ranked() -> None:
-    text = leaderboard.render([made([90, 60, 40])[0], made([99, 98], eps="0,1/255", spec="runs/easy")[0]])
-    above, below = text["cifar10-linf.md"].decode().split("Below the line")
-    assert "runs/easy" not in above and "runs/easy" in below
+    files = leaderboard.render([made([90, 60, 40])[0], made([99, 98], eps="0,1/255", spec="runs/easy")[0]])
+    page = files["cifar10-linf.md"].decode()
+    assert [models for _, models in order(page)] == [["runs/act"]]
+    assert unranked(page) == {"runs/easy": "not measured at the ranked eps"}
 
 
 def test_superseded_records_are_left_out() -> None:
@@ -159,7 +132,8 @@ def test_superseded_records_are_left_out() -> None:
     new, _ = made([90, 70, 48], supersedes=old.id)
     files = leaderboard.render([old, new])
     assert old.id not in files["cifar10-linf.csv"].decode() and new.id in files["cifar10-linf.csv"].decode()
-    assert old.id not in files["cifar10-linf.md"].decode()
+    shown, left_out = files["cifar10-linf.md"].decode().split("## Not shown")
+    assert old.id not in shown and f"replaced by another record of the same model and images: [{old.id}]" in left_out
 
 
 def test_same_records_same_bytes_in_any_order_and_process(tmp_path: Path) -> None:
@@ -289,7 +263,8 @@ def test_names_inject_nothing(name: str) -> None:
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for row in rows for cell in row)
 
     table = files["cifar10-linf.md"].decode()
-    assert {len(row) for row in rows_of(table)} == {13} and len(rows_of(table)) == 2
+    found = sections(table)
+    assert sorted(part.below for part in found) == [False, True] and [len(part.rows) for part in found] == [1, 1]
     body = table.split("\n", 1)[1]  # below our own comment
     assert not re.search(r"<|(?<!\\)`|://|www\.|@[a-z]|(?<!&)#\d|(?<!\\)!\[|(?<!\\)\$", body)
     assert re.findall(r"(?<!\\)\[[^\]]*\]\(([^)]*)\)", body)[:2] == ["cifar10-linf.svg", "cifar10-linf.csv"]

@@ -236,6 +236,12 @@ def test_a_recipe_cannot_be_changed() -> None:
         Recipe.resolve().epochs = 3  # type: ignore[misc]
 
 
+def test_recipes_that_differ_by_their_seed_are_of_one_series() -> None:
+    one, two, other = (Recipe.resolve(eps="0.1", flags=flags) for flags in ({}, {"seed": 3}, {"epochs": 3}))
+    assert one.series_sha256 == two.series_sha256 != other.series_sha256
+    assert one.sha256 != two.sha256
+
+
 def test_differences_name_the_field_and_both_values() -> None:
     a = Recipe.resolve(method="trades", eps="0.1")
     b = Recipe.resolve(method="trades", eps="0.1", sets=["method.beta=1", "seed=3"])

@@ -11,7 +11,7 @@ from advbench.compare import parse_gate
 from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.plan import ENGINE_VERSION
 from advbench.leaderboard import check
-from advbench.record import load_record, load_records
+from advbench.record import load_notices, load_record, load_records
 
 ROOT = Path(__file__).parent.parent
 LEADERBOARDS = ROOT / "leaderboards"
@@ -29,6 +29,7 @@ def test_nothing_lies_there_that_no_record_made(place: str) -> None:
     boards = {f"{record.dataset.name}-{record.norm}" for record in records}
     if place == "records":
         made = {f"{record.id}{end}" for record in records for end in (".json", ".npz")}
+        made |= {f"{identifier}.notice.json" for identifier in load_notices(LEADERBOARDS / "records")[0]}
         found = {
             file.name
             for file in (LEADERBOARDS / "records").rglob("*")

@@ -2,7 +2,7 @@
 
 An analysis is one file here: a literal ENTRIES, and a function `run(runs: list[Path], *, ...) -> Analysis`. Further
 keyword parameters with defaults are its settings (`--set FIELD=VALUE`); those called `device` (a torch.device), `seed`,
-`dataset`, `norm`, `n`, `eps`, `precision`, `trust_pickle` and `progress` are filled from the flags of these names.
+`dataset`, `norm`, `n`, `eps`, `precision` and `progress` are filled from the flags of these names.
 """
 
 from __future__ import annotations

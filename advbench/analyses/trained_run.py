@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from advbench import consent
 from advbench.attacks.base import make as make_attack
 from advbench.attacks.base import with_settings
 from advbench.attacks.pgd import PGD
@@ -43,7 +44,8 @@ class TrainedRun:
     def trained_eps(self) -> Eps:
         """The eps of its adversarial training; 0 if its method does not attack."""
         threat = self.recipe.threat
-        return Eps(threat.eps, threat.eps_value) if make(self.recipe).attacks else Eps("0", 0.0)
+        with consent.reading(self.folder / "recipe.toml").given():
+            return Eps(threat.eps, threat.eps_value) if make(self.recipe).attacks else Eps("0", 0.0)
 
 
 def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) -> list[TrainedRun]:
@@ -76,7 +78,8 @@ def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) 
 
 def images(trained: Sequence[TrainedRun], split: str, n: int, device: torch.device) -> Dataset:
     """The first n images of the split ("train" or "test") that the runs were trained on; all if there are fewer."""
-    data = load(trained[0].recipe.dataset, "train" if split == "train" else "test")
+    with consent.reading(trained[0].folder / "recipe.toml").given():
+        data = load(trained[0].recipe.dataset, "train" if split == "train" else "test")
     return data.subset(range(min(n, len(data)))).to(device)
 
 

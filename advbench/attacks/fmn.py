@@ -27,6 +27,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 
+SMALLEST = 1e-6  # size of a step outwards, also from a tie of two logits, where the boundary is at distance 0
+
 
 @dataclass
 class FMNState(State):
@@ -61,7 +63,7 @@ class FMN(Attack):
         estimate = here + a.value.abs().double() / region.dual(a.gradient).double().clamp_min(1e-12)
         # Growth by gamma is needed too: the estimate can stall at the border of [0, 1] or because of rounding.
         grown = torch.where(s.size.isinf(), 0, s.size) * (1 + gamma)
-        outwards = torch.where(nearest.isinf(), torch.maximum(estimate, grown), grown)
+        outwards = torch.where(nearest.isinf(), torch.maximum(estimate, grown), grown).clamp_min(SMALLEST)
         size = torch.where(a.wrong, torch.minimum(s.size * (1 - gamma), nearest), outwards)
         size = torch.minimum(size, region.size(torch.maximum(x, 1 - x)).double())
 

@@ -130,10 +130,12 @@ class TaskOracle(Oracle):
         self.heads = {name: every[name] for name in attack.tasks() if name != MAIN}
         self._clean: tuple[Samples, Tensor] | None = None
 
-    def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
+    def answer(
+        self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None, handicap: Tensor | None = None
+    ) -> Answer:
         views = sum(isinstance(head.task, Drawn) for head in self.heads.values())
         self.forwards += views * len(query) * attack.eot
-        return super().answer(attack, p, query, asks)
+        return super().answer(attack, p, query, asks, handicap)
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:
         if self._clean is None or self._clean[0] is not samples:

@@ -74,8 +74,10 @@ class SourceOracle(Oracle):
     def __init__(self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False) -> None:
         super().__init__(net, source, slots=slots, random=random)
 
-    def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
-        answer = super().answer(attack, p, query, asks)
+    def answer(
+        self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None, handicap: Tensor | None = None
+    ) -> Answer:
+        answer = super().answer(attack, p, query, asks, handicap)
         with torch.no_grad():
             self.forwards += len(query)
             answer.logits = self.net(query).float()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from advbench.errors import UserError
 from advbench.files import write_atomic
 from advbench.models.external import FORMS
-from advbench.record import Flag
+from advbench.record import Flag, passes_an_image
 
 CARD = "run.json"
 BEST = "model.safetensors"
@@ -47,8 +47,9 @@ class ModelCard(_Card):
 class RunCard(_Card):
     """The content of `run.json`: what a run folder holds and how it was made.
 
-    `files` maps each weight file to the sha256 of its bytes. The trainer chooses the keys of `cost` (seconds, passes)
-    and `results` (accuracies). `finished` is False while the run can be resumed.
+    `files` maps each weight file to the sha256 of its bytes. `series_sha256` is the recipe's without its seed. The
+    trainer chooses the keys of `cost` (seconds, passes) and `results` (accuracies). `finished` is False while the run
+    can be resumed.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -62,6 +63,7 @@ class RunCard(_Card):
     eps_text: str | None = None
     seed: int
     recipe_sha256: Sha256 | None = None
+    series_sha256: Sha256 | None = None
     environment: dict[str, JsonValue] = {}
     cost: dict[str, JsonValue] = {}
     results: dict[str, JsonValue] = {}
@@ -71,12 +73,23 @@ class RunCard(_Card):
     @property
     def trained(self) -> dict[str, Any]:
         """The fields that a record contains about the training."""
-        fields = ("method", "dataset", "norm", "eps", "eps_text", "seed", "recipe_sha256", "cost", "flags")
-        return self.model_dump(mode="json", include=set(fields))
+        fields = {
+            "method",
+            "dataset",
+            "norm",
+            "eps",
+            "eps_text",
+            "seed",
+            "recipe_sha256",
+            "series_sha256",
+            "cost",
+            "flags",
+        }
+        return {**self.model_dump(mode="json", include=fields), "passes": passes_an_image(self.cost)}
 
 
 def write_card(folder: Path, card: RunCard) -> None:
-    """Write `run.json` atomically, with a seal: the sha256 of its content.
+    """Write `run.json` atomically, with a seal: the sha256 of its content, which shows accidents, not intent.
 
     Write the weight files first: the card contains their hashes. Raises UserError if it cannot be written.
     """

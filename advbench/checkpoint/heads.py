@@ -9,6 +9,7 @@ from advbench.checkpoint.card import CARD, read_card
 from advbench.errors import UserError
 from advbench.files import sha256_file
 from advbench.models.base import Model
+from advbench.models.described import sketching
 from advbench.models.state_files import fit_state, read_state
 from advbench.models.tasks import Head, make_heads, make_tasks
 
@@ -25,8 +26,9 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
     if not names:
         return {}
     tasks = make_tasks(names, card.dataset, net.num_classes, method.get("macro", ()))
-    heads = make_heads(tasks, net.feature_dim, (net.in_channels, net.image_size, net.image_size), seed=0)
-    for name, head in heads.items():
+    shape = (net.in_channels, net.image_size, net.image_size)
+    heads: dict[str, Head] = {}
+    for name, task in tasks.items():
         part = f"parts/{name}.safetensors"
         file = folder / part
         if part not in card.files or not file.is_file():
@@ -35,6 +37,9 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
             raise UserError(f"{file} is truncated or altered: its sha256 is not the one in {CARD}")
         state, _ = read_state(file)
         assert isinstance(state, dict)
-        fit_state(head, state, str(file), name)
-        head.eval().requires_grad_(False)
+        with sketching(state, f"{file} does not fit {name}"):
+            make_heads({name: task}, net.feature_dim, shape, seed=0)
+        heads |= make_heads({name: task}, net.feature_dim, shape, seed=0)
+        fit_state(heads[name], state, str(file), name)
+        heads[name].eval().requires_grad_(False)
     return heads

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench import consent
 from advbench.checkpoint.card import BEST, CARD, LAST, read_card
 from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.files import sha256_file
-from advbench.models import external, rebuild
+from advbench.models import external
+from advbench.models.described import rebuild_for
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
 
@@ -48,22 +50,31 @@ def load_model(
     norm: str | None = None,
     device: torch.device | str = "cpu",
     trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> Loaded:
     """The network that `spec` names: a run folder, one of its weight files, or any of `external.FORMS`.
 
     `dataset` (loaded, or its name): the network must fit it. It also chooses between models of one name, and gives
     the classes and channels that a weight file does not give. `norm` only chooses between models of one name.
-    Raises UserError, in one line, for an unknown model, a damaged file, a pickle that could run code, weights that do
-    not fit, and channels or classes that differ from the dataset's.
+    Raises UserError, in one line, for an unknown model, a damaged file, weights that do not fit, and channels or
+    classes that differ from the dataset's; and Untrusted, unless `trust_pickle`, for a pickle that could run code, and,
+    unless `trust_code` or `arch` names it, for code that only a run folder names.
     """
+    with consent.also(pickle=trust_pickle, code=trust_code).given():
+        return _load(spec, arch, dataset, norm, device)
+
+
+def _load(
+    spec: str, arch: str | None, dataset: Dataset | str | None, norm: str | None, device: torch.device | str
+) -> Loaded:
     if not spec or not spec.isprintable():
         raise UserError(f"{spec!r} names no model: write {external.FORMS}")
     shape = _shape(dataset)
     run = _in_run(Path(spec))
     if run is not None:
-        loaded = _load_run(spec, *run, arch, trust_pickle)
+        loaded = _load_run(spec, *run, arch)
     else:
-        found = external.load(spec, arch=arch, shape=shape, norm=norm, trust_pickle=trust_pickle)
+        found = external.load(spec, arch=arch, shape=shape, norm=norm)
         classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
         if not classes:
             raise UserError(f"{spec} does not say its number of classes: name the --dataset")
@@ -96,24 +107,20 @@ def _in_run(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _load_run(spec: str, folder: Path, file: str, arch: str | None, trust: bool) -> Loaded:
+def _load_run(spec: str, folder: Path, file: str, arch: str | None) -> Loaded:
     card = read_card(folder)
     model = card.model
     if arch is not None and arch != model.arch:
         raise UserError(f"{spec} is a run of {model.arch}: leave out --arch {arch}")
-    if ":" in model.arch and arch is None and not trust:
-        raise UserError(
-            f"{spec} names code outside advbench ({model.arch}), which loading would run: "
-            f"pass --arch {model.arch} if you trust it"
-        )
     if file not in card.files or not (folder / file).is_file():
         raise UserError(f"{folder} is not a complete run folder: {file} is missing")
     if sha256_file(folder / file) != card.files[file]:
         raise UserError(f"{folder / file} is truncated or altered: its sha256 is not the one in {CARD}")
     if file in (BEST, LAST):
-        net: nn.Module = rebuild(model.model_dump(mode="json"), seed=0)
         state, _ = read_state(folder / file)
         assert isinstance(state, dict)
+        with consent.reading(folder / CARD, arch).given():
+            net: nn.Module = rebuild_for(state, model.model_dump(mode="json"), str(folder / file))
         fit_state(net, state, str(folder / file), model.arch)
         name, classes = model.arch, model.num_classes
     else:  # another network of the run: its file has its description

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from advbench.allocator import keep_freed
-from advbench.cli import analyze, attack, compare, evaluate, train
+from advbench.cli import analyze, attack, compare, evaluate, leaderboard, train
 from advbench.cli import list as list_
 from advbench.cli.stop import Halted, resume_command
 from advbench.errors import Interrupted, UserError, unknown
@@ -52,6 +52,7 @@ app.command("attack")(attack.command)
 app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
 app.command("analyze")(analyze.command)
+app.command("leaderboard")(leaderboard.command)
 app.command("list")(list_.command)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from advbench import consent
 from advbench.cli.console import Screen
 from advbench.cli.keep import check_baseline, save, save_baseline, search_progress
 from advbench.cli.stop import Stop
@@ -31,18 +32,36 @@ def repeat(
     device: str = "auto",
     leaderboard: Path | None = None,
     baseline: Path | None = None,
-    trust_pickle: bool = False,
+    says: Mapping[str, Sequence[str]] | None = None,
     screen: Screen | None = None,
     argv: Sequence[str] = (),
 ) -> bool:
     """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
 
-    `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. Raises
-    UserError when the record is damaged, or when the model, images or attacks are not those that the record was made
-    with.
+    `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. `says`:
+    names of the record that --attack, --arch and --dataset repeat, so that their code may run. Raises UserError when
+    the record is damaged, or when the model, images or attacks are not those that the record was made with.
     """
-    screen = screen or Screen()
+    with consent.reading(path, model).given():
+        return _repeat(path, model, device, leaderboard, baseline, says or {}, screen or Screen(), argv)
+
+
+def _repeat(
+    path: Path,
+    model: str | None,
+    device: str,
+    leaderboard: Path | None,
+    baseline: Path | None,
+    says: Mapping[str, Sequence[str]],
+    screen: Screen,
+    argv: Sequence[str],
+) -> bool:
     was, fates = load_record(path)
+    held = {"--attack": attack_names(was), "--arch": [was.model.arch], "--dataset": [was.dataset.name]}
+    for flag, names in says.items():
+        for name in names:
+            if name not in held[flag]:
+                raise UserError(f"--again repeats its record, whose {flag} is {','.join(held[flag])}, not {name}")
     if leaderboard is not None:
         check_writable(leaderboard / "records")
     if baseline is not None:
@@ -53,7 +72,7 @@ def repeat(
             spec = model or whereabouts(path, was)
             target = load_target(
                 spec, dataset=was.dataset.name, arch=arch_of(spec, was),
-                norm=was.norm, device=place, trust_pickle=trust_pickle, fetching=fetching,
+                norm=was.norm, device=place, fetching=fetching,
             )  # fmt: skip
         data = images(target.data, was)
         if target.loaded.weights_sha256 != was.model.weights_sha256:
@@ -73,7 +92,7 @@ def repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                command=("advbench", *argv),
+                name=was.model.name, command=("advbench", *argv),
             )  # fmt: skip
             result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
     now = result.record
@@ -129,10 +148,9 @@ def images(data: Dataset, record: Record) -> Dataset:
 
 def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     """The names and settings that make the attacks of a record. Raises UserError if the names mean others now."""
-    named = [
-        ref for ref in record.attack if ref.settings.get("set") != RECHECK_SET
-    ]  # a search in bf16 adds the recheck itself
-    names = list(dict.fromkeys(str(ref.settings.get("set", ref.name)) for ref in named))
+    # A search in bf16 adds the recheck itself.
+    named = [ref for ref in record.attack if ref.settings.get("set") != RECHECK_SET]
+    names = attack_names(record)
     if record.engine.name != "advbench":
         return names, {}
     attacks, usual = resolve(names, {}, norm=record.norm, classes=classes)
@@ -146,6 +164,12 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
             raise UserError(f"record {record.id}: the file of {now.name} has changed since")
         settings |= changed
     return names, settings
+
+
+def attack_names(record: Record) -> list[str]:
+    """What `--attack` was when the record was made."""
+    sets = [str(ref.settings.get("set", ref.name)) for ref in record.attack]
+    return [name for name in dict.fromkeys(sets) if name != RECHECK_SET]
 
 
 def arch_of(spec: str, record: Record) -> str | None:

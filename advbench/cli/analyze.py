@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from advbench.analyses.base import Analysis
 
 ANALYSES = Path("analyses")
-_SUPPLIED = {"runs", "device", "progress", "trust_pickle"}
+_SUPPLIED = {"runs", "device", "progress"}
 _FLAGS = {"dataset", "norm", "eps", "n", "seed", "precision"}
 
 
 def command(
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="filters, transfer, ... (advbench list analyses)")
     ] = None,
@@ -50,6 +51,7 @@ def command(
     out: options.Out = None,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Analyse what makes trained models robust.
@@ -57,14 +59,13 @@ def command(
     Writes tables, figures and notes to --out, by default a folder under analyses.
     """
     flags = {"dataset": dataset, "norm": norm, "eps": eps, "n": n, "seed": seed, "precision": precision}
-    with Screen(as_json=as_json).ready() as screen:
+    with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         analyze(
             name,
             runs or [],
             flags={key: value for key, value in flags.items() if value is not None},
             settings=settings or [],
             device=device,
-            trust_pickle=trust_pickle,
             out=out,
             force=force,
             screen=screen,
@@ -78,7 +79,6 @@ def analyze(
     flags: Mapping[str, Any] | None = None,
     settings: Sequence[str] = (),
     device: str = "auto",
-    trust_pickle: bool = False,
     out: Path | None = None,
     force: bool = False,
     screen: Screen | None = None,
@@ -115,7 +115,7 @@ def analyze(
         for flag in flags or {}:
             if flag not in known:
                 raise unknown(f"flag of analyze {name}", flag, _FLAGS & known.keys())
-        supplied: dict[str, Any] = {"device": place, "progress": progress, "trust_pickle": trust_pickle}
+        supplied: dict[str, Any] = {"device": place, "progress": progress}
         supplied = {key: value for key, value in supplied.items() if key in known}
         given = {**(flags or {}), **fit_settings(entry.load(), settings, apart=_SUPPLIED | _FLAGS)}
         with exact_kernels(place):  # no TF32 on CUDA

@@ -56,6 +56,7 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Write adversarial examples, a table and a picture of them.
@@ -63,7 +64,7 @@ def command(
     The files go to --out, by default a folder under attacks. examples.npz holds x, x_adv, y, the predictions before
     and after, and the positions in the test split.
     """
-    with Screen(as_json=as_json).ready() as screen:
+    with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         flags = Flags(
             model=model,
             attack=attack_name,
@@ -79,7 +80,6 @@ def command(
             out=out,
             resume=resume,
             force=force,
-            trust_pickle=trust_pickle,
         )
         attack(flags, screen=screen, argv=context.obj or ())
 
@@ -102,7 +102,6 @@ class Flags:
     out: Path | None = None
     resume: bool = False
     force: bool = False
-    trust_pickle: bool = False
 
 
 def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
@@ -123,7 +122,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
         with screen.fetching(stop.check) as fetching:
             target = load_target(
                 spec, dataset=flags.dataset, arch=flags.arch, norm=flags.norm, device=device,
-                trust_pickle=flags.trust_pickle, fetching=fetching,
+                fetching=fetching,
             )  # fmt: skip
         size = choose_size(flags, target)
         rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")

@@ -22,6 +22,7 @@ FORMATS = ("table", "csv", "markdown", "junit", "json")
 
 
 def command(
+    context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(metavar="A B...", help="run folders, records, or models measured before")
     ] = None,
@@ -59,6 +60,7 @@ def command(
     ] = None,
     norm: Annotated[str | None, typer.Option("--norm", metavar="NAME", help="use only records in this norm")] = None,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     config: options.Flags = None,
     as_json: options.Json = False,
 ) -> None:
@@ -68,9 +70,9 @@ def command(
     tolerance that is also significant ('clean < baseline - 1': one-sided, against no drop). It is 2 if the models were
     measured differently, a flag doubts the numbers, or the images are too few. A gate of floors needs no baseline.
     """
-    with Screen(as_json=as_json).ready() as screen:
+    with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if explain is not None:
-            trace(explain, trust_pickle=trust_pickle, screen=screen)
+            trace(explain, screen=screen)
             return
         flags = Flags(
             models=tuple(models or ()),
@@ -190,10 +192,11 @@ def show(found: Comparison, screen: Screen) -> None:
         screen.say(f"note: {note}")
 
 
-def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None) -> list[Link]:
+def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
     """Check each link from the record that `text` names back to its sources, and print them. Raises UserError."""
     screen = screen or Screen()
     from advbench import compare as comparing
+    from advbench import consent
 
     path = comparing.find_record(text)
 
@@ -202,7 +205,7 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
         from advbench.cli.again import arch_of
 
         spec = comparing.whereabouts(path, record)
-        return load_model(spec, arch=arch_of(spec, record), trust_pickle=trust_pickle).weights_sha256
+        return load_model(spec, arch=arch_of(spec, record)).weights_sha256
 
     def images(record: Record) -> str:
         from advbench.cli.again import images
@@ -210,7 +213,8 @@ def trace(text: str, *, trust_pickle: bool = False, screen: Screen | None = None
 
         return images(load(record.dataset.name, record.dataset.split), record).images_sha256
 
-    chain = comparing.explain(path, weights=weights, images=images)
+    with consent.reading(path).given():
+        chain = comparing.explain(path, weights=weights, images=images)
     if screen.as_json:
         for link in chain:
             screen.json(asdict(link))

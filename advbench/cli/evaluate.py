@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench import ranks
+from advbench import consent, ranks
 from advbench.cli import options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
+from advbench.consent import Consent
 from advbench.defaults.choice import Choice, check_asked, choose_points
 from advbench.eps import CORRUPTIONS
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, unknown
 from advbench.files import check_writable, writable
 from advbench.registry import find
 
@@ -67,10 +68,15 @@ def command(
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
+    name: options.Name = None,
     engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
     curve: Annotated[
         str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
     ] = "fast",
+    probes: Annotated[
+        str,
+        typer.Option("--probes", metavar="on|off", help="off: no look for masked gradients, which makes it suspect"),
+    ] = "on",
     leaderboard: Annotated[
         Path | None, typer.Option("--leaderboard", metavar="DIR", help="add the record to the tables in this folder")
     ] = None,
@@ -92,6 +98,7 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     on: options.On = "local",
     as_json: options.Json = False,
 ) -> None:
@@ -105,7 +112,7 @@ def command(
     \b
       torchrun --nproc-per-node N -m advbench evaluate ...
     """
-    with ranks.joined(), Screen(as_json=as_json).ready() as screen:
+    with ranks.joined(), options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if again is not None:
             from advbench.cli.again import repeat
 
@@ -116,7 +123,11 @@ def command(
                 device=device,
                 leaderboard=leaderboard,
                 baseline=save_baseline,
-                trust_pickle=trust_pickle,
+                says={
+                    "--attack": split_names(attack or []),
+                    "--arch": [arch] if arch else [],
+                    "--dataset": [dataset] if dataset else [],
+                },
                 screen=screen,
                 argv=context.obj or (),
             )
@@ -130,8 +141,10 @@ def command(
             dataset=dataset,
             arch=arch,
             norm=norm,
+            name=name,
             engine=engine,
             curve=curve,
+            probes=probes,
             seed=seed,
             device=device,
             precision=precision,
@@ -141,7 +154,6 @@ def command(
             out=out,
             resume=resume,
             force=force,
-            trust_pickle=trust_pickle,
             on=on,
         )
         evaluate(flags, screen=screen, argv=context.obj or ())
@@ -149,25 +161,21 @@ def command(
 
 def check_alone(context: typer.Context) -> None:
     """Raise UserError for flags beside --again that its record has settled already."""
-    fitting = ("again", "model", "device", "leaderboard", "save_baseline", "trust_pickle", "as_json")
+    fitting = {"again", "model", "device", "leaderboard", "save_baseline", "trust_pickle", "trust_code", "as_json"}
+    fitting |= {"attack", "arch", "dataset"}  # which may repeat what the record says
     given = [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name and parameter.name not in fitting and was_given(context, parameter.name)
+        if parameter.name and parameter.name not in fitting and options.was_given(context, parameter.name)
     ]
     if given:
         raise UserError(
             f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
-            "--leaderboard, --save-baseline, --trust-pickle and --json with it"
+            "--leaderboard, --save-baseline, --trust-pickle, --trust-code and --json with it, and its own --attack, "
+            "--arch and --dataset"
         )
     if len(context.params["model"] or ()) > 1:
         raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
-
-
-def was_given(context: typer.Context, parameter: str) -> bool:
-    """Whether the flag stands on the command line, not only in --config."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +190,10 @@ class Flags:
     dataset: str | None = None
     arch: str | None = None
     norm: str | None = None
+    name: str | None = None
     engine: str = "own"
     curve: str = "fast"
+    probes: str = "on"
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -193,7 +203,6 @@ class Flags:
     out: Path | None = None
     resume: bool = False
     force: bool = False
-    trust_pickle: bool = False
     on: str = "local"
 
 
@@ -231,7 +240,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             with screen.fetching(stop.check) as fetching:
                 load = partial(
                     targets.load_target, name, dataset=flags.dataset, arch=flags.arch,
-                    norm=None if norm == CORRUPTIONS else norm, device=device, trust_pickle=flags.trust_pickle,
+                    norm=None if norm == CORRUPTIONS else norm, device=device,
                     fetching=fetching, cache=cache,
                 )  # fmt: skip
                 target = ranks.in_turn(load)
@@ -251,6 +260,10 @@ def check_flags(flags: Flags) -> str | None:
         if len(flags.models) > 1:
             raise UserError("--save-baseline writes the record of one model: give one --model")
         check_baseline(flags.save_baseline)
+    if flags.probes not in ("on", "off"):
+        raise unknown("value of --probes", flags.probes, ("on", "off"))
+    if flags.name is not None and (len(flags.models) > 1 or not flags.name.strip()):
+        raise UserError("--name is the name of one model, and not empty: evaluate the others by themselves")
     corrupt = CORRUPTIONS in flags.attacks
     if corrupt and (len(flags.attacks) > 1 or flags.norm not in (None, CORRUPTIONS)):
         raise UserError("corruptions have severities, but neither norm nor eps: evaluate them by themselves")
@@ -275,8 +288,10 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         device=device,
         precision=flags.precision,
         curve=flags.curve,
+        probes=flags.probes == "on",
         engine=flags.engine,
         indices=choice.indices,
+        name=flags.name,
         command=("advbench", *argv),
     )
     check(target.loaded, target.data.subset(choice.rows), settings)
@@ -297,7 +312,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         search_progress,
     )
     from advbench.evaluator import evaluate as measured
-    from advbench.record import slug
+    from advbench.record import load_record, slug
 
     target, choice, settings, folder = task.target, task.choice, task.settings, task.folder
     loaded, publish = target.loaded, flags.leaderboard is not None
@@ -332,15 +347,21 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         where = ranks.first(keep)
         journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    if flags.name is not None and (kept := ranks.first(lambda: load_record(where)[0].model.title)) != flags.name:
+        screen.warn(
+            f"record {record.id} was there before, under the name {kept}: change what tables call it with advbench "
+            f"leaderboard DIR rename {record.id} NAME"
+        )
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
     return record
 
 
-def evaluate_task(working_folder: str, *, flags: Flags) -> list[str]:
+def evaluate_task(working_folder: str, *, flags: Flags, allowed: Consent) -> list[str]:
     """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
     enter(working_folder)
-    return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
+    with allowed.given():
+        return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
 
 
 def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
@@ -360,7 +381,8 @@ def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, scree
     with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
         screen.say(f"{len(models)} evaluations on {cluster.about}")
         remote = replace(flags, device=cluster.device, resume=True, on="local")
-        jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
+        allowed = consent.current()
+        jobs = [Job(model, {"flags": replace(remote, models=(model,)), "allowed": allowed}) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
     return [record for model in models for record in found[model]]
 
@@ -398,4 +420,6 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         if fresh
         else "measured before: nothing was run again"
     )
+    if fresh and (probes := getattr(record.environment, "probes", None)):
+        screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     screen.say(f"record {path}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from advbench.consent import Consent
 from advbench.errors import UserError, unknown
 
 
@@ -32,12 +34,32 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         if key not in names:
             raise unknown(f"flag in {path}", key, {name.lstrip("-") for o in names.values() for name in o.opts})
         option = names[key]
+        if option.name in ("trust_pickle", "trust_code"):
+            raise UserError(f"--config {path}: {key} is for you to say, on the command line")
         several = getattr(option, "multiple", False) or option.nargs == -1
         defaults[str(option.name)] = [str(one) for one in value] if isinstance(value, list) and several else value
     if fields:
         defaults["settings"] = [f"{name}={value}" for name, value in fields.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def was_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the flag stands on the command line, not only in --config."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def consent(context: typer.Context) -> Consent:
+    """What the command line consents to: its flags --trust-*, and the code that it names itself, not in --config."""
+    given = [context.params[name] for name in context.params if was_given(context, name)]
+    words = [word for value in given for word in (value if isinstance(value, list | tuple) else [value])]
+    return Consent(
+        pickle=context.params["trust_pickle"],
+        code=context.params["trust_code"],
+        named=frozenset(part.strip() for word in words for part in re.split("[,=]", str(word)) if ":" in part),
+        file=None if context.params["config"] is None else str(context.params["config"]),
+    )
 
 
 Dataset = Annotated[
@@ -49,12 +71,19 @@ Arch = Annotated[
 Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
 ]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEXT", help="what tables and figures call the model [default: its spec]"),
+]
 LARGEST_SEED = 2**62 - 1
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="seed of all random numbers")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]
 Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="load pickles, which can run any code: only if you trust their author")
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="run code that only a file names: a record, a run folder or a recipe")
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder to write to")]
 Force = Annotated[bool, typer.Option("--force", help="replace what --out holds")]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench import ranks
+from advbench import consent, ranks
 from advbench.cli import options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Bar, Screen
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
+from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
 from advbench.errors import Interrupted, UserError, unknown
 from advbench.registry import entries, find
@@ -64,6 +65,7 @@ def command(
     resume: options.Resume = False,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
+    trust_code: options.TrustCode = False,
     on: options.On = "local",
     as_json: options.Json = False,
 ) -> None:
@@ -77,7 +79,7 @@ def command(
     \b
       torchrun --nproc-per-node N -m advbench train ...
     """
-    with ranks.joined(), Screen(as_json=as_json).ready() as screen:
+    with ranks.joined(), options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         flags = Flags(
             methods=split_names([method]) if method is not None else (),
             eps=split_names([eps]) if eps is not None else (),
@@ -259,14 +261,22 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
         jobs = [
             Job(
                 str(task.out),
-                {"recipe": task.recipe.tree(), "out": str(task.out), "device": cluster.device, "log": flags.log},
+                {
+                    "recipe": task.recipe.tree(),
+                    "out": str(task.out),
+                    "device": cluster.device,
+                    "log": flags.log,
+                    "allowed": consent.current(),
+                },
             )
             for task in left
         ]
         cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _show(Path(out), screen))
 
 
-def train_task(working_folder: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None) -> str:
+def train_task(
+    working_folder: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None, allowed: Consent
+) -> str:
     """A task of a cluster: train into the folder `out`, resuming what was saved."""
     from advbench.cli.watch import ScreenWatch
     from advbench.recipe import Recipe
@@ -274,7 +284,8 @@ def train_task(working_folder: str, *, recipe: dict[str, Any], out: str, device:
 
     enter(working_folder)
     watch = ScreenWatch(Bar(), Stop(), log=log)
-    return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
+    with allowed.given():
+        return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 
 def _show(out: Path, screen: Screen) -> None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from advbench.errors import UserError
+from advbench.errors import Untrusted, UserError
 from advbench.recipe import saved_sha256
 from advbench.record import Record, load_record
 from advbench.version import __version__
@@ -36,8 +36,8 @@ def explain(
     """The chain behind the record file `path`, each link checked as far as it can be.
 
     `weights` and `images` compute the sha256 of the model's weights and of the images anew, because this module loads
-    no torch. They raise UserError where those are missing; without the functions these links are not checked. The chain
-    of a damaged record is that record alone.
+    no torch. They raise UserError where those are missing; without the functions these links are not checked. Untrusted
+    is passed on. The chain of a damaged record is that record alone.
     """
     try:
         record, _ = load_record(path)
@@ -72,6 +72,8 @@ def _hashed(name: str, says: str, recorded: str, record: Record, compute: Callab
         return Link(name, says, "not checked")
     try:
         found = compute(record)
+    except Untrusted:
+        raise
     except UserError as error:
         return Link(name, says, "missing", str(error))
     if found == recorded:

@@ -10,7 +10,7 @@ from pathlib import Path
 from advbench.compare.comparable import KINDS, protocol
 from advbench.eps import Eps
 from advbench.errors import UserError
-from advbench.record import Fates, Record, load_record, load_records
+from advbench.record import Fates, Record, load_record, load_records, record_files, superseded
 
 PLACES = (Path("leaderboards"), Path())  # where `evaluate` saves the records of models without a run folder
 FORMS = "a run folder, a record's .json, the first digits of a record's id, or the spec of a model measured before"
@@ -142,7 +142,7 @@ def common_grid(units: Sequence[Measured]) -> list[Eps]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "records").rglob("*.json")) if (folder / "records").is_dir() else []
+    return record_files(folder / "records")
 
 
 def _ids(text: str, places: Iterable[Path]) -> list[Path]:
@@ -169,7 +169,7 @@ def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
 
 def _current(units: Iterable[Measured]) -> tuple[Measured, ...]:
     by_id = {unit.record.id: unit for unit in units}
-    outdated = {unit.record.supersedes for unit in by_id.values()}
+    outdated = superseded(unit.record for unit in by_id.values())
     return tuple(unit for key, unit in by_id.items() if key not in outdated)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advbench import consent
 from advbench.eps import Eps, parse_eps
 from advbench.errors import UserError, unknown
 from advbench.registry import entries
@@ -74,7 +75,6 @@ def load_target(
     arch: str | None,
     norm: str | None,
     device: torch.device,
-    trust_pickle: bool,
     fetching: Progress | None = None,
     cache: Cache | None = None,
 ) -> Target:
@@ -83,7 +83,7 @@ def load_target(
     `cache` holds the datasets loaded so far, so that several models share them.
     """
     from advbench.checkpoint import load_model, read_card
-    from advbench.data import load, parse
+    from advbench.data import load
 
     cache = {} if cache is None else cache
 
@@ -92,16 +92,17 @@ def load_target(
             cache[name] = load(name, "test", progress=fetching)
         return cache[name]
 
-    about = "given"
+    data, about = None, "given"
     if dataset is not None:
-        parse(dataset)
+        data = images(dataset)
     elif Path(spec).is_dir():  # of all specs, only a run is a folder
-        dataset, about = read_card(Path(spec)).dataset, "what it was trained on"
-    data = images(dataset) if dataset is not None else None
-    loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device, trust_pickle=trust_pickle)
+        with consent.reading(spec).given():
+            data, about = images(read_card(Path(spec)).dataset), "what it was trained on"
+    loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device)
     if data is None:
         if loaded.dataset is None:
             choices = ", ".join(entries("data"))
             raise UserError(f"{spec} does not say what images it is for: name them with --dataset ({choices})")
-        data, about = images(loaded.dataset), "what the model is for"
+        with consent.reading(spec).given():
+            data, about = images(loaded.dataset), "what the model is for"
     return Target.of(loaded, data, about, norm=norm)

@@ -40,28 +40,33 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
 
-    def answer(self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None) -> Answer:
-        """Answer `query` (slots, C, H, W) as `asks` says, or else `attack.asks`. Non-finite gradients become 0."""
+    def answer(
+        self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None, handicap: Tensor | None = None
+    ) -> Answer:
+        """Answer `query` (slots, C, H, W) as `asks` says, or else `attack.asks`. Non-finite gradients become 0.
+
+        `handicap` (slots,) is added to the logit of the label: the search copy is wrong only where it errs by more.
+        """
         asks = asks or attack.asks
         passes = len(query) * attack.eot
         self.forwards += passes
         if asks == "logits":
-            return self._with_logits(attack, p, query)
+            return self._with_logits(attack, p, query, handicap)
         through = straight_through(self.search) if attack.straight_through else nullcontext()
         with through:
-            answer = self._with_gradient(attack, p, query, asks)
+            answer = self._with_gradient(attack, p, query, asks, handicap)
         self.backwards += passes * (answer.gradient.shape[1] if asks == "jacobian" else 1)
         return answer
 
-    def _with_logits(self, attack: Attack, p: Problem, query: Tensor) -> Answer:
+    def _with_logits(self, attack: Attack, p: Problem, query: Tensor, handicap: Tensor | None) -> Answer:
         with torch.no_grad():
-            logits, read = self._outputs(attack, p, query)
+            logits, read = self._outputs(attack, p, query, handicap)
             return Answer(logits, wrong(logits, p.y), attack.objective(p, read))
 
-    def _with_gradient(self, attack: Attack, p: Problem, query: Tensor, asks: Asks) -> Answer:
+    def _with_gradient(self, attack: Attack, p: Problem, query: Tensor, asks: Asks, handicap: Tensor | None) -> Answer:
         query = query.detach().requires_grad_()
         with torch.enable_grad():
-            logits, read = self._outputs(attack, p, query)
+            logits, read = self._outputs(attack, p, query, handicap)
             if asks == "jacobian":
                 grads = [gradient(read[:, k], query, again=True) for k in range(read.shape[1])]
                 grad, value = torch.stack(grads, 1), read
@@ -96,11 +101,14 @@ class Oracle:
         logits = self.search(query).float()
         return logits, logits
 
-    def _outputs(self, attack: Attack, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The results of `read`, averaged over `eot` passes."""
+    def _outputs(self, attack: Attack, p: Problem, query: Tensor, handicap: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The results of `read`, averaged over `eot` passes, with the handicap."""
         logits, read = self.read(p, query)
-        if attack.eot == 1:
-            return logits, read
-        passes = [(logits, read), *(self.read(p, query) for _ in range(attack.eot - 1))]
-        logits, read = (torch.stack(each).mean(0) for each in zip(*passes, strict=True))
+        reads_logits = read is logits
+        if attack.eot > 1:
+            passes = [(logits, read), *(self.read(p, query) for _ in range(attack.eot - 1))]
+            logits, read = (torch.stack(each).mean(0) for each in zip(*passes, strict=True))
+        if handicap is not None:
+            logits = logits.scatter_add(1, p.y[:, None], handicap[:, None])
+            read = logits if reads_logits else read
         return logits, read

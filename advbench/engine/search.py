@@ -26,6 +26,9 @@ from advbench.engine.slots import Hits, Slots, copied, cpu_copies
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
 
+# Shares of an image's largest logit: rounding that a search copy may have added to a margin, and the most of it.
+ROUNDING, MAX_ROUNDING = 2.0**-19, 2.0**-5
+
 
 @dataclass
 class Verdicts:
@@ -33,13 +36,16 @@ class Verdicts:
 
     `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
     `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
-    by `Attack.best_margin`, -inf if unknown. `unverified` counts hits that the model refused, `nonfinite` hits with NaN
-    or infinite logits, `outside` points returned by the attack that lie outside the ball.
+    by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: size of the nearest hit that the model refused, or
+    inf.
+    `unverified` counts the refused hits, `nonfinite` hits with NaN or infinite logits, `outside`
+    points returned by the attack that lie outside the ball.
     """
 
     fell: Tensor
     distance: Tensor
     best_margin: Tensor
+    refused: Tensor
     points: dict[int, Tensor] = field(default_factory=dict)
     unverified: int = 0
     nonfinite: int = 0
@@ -75,6 +81,7 @@ class Search:
             torch.zeros(n, dtype=torch.bool),
             torch.full((n,), torch.inf, dtype=torch.float64),
             torch.full((n,), -torch.inf),
+            torch.full((n,), torch.inf, dtype=torch.float64),
         )
         self.targets = attack.targets(samples.logits, samples.y)
         by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
@@ -152,6 +159,7 @@ class Search:
             "unverified": v.unverified,
             "nonfinite": v.nonfinite,
             "best_margin": copied(v.best_margin),
+            "refused_size": copied(v.refused),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -170,8 +178,8 @@ class Search:
         )
         self.refused = [(item, state(fields), copied(to_beat, device)) for item, fields, to_beat in saved["refused"]]
         self.verdicts = Verdicts(
-            copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]), dict(saved["points"]),
-            saved["unverified"], saved["nonfinite"],
+            copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]),
+            copied(saved["refused_size"]), dict(saved["points"]), saved["unverified"], saved["nonfinite"],
         )  # fmt: skip
 
     def _problem(self, items: list[int]) -> Problem:
@@ -260,7 +268,10 @@ class Search:
 
     def _ask(self, slots: Slots, asks: Asks) -> Slots:
         p, attack, query = slots.problem, self.attack, slots.state.query
-        answer = self.oracle.answer(attack, p, query, asks)
+        handicap = None
+        if self.minimum_norm and not surely_none(slots.margin_to_beat > -torch.inf):
+            handicap = slots.margin_to_beat.clamp_min(0)  # where the copy only seemed to err, the attack must go on
+        answer = self.oracle.answer(attack, p, query, asks, handicap)
         hit, best, to_beat = answer.wrong & ~attack.done(slots.state), slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
             hit = hit & ~slots.has_candidate
@@ -313,8 +324,14 @@ class Search:
         z = p.region.project(batch.points)
         logits = self.oracle.logits(z)
         good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
-        overstated = batch.margin_to_beat - margin(logits, p.y)
-        again = (~self.attack.done(batch.states)).tolist()
+        largest, reached = logits.abs().amax(1), margin(logits, p.y)
+        if self.minimum_norm:  # from the start: the item's steps are used up
+            states = self.attack.start(p)
+            to_beat = torch.maximum(4 * batch.margin_to_beat, torch.maximum(-2 * reached, ROUNDING * largest))
+            again = (to_beat <= (1 if self.oracle.random else MAX_ROUNDING) * largest).tolist()
+        else:
+            states, to_beat = batch.states, batch.margin_to_beat - reached
+            again = (~self.attack.done(states)).tolist()
         self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
         size = p.region.size(z.double() - p.region.x.double()).tolist()
         for place, item in enumerate(items):
@@ -327,8 +344,10 @@ class Search:
                         self.verdicts.points[row] = z[place].cpu()
             else:
                 self.verdicts.unverified += 1
-                if not self.minimum_norm and again[place]:
+                self.verdicts.refused[row] = min(self.verdicts.refused[row].item(), size[place])
+                if again[place]:
                     one = torch.tensor([place])
-                    self.refused.append((item, take(batch.states, one), overstated[one]))
+                    self.refused.append((item, take(states, one), to_beat[one]))
+                    self._idle = True  # idle slots have work again
         if not self.minimum_norm:
             self._leave([item >= 0 and bool(self.verdicts.fell[self.queue[item][0]]) for item in self.item])

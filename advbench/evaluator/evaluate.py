@@ -5,9 +5,10 @@ Nothing here knows how a model was trained, so that no number can depend on it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,13 @@ class Evaluation:
     record: Record
     fates: Fates
     points: dict[int, Tensor]
+
+
+class Judged(NamedTuple):
+    """The flags, and what it cost to find them: seconds, and forward passes of single images."""
+
+    flags: list[Flag]
+    cost: dict[str, Any]
 
 
 def evaluate(
@@ -77,8 +85,8 @@ def evaluate(
             is_random=flags.is_random, keep_points=settings.keep_points,
         )  # fmt: skip
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
-        found_flags = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
-    record = make_record(loaded, data, settings, run, runner, outcome, found_flags)
+        judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+    record = make_record(loaded, data, settings, run, runner, outcome, judged)
     return Evaluation(record, outcome.fates, runner.points)
 
 
@@ -144,17 +152,29 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
 
 def judge(
     runner: Runner, run: Plan, settings: Settings, fates: Fates, loaded: Loaded, *, in_train_mode: bool
-) -> list[Flag]:
+) -> Judged:
     """The flags of the evaluation: on the model's outputs and gradients, the attacks, the run and the training."""
+    passes, began = 0, time.perf_counter()
+
+    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal passes
+        passes += len(inputs[0])
 
     def judge_all() -> list[Flag]:
         if run.curve == "severity":
-            return flags.facts(runner, in_train_mode=in_train_mode) + corruptions.notes(run.attacks, runner.data)
-        return flags.judge(runner, fates, run.every, settings.sizes, in_train_mode=in_train_mode, notes=loaded.notes)
+            return [
+                *flags.facts(runner, loaded, in_train_mode=in_train_mode),
+                *corruptions.notes(run.attacks, runner.data),
+            ]
+        return flags.judge(
+            runner, loaded, fates, run.every, settings.sizes, in_train_mode=in_train_mode, probes=settings.probes
+        )
 
-    found = ranks.first(lambda: runner.halving_slots(judge_all))
+    with runner.net.register_forward_pre_hook(count):
+        found = ranks.first(lambda: runner.halving_slots(judge_all))
+    cost = {"seconds": round(time.perf_counter() - began, 3), "forwards": passes}
     trained = (loaded.trained or {}).get("flags", ())
-    return [*found, *runner.flags(), *(Flag(**flag) for flag in trained)]
+    return Judged([*found, *runner.flags(), *(Flag(**flag) for flag in trained)], cost)
 
 
 def make_record(
@@ -164,13 +184,13 @@ def make_record(
     run: Plan,
     runner: Runner,
     outcome: Outcome,
-    found_flags: list[Flag],
+    judged: Judged,
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
     return Record.of(
         outcome.fates,
-        model=model_ref(loaded),
+        model=model_ref(loaded, settings.name),
         dataset=DatasetRef(
             name=data.name,
             split=data.split,
@@ -183,24 +203,25 @@ def make_record(
         engine=run.engine(runner.oracle.slots),  # fewer than at the start where memory ran out
         seed=settings.seed,
         corruptions=outcome.corruptions,
-        flags=found_flags,
+        flags=judged.flags,
         seconds=journal.seconds,
         forwards=journal.forwards,
         backwards=journal.backwards,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),
-            **environment(str(settings.device)),
+            **{**environment(str(settings.device)), "probes": judged.cost},
         ),
         supersedes=settings.supersedes,
     )
 
 
-def model_ref(loaded: Loaded) -> ModelRef:
-    """The reference to the model in the record."""
+def model_ref(loaded: Loaded, name: str | None = None) -> ModelRef:
+    """The reference in the record to the model, which tables call `name` (None: by its spec)."""
     net = loaded.net
     wrapped = getattr(net, "wrappers", [])
     return ModelRef(
+        name=name,
         spec=loaded.spec,
         arch=loaded.arch,
         settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},

@@ -8,35 +8,42 @@ Pintor et al. 2022 (2106.09947).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
+from advbench.engine.losses import KL
+from advbench.evaluator import subject
 from advbench.evaluator.probes import GREY_EPS, LONG_PGD_STEPS, SHORT_PGD_STEPS, Probe, declared
 from advbench.evaluator.runner import Runner
-from advbench.record import Fates, Flag
+from advbench.evaluator.search_beyond import LABELS, Beyond
+from advbench.record import Fates, Flag, Severity
+from advbench.record.black_box import black_box_ahead
 from advbench.statistics import wilson
 from advbench.threat import FourierLinf, around, leak
 
 # Shares of the images: above the first a flag is raised as a note, above the second it is suspect. Honest models,
 # standard and robust, stay well under the second: tests/evaluator/test_flags.py.
-BLACK_BOX = (0.002, 0.02)
 BAD_GRADIENT = (0.0, 0.1)
 STUCK = (0.02, 0.2)
 MORE_STEPS = (0.1, 0.25)
 STRAIGHT_THROUGH = (0.02, 0.05)
 WEAK_ATTACK = (0.02, 0.1)
+FROM_STARTS = (0.0, 0.05)
+BY_LABELS = (0.0, 0.02)  # on honest models it found nothing
 NOISE = (0.0, 0.02)
 JITTER = (0.1, 0.1)
 JUMPS = (0.02, 0.25)
+REFUSED = (0.0, 0.01)
 BROKEN_SHARE = 0.9  # an attack without a gradient on so many images has not taken place
 NEVER_BROKEN = 2.0  # above every share: the flag is suspect at most
 MIN_SUSPECT_IMAGES = 4  # a flag raised by fewer images is a note
-MAX_BATCH_DIFFERENCE = 1e-2  # of the largest logit: a larger difference is more than rounding
+MAX_BATCH_DIFFERENCE = 1e-2  # of the range of the logits: a larger difference is more than rounding
+MIN_CLIPPED = 4  # logits
 
 
 def is_random(net: nn.Module, data: Dataset) -> bool:
@@ -49,31 +56,51 @@ def is_random(net: nn.Module, data: Dataset) -> bool:
 
 def judge(
     runner: Runner,
+    loaded: Loaded,
     fates: Fates,
     attacks: Sequence[Attack],
     eps: Sequence[float],
     *,
     in_train_mode: bool,
-    notes: Sequence[str],
+    probes: bool = True,
 ) -> list[Flag]:
-    """The flags of a finished evaluation, for which the model is probed on a few of the images."""
-    found = [note("model", text) for text in notes]
-    found += facts(runner, in_train_mode=in_train_mode)
-    found += black_box(fates, attacks, eps)
+    """The flags of a finished evaluation, for which the model is probed on some of the images.
+
+    Gradients are judged only if an attack follows them. Without `probes` only what the evaluation has shown is judged.
+    """
+    found = [note("model", text) for text in loaded.notes]
+    found += facts(runner, loaded, in_train_mode=in_train_mode, unresolved=runner.unresolved(fates, eps))
     found += spectrum(runner, fates, attacks, eps)
-    probe = Probe(runner, attacks)
-    if not runner.oracle.random:
-        found += batch_dependence(probe)
-    if len(probe.correct_rows):
-        found += gradients(probe)
-        found += noise(probe, fates, eps)
-        found += gradient_ascent(probe, fates, eps)
+    if not probes:
+        detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
+        found.append(Flag(name="not-probed", severity="suspect", detail=detail))
+    else:
+        found += probed(Probe(runner, attacks), fates, attacks, eps)
+    return found + black_box(fates, attacks, eps, found)
+
+
+def probed(probe: Probe, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
+    """The flags of the probes."""
+    found = [] if probe.runner.oracle.random else batch_dependence(probe)
+    if not len(probe.correct_rows):
+        return found
+    followed = [one for one in attacks if one.follows_gradient()]
+    if followed:
+        found += gradients(probe, followed)
+    found += noise(probe, fates, eps)
+    place = half_accuracy_point(fates, eps)
+    found += at_lowest(place, eps, lambda at: pgd_at(probe, fates, eps, at, followed=bool(followed)))
+    if probe.runner.norm == "linf" and followed:
+        seen = {flag.name for flag in found}
+        found += [flag for flag in pgd_at_grey(probe) if flag.name not in seen]
+    if not probe.runner.oracle.random:  # one pass of a random model says little
+        found += at_lowest(place, eps, lambda at: beyond(probe, fates, eps, at))
     return found
 
 
-def facts(runner: Runner, *, in_train_mode: bool) -> list[Flag]:
-    """Flags on the clean logits, the images and the counts of the search."""
-    found = []
+def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool, unresolved: int = 0) -> list[Flag]:
+    """Flags on the clean logits, the images and the counts of the search, which left `unresolved` images."""
+    found = subject.subject(loaded, runner.logits, runner.data)
     n, classes = runner.logits.shape
     low, high = wilson(n // 2, n)
     if n < 1000:
@@ -94,36 +121,39 @@ def facts(runner: Runner, *, in_train_mode: bool) -> list[Flag]:
     if runner.oracle.random:
         detail = "outputs differ from pass to pass: the mean of 20 passes decides"
         found.append(Flag(name="random", severity="suspect", detail=detail))
-    if _probabilities(runner.logits):
-        detail = "outputs are probabilities or a multiple of them, so gradients vanish: return logits"
-        found.append(Flag(name="probabilities", severity="suspect", detail=detail))
+    size, k = runner.logits.numel(), subject.clipped(runner.logits)
+    if k > max(MIN_CLIPPED, subject.CLIPPED * size) and not share:
+        detail = (
+            f"{k / size:.1%} of the logits are exactly the largest or the smallest of all: labels, or a clip, ReLU or "
+            "saturated function after the last layer, where gradients vanish"
+        )
+        found.append(Flag(name="clipped", severity="note", k=k, n=size, detail=detail))
     if runner.unverified:
-        found.append(note("unverified", f"the model itself refused {runner.unverified} hits of the search copy"))
+        detail = (
+            f"the model itself refused {runner.unverified} hits of the search copy; {unresolved} images stand that "
+            "fell on the copy"
+        )
+        found += graded("unverified", unresolved, n, REFUSED, detail, broken=NEVER_BROKEN) or [
+            note("unverified", detail)
+        ]
     if runner.outside:
         detail = f"{runner.outside} points of the attack lay outside of the ball and were ignored"
         found.append(note("outside-ball", detail))
     return found
 
 
-def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
+def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float], found: Sequence[Flag]) -> list[Flag]:
     """Images that only a black-box attack felled: few on honest models, many where gradients are masked.
 
-    Counted at the eps with the most of them. Without that attack the accuracy there would be higher by their share.
+    A black-box attack that runs before all others says nothing about their gradients. `found`: the other flags.
     """
-    found = []
-    gradients = False
-    for number, attack in enumerate(attacks):
-        if attack.follows_gradient():
-            gradients = True
-        elif gradients:  # a black-box attack that runs first says nothing about the gradients of later ones
-            alone = fates.by == number
-            counts = [int((alone & (fates.fell == place)).sum()) for place in range(len(eps))]
-            count = max(counts)
-            at = (
-                f"{attack.name} alone felled {count / len(fates):.1%} of the images at eps {eps[counts.index(count)]:g}"
-            )
-            found += graded(f"{attack.name}-wins", count, len(fates), BLACK_BOX, f"{at}: gradients may be masked")
-    return found
+    first = next((place for place, attack in enumerate(attacks) if attack.follows_gradient()), len(attacks))
+    return [
+        flag
+        for number, attack in enumerate(attacks)
+        if number > first and not attack.follows_gradient()
+        for flag in black_box_ahead(attack.name, number, fates, eps, found)
+    ]
 
 
 def spectrum(runner: Runner, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:
@@ -156,81 +186,132 @@ def spectrum(runner: Runner, fates: Fates, attacks: Sequence[Attack], eps: Seque
 def batch_dependence(probe: Probe) -> list[Flag]:
     """Whether the logits of an image depend on the rest of its batch."""
     s = probe.stability()
-    detail = f"in other batches logits differ by {s.difference:.1e} of the largest, {s.flips} of {s.n} verdicts change"
+    detail = f"in other batches logits differ by {s.difference:.1e} of their range, {s.flips} of {s.n} verdicts change"
     if s.difference > MAX_BATCH_DIFFERENCE or s.flips > 1:
-        return [Flag(name="batch", severity="suspect", detail=f"{detail}: they must not depend on the batch")]
+        detail = f"{detail}: they must not depend on the batch"
+        return [Flag(name="batch", severity="suspect", k=s.flips, n=s.n, detail=detail)]
     return [note("batch", detail)] if s.by_order or s.flips else []
 
 
-def gradients(probe: Probe) -> list[Flag]:
-    """Gradients that are zero, NaN or infinite, and margins lost in rounding."""
+def gradients(probe: Probe, attacks: Sequence[Attack]) -> list[Flag]:
+    """Gradients that are zero, NaN or infinite, margins lost in rounding, and answers that flatten the loss.
+
+    The cross-entropy's gradient counts only where all `attacks`, those that follow a gradient, climb it: other losses
+    do not depend on the scale of the logits.
+    """
     g = probe.gradients()
     flat = f"the gradient is zero on {g.zero_margin / g.n:.1%} of the images"
     found = graded("zero-gradient", g.zero_margin, g.n, BAD_GRADIENT, f"{flat}: attacks that follow it do not move")
-    only = g.zero_ce - g.zero_margin
-    saturated = f"the cross-entropy's gradient, not the margin's, underflows on {max(only, 0) / g.n:.1%} of the images"
-    found += graded("saturated", only, g.n, BAD_GRADIENT, f"{saturated}: logits are very large")
+    if all(one.loss in ("ce", KL) for one in attacks):
+        only = max(g.zero_ce - g.zero_margin, 0)
+        saturated = f"the cross-entropy's gradient, not the margin's, underflows on {only / g.n:.1%} of the images"
+        saturated += ": logits are very large; use an attack with the loss cw or dlr"
+        found += graded("saturated", only, g.n, BAD_GRADIENT, saturated)
     bad = f"NaN or infinite gradients on {g.bad / g.n:.1%} of the images"
     found += graded("nan-gradient", g.bad, g.n, BAD_GRADIENT, bad)
     rounded = f"the margin of {g.rounded / g.n:.1%} of the images is lost in the rounding of very large logits"
-    return found + graded("rounding", g.rounded, g.n, BAD_GRADIENT, rounded)
+    found += graded("rounding", g.rounded, g.n, BAD_GRADIENT, rounded)
+    if subject.are_probabilities(probe.runner.logits):
+        detail = "outputs are probabilities or a multiple of them, so gradients vanish: return logits"
+        found.append(Flag(name="probabilities", severity="suspect", detail=detail))
+    return found
 
 
 def noise(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     """Images that fall to random noise, and logits that jump right beside the images."""
     fell, n = probe.jitter(), len(probe.correct_rows)
-    detail = f"{fell / n:.1%} of the correctly classified images are wrong after noise of half a quantisation step"
-    found = graded("memorised", fell, n, JITTER, f"{detail}: does the model know these very images?", broken=0.5)
+    detail = (
+        f"{fell / n:.1%} of the images are recognised, but no point right beside them is: does the model know them?"
+    )
+    found = graded("memorised", fell, n, JITTER, detail, broken=0.5)
     if not probe.runner.oracle.random:
         count = probe.jumps()
-        detail = f"the logits of {count / n:.1%} of the images jump right beside them"
-        found += graded("discontinuous", count, n, JUMPS, f"{detail}: does the model know them?", broken=0.5)
-    fell, n = probe.noise(fates, eps)
-    if n:
+        detail = (
+            f"the logits of {count / n:.1%} of the images jump right beside them: they are quantised, or the model "
+            "knows the images"
+        )
+        found += graded("discontinuous", count, n, JUMPS, detail, broken=0.5)
+    places, n = probe.noise(fates, eps)
+    if len(places):
+        fell = len(places)
+        at = eps[places[min(int(NOISE[1] * n), fell - 1)]]  # the smallest at which enough images have fallen
         detail = f"random noise inside the ball fells {fell / n:.1%} of the images that stand under the attacks"
-        found += graded("noise-wins", fell, n, NOISE, detail, broken=0.5)
+        found += graded("noise-wins", fell, n, NOISE, detail, eps=at, broken=0.5)
     return found
 
 
-def gradient_ascent(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
-    """PGD step by step: at the eps where accuracy is about half, and at Linf eps 0.5, where no model can be robust."""
-    found, place = [], _half_accuracy_point(fates, eps)
-    runner, n, bad = probe.runner, len(probe.ascent_rows), 0
-    short_pgd, long_pgd = f"PGD-{SHORT_PGD_STEPS}", f"PGD-{LONG_PGD_STEPS}"
-    if place is not None:
-        trace = probe.ascend(eps[place], LONG_PGD_STEPS)
-        short, long = trace.fallen(SHORT_PGD_STEPS), trace.fallen(LONG_PGD_STEPS)
-        at, bad = f"at eps {eps[place]:g}", int(trace.bad.sum())
-        if not runner.oracle.random:
-            stuck = int(trace.stuck.sum())
-            detail = f"PGD brings {stuck / n:.1%} of the images no nearer to failure {at}"
-            found += graded("loss-not-rising", stuck, n, STUCK, detail)
-            detail = f"{long_pgd} fells {long / n:.1%} of the images {at}, {short_pgd} {short / n:.1%}: use more steps"
-            found += graded("more-steps", long - short, n, MORE_STEPS, detail)
-            missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[probe.ascent_rows]).sum())
-            detail = f"{long_pgd} fells {missed / n:.1%} more of the images {at}: the attacks are weaker than it"
-            found += graded("weak-attack", missed, n, WEAK_ATTACK, detail, broken=NEVER_BROKEN)
-        if declared(runner.net):
-            plain, other = (
-                probe.ascend(eps[place], SHORT_PGD_STEPS, straight_through=on).fallen(SHORT_PGD_STEPS)
-                for on in (False, True)
-            )
-            detail = f"straight-through {short_pgd} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"
-            # A note at most where the attacks use straight-through gradients themselves.
-            used = (STRAIGHT_THROUGH[0], 1.0) if probe.straight_through else STRAIGHT_THROUGH
-            found += graded("straight-through", other - plain, n, used, f"{detail}: use straight_through=true")
-    if runner.norm == "linf":
-        trace = probe.ascend(GREY_EPS, SHORT_PGD_STEPS)
-        bad = max(bad, int(trace.bad.sum()))
-        stand = n - trace.fallen(SHORT_PGD_STEPS)
-        labels = runner.data.labels[torch.from_numpy(probe.ascent_rows).to(runner.data.device)]
-        chance = max(float(labels.bincount().max()) / n, 1 / runner.logits.shape[1])
-        detail = f"{short_pgd} leaves {stand / n:.1%} standing at eps 0.5, above chance ({chance:.1%}): it is misled"
-        if wilson(stand, n).low > chance:
-            found.append(Flag(name="above-chance", severity="suspect", detail=detail))
-    if bad:
-        detail = f"NaN or infinite logits under attack on {bad / n:.1%} of the images: they count as wrong"
-        found.append(Flag(name="non-finite-attacked", severity="broken", detail=detail))
+def at_lowest(place: int | None, eps: Sequence[float], flags_at: Callable[[int], list[Flag]]) -> list[Flag]:
+    """The flags at grid point `place`; those that doubt the number, at the lowest eps at which they still do."""
+    if place is None:
+        return []
+    found = {flag.name: flag for flag in flags_at(place)}
+    for lower in range(place - 1, -1, -1):
+        if eps[lower] == 0 or not any(flag.decides() for flag in found.values()):
+            break
+        again = {flag.name: flag for flag in flags_at(lower) if flag.decides()}
+        found |= {name: flag for name, flag in again.items() if name in found and found[name].decides()}
+    return list(found.values())
+
+
+def pgd_at(probe: Probe, fates: Fates, eps: Sequence[float], place: int, *, followed: bool) -> list[Flag]:
+    """PGD on the margin, step by step, at one grid point.
+
+    If no attack of the evaluation `followed` a gradient, only what PGD finds beyond them counts.
+    """
+    runner, rows, size = probe.runner, probe.ascent_rows, eps[place]
+    n, at, short_pgd, long_pgd = len(rows), f"at eps {size:g}", f"PGD-{SHORT_PGD_STEPS}", f"PGD-{LONG_PGD_STEPS}"
+    trace, found = probe.ascend(size, LONG_PGD_STEPS), []
+    short, long = trace.fallen(SHORT_PGD_STEPS), trace.fallen(LONG_PGD_STEPS)
+    if not runner.oracle.random:
+        missed = int((trace.felled.isfinite().numpy() & fates.standing(place)[rows]).sum())
+        detail = f"{long_pgd} fells {missed / n:.1%} more of the images {at}: the attacks are weaker than it"
+        found += graded("weak-attack", missed, n, WEAK_ATTACK, detail, eps=size, broken=NEVER_BROKEN)
+    if not runner.oracle.random and followed:
+        stuck = int(trace.stuck.sum())
+        detail = f"PGD brings {stuck / n:.1%} of the images no nearer to failure {at}"
+        found += graded("loss-not-rising", stuck, n, STUCK, detail, eps=size)
+        detail = f"{long_pgd} fells {long / n:.1%} of the images {at}, {short_pgd} {short / n:.1%}: use more steps"
+        found += graded("more-steps", long - short, n, MORE_STEPS, detail, eps=size)
+    if declared(runner.net) and followed:
+        plain, other = (
+            probe.ascend(size, SHORT_PGD_STEPS, straight_through=on).fallen(SHORT_PGD_STEPS) for on in (False, True)
+        )
+        detail = f"straight-through {short_pgd} fells {other / n:.1%} of the images {at}, plain {plain / n:.1%}"
+        # A note at most where the attacks use straight-through gradients themselves.
+        used = (STRAIGHT_THROUGH[0], 1.0) if probe.straight_through else STRAIGHT_THROUGH
+        detail = f"{detail}: use straight_through=true"
+        found += graded("straight-through", other - plain, n, used, detail, eps=size)
+    return found + non_finite(int(trace.bad.sum()), n, size)
+
+
+def pgd_at_grey(probe: Probe) -> list[Flag]:
+    """PGD at Linf eps 0.5, where every ball contains the same grey image, so that no model can be robust."""
+    n, runner = len(probe.ascent_rows), probe.runner
+    trace, name = probe.ascend(GREY_EPS, SHORT_PGD_STEPS), f"PGD-{SHORT_PGD_STEPS}"
+    stand = n - trace.fallen(SHORT_PGD_STEPS)
+    labels = runner.data.labels[torch.from_numpy(probe.ascent_rows).to(runner.data.device)]
+    chance = max(float(labels.bincount().max()) / n, 1 / runner.logits.shape[1])
+    found = []
+    if wilson(stand, n).low > chance:
+        detail = f"{name} leaves {stand / n:.1%} standing at eps 0.5, above chance ({chance:.1%}): it is misled"
+        found.append(Flag(name="above-chance", severity="suspect", k=stand, n=n, detail=detail))
+    return found + non_finite(int(trace.bad.sum()), n, None)
+
+
+def non_finite(bad: int, n: int, eps: float | None) -> list[Flag]:
+    """NaN or infinite logits on `bad` of `n` images under PGD."""
+    detail = f"NaN or infinite logits under attack on {bad / n:.1%} of the images: they count as wrong"
+    return [Flag(name="non-finite-attacked", severity="broken", eps=eps, k=bad, n=n, detail=detail)] if bad else []
+
+
+def beyond(probe: Probe, fates: Fates, eps: Sequence[float], place: int) -> list[Flag]:
+    """Images that stand under the attacks at one grid point and fall to probes of another kind."""
+    search, found = Beyond(probe, fates, place, eps[place]), []
+    for name, what, fell in search.run():
+        n = len(search.rows)
+        detail = f"{what} fells {fell} of {n} images that stand under the attacks at eps {eps[place]:g}"
+        bounds, least = (BY_LABELS, 2) if name == LABELS else (FROM_STARTS, MIN_SUSPECT_IMAGES)
+        found += graded(name, fell, n, bounds, detail, eps=eps[place], at_least=least, broken=NEVER_BROKEN)
     return found
 
 
@@ -240,27 +321,29 @@ def note(name: str, detail: str) -> Flag:
 
 
 def graded(
-    name: str, count: int, n: int, bounds: tuple[float, float], detail: str, *, broken: float = BROKEN_SHARE
+    name: str,
+    k: int,
+    n: int,
+    bounds: tuple[float, float],
+    detail: str,
+    *,
+    eps: float | None = None,
+    broken: float = BROKEN_SHARE,
+    at_least: int = MIN_SUSPECT_IMAGES,
 ) -> list[Flag]:
-    """At most one flag, by the share count / n of the images.
+    """At most one flag, by the share k / n of the images.
 
     It is a note above bounds[0], suspect above bounds[1], and broken if the share is also at least `broken`. For fewer
-    than MIN_SUSPECT_IMAGES images it is a note at most.
+    than `at_least` images it is a note at most.
     """
-    share = count / n
-    severity: Literal["note", "suspect", "broken"] = "note"
-    if share > bounds[1] and count >= MIN_SUSPECT_IMAGES:
-        severity = "broken" if share >= broken else "suspect"
-    return [Flag(name=name, severity=severity, detail=detail)] if share > bounds[0] else []
+    severity: Severity = "note"
+    if k > bounds[1] * n and k >= at_least:
+        severity = "broken" if k >= broken * n else "suspect"
+    return [Flag(name=name, severity=severity, eps=eps, k=k, n=n, detail=detail)] if k > bounds[0] * n else []
 
 
-def _half_accuracy_point(fates: Fates, eps: Sequence[float]) -> int | None:
+def half_accuracy_point(fates: Fates, eps: Sequence[float]) -> int | None:
     """The grid point above eps 0 whose accuracy is nearest to half the clean one, the larger of two equally near."""
     places = [place for place, size in enumerate(eps) if size > 0]
     half = fates.clean.mean() / 2
     return min(reversed(places), key=lambda place: abs(fates.standing(place).mean() - half), default=None)
-
-
-def _probabilities(logits: torch.Tensor) -> bool:
-    total = logits.sum(1)
-    return bool((logits.min() >= 0) & (total.min() > 0) & (total.max() - total.min() <= 1e-4 * total.max()))

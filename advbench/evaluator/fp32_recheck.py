@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from advbench.attacks.apgd import APGD
 from advbench.engine.attack import Attack
-from advbench.record import RECHECK_SET as SET
-from advbench.record import AttackRef
+from advbench.record import RECHECK_SET, AttackRef
 
+SET = RECHECK_SET
 TARGETS = 3
 
 

@@ -7,7 +7,7 @@ Each probe runs the model itself, in float32, on a few of the evaluated images. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,11 +26,12 @@ from advbench.models.base import straight_through
 from advbench.record import Fates
 from advbench.threat import around
 
-MIN_PROBED_IMAGES, MAX_PROBED_IMAGES = 16, 128
+MIN_PROBED_IMAGES, MAX_PROBED_IMAGES = 64, 128
 MAX_COST = 0.02  # of the evaluation's gradient steps: what PGD may cost on more than MIN_PROBED_IMAGES
 SHORT_PGD_STEPS, LONG_PGD_STEPS = 20, 100
 EARLY_STEPS = 10  # of PGD, after which the loss must have risen
-MIN_JUMP = 1e-2  # of the largest logit: a smaller difference may be rounding
+MIN_JUMP = 1e-2  # of the range of an image's logits: a smaller difference may be rounding
+ROUNDING_STEPS = 8  # of the largest logit in float32: a smaller margin is lost in them
 GREY_EPS = 0.5  # the Linf eps at which every ball contains the same grey image
 
 
@@ -38,8 +39,8 @@ GREY_EPS = 0.5  # the Linf eps at which every ball contains the same grey image
 class Stability:
     """How much the logits of `n` images change with their batch.
 
-    `difference`: the largest change, relative to the largest logit. `by_order`: whether the order of one batch changes
-    any logit. `flips`: how many images are classified correctly in one batch and wrongly in another.
+    `difference`: the largest change, relative to the range of the logits. `by_order`: whether the order of one batch
+    changes any logit. `flips`: how many images are classified correctly in one batch and wrongly in another.
     """
 
     n: int
@@ -53,7 +54,7 @@ class Gradients:
     """Counts among `n` images.
 
     `zero_ce`, `zero_margin`: the gradient of the cross-entropy, of the margin, is zero. `bad`: one of them is NaN or
-    infinite. `rounded`: the margin is less than 100 rounding steps of the largest logit.
+    infinite. `rounded`: the margin is less than ROUNDING_STEPS of the largest logit.
     """
 
     n: int
@@ -119,10 +120,10 @@ class Probe:
         whole = self.logits(x, MAX_PROBED_IMAGES)
         others = [self.logits(x.flip(0), MAX_PROBED_IMAGES).flip(0), self.logits(x, len(x) // 2 + 1), self.logits(x, 8)]
         whole, others = whole.nan_to_num(), [one.nan_to_num() for one in others]
-        largest = float(whole.abs().max())
+        spread = float(whole.max() - whole.min())
         return Stability(
             n=len(x),
-            difference=max(float((whole - one).abs().max()) for one in others) / max(largest, 1e-30),
+            difference=max(float((whole - one).abs().max()) for one in others) / max(spread, 1e-30),
             by_order=not torch.equal(whole, others[0]),
             flips=int(torch.stack([wrong(whole, y) != wrong(one, y) for one in others]).any(0).sum()),
         )
@@ -140,7 +141,7 @@ class Probe:
                     value = LOSSES[loss](logits, labels, torch.full_like(labels, -1))
                     kept.append(gradient(value, query).flatten(1))
             size = logits.detach().abs().amax(1) * torch.finfo(torch.float32).eps
-            rounded += int((margin(logits.detach(), labels).abs() < 100 * size).sum())
+            rounded += int((margin(logits.detach(), labels).abs() < ROUNDING_STEPS * size).sum())
         ce, cw = (torch.cat(kept) for kept in found.values())
         return Gradients(
             n=len(x),
@@ -151,10 +152,24 @@ class Probe:
         )
 
     def jitter(self) -> int:
-        """How many of the `correct_rows` are misclassified after noise of half a quantisation step."""
+        """How many of the `correct_rows` the model knows as they are, and no point right beside them.
+
+        Noise of half a quantisation step makes the answer wrong, and changes the logits much more than a second noise
+        differs from the first. Where inputs are quantised, two noises differ as much.
+        """
         x, y, index = self.at(self.correct_rows)
-        noise = rng.uniform(rng.keys(self.runner.seed, "jitter", index), tuple(x.shape[1:])) - 0.5
-        return int(wrong(self.runner.oracle.logits((x + noise / self.data.scale).clamp(0, 1)), y).sum())
+        here, (one, two) = (
+            self.runner.oracle.logits(x),
+            (
+                self.runner.oracle.logits((x + (draw - 0.5) / self.data.scale).clamp(0, 1))
+                for draw in (
+                    rng.uniform(rng.keys(self.runner.seed, "jitter", index, place), tuple(x.shape[1:]))
+                    for place in (0, 1)
+                )
+            ),
+        )
+        change, difference = (one - here).abs().amax(1), (two - one).abs().amax(1)
+        return int((wrong(one, y) & wrong(two, y) & ~(change <= 3 * difference)).sum())
 
     def jumps(self) -> int:
         """At how many of the `correct_rows` the logits jump right beside the image.
@@ -167,59 +182,73 @@ class Probe:
         inward = torch.where(x < 0.5, 1.0, -1.0)
         draw = inward * (0.5 + rng.uniform(rng.keys(self.runner.seed, "jump", index), tuple(x.shape[1:])) / 2)
         here, found = self.logits(x, MAX_PROBED_IMAGES), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        rounding = 2 * ROUNDING_STEPS * torch.finfo(torch.float32).eps * here.abs().amax(1)
+        least = MIN_JUMP * (here.amax(1) - here.amin(1)) + rounding
         for part in (1e-3, 1e-1):
             step = draw * part / self.data.scale
             near, next_to = self.logits(x + step, MAX_PROBED_IMAGES), self.logits(x + 2 * step, MAX_PROBED_IMAGES)
             first, second = ((a - b).abs().amax(1) for a, b in ((near, here), (next_to, near)))
-            found |= ~(first <= MIN_JUMP * here.abs().amax(1) + 10 * second)  # NaN is a jump
+            found |= ~(first <= least + 10 * second)  # NaN is a jump
         return int(found.sum())
 
-    def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[int, int]:
-        """How many images fall to random noise at the largest eps at which they stand, and how many images were tried.
+    def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[NDArray[np.int64], int]:
+        """The grid points at which images fall to random noise, rising, and how many images were tried.
 
-        The noise has the sizes eps / 4, eps / 2 and eps.
+        Each is tried at the largest eps at which it stands, by noise of the sizes eps / 4, eps / 2 and eps.
         """
         sizes = np.asarray(eps)
         last = np.where(fates.fell < 0, len(sizes), fates.fell)[self.correct_rows] - 1
         rows = self.correct_rows[(last >= 0) & (sizes[last] > 0)]
-        last = last[(last >= 0) & (sizes[last] > 0)]
+        last = last[(last >= 0) & (sizes[last] > 0)].astype(np.int64)
         if not len(rows):
-            return 0, 0
+            return last, 0
         x, y, index = self.at(rows)
         at = torch.from_numpy(sizes[last]).to(x.device)
         fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for draw, part in enumerate((0.25, 0.5, 1.0)):
             z = around(self.runner.norm, x, at * part).sample(rng.keys(self.runner.seed, "noise", index, draw))
             fallen |= wrong(self.runner.oracle.logits(z), y)
-        return int(fallen.sum()), len(rows)
+        return np.sort(last[fallen.cpu().numpy()]), len(rows)
 
-    def ascend(self, eps: float, steps: int, *, straight_through: bool | None = None) -> Trace:
-        """PGD on the `ascent_rows`, with steps of eps / 4 from a random start.
+    def ascend(
+        self, eps: float, steps: int, *, straight_through: bool | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Trace:
+        """PGD on the margin of `rows`, by default the `ascent_rows`, with steps of eps / 4 from a random start.
 
-        `straight_through` None: as the evaluation's attacks do.
+        The margin's gradient has a direction that does not depend on the scale of the logits. `straight_through` None:
+        as the evaluation's attacks do.
         """
-        x, y, index = self.at(self.ascent_rows)
         through = self.straight_through if straight_through is None else straight_through
-        pgd = PGD(name="probe", steps=steps, rel_step=0.25, straight_through=through)
-        attack = pgd.for_model(self.runner.norm, self.runner.logits.shape[1])
+        pgd = PGD(name="probe", steps=steps, rel_step=0.25, loss="cw", straight_through=through)
+        return self.trace(pgd, self.ascent_rows if rows is None else rows, eps)
+
+    def trace(
+        self, attack: Attack, rows: NDArray[np.int64], eps: float, start: Callable[[Problem], Tensor] | None = None
+    ) -> Trace:
+        """The attack on `rows` at `eps`, from its own start or from the points `start(problem)` (S, C, H, W)."""
+        x, y, index = self.at(rows)
+        attack = attack.for_model(self.runner.norm, self.runner.logits.shape[1])
         oracle = Oracle(self.net, slots=self.runner.oracle.slots, random=self.runner.oracle.random)
-        parts = [self._ascend(attack, oracle, x[some], y[some], index[some], eps)
+        parts = [self._trace(attack, oracle, x[some], y[some], index[some], eps, start)
                  for some in self.parts(torch.arange(len(x), device=x.device))]  # fmt: skip
         return Trace(*(torch.cat(column, dim=-1).cpu() for column in zip(*parts, strict=True)))
 
-    def _ascend(
-        self, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _trace(
+        self, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float,
+        start: Callable[[Problem], Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         sizes = torch.full(y.shape, eps, dtype=torch.float64, device=y.device)
         none = torch.full_like(y, -1)
         p = Problem(around(self.runner.norm, x, sizes), y, none, rng.keys(self.runner.seed, "probe", index))
         state = attack.start(p)
+        if start is not None:
+            state.query = start(p)
         felled = torch.full(y.shape, torch.inf, device=y.device)
         stuck, bad = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
         for step in range(attack.steps + 1):
             self.runner.journal.poll()
             answer = oracle.answer(attack, p, state.query)
-            felled = torch.where(answer.wrong, felled.clamp(max=step), felled)
+            felled = torch.where(answer.wrong & p.region.contains(state.query), felled.clamp(max=step), felled)
             bad |= ~answer.logits.isfinite().all(1)
             if step == 0:
                 before = margin(answer.logits, y)

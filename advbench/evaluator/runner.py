@@ -75,6 +75,7 @@ class Runner:
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.refused = np.full(len(data), np.inf)  # by image: the least eps, or size, of a hit that the model refused
 
     def restrict_to(self, rows: NDArray[np.int64]) -> None:
         """Attack only the images `rows`, the share of this process."""
@@ -120,6 +121,10 @@ class Runner:
             verdicts = self._whole_batches(attack, rows, eps)
         else:
             verdicts = self._search(attack, rows, eps, in_fp32)
+        refused = verdicts.refused.numpy()
+        counts = np.isfinite(refused) & (np.isinf(eps) | ~verdicts.fell.numpy())
+        at = np.where(np.isinf(eps), refused, eps)
+        self.refused[rows[counts]] = np.minimum(self.refused[rows[counts]], at[counts])
         self.unverified += verdicts.unverified
         self.nonfinite += verdicts.nonfinite
         self.outside += verdicts.outside
@@ -187,6 +192,7 @@ class Runner:
             whole["fell"],
             whole["distance"],
             torch.full((len(rows),), -torch.inf),
+            torch.full((len(rows),), torch.inf, dtype=torch.float64),
             dict(zip(felled, whole["points"], strict=True)),
             nonfinite=whole["nonfinite"],
             outside=whole["outside"],
@@ -256,6 +262,11 @@ class Runner:
         grid.by[grid.fell == grid.end] = -1
         fates = grid.fates()
         return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
+
+    def unresolved(self, fates: Fates, sizes: Sequence[float]) -> int:
+        """How many images stand at a grid point at which the search copy fell to a hit that the model refused."""
+        point = np.searchsorted(np.asarray(sizes) * (1 + 1e-6), self.refused)
+        return int(((point < len(sizes)) & ((fates.fell < 0) | (fates.fell > point))).sum())
 
     def flags(self) -> list[Flag]:
         """Notes on halved slots, on a search copy that failed, and on steps that did not run as CUDA graphs."""

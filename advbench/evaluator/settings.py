@@ -33,7 +33,9 @@ class Settings:
     - `processes`: how many share the images on a CPU; None for as many as are worth their start. Within `ranks.joined`
       they are those of the launcher.
     - `indices`: a short form of which images these are, such as "first:1000"; None records all positions.
+    - `name`: what tables and figures call the model; None for its spec.
     - `keep_points`: keep the adversarial examples.
+    - `probes`: look for signs that the attacks were misled; without it the record is suspect.
     - `command`, `supersedes`: copied into the record.
     """
 
@@ -49,7 +51,9 @@ class Settings:
     engine: str = "own"
     processes: int | None = None
     indices: str | None = None
+    name: str | None = None
     keep_points: bool = False
+    probes: bool = True
     command: Sequence[str] = ()
     supersedes: str | None = None
 

@@ -1,35 +1,51 @@
 """Tables and figures made from records alone: the same records always give the same bytes.
 
-A leaderboard is a folder. `folder/records/<dataset>/<norm>/<id>.json` are its records; `folder/<dataset>-<norm>.csv`,
-`.md` and `.svg` are generated from them. Superseded records are left out. Damaged records are left out and reported.
+A leaderboard is a folder. `folder/records/<dataset>/<norm>/<id>.json` are its records, beside which a notice may retire
+or rename one; `folder/<dataset>-<norm>.csv`, `.md` and `.svg` are generated from them. Damaged records and notices are
+left out and reported.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
 
+from advbench.errors import UserError
 from advbench.files import locked, write_atomic
 from advbench.leaderboard.csv import COLUMNS, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
-from advbench.leaderboard.ranking import rank, reference_eps
-from advbench.record import Damage, Fates, Record, load_records, slug
+from advbench.leaderboard.ranking import Board, board, reference_eps
+from advbench.record import (
+    Damage,
+    Fates,
+    Notice,
+    Record,
+    load_notices,
+    load_record,
+    load_records,
+    record_files,
+    slug,
+    write_notice,
+)
 
 __all__ = [
     "COLUMNS",
+    "Board",
     "Built",
     "Published",
+    "board",
     "build",
     "check",
     "publish",
-    "rank",
     "reference_eps",
+    "rename",
     "render",
+    "retire",
     "to_csv",
     "to_markdown",
     "to_svg",
@@ -37,9 +53,10 @@ __all__ = [
 
 
 class Built(NamedTuple):
-    """The generated files, and the records that could not be used."""
+    """The generated files, what they show, and the records and notices that could not be used."""
 
     files: tuple[Path, ...]
+    boards: tuple[Board, ...]
     damaged: tuple[Damage, ...]
 
 
@@ -80,52 +97,97 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
         turn.release()
 
 
+def retire(folder: Path, text: str, why: str) -> Built:
+    """Take the record whose id begins with `text` out of the tables of the leaderboard `folder`, which say `why`.
+
+    The record stays as it is, with a notice beside it. Raises UserError, also where `text` is no one's or several's.
+    """
+    return _notice(folder, text, retired=why)
+
+
+def rename(folder: Path, text: str, name: str) -> Built:
+    """Have the tables of the leaderboard `folder` call the model of the record whose id begins with `text` `name`.
+
+    As `retire`.
+    """
+    return _notice(folder, text, name=name)
+
+
 def check(folder: Path) -> list[Damage]:
-    """The damaged records of the leaderboard `folder`, and the generated files that do not match the records.
+    """What is damaged in the leaderboard `folder`, and the generated files that do not match its records and notices.
 
     An SVG of the same numbers that another version of matplotlib drew counts as a match.
     """
-    records, found = load_records(folder / "records")
-    expected = render(records)
+    records, notices, found = _load(folder / "records")
+    expected = render(records, notices)
+    again = f"run advbench leaderboard {folder}"
     for name, content in expected.items():
         path = folder / name
         if not path.is_file():
-            found.append(Damage(path, f"{path} is missing: run make leaderboards"))
+            found.append(Damage(path, f"{path} is missing: {again}"))
         elif not _same(path.read_bytes(), content):
-            found.append(Damage(path, f"{path} does not match the records: run make leaderboards"))
+            found.append(Damage(path, f"{path} does not match the records: {again}"))
     for path in sorted(folder.glob("*.md")):
         if path.name not in expected and path.read_text(encoding="utf-8", errors="replace").startswith(GENERATED):
             found.append(Damage(path, f"{path} has no records behind it: remove it with its .csv and .svg"))
     return found
 
 
-def render(records: Iterable[Record]) -> dict[str, bytes]:
+def render(records: Iterable[Record], notices: Mapping[str, Notice] | None = None) -> dict[str, bytes]:
     """The content of each generated file by its name: three files for each dataset and norm, the CSV last."""
-    given = {record.id: record for record in records}
-    superseded = {record.supersedes for record in given.values()}
-    groups: dict[str, list[Record]] = {}
-    for key in sorted(given.keys() - superseded):
-        record = given[key]
-        groups.setdefault(f"{slug(record.dataset.name)}-{record.norm}", []).append(record)
+    return _render(_boards(records, notices or {}))
+
+
+def _boards(records: Iterable[Record], notices: Mapping[str, Notice]) -> dict[str, Board]:
+    """The board of each dataset and norm, by the name of its files."""
+    groups: dict[str, dict[str, Record]] = {}
+    for record in records:
+        groups.setdefault(f"{slug(record.dataset.name)}-{record.norm}", {})[record.id] = record
+    return {name: board(group.values(), notices) for name, group in sorted(groups.items())}
+
+
+def _render(boards: Mapping[str, Board]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    for name, group in sorted(groups.items()):
-        reference = reference_eps(group)
-        ranked, below = rank(group, reference)
-        files[f"{name}.svg"] = to_svg(ranked, below, reference)
-        files[f"{name}.md"] = to_markdown(ranked, below, reference).encode()
-        files[f"{name}.csv"] = to_csv(group).encode()
+    for name, one in boards.items():
+        files[f"{name}.svg"] = to_svg(one)
+        files[f"{name}.md"] = to_markdown(one).encode()
+        files[f"{name}.csv"] = to_csv(one.records).encode()
     return files
 
 
+def _load(folder: Path) -> tuple[list[Record], dict[str, Notice], list[Damage]]:
+    """The sound records and notices below `folder`, and the damaged ones."""
+    records, damaged = load_records(folder)
+    notices, unsound = load_notices(folder)
+    return records, notices, damaged + unsound
+
+
+def _notice(folder: Path, text: str, **said: str) -> Built:
+    """Write what is `said` of a record into its notice, and bring the tables up to date."""
+    files = {path.stem: path for path in record_files(folder / "records")}
+    found = [key for key in files if text and key.startswith(text)]
+    if len(found) != 1:
+        fault = f"{text!r} begins several ids" if found else f"{folder} has no record {text!r}"
+        choices = sorted(found or files)
+        more = f" and {len(choices) - 5} more in {folder / 'records'}" if len(choices) > 5 else ""
+        raise UserError(f"{fault}: choose from {', '.join(choices[:5])}{more}")
+    path = files[found[0]]
+    load_record(path)
+    with locked(folder / ".lock"):
+        write_notice(path, **said)
+        return _build(path.parent, folder)
+
+
 def _build(records_folder: Path, out_folder: Path) -> Built:
-    records, damaged = load_records(records_folder)
+    records, notices, damaged = _load(records_folder)
+    boards = _boards(records, notices)
     written = []
-    for name, content in render(records).items():
+    for name, content in _render(boards).items():
         path = out_folder / name
         if not (path.is_file() and _same(path.read_bytes(), content)):
             write_atomic(path, content)
         written.append(path)
-    return Built(tuple(written), tuple(damaged))
+    return Built(tuple(written), tuple(boards.values()), tuple(damaged))
 
 
 def _same(existing: bytes, wanted: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The CSV of a leaderboard: one row for each record and eps.
+"""The CSV of a leaderboard: one row for each record that is shown, and eps.
 
 To add a column, add a pair to COLUMNS and run `make leaderboards`.
 """
@@ -10,20 +10,21 @@ import io
 from collections.abc import Callable, Iterable
 
 from advbench.escape import csv_text
-from advbench.record import CurvePoint, Record
+from advbench.leaderboard.protocol import protocol
+from advbench.record import CurvePoint, Flag, Record
 
 Cell = str | float | int | None
 Column = tuple[str, Callable[[Record, CurvePoint], Cell]]
 """A column's name, and its cell for a record and one point of the record's curve; None is an empty cell."""
 
 COLUMNS: tuple[Column, ...] = (
-    ("model", lambda record, point: record.model.spec),
+    ("model", lambda record, point: record.model.title),
     ("method", lambda record, point: record.model.trained.method if record.model.trained else None),
     ("arch", lambda record, point: record.model.arch),
     ("params", lambda record, point: record.model.params),
     ("dataset", lambda record, point: record.dataset.name),
     ("norm", lambda record, point: record.norm),
-    ("attack", lambda record, point: record.attack_name),
+    ("attack", lambda record, point: protocol(record).attacks),
     ("eps", lambda record, point: point.eps),
     ("eps_text", lambda record, point: point.eps_text),
     ("n", lambda record, point: point.n),
@@ -31,9 +32,14 @@ COLUMNS: tuple[Column, ...] = (
     ("ci_low", lambda record, point: point.ci_low),
     ("ci_high", lambda record, point: point.ci_high),
     ("clean", lambda record, point: record.clean),
+    ("certified", lambda record, point: point.certified),
     ("train_eps", lambda record, point: record.model.trained.eps if record.model.trained else None),
+    ("train_seed", lambda record, point: record.model.trained.seed if record.model.trained else None),
+    ("train_passes", lambda record, point: record.model.trained.passes_an_image if record.model.trained else None),
     ("seed", lambda record, point: record.seed),
-    ("flags", lambda record, point: ";".join(f"{flag.name}:{flag.severity}" for flag in record.flags)),
+    ("passes", lambda record, point: record.passes_an_image),
+    ("protocol", lambda record, point: protocol(record).key),
+    ("flags", lambda record, point: ";".join(map(_flag, record.flags))),
     ("weights_sha256", lambda record, point: record.model.weights_sha256),
     ("record", lambda record, point: record.id),
     ("version", lambda record, point: record.environment.advbench),
@@ -46,8 +52,12 @@ def to_csv(records: Iterable[Record]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(name for name, _ in COLUMNS)
-    for record in sorted(records, key=lambda record: (record.model.spec, record.id)):
+    for record in sorted(records, key=lambda record: (record.model.title, record.id)):
         for point in record.curve:
             cells = [cell(record, point) for _, cell in COLUMNS]
             writer.writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return stream.getvalue()
+
+
+def _flag(flag: Flag) -> str:
+    return f"{flag.name}:{flag.severity}" + ("" if flag.eps is None else f"@{flag.eps:g}")

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 from advbench import figure
+from advbench.leaderboard.ranking import Board
 from advbench.leaderboard.shown_eps import eps_label, shown_eps
 from advbench.record import Record
 
 MAX_COLOURED = 12  # the best records have a name and a colour; the other curves are grey
 
 
-def to_svg(ranked: Sequence[Record], below: Sequence[Record], reference: float) -> bytes:
+def to_svg(board: Board) -> bytes:
     """The SVG of one dataset and norm: the curves, and robust against clean accuracy with its Pareto front.
 
-    `ranked` and `below` are those of `rank`. The metadata hold a hash of the numbers that are drawn.
+    It shows the first table alone, since other protocols are not to be compared with it. The metadata hold a hash of
+    the numbers that are drawn.
     """
-    records = [*ranked, *below]
-    dataset, norm = records[0].dataset.name, records[0].norm
-    places = [index if index < MAX_COLOURED else None for index in range(len(records))]
-    lines = [_line(record, place, reference) for record, place in zip(records, places, strict=True)]
+    norm, reference = board.norm, board.reference
+    table = board.tables[0] if board.tables else None
+    records = table.records if table else []
+    ranked = len(table.ranked) if table else 0
+    lines = [_line(record, place, ranked) for place, record in enumerate(records)]
     points = [
-        figure.Point(record.clean, point.accuracy, place, bool(record.doubts(reference)))
-        for record, place in zip(records, places, strict=True)
+        figure.Point(record.clean, point.accuracy, _coloured(place), place >= ranked)
+        for place, record in enumerate(records)
         if (point := record.at(reference))
     ]
+    title = f"{board.dataset}, {norm}" + (f": {table.protocol.title}" if table else "")
     ticks = [(eps, eps_label(eps, records)) for eps in (0.0, *shown_eps(records, reference))]
     label = eps_label(reference, records)
-    digest = hashlib.sha256(repr((dataset, norm, ticks, reference, lines, points)).encode()).hexdigest()
-    with figure.panels(2, f"{dataset}, {norm}") as (drawing, (curves, pareto)):
-        figure.draw_curves(curves, lines, f"eps ({norm})", ticks, mark=reference)
+    digest = hashlib.sha256(repr((title, norm, ticks, reference, lines, points)).encode()).hexdigest()
+    with figure.panels(3, title) as (drawing, (curves, pareto, names)):
+        figure.draw_curves(curves, lines, f"eps ({norm})", ticks, mark=reference, names=names)
         figure.draw_front(pareto, points, f"accuracy at eps = {label} (%)")
         return figure.render(drawing, description=f"numbers {digest}")
 
 
-def _line(record: Record, place: int | None, reference: float) -> figure.Line:
+def _coloured(place: int) -> int | None:
+    return place if place < MAX_COLOURED else None
+
+
+def _line(record: Record, place: int, ranked: int) -> figure.Line:
     return figure.Line(
-        record.model.spec + (" (doubted)" if record.doubts(reference) else ""),
+        record.model.title + (" (not ranked)" if place >= ranked else ""),
         record.eps,
         [point.accuracy for point in record.curve],
         [point.ci_low for point in record.curve],
         [point.ci_high for point in record.curve],
-        place,
+        _coloured(place),
     )

@@ -1,23 +1,80 @@
-"""Which record is above which: the eps they are compared at, and the order."""
+"""Which records are ranked, where and in which order; which are below the line; and which are not shown."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from advbench.eps import parse_eps
-from advbench.record import Record
+from advbench.leaderboard.protocol import FEWEST_IMAGES, Protocol, hand_picked, protocol, size_of_split, usual_eps
+from advbench.record import Notice, Record, superseded
 
-REFERENCE = {
-    ("cifar10", "linf"): "8/255",
-    ("cifar100", "linf"): "8/255",
-    ("mnist", "linf"): "0.3",
-    ("fashion-mnist", "linf"): "0.1",
-    ("digits", "linf"): "0.1",
-    ("cifar10", "l2"): "0.5",
-    ("cifar100", "l2"): "0.5",
-}
-"""The usual eps by dataset and norm."""
+
+@dataclass(frozen=True)
+class Table:
+    """The ranking of one protocol, best first, and its records that are not ranked, each with the reason.
+
+    `enough`: whether its images are enough, and not hand-picked.
+    """
+
+    protocol: Protocol
+    enough: bool
+    ranked: tuple[Record, ...]
+    below: tuple[tuple[Record, str], ...]
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them, the ranked first."""
+        return [*self.ranked, *(record for record, _ in self.below)]
+
+
+@dataclass(frozen=True)
+class Board:
+    """All that one dataset and norm show: a table for each protocol, the strongest first.
+
+    `repeated`: records left out because a newer one measured the same model by the same protocol. `superseded`: records
+    left out because another one replaces them. `retired`: records left out by a notice, with its reason.
+    """
+
+    dataset: str
+    norm: str
+    reference: float
+    tables: tuple[Table, ...]
+    repeated: tuple[Record, ...]
+    superseded: tuple[Record, ...]
+    retired: tuple[tuple[Record, str], ...]
+
+    @property
+    def records(self) -> list[Record]:
+        """All that are shown."""
+        return [record for table in self.tables for record in table.records]
+
+
+def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
+    """The board of `records`, at least one, of one dataset and norm; `notices` rename and retire some of them."""
+    given = [_named(record, notices.get(record.id)) for record in sorted(records, key=lambda record: record.id)]
+    retired = {key: notice.retired for key, notice in notices.items() if notice.retired is not None}
+    kept = [record for record in given if record.id not in retired]
+    replaced = superseded(kept)
+    current = [record for record in kept if record.id not in replaced]
+    reference = reference_eps(current or given)
+    shown = {record.id: record for record in newest(current, reference)}
+    groups: dict[str, list[Record]] = {}
+    for record in shown.values():
+        groups.setdefault(protocol(record).key, []).append(record)
+    tables = [table(group, reference, fewest_images(shown.values())) for group in groups.values()]
+    return Board(
+        given[0].dataset.name,
+        given[0].norm,
+        reference,
+        tuple(sorted(tables, key=lambda table: (not table.enough, table.protocol.order))),
+        tuple(record for record in current if record.id not in shown),
+        tuple(record for record in kept if record.id in replaced),
+        tuple((record, retired[record.id]) for record in given if record.id in retired),
+    )
 
 
 def reference_eps(records: Sequence[Record]) -> float:
@@ -26,7 +83,7 @@ def reference_eps(records: Sequence[Record]) -> float:
     It is the usual eps of the dataset if any record has it. Otherwise it is the eps that most records have, the
     largest of these if there are several.
     """
-    usual = REFERENCE.get((records[0].dataset.name, records[0].norm))
+    usual = usual_eps(records[0].dataset.name, records[0].norm)
     if usual is not None:
         value = parse_eps(usual, records[0].norm).value
         if any(record.at(value) for record in records):
@@ -36,16 +93,79 @@ def reference_eps(records: Sequence[Record]) -> float:
     return max(eps for eps, count in counts.items() if count == highest_count)
 
 
-def rank(records: Iterable[Record], reference: float) -> tuple[list[Record], list[Record]]:
-    """The records to rank, and those below the line: doubted ones, and those not measured at eps = `reference`.
+def newest(records: Sequence[Record], reference: float) -> list[Record]:
+    """`records` without those that a newer one repeats: of the same model, by the same protocol.
 
-    Both lists are sorted by accuracy at `reference`, best first; ties are sorted by id.
+    Newer is of a later version of the engine, or else of a later date. A newer one that was not measured at `reference`
+    takes the place only of one that was not either.
+    """
+    found: dict[tuple[object, ...], Record] = {}
+    for record in sorted(records, key=lambda record: (record.at(reference) is not None, *_age(record))):
+        found[_model(record), protocol(record).key] = record
+    return [record for record in records if found[_model(record), protocol(record).key] is record]
+
+
+def fewest_images(records: Iterable[Record]) -> int:
+    """The fewest images that are ranked: FEWEST_IMAGES, or all of the split.
+
+    How many a dataset from outside has is not known: the most that one of `records` was measured on counts as all.
+    """
+    sizes = [size_of_split(record) or (0 if hand_picked(record) else record.n) for record in records]
+    return min(FEWEST_IMAGES, max(sizes, default=0)) or FEWEST_IMAGES
+
+
+def table(records: Sequence[Record], reference: float, needed: int) -> Table:
+    """The table of the records of one protocol. Ranked or not, they are sorted by accuracy at `reference`, best first.
+
+    Ties are sorted by id. `needed`: the fewest images that are ranked.
     """
 
     def key(record: Record) -> tuple[float, str]:
         point = record.at(reference)
         return (-point.accuracy if point else 1.0, record.id)
 
-    ordered = sorted(records, key=key)
-    below = [record for record in ordered if record.doubts(reference) or record.at(reference) is None]
-    return [record for record in ordered if record not in below], below
+    ordered = [(record, reasons(record, reference, needed)) for record in sorted(records, key=key)]
+    return Table(
+        protocol(records[0]),
+        not hand_picked(records[0]) and records[0].n >= needed,
+        tuple(record for record, why in ordered if not why),
+        tuple((record, why) for record, why in ordered if why),
+    )
+
+
+def reasons(record: Record, reference: float, needed: int) -> str:
+    """Why `record` is not ranked; empty if it is."""
+    found = []
+    if hand_picked(record):
+        found.append("hand-picked images")
+    elif record.n < needed:
+        found.append(f"fewer than {needed:,} images")
+    if record.at(reference) is None:
+        found.append("not measured at the ranked eps")
+    found += [f"{flag.name} is {flag.severity}" for flag in record.doubts(reference)]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _named(record: Record, notice: Notice | None) -> Record:
+    if notice is None or notice.name is None:
+        return record
+    return record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})
+
+
+def _model(record: Record) -> tuple[object, ...]:
+    model = record.model
+    return (
+        model.weights_sha256,
+        model.arch,
+        repr(sorted(model.settings.items())),
+        model.code_sha256,
+        model.mean,
+        model.std,
+    )
+
+
+def _age(record: Record) -> tuple[tuple[int, ...], datetime, str]:
+    """A key that sorts by the engine's version, the date and the id."""
+    date = datetime.fromisoformat(record.environment.date)
+    version = tuple(int(number) for number in re.findall(r"\d+", record.engine.version))
+    return version, date if date.tzinfo else date.replace(tzinfo=UTC), record.id

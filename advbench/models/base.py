@@ -192,6 +192,7 @@ def _statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int
             f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], "
             f"[{channels} deviations]] or one of {', '.join(STATISTICS)}"
         ) from error
-    if not bool((std > 0).all()):
-        raise UserError(f"normalize has the deviations {std.flatten().tolist()}: they must be above 0")
+    deviations = torch.tensor(normalize[1], device="cpu")  # where the network itself may be on the meta device
+    if not bool((deviations > 0).all()):
+        raise UserError(f"normalize has the deviations {deviations.flatten().tolist()}: they must be above 0")
     return mean, std

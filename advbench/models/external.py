@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advbench import consent
 from advbench.errors import UserError, one_line, unknown
 from advbench.files import sha256_file
-from advbench.models import architectures, build, rebuild, robustbench_zoo, wrappers
+from advbench.models import architectures, build, robustbench_zoo, wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,35 +76,34 @@ def load(
     arch: str | None = None,
     shape: Shape | None = None,
     norm: str | None = None,
-    trust_pickle: bool = False,
 ) -> Foreign:
     """The network that `spec` names: any of FORMS except a run folder.
 
     `arch`: for weight files; `shape`: gives classes and channels if nothing else does; `norm`: chooses between models
-    of one name; `trust_pickle`: whether to load pickles that can run code. Raises UserError if there is no such model,
-    it cannot be downloaded, or its file does not fit or is damaged.
+    of one name. Raises UserError if there is no such model, it cannot be downloaded, its file does not fit or is
+    damaged, or loading it would run code without consent.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):  # constructors draw weights: later random numbers must not depend on that
         torch.default_generator.manual_seed(0)
-        found = _load(spec, arch, shape, norm, trust_pickle)
+        found = _load(spec, arch, shape, norm)
     found.net.eval()
     return found
 
 
-def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, trust_pickle: bool) -> Foreign:
+def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) -> Foreign:
     from advbench.models.libraries import call, from_timm, from_torchvision
     from advbench.models.state_files import SUFFIXES
 
     kind, _, name = spec.partition(":")
     if Path(spec).suffix.lower() in SUFFIXES and (os.path.exists(spec) or not _SPEC.fullmatch(spec)):
-        return _file(Path(spec), arch, shape, trust_pickle)
+        return _file(Path(spec), arch, shape)
     if arch is not None:
         raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} already says what it is")
     if kind == "robustbench":
         model, notes = robustbench_zoo.choose(name, shape.name if shape else None, norm)
-        net = robustbench_zoo.load(model, trust_pickle=trust_pickle)
+        net = robustbench_zoo.load(model)
         classes = robustbench_zoo.NUM_CLASSES[model.dataset]
         return Foreign(net, model.name, classes, model.dataset, model.norm, tuple(notes))
     if kind in ("torchvision", "timm"):
@@ -117,13 +117,14 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None, tr
     raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
 
 
-def _file(path: Path, arch: str | None, shape: Shape | None, trust_pickle: bool) -> Foreign:
+def _file(path: Path, arch: str | None, shape: Shape | None) -> Foreign:
     from torch import nn
 
     from advbench.models.state_files import fit_state, read_state
 
-    state, metadata = read_state(path, trust_pickle=trust_pickle)
-    notes = [f"{path} was unpickled: it may have run code"] if trust_pickle and path.suffix != ".safetensors" else []
+    state, metadata = read_state(path)
+    unpickled = consent.current().pickle and path.suffix != ".safetensors"
+    notes = [f"{path} was unpickled: it may have run code"] if unpickled else []
     if isinstance(state, nn.Module):
         return Foreign(state, type(state).__name__, None, None, None, tuple(notes))
     net: nn.Module
@@ -132,7 +133,7 @@ def _file(path: Path, arch: str | None, shape: Shape | None, trust_pickle: bool)
         if arch not in architectures():
             notes.append(f"{arch} ran its own code")
     elif METADATA in metadata:
-        net = _described(metadata[METADATA], path)
+        net = _described(metadata[METADATA], state, path)
     else:
         raise UserError(f"{path} does not say its architecture: pass --arch, one of {', '.join(architectures())}")
     name = arch or str(getattr(net, "arch", "unknown"))
@@ -140,35 +141,38 @@ def _file(path: Path, arch: str | None, shape: Shape | None, trust_pickle: bool)
     return Foreign(net, name, getattr(net, "num_classes", None), None, None, tuple(notes))
 
 
-def _described(text: str, path: Path) -> nn.Module:
+def _described(text: str, state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    from advbench.models.described import rebuild_for
+
     try:
         description = json.loads(text)
-        if description["arch"] not in architectures():
-            raise UserError(f"{path} names the unknown architecture {description['arch']!r}: pass --arch")
-        return rebuild(description, seed=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        arch = description["arch"]
+        known = arch in architectures()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} has a faulty description of its architecture ({one_line(error)}): pass --arch"
         ) from error
+    if not known:
+        raise UserError(f"{path} names the unknown architecture {arch!r}: pass --arch")
+    return rebuild_for(state, description, str(path))
 
 
 def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, source: str) -> nn.Module:
     """A network of `arch` with the classes, channels and image size that fit `state`.
 
-    If none fits, the likeliest form is returned, and loading `state` into it says what does not fit. Raises UserError
-    for an unknown architecture.
+    If none fits, the likeliest form is returned without memory, and loading `state` into it says what does not fit.
+    Raises UserError for an unknown architecture.
     """
     import torch
 
+    from advbench.models.described import sketching
     from advbench.models.libraries import call
     from advbench.models.state_files import match_prefix
 
     if arch not in architectures():
         if not _SPEC.fullmatch(arch):
             raise unknown("architecture", arch, architectures())
-        return call(arch, shape.num_classes if shape else None)
+        return call(arch, shape.num_classes if shape else None, "architecture")
     classes = [value.shape[0] for value in state.values() if value.dim() == 2][-1:] or [0]
     convs = [value.shape[1] for value in state.values() if value.dim() == 4][:1]
     sides = {1: (28, 8, 32), 3: (32, 64, 224, 28)}
@@ -178,16 +182,20 @@ def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, sourc
     for channels, side in candidates:
         for count in counts:
             try:
-                with torch.device("meta"):
+                with sketching(state, source):
                     trial = build(arch, num_classes=count, in_channels=channels, image_size=side).state_dict()
-            except UserError:
+            except (UserError, RuntimeError):  # RuntimeError: a tensor without elements may claim any number of rows
                 continue
             inner = match_prefix(state, trial)
             if all(key in inner and inner[key].shape == value.shape for key, value in trial.items() if value.dim()):
                 return build(arch, num_classes=count, in_channels=channels, image_size=side, seed=0)
     if shape is None:
         shape = Shape("", max(2, classes[0]), (candidates[0][0], candidates[0][1], candidates[0][1]))
-    return build(arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image[-1], seed=0)
+    try:
+        with torch.device("meta"):
+            return build(arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image[-1])
+    except RuntimeError as error:
+        raise UserError(f"{source} does not fit {arch}: {one_line(error)}") from error
 
 
 def _pyautoattack(spec: str) -> Foreign:

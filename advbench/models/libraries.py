@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import UserError, one_line, unknown
+from advbench.errors import Untrusted, UserError, one_line, unknown
 from advbench.models.base import STATISTICS
+from advbench.models.pickles import guarded
 from advbench.registry import outside, parameters
 
 
@@ -51,9 +52,11 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
         raise unknown(f"weights of torchvision:{name}", which, ["random", *enum.__members__])
     weights = None if which == "random" else enum[which] if which else enum.DEFAULT
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), guarded():
             warnings.simplefilter("ignore")  # constructors warn about changed defaults
             net = models.get_model(name, weights=weights)
+    except Untrusted:
+        raise
     except Exception as error:  # the download fails in many ways
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         file = weights.url.rpartition("/")[2] if weights is not None else ""
@@ -86,7 +89,10 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
     try:
-        net = timm.create_model(name, pretrained=not random)
+        with guarded():
+            net = timm.create_model(name, pretrained=not random)
+    except Untrusted:
+        raise
     except Exception as error:  # the download fails in many ways
         raise UserError(
             f"cannot download timm:{name} ({one_line(error)}): save its state dict to a file and evaluate that with "
@@ -97,12 +103,12 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
 
 
-def call(spec: str, num_classes: int | None) -> nn.Module:
+def call(spec: str, num_classes: int | None, kind: str = "model") -> nn.Module:
     """The module that `package.module:name` returns. It is called with num_classes if it has that parameter.
 
     Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
     """
-    entry = outside("model", spec)
+    entry = outside(kind, spec)
     parameter = parameters(entry.load()).get("num_classes")
     if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
         raise UserError(f"{spec} needs num_classes: name the --dataset")

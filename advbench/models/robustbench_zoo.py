@@ -12,8 +12,8 @@ import difflib
 import importlib
 import importlib.util
 import io
+import json
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from advbench.errors import UserError, one_line
+from advbench.errors import Untrusted, UserError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,12 +105,24 @@ def choose(text: str, dataset: str | None = None, norm: str | None = None) -> tu
     return best, notes
 
 
-def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
+def published_accuracy(model: ZooModel) -> float | None:
+    """The clean accuracy, a fraction, that RobustBench publishes for `model`; None if it is not known here.
+
+    The table was read from `model_info/` of RobustBench's repository (commit 78fcc9e).
+    """
+    table = json.loads((Path(__file__).parent / "robustbench_clean.json").read_text())
+    percent = table.get(f"{model.dataset}/{model.threat}/{model.name}")
+    return None if percent is None else percent / 100
+
+
+def load(model: ZooModel) -> nn.Module:
     """The network in eval mode. Its weights are downloaded if they are not in `model.folder`.
 
     Raises UserError if they cannot be downloaded or loaded, or are a pickle that could run code and is not trusted.
     """
-    with imported() as robustbench, warnings.catch_warnings():
+    from advbench.models.pickles import guarded
+
+    with imported() as robustbench, warnings.catch_warnings(), guarded():
         warnings.simplefilter("ignore")
         timm_name = f"{model.name.lower().replace('-', '_')}_{model.dataset}_{model.threat.lower()}"
         timm = importlib.import_module("timm")
@@ -120,18 +132,15 @@ def load(model: ZooModel, *, trust_pickle: bool = False) -> nn.Module:
             if drive_id is not None and not (model.folder / file).is_file():
                 _download(model, file, drive_id)
         try:
-            with _pickles(trust_pickle), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()):
                 return robustbench.load_model(  # type: ignore[no-any-return]
                     model.name,
                     model_dir=model.folder.parent.parent,
                     dataset=model.dataset,
                     threat_model=model.threat,
                 )
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"the weights of {model.spec} in {model.folder} are a pickle that needs more than tensors; loading "
-                "it would run whatever code its author put in: pass --trust-pickle if you trust its author"
-            ) from error
+        except Untrusted:
+            raise
         except Exception as error:  # RobustBench passes on any error of its model code, torch or the network
             raise UserError(f"cannot load {model.spec}: {one_line(error)}; {_placing(model)}") from error
 
@@ -145,6 +154,8 @@ def _from_timm(timm: Any, name: str, model: ZooModel) -> nn.Module:
             pretrained=not file.is_file(),
             checkpoint_path=str(file) if file.is_file() else "",
         ).eval()
+    except Untrusted:
+        raise
     except Exception as error:  # as above
         raise UserError(f"cannot load {model.spec}: {one_line(error)}; {_placing(model)}") from error
 
@@ -190,24 +201,6 @@ def imported() -> Iterator[Any]:
         for name in borrowed:
             del sys.modules[name]
     yield utils
-
-
-@contextlib.contextmanager
-def _pickles(trusted: bool) -> Iterator[None]:
-    """Let torch.load unpickle anything if `trusted`, else only tensors.
-
-    RobustBench calls torch.load with its default, which only an environment variable can change.
-    """
-    variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1" if trusted else "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
 
 
 def _pairs(call: ast.Call) -> Iterator[tuple[str, Any]]:

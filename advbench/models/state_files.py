@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from advbench.errors import UserError
+from advbench import consent
+from advbench.errors import Untrusted, UserError
+from advbench.models import pickles
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 
@@ -23,8 +22,8 @@ _WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model", "net", "
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
 
 
-def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str]]:
-    """The state dict in `path`, and its metadata (safetensors only). With `trust_pickle` it may be a whole module.
+def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str]]:
+    """The state dict in `path`, and its metadata (safetensors only). A trusted pickle may be a whole module.
 
     Raises UserError if the file is missing or truncated, holds no tensors, or is a pickle that could run code and is
     not trusted.
@@ -33,7 +32,7 @@ def read_state(path: Path, *, trust_pickle: bool = False) -> tuple[dict[str, Ten
         raise UserError(f"no file {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = _read_torch(path, trust_pickle)
+    content = _read_torch(path)
     if isinstance(content, nn.Module):
         return content, {}
     return unwrap(content, path), {}
@@ -108,23 +107,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _read_torch(path: Path, trust_pickle: bool) -> Any:
+def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings on pickle protocols; a file that cannot be read raises below
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            return pickles.load(path, map_location="cpu")
+    except Untrusted:
+        raise
     except Exception as error:  # a file from elsewhere may make the reader fail in any way
-        text = str(error)
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in text:
-            needs = re.search(r"GLOBAL ([\w.]+)", text)
-            raise UserError(
-                f"{path} is a pickle that needs more than tensors{f' ({needs[1]})' if needs else ''}; loading it "
-                "would run whatever code its author put in: save net.state_dict() instead, or pass --trust-pickle "
-                "if you trust its author"
-            ) from error
-        if "TorchScript" in text:
+        if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript archive: save net.state_dict() instead") from error
-        if isinstance(error, AttributeError | ImportError) and trust_pickle:
+        if isinstance(error, AttributeError | ImportError) and consent.current().pickle:
             raise UserError(f"{path} needs code that cannot be imported: {_line(error)}") from error
         raise UserError(f"{path} is truncated, altered or no torch file: {_line(error)}") from error
 

@@ -137,6 +137,11 @@ class Recipe(Part):
         return _sha256(self.tree())
 
     @property
+    def series_sha256(self) -> str:
+        """sha256 (hex) of all settings but the seed."""
+        return self.model_copy(update={"seed": 0}).sha256
+
+    @property
     def run_name(self) -> str:
         """The default name of the run folder: METHOD-DATASET-ARCH-NORM-EPS-sSEED."""
         words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, self.threat.eps, f"s{self.seed}")

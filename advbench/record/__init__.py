@@ -2,11 +2,13 @@
 
 The JSON is the summary; the archive holds each sample's fate. `question` is the hash of all that decides the
 verdicts, `id` the hash of the question and the verdicts. The archive also holds a seal: a hash of the content of both
-files, by which any change to either is noticed.
+files, by which any change to either is noticed. It shows accidents, not intent: whoever changes a file can compute its
+hashes and its seal anew. A notice `<id>.notice.json` beside them says what became of the record.
 """
 
 from advbench.record.fates import Fates
 from advbench.record.flag_names import FLAG_NAMES, is_flag
+from advbench.record.notice import Notice, load_notices, write_notice
 from advbench.record.parts import (
     RECHECK_SET,
     AttackRef,
@@ -18,7 +20,9 @@ from advbench.record.parts import (
     External,
     Flag,
     ModelRef,
+    Severity,
     Trained,
+    passes_an_image,
 )
 from advbench.record.record import (
     Damage,
@@ -26,8 +30,10 @@ from advbench.record.record import (
     load_record,
     load_records,
     question_hash,
+    record_files,
     record_id,
     slug,
+    superseded,
 )
 
 __all__ = [
@@ -44,12 +50,19 @@ __all__ = [
     "Fates",
     "Flag",
     "ModelRef",
+    "Notice",
     "Record",
+    "Severity",
     "Trained",
     "is_flag",
+    "load_notices",
     "load_record",
     "load_records",
+    "passes_an_image",
     "question_hash",
+    "record_files",
     "record_id",
     "slug",
+    "superseded",
+    "write_notice",
 ]

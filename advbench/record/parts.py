@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -32,7 +33,8 @@ class OpenPart(Part):
 class Trained(OpenPart):
     """How the model was trained, as far as its run folder says; the rest of the recipe may be added.
 
-    `passes`: forward and backward passes of the training for each image that it was shown.
+    `passes`: forward and backward passes of the training for each image that it was shown. `series_sha256`: hash of the
+    recipe without its seed, which trainings that differ by their seed alone have in common.
     """
 
     method: str
@@ -42,6 +44,28 @@ class Trained(OpenPart):
     seed: int | None = None
     passes: Annotated[float, Field(ge=0)] | None = None
     recipe_sha256: Sha256 | None = None
+    series_sha256: Sha256 | None = None
+
+    @property
+    def passes_an_image(self) -> float | None:
+        """`passes`, in older records from what they say of the cost; None where that is not known."""
+        cost = (self.model_extra or {}).get("cost")
+        return passes_an_image(cost) if self.passes is None and isinstance(cost, dict) else self.passes
+
+
+def passes_an_image(cost: Mapping[str, JsonValue]) -> float | None:
+    """The passes of a training for each image that it was shown, from the counts in a run card; None without them.
+
+    Cards from before `images` was counted have a rate and a time, whose product is about as good.
+    """
+
+    def number(name: str) -> float:
+        value = cost.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    images = number("images") or number("images_per_s") * number("seconds")
+    passes = number("forwards") + number("backwards")
+    return round(passes / images, 2) if images and passes else None
 
 
 class ModelRef(Part):
@@ -109,7 +133,10 @@ class Engine(Part):
 
 
 class CurvePoint(Part):
-    """Accuracy at one eps, where `robust` of `n` samples stand, with Wilson's 95 % interval."""
+    """Accuracy at one eps, where `robust` of `n` samples stand, with Wilson's 95 % interval.
+
+    `certified`: the share that is proved to stand, None where nothing was proved.
+    """
 
     eps: Annotated[float, Field(ge=0)]
     eps_text: str
@@ -118,6 +145,7 @@ class CurvePoint(Part):
     accuracy: Share
     ci_low: Share
     ci_high: Share
+    certified: Share | None = None
 
 
 class Corruptions(Part):

@@ -143,10 +143,12 @@ def _card(session: Session, history: History, files: dict[str, str], done: bool)
         eps_text=recipe.threat.eps,
         seed=recipe.seed,
         recipe_sha256=recipe.sha256,
+        series_sha256=recipe.series_sha256,
         environment=environment(str(session.device)),
         cost={
             "forwards": counter.forwards * ranks.world(),
             "backwards": counter.backwards * ranks.world(),
+            "images": session.images,
             "processes": ranks.world(),
             "seconds": round(history.seconds, 3),
             "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,

@@ -40,13 +40,14 @@ def test_plus_and_rand_are_the_papers_sets(norm):
 
 def test_the_registered_attacks_have_the_papers_budgets():
     """For attacks that are in no set."""
-    made = {name: find("attacks", name).create() for name in ("cw-l2", "ddn", "fmn", "deepfool", "transfer")}
+    made = {name: find("attacks", name).create() for name in ("cw-l2", "ddn", "fmn", "deepfool", "rays", "transfer")}
     assert (made["cw-l2"].searches, made["cw-l2"].iterations, made["cw-l2"].c_init) == (9, 1000, 1e-3)
     assert (made["ddn"].steps, made["ddn"].gamma, made["ddn"].init_norm) == (1000, 0.05, 1.0)
     assert (made["fmn"].steps, made["fmn"].alpha_init, made["fmn"].gamma_init, made["fmn"].gamma_final) == (
         1000, 1.0, 0.05, 0.001,
     )  # fmt: skip
     assert (made["deepfool"].steps, made["deepfool"].overshoot) == (50, 0.02)
+    assert (made["rays"].n_queries, made["rays"].tolerance, made["rays"].restarts) == (10000, 1e-3, 1)
     assert (made["transfer"].steps, made["transfer"].loss, made["transfer"].n_targets) == (100, "dlr", 0)
 
 
@@ -83,6 +84,10 @@ def test_every_entry_has_a_summary_of_one_line():
         ("square", {"steps": 10}, "linf", "n_queries"),
         ("fab", {}, "fourier-linf", "linf, l2, l1"),
         ("ddn", {}, "linf", "l2"),
+        ("rays", {"tolerance": 0.0}, "linf", "tolerance"),
+        ("rays", {"n_queries": 0}, "linf", "n_queries must be at least 1"),
+        ("rays", {"loss": "ce"}, "linf", "n_queries"),
+        ("rays", {}, "l2", "linf"),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(name, settings, norm, reason):

@@ -25,6 +25,7 @@ NEAREST = f"{CLOSED}nearest_point_is_at_the_exact_distance"
 SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
 VALUES = f"{LOSSES}values_and_gradients_are_those_of_the_definition"
 APGD, SQUARE = (f"{_in(f'attacks/test_{name}_reference')}every_query_is_the_packages" for name in ("apgd", "square"))
+RAYS = _in("attacks/test_rays")
 STANDARD = f"{SETS}standard_is_the_papers_set"
 
 MUTANTS: dict[str, dict[str, list[Change]]] = {
@@ -243,6 +244,33 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{STEPS}deepfool_adds_up_the_steps_and_overshoots_their_sum": [
             ("deepfool-overshoot", "(1 + self.overshoot) * r", "r"),
+        ],
+    },
+    "advbench/attacks/rays.py": {
+        f"{NEAREST}[rays-linf-False]": [("rays-no-elements", "/ 2**level) for", "/ 2**level) * 2 for")],
+        f"{RAYS}every_query_is_the_papers[shape0-0.001]": [
+            ("rays-reads-values", "high = torch.where(a.wrong,", "high = torch.where(a.value > 0,"),
+            ("rays-flips-the-others", "torch.where(inside, -signs, signs)", "torch.where(inside, signs, -signs)"),
+            ("rays-halves-first", "for level in range(levels)", "for level in range(1, levels)"),
+            ("rays-tolerance", "/ math.sqrt(numel)", "* 1"),
+            ("rays-from-1-again", "reach = radius.clamp_max(1)", "reach = radius.clamp(1, 1)"),
+            ("rays-below-the-last-low", "torch.where(first, 0, s.low)", "torch.where(first, 0, 0)"),
+        ],
+        f"{RAYS}every_query_is_the_papers[shape1-0.01]": [
+            ("rays-levels-anew", "s.block + 1, elements)", "s.block + 1, 0)"),
+            ("rays-keeps-the-last", "signs = rows(nearer,", "signs = rows(ended,"),
+        ],
+        f"{RAYS}an_item_ends_after_a_round_of_elements_without_success": [
+            ("rays-gives-up-in-blocks", "(ended & (s.block >= elements))", "ended"),
+            ("rays-gives-up-in-sum", "torch.where(nearer, 0, s.failures", "torch.where(nearer, s.failures, s.failures"),
+        ],
+        f"{RAYS}queries_are_counted_and_end_where_no_flip_helps": [
+            ("rays-one-more-query", "s.i >= self.n_queries", "s.i > self.n_queries"),
+            ("rays-never-ends", "s.failures >= s.query[0].numel()", "s.failures < 0"),
+        ],
+        f"{RAYS}restarts_begin_with_signs_of_their_own": [("rays-restarts-alike", "rows(p.first,", "rows(p.y == p.y,")],
+        f"{SETS}the_registered_attacks_have_the_papers_budgets": [
+            ("rays-queries", "n_queries: int = 10000", "n_queries: int = 1000"),
         ],
     },
     "advbench/attacks/feature_pgd.py": {

@@ -202,10 +202,10 @@ def test_plug_in_architectures_load_when_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(str(tmp_path))
     net = network(0, "plug_in_arch:Mine")
     folder = str(write_run(tmp_path / "run", net))
-    with pytest.raises(UserError, match="pass --arch plug_in_arch:Mine if you trust it"):
+    with pytest.raises(UserError, match="such as by --arch plug_in_arch:Mine"):
         load_model(folder)
     assert load_model(folder, arch="plug_in_arch:Mine").weights_sha256 == weights_sha256(net)
-    assert load_model(folder, trust_pickle=True).arch == "plug_in_arch:Mine"
+    assert load_model(folder, trust_code=True).arch == "plug_in_arch:Mine"
 
 
 def test_arch_must_be_that_of_the_run(run: Path) -> None:

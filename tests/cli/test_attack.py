@@ -48,7 +48,6 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "out": Path("o"),
         "resume": True,
         "force": True,
-        "trust_pickle": True,
     }
 
 

@@ -32,7 +32,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
-        "--dataset mnist --arch lenet5 --norm l2 --engine reference --curve exact --seed 3 --device cpu "
+        "--dataset mnist --arch lenet5 --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
         "--save-baseline b.json "
         "--trust-pickle --on local --json"
@@ -49,18 +49,19 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "dataset": "mnist",
         "arch": "lenet5",
         "norm": "l2",
+        "name": "N",
         "engine": "reference",
         "curve": "exact",
         "seed": 3,
         "device": "cpu",
         "precision": "fp32",
         "settings": {"steps": 40, "step_size": 2 / 255},
+        "probes": "on",
         "leaderboard": Path("LB"),
         "save_baseline": Path("b.json"),
         "out": Path("o"),
         "resume": True,
         "force": True,
-        "trust_pickle": True,
         "on": "local",
     }
 
@@ -69,13 +70,12 @@ def test_flags_from_a_file_and_flags_over_it(cli: Any, monkeypatch: pytest.Monke
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     (cli.folder / "e.toml").write_text(
-        'model = ["a", "b"]\neps = "0,0.1"\nn = 7\ntrust-pickle = true\nleaderboard = "LB"\n'
-        '[set]\nsteps = 4\nloss = "dlr"\n'
+        'model = ["a", "b"]\neps = "0,0.1"\nn = 7\nleaderboard = "LB"\n[set]\nsteps = 4\nloss = "dlr"\n'
     )
     assert cli("evaluate", "--config", "e.toml", "-n", "9").code == 0
     ((flags, _),) = seen
     assert flags.models == ("a", "b") and flags.attacks == ("autoattack",)
-    assert flags.n == 9 and flags.eps == "0,0.1" and flags.trust_pickle and flags.leaderboard == Path("LB")
+    assert flags.n == 9 and flags.eps == "0,0.1" and flags.leaderboard == Path("LB")
     assert flags.settings == {"steps": 4, "loss": "dlr"}
     (cli.folder / "e.toml").write_text('modle = "a"\n')
     ran = cli("evaluate", "--config", "e.toml")
@@ -283,3 +283,28 @@ def test_the_tasks_of_a_run_are_attacked(cli: Any, run_folder: Path) -> None:
     assert none.is_one_clear_line and f"which {run_folder} is not" in none.err and "--method multi-task" in none.err
     unknown = cli(*asked, "--model", "runs/tasks", "--set", "attacked=jigsaw")
     assert unknown.is_one_clear_line and "macro, main, relative, rotation, sum, wgd" in unknown.err
+
+
+def test_labels_alone_give_a_curve_in_one_search(cli: Any, run_folder: Path) -> None:
+    """As many passes for five eps as for one, the same numbers where there are but labels, and no norm but Linf."""
+    (cli.folder / "mine.py").write_text(
+        "import torch\n"
+        "from advbench.checkpoint import load_model\n\n"
+        "class Labels(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = load_model('runs/a').net\n\n"
+        "    def forward(self, x):\n"
+        "        return 10 * torch.nn.functional.one_hot(self.net(x).argmax(1), 10).float()\n"
+    )
+    argv = ["evaluate", "--dataset", "digits", "-n", "40", "--attack", "rays", "--set", "n_queries=400", "--json"]
+    found = [
+        json.loads(cli(*argv, "--model", model, "--eps", eps).out)
+        for model, eps in (("runs/a", "0.1"), ("runs/a", "0.025,0.05,0.1,0.15,0.2"), ("mine:Labels", "0.1"))
+    ]
+    one, five, labels = ({point["eps_text"]: point["robust"] for point in record["curve"]} for record in found)
+    assert one["0.1"] == five["0.1"] == labels["0.1"] and five["0.025"] > five["0.1"] > five["0.2"]
+    assert found[0]["forwards"] == found[1]["forwards"] and found[0]["backwards"] == 0
+    assert found[0]["attack"][0]["settings"]["n_queries"] == 400
+    refused = cli(*argv[:-1], "--model", "runs/a", "--eps", "0.1", "--norm", "l2")
+    assert refused.is_one_clear_line and "rays has no form for norm l2: choose from linf" in refused.err

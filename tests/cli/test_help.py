@@ -16,7 +16,7 @@ from advbench.cli import app
 from advbench.cli.list import KINDS
 from advbench.registry import entries
 
-COMMANDS = ("train", "attack", "evaluate", "compare", "analyze", "list")
+COMMANDS = ("train", "attack", "evaluate", "compare", "analyze", "leaderboard", "list")
 _PRINT_HEAVY_MODULES = """
 import sys
 from advbench.cli import run

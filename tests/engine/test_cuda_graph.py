@@ -115,7 +115,7 @@ def search(net: nn.Module, attack: Attack, norm: str, **more: Any) -> Search:
 
 MIXED = [
     ("pgd", "linf"), ("apgd-t", "l2"), ("apgd-ce", "l1"), ("apgd-ce", "fourier-linf"), ("fab", "l2"), ("square", "l1"),
-    ("fmn", "linf"), ("ddn", "l2"), ("cw-l2", "l2"), ("deepfool", "linf"),
+    ("fmn", "linf"), ("ddn", "l2"), ("cw-l2", "l2"), ("deepfool", "linf"), ("rays", "linf"),
 ]  # fmt: skip
 SHORT: dict[str, dict[str, Any]] = {
     "apgd-ce": {"steps": 15},
@@ -125,6 +125,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "fab": {"steps": 4, "restarts": 2},
     "fmn": {"steps": 15},
     "pgd": {"steps": 4, "momentum": 0.5},
+    "rays": {"n_queries": 60},
     "square": {"n_queries": 12},
 }
 

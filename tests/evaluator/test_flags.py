@@ -303,6 +303,7 @@ def test_a_net_that_knows_the_images_is_distinguished_from_an_honest_one(standar
     assert (standard(x).argmax(1) == y).double().mean() > 0.9
     found = raised(MemoryAndNet(standard, data), data)
     assert bad(found) == {"discontinuous": "broken"} and "100.0% of the images jump" in found["discontinuous"].detail
+    assert found["discontinuous"].k == found["discontinuous"].n and found["discontinuous"].eps is None
     assert "discontinuous" not in raised(standard, data)
 
 
@@ -322,25 +323,26 @@ def test_an_attack_weaker_than_pgd_is_no_measure(
     assert (weak.severity if weak else None) == severity, found
 
 
-@pytest.mark.parametrize(("count", "severity"), [(2, None), (3, "note"), (20, "note"), (21, "suspect")])
-def test_black_box_by_share(count: int, severity: str | None) -> None:
+@pytest.mark.parametrize(
+    ("count", "beside", "severity"),
+    [(2, "small-n", None), (3, "small-n", "note"), (100, "small-n", "note"), (101, "small-n", "suspect"),
+     (20, "zero-gradient", "note"), (21, "zero-gradient", "suspect")],
+)  # fmt: skip
+def test_black_box_by_share(count: int, beside: str, severity: str | None) -> None:
     fell = np.full(1000, -1, dtype=np.int16)
     by = fell.copy()
     fell[:100], by[:100] = 1, 0
     fell[100 : 100 + count], by[100 : 100 + count] = 1, 1
-    fell[900:920], by[900:920] = 0, 1  # at another eps, so not added to the others
     attacks = [PGD(name="pgd", steps=2), Square(name="square")]
-    fates = Fates(fell, by)
-    found = flags.black_box(fates, attacks, [0.1, 0.2])
-    expected = "note" if severity is None else severity  # the 20 at the smaller eps are a note
-    assert [flag.severity for flag in found] == [expected]
+    fates, others = Fates(fell, by), [Flag(name=beside, severity="note")]
+    expected = [(severity, 0.2, count, 1000)] if severity else []
+    found = flags.black_box(fates, attacks, [0.1, 0.2], others)
+    assert [(flag.severity, flag.eps, flag.k, flag.n) for flag in found] == expected
     transfer = Transfer(name="transfer", steps=2, source="runs/other")
-    (moved,) = flags.black_box(fates, [attacks[0], transfer], [0.1, 0.2])
-    assert (moved.name, moved.severity) == ("transfer-wins", expected)
-    if severity is None:
-        fell[900:920] = by[900:920] = -1
-        assert flags.black_box(Fates(fell, by), attacks, [0.1, 0.2]) == []
-    assert flags.black_box(fates, attacks[::-1], [0.1, 0.2]) == []  # an attack that runs first is compared with none
+    moved = flags.black_box(fates, [attacks[0], transfer], [0.1, 0.2], others)
+    assert [(flag.name, flag.severity) for flag in moved] == ([("transfer-wins", severity)] if severity else [])
+    # An attack that runs first is compared with none.
+    assert flags.black_box(fates, attacks[::-1], [0.1, 0.2], others) == []
 
 
 def test_facts(standard: nn.Module, digits: Dataset) -> None:
@@ -348,7 +350,8 @@ def test_facts(standard: nn.Module, digits: Dataset) -> None:
     two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).train()
     part = replace(digits, labels=digits.labels % 2, num_classes=2)
     found = raised(two, part)
-    assert found["few-classes"].severity == found["train-mode"].severity == "note" and bad(found) == {}
+    assert found["few-classes"].severity == found["train-mode"].severity == "note"
+    assert bad(found) == {"at-chance": "suspect"}
     assert raised(standard, replace(digits, scale=8.0))["outside"].severity == "broken"
     assert "+-11.9 points" in raised(standard, digits, eps=["0"])["small-n"].detail
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from advbench import consent
 from advbench.errors import UserError
 from advbench.models import build
 from advbench.models.state_files import fit_state, read_state
@@ -100,11 +101,13 @@ def test_pickles_that_need_code_are_refused(
 
 def test_trusted_pickles_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"w": torch.ones(2)}, "args": Evil()}, tmp_path / "x.pt")
-    state, _ = read_state(tmp_path / "x.pt", trust_pickle=True)
+    with consent.also(pickle=True).given():
+        state, _ = read_state(tmp_path / "x.pt")
     assert isinstance(state, dict) and torch.equal(state["w"], torch.ones(2))
     assert "this code ran" in capsys.readouterr().out
     torch.save(nn.Linear(2, 2), tmp_path / "y.pt")
-    module, _ = read_state(tmp_path / "y.pt", trust_pickle=True)
+    with consent.also(pickle=True).given():
+        module, _ = read_state(tmp_path / "y.pt")
     assert isinstance(module, nn.Linear)
 
 

@@ -173,7 +173,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"arch": "unittest.mock:Mock"},
         "unittest.mock:Mock made a Mock: an architecture derives from advbench.models.base.Model",
     ),
-    ({"arch": "json:nothing"}, "cannot load model 'json:nothing'"),
+    ({"arch": "json:nothing"}, "cannot load architecture 'json:nothing'"),
 ]
 
 

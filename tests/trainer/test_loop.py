@@ -237,7 +237,7 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
         UserError, match=r"epoch 2, batch 5 of 6.*model.safetensors and last.safetensors.*were saved before that"
     ):
         train(recipe(), out, device="cpu")
-    loaded = load_model(str(out), trust_pickle=True)
+    loaded = load_model(str(out), trust_code=True)
     assert all(bool(value.isfinite().all()) for value in loaded.net.state_dict().values())
     assert read_card(out).results["epochs"] == 1
 

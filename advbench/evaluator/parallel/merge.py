@@ -37,6 +37,7 @@ class ShareResult:
     by: NDArray[np.int16]
     norm: NDArray[np.float64] | None
     counts: tuple[int, int, int, int]  # forwards, backwards, refused hits, hits by NaN or infinite logits
+    refused: NDArray[np.float64]  # (m,), as in Runner
     seconds: float
     halvings: list[tuple[int, int]]
     eager: list[str]
@@ -57,6 +58,7 @@ class ShareResult:
             fates.by[here],
             None if fates.norm is None else fates.norm[here],
             (journal.forwards, journal.backwards, runner.unverified, runner.nonfinite),
+            runner.refused[here],
             journal.seconds,
             journal.halvings,
             list(runner.eager),
@@ -78,6 +80,7 @@ def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
     runner.points = {row: point for one in every for row, point in one.points.items()}
     runner.oracle.slots = min(one.slots for one in every)
     place = np.argsort(np.concatenate([one.rows for one in every]))
+    runner.refused = np.concatenate([one.refused for one in every])[place]
     norms = [one.norm for one in every if one.norm is not None]
     return Fates(
         np.concatenate([one.fell for one in every])[place],

@@ -1,0 +1,125 @@
+"""Probes of another kind than the attacks: what they find beyond these says that the attacks were misled.
+
+Three searches on images that stand under the attacks, by the model itself in float32:
+- labels: RayS (2006.12792) reads labels alone, so no false gradient or confidence misleads it;
+- units: PGD from points that raise or lower one hidden unit. Where the loss has no slope around an image, such a unit
+  may still have one;
+- outputs: PGD from points that raise a random combination of the logits (ODI, Tashiro et al. 2020, 2003.06878).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advbench import rng
+from advbench.attacks.pgd import PGD
+from advbench.attacks.rays import RayS
+from advbench.engine.attack import Answer, Problem
+from advbench.engine.oracle import gradient
+from advbench.evaluator.probes import LONG_PGD_STEPS, Probe, spread
+from advbench.record import Fates
+
+LABELS = "found-by-labels"
+NORMS_OF_STARTS = ("linf", "l2")  # in which a few steps of size eps reach far
+MAX_IMAGES = 64
+START_STEPS, PGD_STEPS = 7, 20
+OUTPUT_STARTS, UNIT_STARTS = 2, 4
+MAX_QUERIES, MIN_QUERIES = 500, 50  # of RayS for each image; fewer show nothing
+MAX_SHARE = 0.1  # of the attacks' passes that RayS may cost
+
+Value = Callable[[Tensor], Tensor]
+
+
+class Beyond:
+    """The three searches at grid point `place`, on images that stand there, under plain PGD too.
+
+    What plain PGD fells says that the attacks were weak; what it does not, that they were misled.
+    """
+
+    def __init__(self, probe: Probe, fates: Fates, place: int, eps: float) -> None:
+        self.probe, self.eps = probe, eps
+        self.runner = probe.runner
+        standing = spread(np.flatnonzero(fates.standing(place)), MAX_IMAGES)
+        stood = probe.ascend(eps, LONG_PGD_STEPS, rows=standing).felled.isinf() if len(standing) else torch.zeros(0)
+        self.rows = standing[stood.bool().numpy()]
+
+    def run(self) -> Iterator[tuple[str, str, int]]:
+        """For each search its name, what it is, and how many of `rows` it fells."""
+        if not len(self.rows):
+            return
+        queries = self.affordable_queries()
+        if self.runner.norm in RayS.norms and queries >= MIN_QUERIES:
+            rays = RayS(name="probe", n_queries=queries)
+            found = self.probe.trace(rays, self.rows, self.eps).felled.isfinite()
+            yield LABELS, f"RayS, which reads labels alone, with {queries} queries", int(found.sum())
+        if self.runner.norm not in NORMS_OF_STARTS:
+            return
+        if layers := hidden_layers(self.runner.net):
+            found = self.from_starts(UNIT_STARTS, lambda p, draw: self.unit(layers, p, draw))
+            yield "found-from-units", "PGD from points that drive hidden units", int(found.sum())
+        found = self.from_starts(OUTPUT_STARTS, self.outputs)
+        yield "found-from-outputs", "PGD from points that drive the outputs at random", int(found.sum())
+
+    def affordable_queries(self) -> int:
+        """The queries of RayS for each image: MAX_QUERIES, or fewer where the attacks cost little."""
+        journal = self.runner.journal
+        passes = (journal.forwards or 0) + (journal.backwards or 0)
+        return min(MAX_QUERIES, int(MAX_SHARE * passes / len(self.rows))) if passes else MAX_QUERIES
+
+    def from_starts(self, starts: int, value: Callable[[Problem, int], Value]) -> Tensor:
+        """(m,) bool: the images that PGD on the margin fells from one of `starts` points that raise a `value`."""
+        found = torch.zeros(len(self.rows), dtype=torch.bool)
+        pgd = PGD(name="probe", steps=PGD_STEPS, rel_step=0.25, loss="cw", straight_through=self.probe.straight_through)
+        for draw in range(starts):
+            standing = np.flatnonzero(~found.numpy())
+            if not len(standing):
+                break
+            start = partial(self.start, value, draw)
+            trace = self.probe.trace(pgd, self.rows[standing], self.eps, start)
+            found[torch.from_numpy(standing)] = trace.felled.isfinite()
+        return found
+
+    def start(self, value: Callable[[Problem, int], Value], draw: int, p: Problem) -> Tensor:
+        """The points (S, C, H, W) after START_STEPS steps of size eps from x along the gradient of a value."""
+        pgd = PGD(name="probe", steps=START_STEPS, rel_step=1.0, random_start=False).for_model(self.runner.norm, 3)
+        state, none, climbed = pgd.start(p), torch.zeros_like(p.y), value(p, draw)
+        for _ in range(START_STEPS):
+            query = state.query.detach().requires_grad_()
+            with torch.enable_grad():
+                slope = gradient(climbed(query), query).nan_to_num(0.0, 0.0, 0.0)
+            state = pgd.step(p, state, Answer(none[:, None], none.bool(), none, slope))
+        return state.query.detach()
+
+    def outputs(self, p: Problem, draw: int) -> Value:
+        """sum_c w_c z_c for each image, w uniform in [-1, 1]."""
+        w = 2 * rng.uniform(rng.fold(p.key, 1 + draw), (self.runner.logits.shape[1],)) - 1
+        return lambda z: (w * self.runner.net(z).float()).sum(1)
+
+    def unit(self, layers: list[nn.Module], p: Problem, draw: int) -> Value:
+        """Plus or minus one unit, drawn for each image, of a hidden layer; the layers take turns."""
+        layer = layers[draw * len(layers) // UNIT_STARTS if len(layers) > UNIT_STARTS else draw % len(layers)]
+        place, sign = rng.uniform(rng.fold(p.key, 100 + draw), (2,)).unbind(1)
+
+        def value(z: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+            with layer.register_forward_hook(lambda module, inputs, out: seen.append(out)):
+                self.runner.net(z)
+            if not seen or not isinstance(seen[-1], Tensor) or len(seen[-1]) != len(z):
+                return z.new_zeros(len(z))
+            out = seen[-1].float().flatten(1)
+            units = (place * out.shape[1]).long()[:, None]
+            return out.gather(1, units)[:, 0] * torch.where(sign < 0.5, -1, 1)
+
+        return value
+
+
+def hidden_layers(net: nn.Module) -> list[nn.Module]:
+    """The linear and convolutional layers of `net` but the last, whose units are those of the outputs."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    found: list[nn.Module] = [module for module in net.modules() if isinstance(module, kinds)]
+    return found[:-1]
