@@ -55,6 +55,15 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def replace_file(new: Path, old: Path) -> None:
+    """Put `new` in the place of `old`, in the same folder. Raises UserError."""
+    try:
+        new.replace(old)
+        _sync_folder(old.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {old}: {error.strerror or error}") from error
+
+
 def write_new(path: Path, content: bytes | str) -> bool:
     """Create `path` as a whole. Returns False, and changes nothing, when it exists. Raises UserError."""
     data = content.encode() if isinstance(content, str) else content

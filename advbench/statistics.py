@@ -1,7 +1,7 @@
 """Intervals and tests for accuracies, areas and distances.
 
-Accuracies are fractions. Every p-value is two-sided, and every interval has coverage `level`. Arrays are (N,), with one
-number for each sample. scipy is imported only where it is used, so that reading and writing records stays quick.
+Accuracies are fractions. Every interval has coverage `level`. Arrays are (N,), with one number for each sample. scipy
+is imported only where it is used, so that reading and writing records stays quick.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
+ALPHA = 0.05
 
 
 class Interval(NamedTuple):
@@ -25,12 +26,18 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A difference, its interval, and the p-value of "there is no difference"."""
+    """A difference, its interval, `p` of "there is no difference", and `p_drop` of "there is no drop", one-sided.
+
+    `least`: the smallest drop with p_drop < alpha beside the gains, or among changes of the size, that are seen here;
+    None if there is none or it is unknown.
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    p_drop: float
+    least: float | None
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
@@ -60,8 +67,15 @@ def mcnemar(losses: int, gains: int) -> float:
     return float(binomtest(losses, losses + gains, 0.5).pvalue)
 
 
+def mcnemar_drop(losses: int, gains: int) -> float:
+    """One-sided exact McNemar p-value of "there is no drop": losses are no likelier than gains."""
+    from scipy.stats import binom
+
+    return float(binom.sf(losses - 1, losses + gains, 0.5))
+
+
 def mcnemar_power(n: int, discordant: float, drop: float, alpha: float = 0.05, tolerance: float = 0.0) -> float:
-    """Probability that `mcnemar` gives p < alpha and the drop exceeds `tolerance`.
+    """Probability that `mcnemar_drop` gives p < alpha and the drop exceeds `tolerance`.
 
     Of `n` samples, the expected share `discordant` changes sides, for a true `drop` of accuracy (a fraction, at most
     `discordant`). The result is the exact sum over the numbers of discordant samples and of losses.
@@ -74,17 +88,23 @@ def mcnemar_power(n: int, discordant: float, drop: float, alpha: float = 0.05, t
         if weight < 1e-15:
             continue
         losses = np.arange(changed + 1)
-        p = np.minimum(1.0, 2 * binom.cdf(np.minimum(losses, changed - losses), changed, 0.5))
-        caught = (p < alpha) & (2 * losses - changed > tolerance * n)
+        caught = (binom.sf(losses - 1, changed, 0.5) < alpha) & (2 * losses - changed > tolerance * n + 1e-9)
         power += weight * float(binom.pmf(losses, changed, (1 + drop / discordant) / 2)[caught].sum())
     return power
 
 
-def paired_accuracies(before: NDArray[np.bool_], after: NDArray[np.bool_], level: float = LEVEL) -> Estimate:
+def paired_accuracies(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], level: float = LEVEL, alpha: float = ALPHA
+) -> Estimate:
     """`after` - `before`, each (N,) whether the model is right, on the same samples: Tango's interval, McNemar's p."""
-    gains, losses = int((after & ~before).sum()), int((before & ~after).sum())
-    low, high = tango(gains, losses, len(before), level)
-    return Estimate((gains - losses) / len(before), low, high, mcnemar(losses, gains))
+    from scipy.stats import binom
+
+    n, gains, losses = len(before), int((after & ~before).sum()), int((before & ~after).sum())
+    low, high = tango(gains, losses, n, level)
+    more = np.arange(gains, int(before.sum()) + 1)
+    found = more[binom.sf(more - 1, more + gains, 0.5) < alpha]
+    least = float(found[0] - gains) / n if found.size else None
+    return Estimate((gains - losses) / n, low, high, mcnemar(losses, gains), mcnemar_drop(losses, gains), least)
 
 
 def tango(gains: int, losses: int, n: int, level: float = LEVEL) -> Interval:
@@ -110,96 +130,93 @@ def tango(gains: int, losses: int, n: int, level: float = LEVEL) -> Interval:
     return Interval(float(brentq(excess, -1, middle)), float(brentq(excess, middle, 1)))
 
 
-def unpaired_accuracies(before: tuple[int, int], after: tuple[int, int], level: float = LEVEL) -> Estimate:
+def unpaired_accuracies(
+    before: tuple[int, int], after: tuple[int, int], level: float = LEVEL, alpha: float = ALPHA
+) -> Estimate:
     """`after` - `before`, each (right, n), on different samples.
 
     p is from Fisher's exact test, whose false-alarm rate never exceeds the level. The interval is method 10 of Newcombe
     1998, Stat. Med. 17:873, which combines the two Wilson intervals.
     """
-    from scipy.stats import fisher_exact
+    from scipy.stats import fisher_exact, hypergeom
 
     (k0, n0), (k1, n1) = before, after
     old, new = wilson(k0, n0, level), wilson(k1, n1, level)
     share0, share1 = k0 / n0, k1 / n1
     difference = share1 - share0
+    right = np.arange(n1 + 1)
+    p_drop = hypergeom.sf(k0 - 1, n0 + n1, k0 + right, n0)  # for each number of right answers afterwards
+    found = right[p_drop < alpha]
     return Estimate(
         difference,
         max(-1.0, difference - math.hypot(share1 - new.low, old.high - share0)),
         min(1.0, difference + math.hypot(new.high - share1, share0 - old.low)),
         float(fisher_exact([[k0, n0 - k0], [k1, n1 - k1]]).pvalue),
+        float(p_drop[k1]),
+        share0 - float(found[-1]) / n1 if found.size else None,
     )
 
 
 # --- means and medians of samples -----------------------------------------------------------------------
 
 
-def paired_means(before: Floats, after: Floats, level: float = LEVEL) -> Estimate:
+def paired_means(before: Floats, after: Floats, level: float = LEVEL, alpha: float = ALPHA) -> Estimate:
     """Mean of `after` - `before`, (N,) each, on the same samples: permutation test, interval of Student's t."""
-    from scipy.stats import permutation_test
-
     change = after - before
-    low, high = _student(float(change.mean()), float(change.std(ddof=1)) if len(change) > 1 else 0.0, change.size)
-    changed = change[change != 0]  # zeros keep their value under every sign flip, so leaving them out changes nothing
-    p = 1.0
+    middle, spread = float(change.mean()), float(change.std(ddof=1)) if len(change) > 1 else 0.0
+    interval = _student(middle, spread, change.size, level)
+    changed = change[np.abs(change) > 1e-12]  # zeros keep their value under every sign flip: they change nothing
+    p, p_drop = 1.0, 1.0
     if changed.size > 1:
-        test = permutation_test((changed,), _mean, permutation_type="samples", **_resampling(changed.size))
-        p = float(test.pvalue)
-    return Estimate(float(change.mean()), low, high, p)
+        p, p_drop, _ = _permuted((changed,), _mean, "samples", alpha)
+    return Estimate(middle, *interval, p, p_drop, _least_loss(before, np.maximum(change, 0), alpha))
 
 
-def paired_medians(before: Floats, after: Floats, level: float = LEVEL) -> Estimate:
+def paired_medians(before: Floats, after: Floats, level: float = LEVEL, alpha: float = ALPHA) -> Estimate:
     """Median of `after` minus median of `before`, on the same samples: permutation test, bootstrap interval.
 
     Distances may be infinite as long as both medians are finite.
     """
-    from scipy.stats import bootstrap, permutation_test
-
     a, b = _capped(before, after)
-    difference = float(np.median(b) - np.median(a))
     if len(a) < 2 or np.array_equal(a, b):
-        return Estimate(difference, difference, difference, 1.0)
-    settings = _resampling(a.size)
-    test = permutation_test((b, a), _median_gap, permutation_type="samples", **settings)
-    low, high = bootstrap(
-        (b, a), _median_gap, paired=True, method="percentile", confidence_level=level,
-        **{**settings, "n_resamples": 1999},
-    ).confidence_interval  # fmt: skip
-    return Estimate(difference, float(low), float(high), float(test.pvalue))
+        difference = float(np.median(b) - np.median(a))
+        return Estimate(difference, difference, difference, 1.0, 1.0, None)
+    return _resampled(a, b, _median_gap, paired=True, level=level, alpha=alpha)
 
 
 def unpaired_samples(
-    before: Floats, after: Floats, centre: Callable[..., Any] = np.mean, level: float = LEVEL
+    before: Floats,
+    after: Floats,
+    centre: Callable[..., Any] = np.mean,
+    level: float = LEVEL,
+    alpha: float = ALPHA,
 ) -> Estimate:
     """Difference of means, or of medians, of different samples: permutation test, bootstrap interval."""
-    from scipy.stats import bootstrap, permutation_test
-
     a, b = _capped(before, after)
     gap = _median_gap if centre is np.median else _mean_gap
-    difference = float(gap(b, a))
     if min(len(a), len(b)) < 2 or np.ptp(np.append(a, b)) == 0:
-        return Estimate(difference, difference, difference, 1.0)
-    settings = _resampling(a.size + b.size)
-    test = permutation_test((b, a), gap, permutation_type="independent", **settings)
-    low, high = bootstrap(
-        (b, a), gap, method="percentile", confidence_level=level, **{**settings, "n_resamples": 1999}
-    ).confidence_interval
-    return Estimate(difference, float(low), float(high), float(test.pvalue))
+        difference = float(gap(b, a))
+        return Estimate(difference, difference, difference, 1.0, 1.0, None)
+    return _resampled(a, b, gap, paired=False, level=level, alpha=alpha)
 
 
-def seeds(before: Sequence[float], after: Sequence[float], level: float = LEVEL) -> Estimate:
+# --- several trained models -----------------------------------------------------------------------------
+
+
+def seeds(before: Sequence[float], after: Sequence[float], level: float = LEVEL, alpha: float = ALPHA) -> Estimate:
     """Difference of the means over several trained models, one number for each: Welch's t.
 
-    A side of one model is assumed to have the spread of the other (Student's t, pooled). Two sides without any spread
-    give p = 0 if they differ, else 1.
+    A side of one model is assumed to have the spread of the other (Student's t, pooled). Without any spread p is 0 or
+    1: few models without spread do not prove that there is none, so take the `worse` of this and a test over images.
     """
-    from scipy.stats import ttest_ind_from_stats
+    from scipy.stats import t, ttest_ind_from_stats
 
     m0, m1 = float(np.mean(before)), float(np.mean(after))
     s0, s1 = (float(np.std(x, ddof=1)) if len(x) > 1 else 0.0 for x in (before, after))
     n0, n1 = len(before), len(after)
     alone = min(n0, n1) == 1
     if s0 == s1 == 0:
-        return Estimate(m1 - m0, m1 - m0, m1 - m0, float(m0 == m1))
+        return Estimate(m1 - m0, m1 - m0, m1 - m0, float(m0 == m1), float(m1 >= m0), 0.0)
     v0, v1 = s0 * s0 / n0, s1 * s1 / n1
     if alone:
         pooled = ((n0 - 1) * s0 * s0 + (n1 - 1) * s1 * s1) / (n0 + n1 - 2)
@@ -207,34 +224,23 @@ def seeds(before: Sequence[float], after: Sequence[float], level: float = LEVEL)
     else:
         error, freedom = math.sqrt(v0 + v1), (v0 + v1) ** 2 / (v0**2 / (n0 - 1) + v1**2 / (n1 - 1))
     half = _t(level, freedom) * error
-    p = float(ttest_ind_from_stats(m1, s1, n1, m0, s0, n0, equal_var=alone).pvalue)
-    return Estimate(m1 - m0, m1 - m0 - half, m1 - m0 + half, p)
+    p, p_drop = (
+        float(ttest_ind_from_stats(m1, s1, n1, m0, s0, n0, equal_var=alone, alternative=side).pvalue)
+        for side in ("two-sided", "less")
+    )
+    return Estimate(m1 - m0, m1 - m0 - half, m1 - m0 + half, p, p_drop, float(t.isf(alpha, freedom)) * error)
 
 
-# --- one side against a number --------------------------------------------------------------------------
-
-
-def share_against(successes: int, n: int, number: float) -> float:
-    """Exact binomial p-value of "the proportion is `number`", a fraction in [0, 1]."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(successes, n, number).pvalue)
-
-
-def mean_against(values: Floats, number: float) -> float:
-    """Student's t p-value of "the mean is `number`"; 0 or 1 where all values are equal, 1 for a single value."""
-    from scipy.stats import ttest_1samp
-
-    if values.size < 2:
-        return 1.0
-    if np.ptp(values) == 0:
-        return float(values[0] == number)
-    return float(ttest_1samp(values, number).pvalue)
-
-
-def median_against(values: Floats, number: float) -> float:
-    """Sign-test p-value of "the median is `number`"; values equal to it are left out."""
-    return mcnemar(int((values < number).sum()), int((values > number).sum()))
+def worse(one: Estimate, other: Estimate) -> Estimate:
+    """The difference of `one`, with the larger p-values and the wider interval of two tests of it."""
+    return Estimate(
+        one.difference,
+        min(one.low, other.low),
+        max(one.high, other.high),
+        max(one.p, other.p),
+        max(one.p_drop, other.p_drop),
+        None if one.least is None or other.least is None else max(one.least, other.least),
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -265,14 +271,64 @@ def _student(middle: float, spread: float, n: int, level: float = LEVEL) -> Inte
     return Interval(middle - half, middle + half)
 
 
-def _resampling(size: int) -> dict[str, Any]:
+class _Permuted(NamedTuple):
+    p: float
+    p_drop: float
+    least: float | None
+
+
+def _permuted(data: tuple[Floats, ...], statistic: Callable[..., Floats], kind: str, alpha: float) -> _Permuted:
+    """The permutation test of a difference: p of both sides, of a drop, and the smallest drop that is significant."""
+    from scipy.stats import permutation_test
+
+    settings = _resampling(sum(part.size for part in data), alpha)
+    test = permutation_test(data, statistic, permutation_type=kind, alternative="less", **settings)
+    null = np.sort(test.null_distribution)
+    extra = int(null.size == settings["n_resamples"])  # the data themselves; enumeration, which is shorter, has them
+    slack = 1e-14 * abs(float(test.statistic))
+    above = null.size - np.searchsorted(null, test.statistic - slack)
+    p_gain = (int(above) + extra) / (null.size + extra)
+    p_of = (np.searchsorted(null, null + 1e-14 * np.abs(null), side="right") + extra) / (null.size + extra)
+    found = null[(p_of < alpha) & (null < 0)]
+    p = min(1.0, 2 * min(float(test.pvalue), p_gain))
+    return _Permuted(p, float(test.pvalue), -float(found[-1]) if found.size else None)
+
+
+def _least_loss(before: Floats, gains: Floats, alpha: float) -> float | None:
+    """The smallest drop of the mean, beside `gains`, that is significant: about, by the normal law of sign flips.
+
+    Samples are lost whole, the smallest first, and at least as many as are needed where nothing is gained.
+    """
+    lost = np.sort(before[before > 0])
+    drop = np.cumsum(lost) - gains.sum()
+    spread = np.sqrt(np.cumsum(lost**2) + np.sum(gains**2))
+    needed = math.floor(-math.log2(alpha)) + 1
+    found = drop[(drop >= -NormalDist().inv_cdf(alpha) * spread) & (np.arange(1, lost.size + 1) >= needed)]
+    return float(found[0]) / before.size if found.size else None
+
+
+def _resampled(
+    a: Floats, b: Floats, gap: Callable[..., Floats], *, paired: bool, level: float, alpha: float
+) -> Estimate:
+    """The difference `gap` of `b` to `a`: permutation test, bootstrap interval."""
+    from scipy.stats import bootstrap
+
+    tests = _permuted((b, a), gap, "samples" if paired else "independent", alpha)
+    settings = {**_resampling(a.size + b.size), "n_resamples": 1999}
+    low, high = bootstrap(
+        (b, a), gap, paired=paired, method="percentile", confidence_level=level, **settings
+    ).confidence_interval
+    return Estimate(float(gap(b, a)), float(low), float(high), *tests)
+
+
+def _resampling(size: int, alpha: float = ALPHA) -> dict[str, Any]:
     """Settings of scipy's resampling: always the same random numbers, at most 32 MB at once.
 
-    9,999 resamples for up to 2,000 samples, and fewer above, but at least 1,999, so that p can be as small as 0.001.
+    9,999 resamples for up to 2,000 samples, and fewer above, but enough for a p well below an `alpha` of 0.0002.
     """
     return {
         "vectorized": True,
-        "n_resamples": min(9_999, max(1_999, 20_000_000 // size)),
+        "n_resamples": max(1_999, min(9_999, 20_000_000 // size), math.ceil(20 / max(alpha, 2e-4))),
         "batch": max(1, 4_000_000 // size),
         "rng": np.random.default_rng(0),
     }

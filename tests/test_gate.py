@@ -11,7 +11,7 @@ from advbench.errors import UserError
 
 
 def test_the_contracts_example() -> None:
-    first, second = parse_gate("acc@8/255 < baseline - 0.5 and clean < 80 or auc < baseline - 0.01")
+    first, second = parse_gate("acc@8/255 < baseline - 0.5 and clean < 80 or auc < baseline - 1")
     assert [str(test.quantity) for test in first.tests] == ["acc@8/255", "clean"]
     assert [(test.relative, test.bound) for test in first.tests] == [(True, 0.005), (False, 0.8)]
     assert first.tests[0].quantity.eps is not None and first.tests[0].quantity.eps.value == 8 / 255
@@ -28,7 +28,10 @@ def test_the_contracts_example() -> None:
         ("acc@ 8/255 < .5", "acc@8/255", False, 0.005, False),
         ("acc@1e-2 < baseline - 1e-1", "acc@1e-2", True, 0.001, False),
         ("median_norm < 8/255", "median_norm", False, 8 / 255, False),
-        ("\tauc\n<\t0.5 ", "auc", False, 0.5, False),
+        ("\tauc\n<\t60.5 ", "auc", False, 0.605, False),
+        ("auc <= baseline - 1", "auc", True, 0.01, True),
+        ("acc@0.1 <= 0", "acc@0.1", False, 0.0, True),
+        ("clean < baseline - 99.9", "clean", True, 0.999, False),
     ],
 )
 def test_forms(text: str, quantity: str, relative: bool, bound: float, inclusive: bool) -> None:
@@ -56,6 +59,12 @@ def test_forms(text: str, quantity: str, relative: bool, bound: float, inclusive
         ("or clean < 5", "'or' where a quantity"),
         ("(clean < 5)", "where a quantity"),
         ("clean < 101", "above 100"),
+        ("auc < 101", "above 100"),
+        ("clean < 0", "clean is never below 0"),
+        ("median_norm < 0.0", "median_norm is never below 0"),
+        ("acc@0.1 < baseline - 100", "never crosses baseline - 100"),
+        ("auc < baseline - 100.5", "above 100"),
+        ("clean <= baseline - 100", "never crosses baseline - 100"),
         ("auc < 1/0", "no finite number"),
         ("auc < 1e999", "no finite number"),
         ("acc@1/0 < 5", "divides by zero"),
@@ -103,7 +112,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert parse_gate(" or ".join(map(str, branches))) == branches
 
 
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 999))
 def test_a_drop_of_just_the_tolerance_is_within_it(value: int, baseline: int, tolerance: int) -> None:
     """Accuracies of 1,000 images are compared as the whole numbers that they are."""
     ((test,),) = (branch.tests for branch in parse_gate(f"clean < baseline - {tolerance / 10}"))

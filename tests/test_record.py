@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import advbench
 from advbench.eps import parse_eps_list
 from advbench.errors import UserError
 from advbench.record import (
+    FLAG_NAMES,
     AttackRef,
     DatasetRef,
     Engine,
@@ -25,6 +28,7 @@ from advbench.record import (
     ModelRef,
     Record,
     Trained,
+    is_flag,
     load_record,
     load_records,
     slug,
@@ -502,3 +506,21 @@ def test_code_mean_and_abstention_are_part_of_the_question() -> None:
     assert len({record_of(FATES, model=model).question for model in changed}) == 6
     named = base.model_copy(update={"name": "a better name", "spec": "elsewhere"})
     assert record_of(FATES, model=named).id == record_of(FATES, model=base).id
+
+
+def test_every_flag_that_is_raised_is_known_by_its_name() -> None:
+    """`compare --allow-flags` tells a typo by this list."""
+    raised = set()
+    for file in Path(advbench.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                named = [part.value for part in node.keywords if part.arg == "name"]
+                names = {"Flag": named, "note": node.args[:1], "graded": node.args[:1]}.get(node.func.id, [])
+                raised |= {part.value for part in names if isinstance(part, ast.Constant)}
+            if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):  # of `search_beyond`
+                first = node.value.elts[0]
+                raised |= {first.value} if isinstance(first, ast.Constant) and "evaluator" in file.parts else set()
+    assert len(raised) > 20 and "zero-gradient" in raised
+    assert raised <= set(FLAG_NAMES)
+    assert list(FLAG_NAMES) == sorted(set(FLAG_NAMES))
+    assert is_flag("square-wins") and not is_flag("-wins") and not is_flag("zero_gradient")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from advbench.compare import parse_gate
+from advbench.evaluator.attack_set import resolve
+from advbench.evaluator.plan import ENGINE_VERSION
 from advbench.leaderboard import check
 from advbench.record import load_notices, load_record, load_records
 
@@ -54,3 +56,14 @@ def test_the_gate_on_ourselves_and_the_workflow_name_a_record_that_is_there() ->
     assert "make gate" in (ROOT / ".ci/run").read_text()
     commands = re.findall(r"(?m)^ +(advbench .+)", workflow)
     assert [command.split()[1] for command in commands] == ["train", "evaluate", "compare"]
+
+
+def test_the_baseline_of_the_gate_on_ourselves_is_of_this_engine() -> None:
+    """Else `make gate` refuses to compare: `make baseline` renews it."""
+    makefile = (ROOT / "Makefile").read_text()
+    (file,) = re.findall(r"(?m)^BASELINE := (\S+)", makefile)
+    record, _ = load_record(ROOT / file)
+    _, attacks = resolve(["autoattack"], {}, norm="linf", classes=10)
+    assert record.engine.version == ENGINE_VERSION
+    assert [one.model_dump(mode="json") for one in record.attack] == [one.model_dump(mode="json") for one in attacks]
+    assert record.doubts() == ()

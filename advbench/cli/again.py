@@ -10,7 +10,7 @@ import numpy as np
 
 from advbench import consent
 from advbench.cli.console import Screen
-from advbench.cli.keep import save, search_progress
+from advbench.cli.keep import check_baseline, save, save_baseline, search_progress
 from advbench.cli.stop import Stop
 from advbench.compare import whereabouts
 from advbench.defaults.target import load_target, pick_device
@@ -18,9 +18,8 @@ from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.evaluator import Journal, Settings, evaluate
 from advbench.evaluator.attack_set import resolve
-from advbench.evaluator.fp32_recheck import SET
 from advbench.files import check_writable
-from advbench.record import Record, load_record
+from advbench.record import RECHECK_SET, Record, load_record
 
 if TYPE_CHECKING:
     from advbench.data.dataset import Dataset
@@ -32,18 +31,19 @@ def repeat(
     model: str | None = None,
     device: str = "auto",
     leaderboard: Path | None = None,
+    baseline: Path | None = None,
     says: Mapping[str, Sequence[str]] | None = None,
     screen: Screen | None = None,
     argv: Sequence[str] = (),
 ) -> bool:
     """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
 
-    `model` is where the weights are now, if they were moved. `says`: names of the record that --attack, --arch and
-    --dataset repeat, so that their code may run. Raises UserError when the record is damaged, or when the model, images
-    or attacks are not those that the record was made with.
+    `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. `says`:
+    names of the record that --attack, --arch and --dataset repeat, so that their code may run. Raises UserError when
+    the record is damaged, or when the model, images or attacks are not those that the record was made with.
     """
     with consent.reading(path, model).given():
-        return _repeat(path, model, device, leaderboard, says or {}, screen or Screen(), argv)
+        return _repeat(path, model, device, leaderboard, baseline, says or {}, screen or Screen(), argv)
 
 
 def _repeat(
@@ -51,6 +51,7 @@ def _repeat(
     model: str | None,
     device: str,
     leaderboard: Path | None,
+    baseline: Path | None,
     says: Mapping[str, Sequence[str]],
     screen: Screen,
     argv: Sequence[str],
@@ -63,6 +64,8 @@ def _repeat(
                 raise UserError(f"--again repeats its record, whose {flag} is {','.join(held[flag])}, not {name}")
     if leaderboard is not None:
         check_writable(leaderboard / "records")
+    if baseline is not None:
+        check_baseline(baseline)
     place = pick_device(device)
     with Stop() as stop:
         with screen.fetching(stop.check) as fetching:
@@ -100,6 +103,8 @@ def _repeat(
     same = now.id == was.id
     changed_fates = int(np.sum(result.fates.fell != fates.fell))
     where = save(now, result.fates, leaderboard, publish=True, screen=screen) if leaderboard is not None else None
+    if baseline is not None:
+        save_baseline(now, result.fates, baseline, screen)
     if screen.as_json:
         screen.json({"record": was.id, "again": now.id, "same": same, "moved": changed_fates, "n": was.n})
         return same
@@ -147,7 +152,8 @@ def images(data: Dataset, record: Record) -> Dataset:
 
 def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     """The names and settings that make the attacks of a record. Raises UserError if the names mean others now."""
-    named = [ref for ref in record.attack if ref.settings.get("set") != SET]  # a search in bf16 adds the recheck itself
+    # A search in bf16 adds the recheck itself.
+    named = [ref for ref in record.attack if ref.settings.get("set") != RECHECK_SET]
     names = attack_names(record)
     if record.engine.name != "advbench":
         return names, {}
@@ -167,7 +173,7 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
 def attack_names(record: Record) -> list[str]:
     """What `--attack` was when the record was made."""
     sets = [str(ref.settings.get("set", ref.name)) for ref in record.attack]
-    return [name for name in dict.fromkeys(sets) if name != SET]
+    return [name for name in dict.fromkeys(sets) if name != RECHECK_SET]
 
 
 def arch_of(spec: str, record: Record) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
+from advbench.cli.settings import split_names
 from advbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ def command(
     alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="significance level of --fail-if")] = 0.05,
     strict: Annotated[bool, typer.Option("--strict", help="--fail-if without the test of significance")] = False,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="allow models measured on different images")] = False,
+    different_attacks: Annotated[
+        bool, typer.Option("--different-attacks", help="allow models measured by different attacks, engines or norms")
+    ] = False,
+    allow_flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-flags", metavar="NAMES", help="flags that --fail-if accepts: random,square-wins; repeatable"
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="plot curves and differences: .svg, .png or .pdf")
     ] = None,
@@ -56,100 +66,124 @@ def command(
 ) -> None:
     """Compare models measured on the same images.
 
-    The exit code is 1 if --fail-if finds a regression: a drop beyond the tolerance that is also significant.
+    The exit code is 1 if --fail-if finds a regression: a value below its floor ('clean < 80'), or a drop beyond its
+    tolerance that is also significant ('clean < baseline - 1': one-sided, against no drop). It is 2 if the models were
+    measured differently, a flag doubts the numbers, or the images are too few. A gate of floors needs no baseline.
     """
     with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if explain is not None:
             trace(explain, screen=screen)
             return
-        found = compare(
-            models or [],
+        flags = Flags(
+            models=tuple(models or ()),
             baseline=baseline,
             fail_if=fail_if,
             alpha=alpha,
             strict=strict,
             unpaired=unpaired,
+            different_attacks=different_attacks,
+            allow_flags=tuple(split_names(allow_flags or [])),
             plot=plot,
             form="json" if as_json else form,
             dataset=dataset,
             norm=norm,
-            screen=screen,
         )
+        found = compare(flags, screen=screen)
     if found.gate is not None and found.gate.failed:
         raise typer.Exit(1)
 
 
-def compare(
-    models: Sequence[str],
-    *,
-    baseline: str | None = None,
-    fail_if: str | None = None,
-    alpha: float = 0.05,
-    strict: bool = False,
-    unpaired: bool = False,
-    plot: Path | None = None,
-    form: str = "table",
-    dataset: str | None = None,
-    norm: str | None = None,
-    screen: Screen | None = None,
-) -> Comparison:
-    """Compare each of `models` with `baseline` (None: the first of them), and print the result in `form`.
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of `advbench compare`. No `baseline`: the first of `models`. No `fail_if`: no gate."""
 
-    Raises UserError for models that have no record or cannot be compared.
+    models: Sequence[str] = ()
+    baseline: str | None = None
+    fail_if: str | None = None
+    alpha: float = 0.05
+    strict: bool = False
+    unpaired: bool = False
+    different_attacks: bool = False
+    allow_flags: Sequence[str] = ()
+    plot: Path | None = None
+    form: str = "table"
+    dataset: str | None = None
+    norm: str | None = None
+
+
+def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
+    """Compare the models with the baseline, and print the result in the form that the flags ask for.
+
+    Raises UserError for models that have no record or cannot be compared. A form for programs then says so too.
     """
     screen = screen or Screen()
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
+    if flags.form not in FORMATS:
+        raise unknown("format", flags.form, FORMATS)
     from advbench import compare as comparing
 
-    def read(text: str) -> Side:
-        side = comparing.read_side(text)
-        units = tuple(
-            unit
-            for unit in side.units
-            if dataset in (None, unit.record.dataset.name) and norm in (None, unit.record.norm)
-        )
-        if not units:
-            asked = " and ".join(word for word in (dataset, norm) if word)
-            choices = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
-            raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(choices)}")
-        return replace(side, units=units)
-
-    found = comparing.compare(
-        [read(text) for text in models],
-        None if baseline is None else read(baseline),
-        fail_if=fail_if,
-        alpha=alpha,
-        strict=strict,
-        unpaired=unpaired,
-    )
-    if plot is not None:
-        comparing.plot(found, plot)
     writers = {
         "csv": comparing.to_csv,
         "markdown": comparing.to_markdown,
         "junit": comparing.to_junit,
         "json": comparing.to_json,
     }
-    if form in writers:
-        screen.text(writers[form](found))
+    try:
+        found = comparing.compare(
+            [read(text, flags) for text in flags.models],
+            None if flags.baseline is None else read(flags.baseline, flags),
+            fail_if=flags.fail_if,
+            alpha=flags.alpha,
+            strict=flags.strict,
+            unpaired=flags.unpaired,
+            different_attacks=flags.different_attacks,
+            allow_flags=flags.allow_flags,
+        )
+    except comparing.Refused as error:
+        if flags.form in ("markdown", "junit", "json"):
+            screen.text(writers[flags.form](error.comparison))
+        raise
+    if flags.plot is not None:
+        comparing.plot(found, flags.plot)
+    if flags.form in writers:
+        screen.text(writers[flags.form](found))
     else:
         show(found, screen)
-    if plot is not None:
-        screen.note(f"figure {plot}")
+    if flags.plot is not None:
+        screen.note(f"figure {flags.plot}")
     return found
+
+
+def read(text: str, flags: Flags) -> Side:
+    """The measurements that `text` names, on the dataset and in the norm that the flags ask for. Raises UserError."""
+    from advbench.compare import read_side
+
+    side = read_side(text)
+    units = tuple(
+        unit
+        for unit in side.units
+        if flags.dataset in (None, unit.record.dataset.name) and flags.norm in (None, unit.record.norm)
+    )
+    if not units:
+        asked = " and ".join(word for word in (flags.dataset, flags.norm) if word)
+        choices = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
+        raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(choices)}")
+    return replace(side, units=units)
 
 
 def show(found: Comparison, screen: Screen) -> None:
     """Print a table for each model, the gate's findings and the notes."""
-    from advbench.compare import HEADER, cells, reason, verdict
+    from advbench.compare import HEADER, cells, reason, rule, verdict
 
+    if found.caveat:
+        screen.say(found.caveat)
     counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
-    screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, baseline {found.baseline}")
-    for model in found.models:
+    against = f"baseline {found.baseline}" if found.baseline else "no baseline"
+    screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, {against}")
+    for model in found.models if found.rows else ():
         rows = [cells(row)[1:] for row in found.rows if row.model == model]
         screen.table(HEADER[1:], rows, title=model)
     if found.gate is not None:
+        screen.say(f"gate: {found.gate.expression}; {rule(found.gate)}")
         for finding in found.gate.findings:
             what = "failed" if finding.failed else "passed"
             screen.say(f"{what}: {finding.model}: {reason(finding, found.gate.strict)}")

@@ -83,6 +83,12 @@ def command(
     again: Annotated[
         Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record and compare the outcome")
     ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-baseline", metavar="FILE", help="write the record to this .json too, the baseline of compare"
+        ),
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -116,6 +122,7 @@ def command(
                 model=model[-1] if model else None,
                 device=device,
                 leaderboard=leaderboard,
+                baseline=save_baseline,
                 says={
                     "--attack": split_names(attack or []),
                     "--arch": [arch] if arch else [],
@@ -143,6 +150,7 @@ def command(
             precision=precision,
             settings=parse_settings(settings or []),
             leaderboard=leaderboard,
+            save_baseline=save_baseline,
             out=out,
             resume=resume,
             force=force,
@@ -153,7 +161,7 @@ def command(
 
 def check_alone(context: typer.Context) -> None:
     """Raise UserError for flags beside --again that its record has settled already."""
-    fitting = {"again", "model", "device", "leaderboard", "trust_pickle", "trust_code", "as_json"}
+    fitting = {"again", "model", "device", "leaderboard", "save_baseline", "trust_pickle", "trust_code", "as_json"}
     fitting |= {"attack", "arch", "dataset"}  # which may repeat what the record says
     given = [
         parameter.opts[0]
@@ -163,7 +171,8 @@ def check_alone(context: typer.Context) -> None:
     if given:
         raise UserError(
             f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
-            "--leaderboard, --trust-pickle, --trust-code and --json with it, and its own --attack, --arch and --dataset"
+            "--leaderboard, --save-baseline, --trust-pickle, --trust-code and --json with it, and its own --attack, "
+            "--arch and --dataset"
         )
     if len(context.params["model"] or ()) > 1:
         raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
@@ -190,6 +199,7 @@ class Flags:
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaderboard: Path | None = None
+    save_baseline: Path | None = None
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -248,6 +258,12 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
+    if flags.save_baseline is not None:
+        from advbench.cli.keep import check_baseline
+
+        if len(flags.models) > 1:
+            raise UserError("--save-baseline writes the record of one model: give one --model")
+        check_baseline(flags.save_baseline)
     if flags.probes not in ("on", "off"):
         raise unknown("value of --probes", flags.probes, ("on", "off"))
     if flags.name is not None and (len(flags.models) > 1 or not flags.name.strip()):
@@ -297,6 +313,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         journal_path,
         of_other_questions,
         save,
+        save_baseline,
         search_progress,
     )
     from advbench.evaluator import evaluate as measured
@@ -332,6 +349,8 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
             where = save(record, fates, folder, publish=publish, screen=screen)
             if publish and loaded.folder is not None and writable(loaded.folder):
                 record.save(loaded.folder, fates)  # so that `compare` finds it by the name of the run
+            if flags.save_baseline is not None:
+                save_baseline(record, fates, flags.save_baseline, screen)
             return where
 
         where = ranks.first(keep)

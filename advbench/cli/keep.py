@@ -13,9 +13,10 @@ import torch
 from advbench import ranks
 from advbench.cli.console import Bar, Screen
 from advbench.engine.search import Search
+from advbench.errors import UserError
 from advbench.evaluator import Journal, answers
 from advbench.evaluator.identity import agree
-from advbench.files import locked
+from advbench.files import check_writable, locked
 from advbench.record import Fates, Record, load_record, load_records
 
 
@@ -83,6 +84,33 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
     for damage in published.damaged:
         screen.warn(f"left out of the tables: {damage.reason}")
     return published.path
+
+
+def check_baseline(file: Path) -> None:
+    """Raise UserError where `save_baseline` could not write `file`, or would replace something else than a baseline."""
+    if file.suffix != ".json":
+        raise UserError(
+            f"--save-baseline {file}: name a .json file, such as baseline.json; an .npz is written beside it"
+        )
+    if "records" in file.absolute().parent.parts[-3:]:
+        raise UserError(f"--save-baseline {file}: records are never edited, name a file outside of their folder")
+    check_writable(file.parent)
+    if file.exists():
+        try:
+            load_record(file)
+        except UserError as error:
+            raise UserError(f"--save-baseline {file} would replace what is no baseline ({error}): remove it") from error
+    elif file.with_suffix(".npz").exists():
+        raise UserError(f"--save-baseline {file} would replace {file.with_suffix('.npz')}: remove it or name another")
+
+
+def save_baseline(record: Record, fates: Fates, file: Path, screen: Screen) -> None:
+    """Write the record as the baseline of gates, in place of an older one. Raises UserError."""
+    record.save_as(file, fates)
+    doubts = [flag.name for flag in record.doubts()]
+    if doubts:
+        screen.warn(f"gates will not believe the baseline {file} where these flags count: {', '.join(doubts)}")
+    screen.note(f"baseline {file}")
 
 
 def search_progress(bar: Bar) -> Callable[[str, Search], None]:

@@ -4,28 +4,43 @@ from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts
 from advbench.compare.gate import parse_gate
 from advbench.compare.plot import plot
-from advbench.compare.report import HEADER, cells, reason, to_csv, to_json, to_junit, to_markdown, verdict
-from advbench.compare.results import Check, Comparison, Finding, Gate, Row
+from advbench.compare.report import (
+    HEADER,
+    cells,
+    headline,
+    reason,
+    rule,
+    to_csv,
+    to_json,
+    to_junit,
+    to_markdown,
+    verdict,
+)
+from advbench.compare.results import Check, Comparison, Drop, Finding, Gate, Refused, Row
 from advbench.compare.sides import Measured, Side, find_record, read_side
 
 __all__ = [
     "HEADER",
     "Check",
     "Comparison",
+    "Drop",
     "Finding",
     "Gate",
     "Link",
     "Measured",
+    "Refused",
     "Row",
     "Side",
     "cells",
     "compare",
     "explain",
     "find_record",
+    "headline",
     "parse_gate",
     "plot",
     "read_side",
     "reason",
+    "rule",
     "to_csv",
     "to_json",
     "to_junit",

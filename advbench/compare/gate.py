@@ -1,11 +1,11 @@
-"""The language of --fail-if: `acc@8/255 < baseline - 0.5 and clean < 80 or auc < baseline - 0.01`.
+"""The language of --fail-if: `acc@8/255 < baseline - 0.5 and clean < 80 or auc < baseline - 1`.
 
     expression = branch {"or" branch}
     branch     = test {"and" test}
     test       = quantity ("<" | "<=") (number | "baseline" ["-" number])
     quantity   = "clean" | "acc@EPS" | "auc" | "median_norm"
 
-Numbers are percentage points for clean and acc@EPS, natural units for auc and median_norm.
+Numbers are in the units of the tables: percentage points for clean, acc@EPS and auc, those of the norm for median_norm.
 """
 
 from __future__ import annotations
@@ -41,12 +41,17 @@ class Quantity:
     def is_accuracy(self) -> bool:
         return self.kind in ("clean", "acc")
 
+    @property
+    def scale(self) -> float:
+        """What the tables multiply it by: 100 for percent."""
+        return 1 if self.kind == "median_norm" else 100
+
 
 @dataclass(frozen=True)
 class Test:
     """`quantity < bound`, or `quantity < baseline - bound` if `relative`; `<=` if `inclusive`.
 
-    `bound` is in natural units: a fraction for accuracies.
+    `bound` is in natural units: a fraction for accuracies and auc. A test that is not relative is a floor.
     """
 
     quantity: Quantity
@@ -124,8 +129,12 @@ def _test(tokens: list[_Token]) -> Test:
             tokens.pop(0)
             kind, word, _ = tokens.pop(0)
             bound, shown = _number(kind, word, quantity), f"baseline - {word}"
+            if quantity.scale == 100 and bound >= 1:
+                _refuse(f"no drop is larger than 100 percentage points, so that {quantity} never crosses {shown}")
     else:
         bound = _number(kind, word, quantity)
+        if bound == 0 and sign == "<":
+            _refuse(f"{quantity} is never below 0")
     return Test(quantity, sign == "<=", relative, bound, f"{quantity} {sign} {shown}")
 
 
@@ -136,9 +145,9 @@ def _number(kind: str, word: str, quantity: Quantity) -> float:
     value = float(top) / (float(bottom) or math.nan) if bottom else float(top)
     if not math.isfinite(value):
         _refuse(f"{word} is no finite number")
-    if quantity.is_accuracy and value > 100:
+    if quantity.scale == 100 and value > 100:
         _refuse(f"{word} is above 100, but {quantity} is measured in percentage points")
-    return value / 100 if quantity.is_accuracy else value
+    return value / quantity.scale
 
 
 def _refuse(reason: str) -> NoReturn:

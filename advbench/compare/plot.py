@@ -22,7 +22,7 @@ def plot(comparison: Comparison, file: Path) -> None:
     sizes = {f"acc@{text}": eps for eps, text in texts.items()}
     lines = [_line(side, place) for place, side in enumerate(comparison.sides)]
     gaps = []
-    for place, model in enumerate(comparison.models, start=1):
+    for place, model in enumerate(comparison.models if comparison.rows else (), start=1):
         rows = [row for row in comparison.rows if row.model == model]
         at = [
             (0.0 if row.quantity == "clean" else sizes[row.quantity], row) for row in rows if _is_accuracy(row.quantity)
@@ -39,7 +39,13 @@ def plot(comparison: Comparison, file: Path) -> None:
     ticks = list(texts.items())
     with figure.panels(2, f"{comparison.dataset}, {comparison.norm}") as (drawing, (curves, differences)):
         figure.draw_curves(curves, lines, f"eps ({comparison.norm})", ticks)
-        figure.draw_gaps(differences, gaps, f"eps ({comparison.norm})", f"difference to {comparison.baseline}", ticks)
+        figure.draw_gaps(
+            differences,
+            gaps,
+            f"eps ({comparison.norm})",
+            f"difference to {comparison.baseline or 'no baseline'}",
+            ticks,
+        )
         write_atomic(file, figure.render(drawing, kind))
 
 

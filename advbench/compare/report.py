@@ -10,13 +10,13 @@ import math
 from typing import Any
 from xml.etree import ElementTree
 
-from advbench.compare.results import Comparison, Finding, Row
+from advbench.compare.results import Check, Comparison, Finding, Gate, Row
 from advbench.escape import csv_text, markdown, visible
 
 HEADER = ("model", "quantity", "baseline", "value", "difference", "95 % interval", "p")
 COLUMNS = (
     "model", "baseline", "dataset", "norm", "quantity", "baseline_value", "value", "difference", "low", "high", "p",
-    "p_holm", "test", "n", "baseline_sd", "value_sd",
+    "p_holm", "test", "n", "baseline_sd", "value_sd", "caveat",
 )  # fmt: skip
 
 
@@ -48,23 +48,51 @@ def p_text(p: float) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """One line: whether the gate failed, and for which models."""
+    against = f" against {comparison.baseline}" if comparison.baseline else ""
+    if comparison.refused:
+        return f"No verdict{against}: {comparison.refused}"
     gate = comparison.gate
     if gate is None:
         return f"Compared with {comparison.baseline} (no gate)"
     failed = list(dict.fromkeys(finding.model for finding in gate.findings if finding.failed))
-    if failed:
-        return f"Regression: {', '.join(failed)} against {comparison.baseline}"
-    return f"No regression against {comparison.baseline}"
+    return f"Regression: {', '.join(failed)}{against}" if failed else f"No regression{against}"
+
+
+def headline(comparison: Comparison) -> str:
+    """The verdict, after how the sides were measured differently, if they were."""
+    return f"{comparison.caveat}. {verdict(comparison)}" if comparison.caveat else verdict(comparison)
+
+
+def rule(gate: Gate) -> str:
+    """When a branch of the gate fails, in words."""
+    tested = (
+        "by the tolerance alone (strict)" if gate.strict else f"significantly (against no drop, p < {gate.alpha:g})"
+    )
+    return f"fails where a value is below its floor, or dropped beyond its tolerance, {tested}"
 
 
 def reason(finding: Finding, strict: bool) -> str:
     """Why a branch did or did not fail, with its numbers."""
-    parts = []
-    for check in finding.checks:
-        scale = 100 if check.text.startswith(("clean", "acc@")) else 1
-        side = "below" if check.exceeded else "not below"
-        parts.append(f"{check.text}: {scale * check.value:.4g} is {side} {scale * check.bound:.4g}")
-    return f"{'; '.join(parts)}; {'p not required (strict)' if strict else f'p {p_text(finding.p_holm)}'}"
+    parts = [_reason(check) for check in finding.checks]
+    if finding.p_holm is not None:
+        parts.append("p not required (strict)" if strict else f"p {p_text(finding.p_holm)}")
+    return "; ".join(parts)
+
+
+def _reason(check: Check) -> str:
+    if check.holds:
+        return f"{check.text}: {check.holds}"
+
+    def number(value: float) -> str:
+        return f"{check.scale * value:.4g}"
+
+    side = "below" if check.exceeded else "not below"
+    text = f"{check.text}: {number(check.value)} is {side} {number(check.bound)}"
+    if check.drop is None:
+        return text
+    drop = check.drop
+    text += f", a drop of {number(drop.drop)} ({number(drop.low)} to {number(drop.high)})"
+    return text if drop.least is None else f"{text}, significant from {number(drop.least)}"
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -76,6 +104,7 @@ def to_csv(comparison: Comparison) -> str:
         values: tuple[Any, ...] = (
             row.model, comparison.baseline, comparison.dataset, comparison.norm, row.quantity, row.baseline, row.value,
             row.difference, row.low, row.high, row.p, row.p_holm, row.test, row.n, row.baseline_sd, row.value_sd,
+            comparison.caveat,
         )  # fmt: skip
         writer.writerow([csv_text(value) if isinstance(value, str) else value for value in values])
     return stream.getvalue()
@@ -83,66 +112,79 @@ def to_csv(comparison: Comparison) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """A Markdown summary for a pull request: verdict, gate, table, notes."""
-    gate = comparison.gate
-    lines = [f"### {markdown(verdict(comparison))}", ""]
+    gate, baseline = comparison.gate, comparison.baseline
+    lines = [f"### {markdown(headline(comparison))}", ""]
     if gate is not None:
-        rule = "tolerance alone (strict)" if gate.strict else f"beyond tolerance and p < {gate.alpha:g}"
-        lines += [f"Gate: {markdown(gate.expression)}; fails when {rule}.", ""]
+        lines += [f"Gate: {markdown(gate.expression)}; {markdown(rule(gate))}.", ""]
         for finding in gate.findings:
-            mark = "**failed**" if finding.failed else "passed"
-            lines.append(f"- {mark}: {markdown(finding.model)}: {markdown(reason(finding, gate.strict))}")
+            mark = "not judged" if comparison.refused else "**failed**" if finding.failed else "passed"
+            words = [finding.model, reason(finding, gate.strict) or finding.branch]
+            lines.append(f"- {mark}: {': '.join(map(markdown, words))}")
         lines.append("")
-    lines += [
-        f"{markdown(comparison.dataset)}, {markdown(comparison.norm)}; percent and percentage points, median_norm in "
-        f"units of the norm; baseline {markdown(comparison.baseline)}.",
-        "",
-        f"| {' | '.join(HEADER)} |",
-        "|:--|:--|--:|--:|--:|--:|--:|",
-    ]
-    lines += [f"| {' | '.join(markdown(cell) for cell in cells(row))} |" for row in comparison.rows]
-    lines += ["", *(f"- {markdown(note)}" for note in comparison.notes)]
+    if comparison.rows:
+        lines += [
+            f"{markdown(comparison.dataset)}, {markdown(comparison.norm)}; percent and percentage points, median_norm "
+            f"in units of the norm; baseline {markdown(baseline or '')}.",
+            "",
+            f"| {' | '.join(HEADER)} |",
+            "|:--|:--|--:|--:|--:|--:|--:|",
+        ]
+        lines += [f"| {' | '.join(markdown(cell) for cell in cells(row))} |" for row in comparison.rows]
+        lines.append("")
+    lines += [f"- {markdown(note)}" for note in comparison.notes]
     return "\n".join(lines) + "\n"
 
 
 def to_junit(comparison: Comparison) -> str:
-    """JUnit XML: a test case for each branch and model or, without a gate, for each row, none of which can fail."""
-    gate = comparison.gate
-    failures = sum(finding.failed for finding in gate.findings) if gate else 0
-    count = len(gate.findings) if gate else len(comparison.rows)
-    suite = ElementTree.Element(
-        "testsuite", name="advbench compare", tests=str(count), failures=str(failures), errors="0", skipped="0"
-    )
-    if gate is None:
-        for row in comparison.rows:
-            case = ElementTree.SubElement(suite, "testcase", classname=visible(row.model), name=visible(row.quantity))
-            ElementTree.SubElement(case, "system-out").text = " ".join(cells(row)[2:])
+    """JUnit XML: a test case for each model and branch or, without a gate, quantity. All have failed if refused."""
+    gate, refused = comparison.gate, visible(comparison.refused)
+    cases: list[tuple[str, str, str, bool]]  # model, name, text, failed
+    if gate is not None:
+        cases = [(one.model, one.branch, reason(one, gate.strict), one.failed) for one in gate.findings]
+    elif refused:
+        cases = [(model, "compare", "", False) for model in comparison.models]
     else:
-        for finding in gate.findings:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=visible(finding.model), name=visible(finding.branch)
-            )
-            text = visible(reason(finding, gate.strict))
-            if finding.failed:
-                ElementTree.SubElement(case, "failure", message=text, type="regression").text = text
-            else:
-                ElementTree.SubElement(case, "system-out").text = text
-    notes = "\n".join(visible(note) for note in (verdict(comparison), *comparison.notes))
+        cases = [(row.model, row.quantity, " ".join(cells(row)[2:]), False) for row in comparison.rows]
+    failures = sum(failed for *_, failed in cases)
+    suite = ElementTree.Element(
+        "testsuite",
+        name=visible(": ".join(filter(None, ["advbench compare", comparison.caveat]))),
+        tests=str(len(cases)),
+        failures=str(len(cases) if refused else failures),
+        errors="0",
+        skipped="0",
+    )
+    for model, name, text, failed in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname=visible(model), name=visible(name))
+        if refused:
+            ElementTree.SubElement(case, "failure", message=refused, type="refused").text = refused
+        elif failed:
+            ElementTree.SubElement(case, "failure", message=visible(text), type="regression").text = visible(text)
+        else:
+            ElementTree.SubElement(case, "system-out").text = visible(text)
+    notes = "\n".join(visible(note) for note in (headline(comparison), *comparison.notes))
     ElementTree.SubElement(suite, "system-out").text = notes
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
 def to_json(comparison: Comparison) -> str:
-    """JSON Lines: one object for each compared model, with its rows, its findings and the verdict on it."""
+    """JSON Lines: one object for each compared model, with its rows, its findings and the verdict on it.
+
+    A comparison that is refused has no verdict: `failed` is null, and `refused` says why.
+    """
     gate = comparison.gate
     lines = []
-    for model in comparison.models:
+    for model in dict.fromkeys([*comparison.models, *(finding.model for finding in (gate.findings if gate else ()))]):
         findings = [finding for finding in gate.findings if finding.model == model] if gate else []
+        failed = None if comparison.refused else any(finding.failed for finding in findings)
         found = {
             "model": model,
             "baseline": comparison.baseline,
             "dataset": comparison.dataset,
             "norm": comparison.norm,
+            "caveat": comparison.caveat,
+            "refused": comparison.refused,
             "rows": [dataclasses.asdict(row) for row in comparison.rows if row.model == model],
             "gate": None
             if gate is None
@@ -150,7 +192,7 @@ def to_json(comparison: Comparison) -> str:
                 "expression": gate.expression,
                 "alpha": gate.alpha,
                 "strict": gate.strict,
-                "failed": any(finding.failed for finding in findings),
+                "failed": failed,
                 "findings": [dataclasses.asdict(finding) for finding in findings],
             },
             "notes": comparison.notes,

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advbench.compare.sides import Side
+from advbench.errors import UserError
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model and one quantity against the baseline: a fraction for accuracies, natural units for the others.
+    """One model and one quantity against the baseline: a fraction for accuracies and auc, else in units of the norm.
 
     `low` and `high` bound the 95 % interval of `difference`. `n` counts the compared samples, or the models where a
-    side has several. `p_holm` is `p` adjusted for the number of models. `baseline_sd` and `value_sd` are standard
-    deviations over models, None for one model.
+    side has several. `p` is two-sided, `p_holm` is adjusted for the number of models. `baseline_sd` and `value_sd` are
+    standard deviations over models, None for one model.
     """
 
     model: str
@@ -32,25 +33,52 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """What a relative condition rests on: the drop from the baseline, its 95 % interval, and `p` of "there is no drop".
+
+    `least`: the smallest drop that would have been significant in this gate, None if unknown. `p_zero`: the p-value
+    that a fall to 0 would have had.
+    """
+
+    drop: float
+    low: float
+    high: float
+    p: float
+    p_zero: float
+    least: float | None
+
+
+@dataclass(frozen=True)
 class Check:
-    """One test of a branch, with its numbers: whether the drop exceeds the tolerance, and the p-value of "no drop"."""
+    """One condition of a branch, with its numbers, in the units of `Row`; `scale` makes them those of the tables.
+
+    `bound`: the floor, or the baseline less the tolerance. `drop` is None for a floor, and for a relative condition
+    that holds whatever was measured, for the reason `holds`.
+    """
 
     text: str
+    scale: float
     value: float
     bound: float
     exceeded: bool
-    p: float
+    drop: Drop | None = None
+    holds: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One branch for one model. `p_holm`: the largest p of its checks, adjusted for all branches and models."""
+    """One branch for one model.
+
+    `p_holm`: the largest p of its relative conditions, adjusted for all branches and models. `p_zero`: what it would
+    have been after a fall to 0. Both are None where no drop had to be tested.
+    """
 
     model: str
     branch: str
-    checks: tuple[Check, ...]
-    p_holm: float
-    failed: bool
+    checks: tuple[Check, ...] = ()
+    p_holm: float | None = None
+    p_zero: float | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,19 +97,31 @@ class Gate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`: the sides, baseline first, a row for each model and quantity, and the verdict."""
+    """The result of `compare`: the sides, a row for each model and quantity, and the verdict.
+
+    `baseline` is the label of the first side, None if there is no baseline. `caveat`: how the sides were measured
+    differently, as far as options allow it. `refused`: why there is no verdict.
+    """
 
     sides: tuple[Side, ...]
+    baseline: str | None
     dataset: str
     norm: str
-    rows: tuple[Row, ...]
-    gate: Gate | None
-    notes: tuple[str, ...]
-
-    @property
-    def baseline(self) -> str:
-        return self.sides[0].label
+    rows: tuple[Row, ...] = ()
+    gate: Gate | None = None
+    caveat: str = ""
+    refused: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> list[str]:
-        return [side.label for side in self.sides[1:]]
+        """The sides that are compared with the baseline; all if there is none."""
+        return [side.label for side in self.sides[self.baseline is not None :]]
+
+
+class Refused(UserError):
+    """A comparison that cannot be made, or not believed. `comparison` holds what a report can say about it."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison.refused)
+        self.comparison = comparison

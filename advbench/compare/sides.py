@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advbench.compare.comparable import KINDS, protocol
+from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.files import plain_path
 from advbench.record import Fates, Record, load_record, load_records, record_files, superseded
@@ -31,6 +33,11 @@ class Side:
     label: str
     units: tuple[Measured, ...]
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of its records, which are equal where the same weights were measured with the same outcome."""
+        return frozenset(unit.record.id for unit in self.units)
+
 
 def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     """The measurements that `text` names.
@@ -40,7 +47,7 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - a run folder: its records in `folder/records` or, if it has none, its records in the leaderboards in `places`;
     - a folder of run folders: the records of all of them;
     - an id, or at least its first 4 digits, in one of `places`, or below a leaderboard: `LB/1a2b`;
-    - the spec of a model, such as robustbench:NAME, that has records in `places`;
+    - the spec of a model, such as robustbench:NAME, or the name given to it, that has records in `places`;
     - a comma list of these: several trainings of one recipe, taken together.
 
     Superseded records are left out. Raises UserError for a damaged record, and when there are no measurements.
@@ -59,7 +66,7 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
         one = [path] if path.is_file() and path.suffix == ".json" else _ids(text, places)
         if one:
             unit = Measured(*load_record(one[0]), one[0])
-            return Side(f"{unit.record.model.spec} ({unit.record.id[:8]})", (unit,))
+            return Side(f"{unit.record.model.title} ({unit.record.id[:8]})", (unit,))
         found = _by_spec(text, places)
     if not found:
         hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
@@ -78,30 +85,31 @@ def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
     return found[0]
 
 
-def align(sides: Sequence[Side]) -> list[Side]:
+def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
     """Each side with only the measurements to compare: those made alike, one for each model, the newest.
 
     Measurements are made alike if images, norm, attacks and engine are the same. Where all sides have several such
     protocols in common, the one with the newest measurement of the first side is taken; where they have none in common,
-    the newest of each side.
+    one that is the same but for the kinds in `free`; where they have none of these either, the newest of each side.
 
     A model is one training in one run folder. Where the folder was trained again by the same recipe, the newest weights
-    count. A weight file in it (its last epoch, another network) counts only if the folder itself was not measured.
+    count, and old measurements of others do not. A weight file in it (its last epoch, another network) counts only if
+    the folder itself was not measured.
 
     Raises UserError when a side mixes models that differ by more than their seed.
     """
-    common = set.intersection(*({_protocol(unit.record) for unit in side.units} for side in sides))
+    sides = [Side(side.label, _of_newest_weights(side.units)) for side in sides]
+    for left_out in ((), free, KINDS):
+        common = set.intersection(*({_protocol(unit.record, left_out) for unit in side.units} for side in sides))
+        if common:
+            break
+    first = max((unit for unit in sides[0].units if _protocol(unit.record, left_out) in common), key=_age)
     chosen = []
     for side in sides:
-        among = [
-            unit for unit in (sides[0] if common else side).units if not common or _protocol(unit.record) in common
-        ]
+        among = [unit for unit in side.units if _protocol(unit.record, left_out) == _protocol(first.record, left_out)]
         wanted = _protocol(max(among, key=_age).record)
-        trainings: dict[str, Measured] = {}
-        alike = [unit for unit in side.units if _protocol(unit.record) == wanted]
-        for unit in sorted(alike, key=lambda unit: (not _is_file(unit.record), _age(unit))):
-            trainings[_training(unit.record)] = unit
-        models = {unit.record.model.weights_sha256: unit for unit in trainings.values()}
+        alike = sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age)
+        models = {unit.record.model.weights_sha256: unit for unit in alike}
         kept = Side(side.label, tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
         recipes = {_recipe(unit.record) for unit in kept.units}
         if len(recipes) > 1:
@@ -111,6 +119,27 @@ def align(sides: Sequence[Side]) -> list[Side]:
             )
         chosen.append(kept)
     return chosen
+
+
+def labelled(sides: Sequence[Side]) -> list[Side]:
+    """The aligned sides, each labelled with the name that was given to its models, if any, and no two others alike."""
+    found: list[Side] = []
+    for side in sides:
+        names = {unit.record.model.name for unit in side.units}
+        label = (names.pop() if len(names) == 1 else None) or side.label
+        if any(one.label == label and one.ids != side.ids for one in found):
+            label = f"{label} ({', '.join(sorted(key[:8] for key in side.ids))})"
+        found.append(Side(label, side.units))
+    return found
+
+
+def common_grid(units: Sequence[Measured]) -> list[Eps]:
+    """The eps at which all were measured, as the first one writes them."""
+    return [
+        Eps(point.eps_text, point.eps)
+        for point in units[0].record.curve
+        if all(unit.record.at(point.eps) for unit in units)
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -133,7 +162,8 @@ def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
     spec = plain_path(text) if Path(text).exists() else text
     found: dict[str, Path] = {}
     for place in places:
-        wanted = {record.id for record in load_records(place / "records")[0] if record.model.spec in (spec, text)}
+        records = load_records(place / "records")[0]
+        wanted = {record.id for record in records if record.model.spec in (spec, text) or record.model.name == text}
         found |= {file.stem: file for file in _files(place) if file.stem in wanted}
     return list(found.values())
 
@@ -144,9 +174,14 @@ def _current(units: Iterable[Measured]) -> tuple[Measured, ...]:
     return tuple(unit for key, unit in by_id.items() if key not in outdated)
 
 
-def _protocol(record: Record) -> str:
-    attacks = [one.model_dump_json() for one in record.attack]
-    return repr((record.dataset.images_sha256, record.dataset.indices, record.norm, attacks, record.engine.name))
+def _protocol(record: Record, left_out: Collection[str] = ()) -> tuple[str, ...]:
+    return tuple(text for kind, text in protocol(record).items() if kind not in left_out)
+
+
+def _of_newest_weights(units: Iterable[Measured]) -> tuple[Measured, ...]:
+    ordered = sorted(units, key=lambda unit: (not _is_file(unit.record), _age(unit)))
+    newest = {_training(unit.record): unit.record.model.weights_sha256 for unit in ordered}
+    return tuple(unit for unit in ordered if unit.record.model.weights_sha256 == newest[_training(unit.record)])
 
 
 def _age(unit: Measured) -> tuple[str, str]:

@@ -7,6 +7,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 """
 
 from advbench.record.fates import Fates
+from advbench.record.flag_names import FLAG_NAMES, is_flag
 from advbench.record.notice import Notice, load_notices, write_notice
 from advbench.record.parts import (
     RECHECK_SET,
@@ -36,6 +37,7 @@ from advbench.record.record import (
 )
 
 __all__ = [
+    "FLAG_NAMES",
     "RECHECK_SET",
     "AttackRef",
     "Corruptions",
@@ -52,6 +54,7 @@ __all__ = [
     "Record",
     "Severity",
     "Trained",
+    "is_flag",
     "load_notices",
     "load_record",
     "load_records",

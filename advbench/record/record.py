@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
 from advbench.errors import UserError
-from advbench.files import locked, write_new
+from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
 from advbench.record.parts import (
@@ -34,6 +35,7 @@ from advbench.record.parts import (
 )
 from advbench.statistics import wilson
 
+_WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
 
@@ -189,6 +191,21 @@ class Record(Part):
                 write_new(path, self.to_json())
         return path
 
+    def save_as(self, path: Path, fates: Fates) -> None:
+        """Write the JSON `path` and the `.npz` beside it, in place of an older record there, as a pair.
+
+        Until both are written the archive lies under a name that belongs to this JSON alone: whenever this is killed,
+        the older or the new record can be read. Raises UserError when that cannot be written.
+        """
+        self.verify(fates)
+        content = self.to_json()
+        with locked(path.with_name(".lock")):
+            fates.save(_waiting(path, content.encode()), self.seal(fates))
+            write_atomic(path, content)
+            replace_file(_waiting(path, content.encode()), path.with_suffix(".npz"))
+            for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*{_WAITING}"):
+                leftover.unlink(missing_ok=True)
+
     def to_json(self) -> str:
         return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
 
@@ -219,7 +236,9 @@ def load_record(path: Path) -> tuple[Record, Fates]:
         record = Record.model_validate_json(content, strict=True)
     except ValidationError as error:
         raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
-    archive = path.with_suffix(".npz")
+    archive = _waiting(path, content)
+    if not archive.exists():
+        archive = path.with_suffix(".npz")
     fates, seal = load_sealed(archive)
     try:
         record.verify(fates)
@@ -314,6 +333,11 @@ def slug(name: str) -> str:
     """`name` as one path component: itself if plain, else its plain characters and the start of its hash."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
     return plain if plain and plain == name else f"{plain or 'dataset'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _waiting(path: Path, content: bytes) -> Path:
+    """Where the archive of the JSON `path` lies while `save_as` replaces it by `content`."""
+    return path.with_name(f".{path.stem}.{hashlib.sha256(content).hexdigest()[:16]}{_WAITING}")
 
 
 def _seal(plain: dict[str, Any], fates: Fates) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,10 +251,12 @@ def alive(process: int) -> bool:
 
 
 def children(parent: int) -> list[int]:
-    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [
-        int(one) for one in found if "advbench.evaluator.parallel.worker" in Path(f"/proc/{one}/cmdline").read_text()
-    ]
+    found = []
+    for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if "advbench.evaluator.parallel.worker" in Path(f"/proc/{one}/cmdline").read_text():
+                found.append(int(one))
+    return found
 
 
 def wait_for(look: Callable[[], list[object]] | Callable[[], list[int]]) -> list[object]:

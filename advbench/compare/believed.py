@@ -1,0 +1,96 @@
+"""Whether a comparison may be made and its numbers believed; if not, why, in one line that says what to do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from advbench.compare.comparable import KINDS, differences
+from advbench.compare.gate import Test
+from advbench.compare.results import Finding
+from advbench.compare.sides import Measured, Side, common_grid
+from advbench.errors import unknown
+from advbench.record import FLAG_NAMES, is_flag
+
+
+def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, gated: bool) -> str:
+    """Why `others` cannot be compared with `base`: they were measured differently, in kinds that are not in `free`.
+
+    Without a gate, other attacks and engines may be compared.
+    """
+    refused = set(KINDS if gated else ("images", "norms")) - set(free)
+    found: dict[str, str] = {}
+    kinds: set[str] = set()
+    for side in others:
+        differing = {
+            kind: text
+            for kind, text in differences(side.units[0].record, base.units[0].record).items()
+            if kind in refused
+        }
+        if differing:
+            found[side.label] = ", ".join(differing.values())
+            kinds |= set(differing)
+    if not found:
+        return ""
+    options = " and ".join(
+        dict.fromkeys("--unpaired" if kind == "images" else "--different-attacks" for kind in sorted(kinds))
+    )
+    what = "; ".join(f"{label}: {text}" for label, text in found.items())
+    return (
+        f"not measured as the baseline {base.label} was: {what}. Evaluate both alike, renew the baseline by "
+        f"{renewal(base.units[0])}, or compare them {options}"
+    )
+
+
+def renewal(unit: Measured) -> str:
+    """The command that measures a baseline again as it is done now."""
+    file = Path("baseline.json") if unit.path.stem == unit.record.id else unit.path  # records are never edited
+    again = ["advbench", "evaluate", "--again", unit.path, "--model", unit.record.model.spec, "--save-baseline", file]
+    return shlex.join(map(str, again))
+
+
+def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[str]) -> str:
+    """Why the gate's numbers cannot be believed: flags at the eps that its conditions name, or below."""
+    top = max((eps.value for eps in common_grid([unit for side in sides for unit in side.units])), default=None)
+    found: dict[str, dict[str, str]] = {}
+    for side in sides:
+        for record in (unit.record for unit in side.units):
+            for test in tests:
+                of_auc = top if test.relative else record.eps[-1]
+                named = test.quantity.eps.value if test.quantity.eps else None
+                eps = {"clean": 0.0, "acc": named, "auc": of_auc, "median_norm": None}[test.quantity.kind]
+                flags = {flag.name: flag.severity for flag in record.doubts(eps) if flag.name not in allowed}
+                found[side.label] = found.get(side.label, {}) | flags
+    named_flags = sorted({name for flags in found.values() for name in flags})
+    if not named_flags:
+        return ""
+    what = "; ".join(
+        f"{label} is flagged {', '.join(f'{name} ({severity})' for name, severity in sorted(flags.items()))}"
+        for label, flags in found.items()
+        if flags
+    )
+    return f"numbers that cannot be believed: {what}; --allow-flags {','.join(named_flags)} would accept them"
+
+
+def blind(findings: Iterable[Finding], alpha: float) -> str:
+    """Why the images are too few for the gate: a branch for which even a fall to 0 could not be significant."""
+    found = [
+        f"{one.model}: {one.branch} (p {one.p_zero:.3f})"
+        for one in findings
+        if one.p_zero is not None and one.p_zero >= alpha
+    ]
+    if not found:
+        return ""
+    return (
+        f"too few images: even a fall to 0 could not be significant at alpha {alpha:g}: {'; '.join(found)}; measure "
+        "more images, choose a larger --alpha, or gate --strict"
+    )
+
+
+def check_flags(allowed: Collection[str], sides: Iterable[Side]) -> None:
+    """Raise UserError for names that are no flag's."""
+    raised = {flag.name for side in sides for unit in side.units for flag in unit.record.flags}
+    for name in allowed:
+        if not is_flag(name) and name not in raised:
+            raise unknown("flag", name, {*FLAG_NAMES, *raised})
