@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops the work at its next step and saves it, the second ends the process at once."""
+"""Signals: the first stops the work at its next step and saves it, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from advbench import ranks
 from advbench.errors import Interrupted
 
 RESUMABLE = ("train", "attack", "evaluate")  # the other commands start over
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, kill, a closed terminal, Slurm
+
+
+def handle(handler: Any) -> dict[int, Any]:
+    """Let `handler` handle SIGNALS, and return the handlers before. SIGHUP stays ignored under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
+        return {}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    return {number: signal.signal(number, handler) for number in taken}
 
 
 class Halted(Interrupted):
     """Interrupted; `missing` are options, besides --resume, that the command line to resume with needs."""
 
-    def __init__(self, message: str, missing: Mapping[str, str]) -> None:
+    def __init__(self, message: str, missing: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.missing = missing
+        self.missing = missing or {}
 
 
 class Stop:
@@ -42,9 +51,12 @@ class Stop:
             raise Interrupted("stopped, and nothing was lost")
 
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = handle(self._handle)
         return self
+
+    def again(self) -> None:
+        """Handle signals here again, after a library has taken them."""
+        handle(self._handle)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

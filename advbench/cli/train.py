@@ -150,7 +150,7 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
                 _train_one(task, flags, device, stop, screen)
             except Interrupted as error:
                 missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
-                raise Halted(str(error).partition(":")[0], missing) from error
+                raise Halted(str(error), missing) from error
     return [task.out for task in tasks]
 
 
@@ -254,7 +254,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
             _show(task.out, screen)
         elif flags.force:
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
-    with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
+    with Stop() as stop, connected(place, flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} runs on {cluster.about}")
         jobs = [
             Job(
@@ -273,8 +273,9 @@ def train_task(working_folder: str, *, recipe: dict[str, Any], out: str, device:
     from advbench.trainer import train
 
     enter(working_folder)
-    watch = ScreenWatch(Bar(), Stop(), log=log)
-    return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
+    with Stop() as stop:
+        watch = ScreenWatch(Bar(), stop, log=log)
+        return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 
 def _show(out: Path, screen: Screen) -> None:

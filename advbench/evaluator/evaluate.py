@@ -18,7 +18,7 @@ from advbench.checkpoint import Loaded, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.environment import environment
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
@@ -30,6 +30,8 @@ from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
 from advbench.record import DatasetRef, Environment, Fates, Flag, ModelRef, Record, Trained
 from advbench.version import __version__
+
+MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         raise UserError(
             f"out of memory before the attacks start ({error}): free some, or choose --device cpu"
         ) from None
+    for attack in run.attacks:
+        if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
+            raise UserError(
+                f"{attack.name}: {attack.restarts} restarts on {len(data)} images are too many: choose fewer"
+            )
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
         raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     return run
@@ -230,9 +237,8 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
     try:
         with torch.no_grad():
             logits = net(x)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model does not take the {shape} images of {data.name}: {reason}") from error
+    except Exception as error:  # a model from elsewhere may raise anything
+        raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
     if logits.shape[1] != data.num_classes:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from advbench.engine.search import Search, Verdicts
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, reading
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _SAVE_INTERVAL = 20.0  # seconds between two saves; a kill loses at most this and one step
@@ -117,9 +117,11 @@ class Journal:
         """The verdicts of `search`: from the journal if it finished before, else by running it to its end."""
         self._next += 1
         if self._next <= len(self._ended):
-            return Verdicts(**self._ended[self._next - 1])
+            with reading(f"{self._file}; drop --resume to start over"):
+                return Verdicts(**self._ended[self._next - 1])
         if self._under_way is not None:
-            search.restore(self._under_way)
+            with reading(f"{self._file}; drop --resume to start over"):
+                search.restore(self._under_way)
             self._under_way = None
         cost = Meter(self, search)
 
@@ -172,7 +174,7 @@ class Journal:
             self._interrupt()
 
     def _interrupt(self) -> NoReturn:
-        raise Interrupted("stopped" if self.path is None else "stopped and saved: continue with --resume")
+        raise Interrupted("stopped" if self.path is None else "stopped and saved")
 
     def _end(self, found: dict[str, Any]) -> None:
         self._ended.append(found)

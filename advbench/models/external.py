@@ -146,9 +146,9 @@ def _described(text: str, path: Path) -> nn.Module:
         if description["arch"] not in architectures():
             raise UserError(f"{path} names the unknown architecture {description['arch']!r}: pass --arch")
         return rebuild(description, seed=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
             f"{path} has a faulty description of its architecture ({one_line(error)}): pass --arch"
         ) from error

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.files import locked, write_new
 from advbench.record.fates import Fates, load_sealed
 from advbench.record.parts import (
@@ -198,23 +198,20 @@ class Damage(NamedTuple):
 
 def load_record(path: Path) -> tuple[Record, Fates]:
     """Read and verify a record and its archive. Raises UserError, naming the file, for any damage."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read record {path}: {error.strerror}") from error
-    try:
-        record = Record.model_validate_json(content, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
-    archive = path.with_suffix(".npz")
-    fates, seal = load_sealed(archive)
-    try:
-        record.verify(fates)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if seal != record.seal(fates):
-        raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
-    return record, fates
+    with reading(f"record {path}"):
+        try:
+            record = Record.model_validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
+        archive = path.with_suffix(".npz")
+        fates, seal = load_sealed(archive)
+        try:
+            record.verify(fates)
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+        if seal != record.seal(fates):
+            raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
+        return record, fates
 
 
 def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:

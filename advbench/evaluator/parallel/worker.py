@@ -46,7 +46,7 @@ def main() -> None:
         stopping.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shutdown signals every process
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # a shutdown signals every process
         signal.signal(number, lambda *_: stopping.set())
     found: ShareResult | Exception
     try:
