@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,6 +17,7 @@ import filelock
 from advbench.errors import UserError, reading
 
 _SUFFIX = ".advbench.tmp"
+_UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 _TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
@@ -61,7 +63,9 @@ def write_new(path: Path, content: bytes | str) -> bool:
                 os.link(temporary, path)  # like mode "x", but never half written
             except FileExistsError:
                 return False
-            except OSError:  # no hard links here
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
                 if path.exists():
                     return False
                 temporary.replace(path)
@@ -156,7 +160,7 @@ def _beside(path: Path) -> Iterator[tuple[int, Path]]:
             break
         os.close(handle)
     try:
-        with suppress(OSError):  # a file system without permissions
+        with _if_supported():
             os.fchmod(handle, 0o666 & ~_umask())
         yield handle, Path(name)
     finally:
@@ -166,12 +170,22 @@ def _beside(path: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # a folder that cannot be read, or a file system that does not sync folders
+    with _if_supported():
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def _if_supported() -> Iterator[None]:
+    """Inside, the errors of file systems without permissions, or that do not sync folders, are no errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def _umask() -> int:

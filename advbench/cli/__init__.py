@@ -14,9 +14,10 @@ import typer
 from advbench.allocator import keep_freed
 from advbench.cli import analyze, attack, compare, evaluate, train
 from advbench.cli import list as list_
-from advbench.cli.stop import Halted, handle, resume_command
+from advbench.cli.stop import Halted, resume_command
 from advbench.errors import Interrupted, UserError, one_line, unknown
 from advbench.escape import visible
+from advbench.signals import handle
 from advbench.version import __version__
 
 app = typer.Typer(

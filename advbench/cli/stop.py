@@ -6,25 +6,15 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from advbench import ranks
 from advbench.errors import Interrupted
+from advbench.signals import handle
 
 RESUMABLE = ("train", "attack", "evaluate")  # the other commands start over
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Ctrl-C, kill, a closed terminal, Slurm
-
-
-def handle(handler: Any) -> dict[int, Any]:
-    """Let `handler` handle SIGNALS, and return the handlers before. SIGHUP stays ignored under nohup."""
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot set handlers
-        return {}
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    taken = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
-    return {number: signal.signal(number, handler) for number in taken}
 
 
 class Halted(Interrupted):

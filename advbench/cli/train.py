@@ -17,7 +17,7 @@ from advbench.cli.console import Bar, Screen
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
-from advbench.errors import Interrupted, UserError, unknown
+from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.registry import entries, find
 
 if TYPE_CHECKING:
@@ -194,8 +194,8 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
 def read_seeds(text: str) -> list[int]:
     """The whole numbers in a comma list. Raises UserError."""
     names = split_names([text])
-    if not all(name.isascii() and name.isdecimal() for name in names):
-        raise UserError(f"--seed {text!r}: write whole numbers from 0, such as 0 or 0,1,2")
+    if not all(name.isascii() and name.isdecimal() and len(name) < 20 for name in names):
+        raise UserError(f"--seed {shortened(text)}: write whole numbers from 0, such as 0 or 0,1,2")
     return list(map(int, names))
 
 

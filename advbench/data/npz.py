@@ -36,12 +36,17 @@ def load(split: str, path: str) -> Dataset:
     """
     file = Path(path).expanduser()
     with reading(file), file.open("rb") as stream:
-        stored = np.load(stream, allow_pickle=False)
-        if not isinstance(stored, Mapping):
-            raise UserError(f"npz: {file} holds a single array: save x_train, y_train, x_test, y_test")
-        images = _images(_pick(stored, split, 0, file), split, file)
-        labels = {part: _labels(_pick(stored, part, 1, file), part, file) for part in ("train", "test")}
-        names = [str(name) for name in stored["class_names"].ravel()] if "class_names" in stored else []
+        try:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, Mapping):
+                raise UserError(f"npz: {file} holds a single array: save x_train, y_train, x_test, y_test")
+            images = _images(_pick(stored, split, 0, file), split, file)
+            labels = {part: _labels(_pick(stored, part, 1, file), part, file) for part in ("train", "test")}
+            names = [str(name) for name in stored["class_names"].ravel()] if "class_names" in stored else []
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
     if len(images) != len(labels[split]):
         raise UserError(f"npz: {file} has {len(images)} {split} images, but {len(labels[split])} labels")
     classes = max(int(values.max(initial=0)) for values in labels.values()) + 1

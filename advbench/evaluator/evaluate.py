@@ -118,9 +118,7 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         ) from None
     for attack in run.attacks:
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
-            raise UserError(
-                f"{attack.name}: {attack.restarts} restarts on {len(data)} images are too many: choose fewer"
-            )
+            raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
         raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     return run

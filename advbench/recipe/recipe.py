@@ -109,6 +109,9 @@ class Recipe(Part):
         for path, value in entry.about.get("recipe", {}).items():
             put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
+        for section in ("method", "model"):
+            if not isinstance(tree[section], dict):
+                raise UserError(f"recipe field {section} is a table, not {shortened(tree[section])}: set its fields")
         tree["method"] = {"name": entry.name, **_method_tree(entry, tree["method"])}
         tree["model"] = {key: plain(value) for key, value in tree["model"].items()}
         return cls.read(tree)
