@@ -242,7 +242,7 @@ def test_a_training_state_that_is_none(cli: Any, run_folder: Path) -> None:
     for wrong in (b"", b"x", pickle.dumps(3), pickle.dumps({"a": Path("x")})):
         write_sealed(card.parent / "train_state/state.bin", wrong)
         assert cli(*argv).err.startswith("error: cannot read runs/a/train_state/state.bin; start over with --force: ")
-    for name in state.keys() - {"advbench", "others"}:
+    for name in ("data_sha256", "epoch", "sums", "f", "optimizers", "history", "rng"):
         save_train_state(card.parent, {key: value for key, value in state.items() if key != name})
         ran = cli(*argv)
         assert ran.code == 2 and ran.err.splitlines()[-1].startswith("error: cannot read the training state"), name
