@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 class UserError(ValueError):
@@ -15,7 +17,7 @@ class Untrusted(UserError):
 
 
 class Interrupted(Exception):
-    """Stopped by a signal, after saving. The message says how to resume. Exit code 3."""
+    """Stopped by a signal, after saving. The command line says how to resume. Exit code 3."""
 
 
 class CodeRuns(UserWarning):
@@ -34,3 +36,25 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 def one_line(error: BaseException) -> str:
     """The message of `error` on one line of at most 160 characters; its type where it has none."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def shortened(value: object) -> str:
+    """`value` as Python writes it, in at most about 60 characters."""
+    return reprlib.repr(value)
+
+
+@contextmanager
+def explained(failure: str) -> Iterator[None]:
+    """Inside, any error is a UserError that starts with `failure`: for others' code and files, which raise anything."""
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{failure}: {reason}") from error
+
+
+def reading(what: object) -> AbstractContextManager[None]:
+    """Inside, any error is a UserError about `what`, a file from elsewhere: no list of what readers raise is whole."""
+    return explained(f"cannot read {what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import filelock
 
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 
 _SUFFIX = ".advbench.tmp"
+_UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 _TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
@@ -65,7 +67,10 @@ def replace_file(new: Path, old: Path) -> None:
 
 
 def write_new(path: Path, content: bytes | str) -> bool:
-    """Create `path` as a whole. Returns False, and changes nothing, when it exists. Raises UserError."""
+    """Create `path` as a whole. Returns False, and changes nothing, when it exists. Raises UserError.
+
+    On a file system without hard links, two writers at once may both succeed: the callers hold a lock.
+    """
     data = content.encode() if isinstance(content, str) else content
     try:
         with _beside(path) as (handle, temporary):
@@ -75,6 +80,12 @@ def write_new(path: Path, content: bytes | str) -> bool:
                 os.link(temporary, path)  # like mode "x", but never half written
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                if path.exists():
+                    return False
+                temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -88,10 +99,8 @@ def write_sealed(path: Path, payload: bytes) -> None:
 
 def read_sealed(path: Path) -> bytes:
     """The payload that `write_sealed` wrote. Raises UserError when the file cannot be read or is damaged."""
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     seal, payload = content[:64], content[64:]
     if hashlib.sha256(payload).hexdigest().encode() != seal:
         raise UserError(f"{path} is damaged: its sha256 does not match; remove it to start over")
@@ -168,7 +177,8 @@ def _beside(path: Path) -> Iterator[tuple[int, Path]]:
             break
         os.close(handle)
     try:
-        os.fchmod(handle, 0o666 & ~_umask())
+        with _if_supported():
+            os.fchmod(handle, 0o666 & ~_umask())
         yield handle, Path(name)
     finally:
         with suppress(OSError):  # renamed, or on a disk that has become read-only
@@ -177,11 +187,22 @@ def _beside(path: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    with _if_supported():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _if_supported() -> Iterator[None]:
+    """Inside, the errors of file systems without permissions, or that do not sync folders, are no errors."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def _umask() -> int:

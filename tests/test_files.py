@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,3 +171,31 @@ def test_a_seal_notices_every_changed_byte(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
             read_sealed(path)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_links_permissions_or_folders_to_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    sync = os.fsync
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "fchmod", fail)
+    monkeypatch.setattr(os, "fsync", lambda handle: fail() if stat.S_ISDIR(os.fstat(handle).st_mode) else sync(handle))
+    assert write_new(tmp_path / "x", b"first") and not write_new(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+    write_atomic(tmp_path / "x", b"third")
+    assert (tmp_path / "x").read_bytes() == b"third" and names(tmp_path) == {"x"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_links_that_fail_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(UserError, match=os.strerror(code)):
+        write_new(tmp_path / "x", b"first")
+    assert names(tmp_path) == set()

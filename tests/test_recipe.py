@@ -170,6 +170,8 @@ def test_set_with_an_empty_name_is_refused(text: str) -> None:
         ("optim=sgd", "optim"),
         ("epochs.x=1", "epochs has no fields"),
         ("schedule.milestones=0.5,2", "milestones"),
+        ("model=mlp", "model is a table"),
+        ("method=act", "method is a table"),
         ("method.name=pdg-at", "did you mean pgd-at"),
     ],
 )
@@ -183,7 +185,7 @@ def test_bad_settings_give_one_line_that_names_similar_fields(given_set: str, me
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("epochs = = 3", encoding="utf-8")
-    with pytest.raises(UserError, match=r"broken.toml is not TOML"):
+    with pytest.raises(UserError, match=r"cannot read recipe .*broken.toml: TOMLDecodeError"):
         Recipe.resolve(config=broken)
     with pytest.raises(UserError, match="cannot read recipe"):
         Recipe.resolve(config=tmp_path / "absent.toml")

@@ -23,6 +23,7 @@ from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import BATCH, against, batches, images, load_runs, one_eps, perturbed, right
 from advbench.data.dataset import Dataset
 from advbench.models.base import Model
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "features": {
@@ -42,9 +43,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 def run(
     runs: list[Path],
     *,
-    n: int = 500,
+    n: Count = 500,
     eps: str | None = None,
-    steps: int = 20,
+    steps: Count = 20,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,

@@ -26,6 +26,7 @@ from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, steepest
 from advbench.analyses.minimum_norm import Array, largest_margin, margin
 from advbench.errors import UserError
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "implicit-bias": {
@@ -58,11 +59,11 @@ def run(
     runs: list[Path],
     *,
     sizes: str = "3,12,25",
-    dim: int = 100,
-    trials: int = 3,
-    steps: int = 30_000,
-    fista_steps: int = 2_000,
-    adversarial_steps: int = 5_000,
+    dim: Count = 100,
+    trials: Count = 3,
+    steps: Count = 30_000,
+    fista_steps: Count = 2_000,
+    adversarial_steps: Count = 5_000,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:

@@ -29,6 +29,7 @@ from advbench.analyses.trained_run import (
 )
 from advbench.models import wrap
 from advbench.models.base import Model, straight_through
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "quantize": {
@@ -49,11 +50,11 @@ def run(
     runs: list[Path],
     *,
     layer: str | None = None,
-    levels: int = 8,
-    n: int = 500,
+    levels: Count = 8,
+    n: Count = 500,
     eps: str | None = None,
     attack: str = "pgd",
-    steps: int = 20,
+    steps: Count = 20,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,

@@ -20,6 +20,7 @@ from advbench.eps import Eps, parse_eps_list
 from advbench.errors import UserError
 from advbench.figure import Line, draw_curves, panels
 from advbench.recipe import differences
+from advbench.recipe.fields import Count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +43,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 def run(
     runs: list[Path],
     *,
-    n: int = 500,
+    n: Count = 500,
     eps: str | None = None,
     attack: str = "autoattack",
-    steps: int | None = None,
+    steps: Count | None = None,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,

@@ -15,6 +15,7 @@ import torch
 
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import against, images, load_runs, one_eps, perturbed, right
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
@@ -37,9 +38,9 @@ MAX_CHANCE_GAP = 0.02  # in accuracy: what chance and a weak PGD can explain
 def run(
     runs: list[Path],
     *,
-    n: int = 500,
+    n: Count = 500,
     eps: str | None = None,
-    steps: int = 20,
+    steps: Count = 20,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,

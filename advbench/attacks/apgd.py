@@ -21,6 +21,7 @@ from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.engine.losses import aims, check_target
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
+from advbench.recipe.fields import Count, Share, Size
 from advbench.threat import Linf, banded, check_band
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -72,10 +73,10 @@ class APGD(Attack):
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
-    steps: int = 100
-    rho: float = 0.75
-    n_targets: int = 0
-    target: int | None = None
+    steps: Count = 100
+    rho: Share = 0.75
+    n_targets: Size = 0
+    target: Size | None = None
     larger_eps: bool = False
     band: tuple[float, float] | None = None
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
 
 from advbench.attacks.function import Function, is_attack
 from advbench.engine.attack import Attack, members
-from advbench.errors import UserError
+from advbench.errors import UserError, shortened
+from advbench.recipe.fields import converted
 from advbench.registry import find, parameters
 
 
@@ -39,20 +37,17 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
 
 
 def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:
-    """`attack` with those of `settings` that it has; the others are ignored. UserError for an invalid value."""
-    kinds = get_type_hints(type(attack))
-    changes = {}
-    for name in attack.setting_names():
-        if name not in settings:
+    """`attack` with those of `settings` that it has; the others are ignored. UserError for an invalid value of any."""
+    kinds = get_type_hints(type(attack), include_extras=True)
+    fields = {name: settings.get(name, getattr(attack, name)) for name in attack.setting_names()}
+    for name, given in fields.items():
+        value, kind = given, kinds[name]
+        if name not in settings and not isinstance(value, int | float):
             continue
-        value, kind = settings[name], kinds[name]
         if isinstance(value, str) and "," in value and kind is not str:
             value = value.split(",")
         try:
-            changes[name] = TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise UserError(f"{attack.name}: {name}={settings[name]!r}: {problem}") from error
-        if isinstance(changes[name], float) and not math.isfinite(changes[name]):
-            raise UserError(f"{attack.name}: {name} is {changes[name]}, but must be a finite number")
-    return dataclasses.replace(attack, **changes)
+            fields[name] = converted(kind, value)
+        except ValueError as error:
+            raise UserError(f"{attack.name}: {name}={shortened(given)}: {error}") from error
+    return dataclasses.replace(attack, **fields)

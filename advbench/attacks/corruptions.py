@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from advbench.data.corruptions import COMMON, source_of
 from advbench.engine.attack import Asks, Attack, Context
 from advbench.eps import CORRUPTIONS
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "corruptions": {
@@ -28,7 +29,7 @@ class Corruption(Attack):
     asks: ClassVar[Asks] = "logits"
     norms = (CORRUPTIONS,)
 
-    steps: int = 1
+    steps: Count = 1
     source: str = "auto"
 
     def prepare(self, context: Context) -> Attack:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.engine.tensors import rows
+from advbench.recipe.fields import Count, NotNegative, Positive
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "cw-l2": {
@@ -52,11 +53,11 @@ class CW(Attack):
 
     steps: int = field(init=False, default=1)
     loss: str = "cw"
-    searches: int = 9
-    iterations: int = 1000
-    lr: float = 0.01
-    c_init: float = 1e-3
-    kappa: float = 0.0
+    searches: Count = 9
+    iterations: Count = 1000
+    lr: Positive = 0.01
+    c_init: Positive = 1e-3
+    kappa: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", self.searches * self.iterations)

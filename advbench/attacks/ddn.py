@@ -17,6 +17,7 @@ from advbench import rng
 from advbench.attacks.schedules import cosine
 from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.engine.tensors import rows, surely_none
+from advbench.recipe.fields import Count, NotNegative, Share, Size
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "ddn": {
@@ -42,10 +43,10 @@ class DDN(Attack):
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True
 
-    steps: int = 1000
-    gamma: float = 0.05
-    init_norm: float = 1.0
-    levels: int = 0
+    steps: Count = 1000
+    gamma: Share = 0.05
+    init_norm: NotNegative = 1.0
+    levels: Size = 0
 
     def start(self, p: Problem) -> DDNState:
         x = p.region.x

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advbench.engine.attack import Answer, Asks, Attack, Problem, State
 from advbench.engine.hyperplane import nearest_boundary
+from advbench.recipe.fields import Count, NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "deepfool": {
@@ -39,9 +40,9 @@ class DeepFool(Attack):
     norms = ("linf", "l2")
     minimum_norm: ClassVar[bool] = True
 
-    steps: int = 50
+    steps: Count = 50
     loss: str = "cw"
-    overshoot: float = 0.02
+    overshoot: NotNegative = 0.02
 
     def start(self, p: Problem) -> DeepFoolState:
         x = p.region.x

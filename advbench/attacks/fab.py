@@ -25,6 +25,7 @@ from advbench.engine.attack import Answer, Asks, Attack, Problem, State
 from advbench.engine.hyperplane import nearest_boundary, to_hyperplane
 from advbench.engine.losses import likeliest
 from advbench.engine.tensors import rows
+from advbench.recipe.fields import Count, Positive, Share
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "fab": {
@@ -53,11 +54,11 @@ class FAB(Attack):
     minimum_norm: ClassVar[bool] = True
     checks_steps: ClassVar[bool] = True
 
-    steps: int = 100
+    steps: Count = 100
     loss: str = "cw"
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
+    alpha_max: Share = 0.1
+    eta: Positive = 1.05
+    beta: Share = 0.9
 
     def start(self, p: Problem) -> State:
         region, x = p.region, p.region.x
@@ -95,7 +96,7 @@ class FABT(FAB):
 
     asks: ClassVar[Asks] = "gradient"
 
-    n_targets: int = 9
+    n_targets: Count = 9
 
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
         return likeliest(logits, y, self.n_targets)

@@ -20,6 +20,7 @@ from advbench.engine.losses import likeliest
 from advbench.engine.oracle import Oracle
 from advbench.errors import UserError
 from advbench.models.base import Model
+from advbench.recipe.fields import Count, NotNegative, Size
 
 ENTRIES = {
     "feature-pgd": {
@@ -40,9 +41,9 @@ class FeaturePGD(PGD):
     Images of class `target` are pulled to the centre of their likeliest wrong class.
     """
 
-    steps: int = 40
-    rel_step: float = 0.1
-    n_targets: int = 3
+    steps: Count = 40
+    rel_step: NotNegative = 0.1
+    n_targets: Size = 3
     centres: Tensor | None = prepared()
 
     def prepare(self, context: Context) -> Attack:

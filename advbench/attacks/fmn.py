@@ -16,6 +16,7 @@ from torch import Tensor
 
 from advbench.attacks.schedules import cosine
 from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.recipe.fields import Count, NotNegative, Positive
 from advbench.threat import around
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -43,11 +44,11 @@ class FMN(Attack):
     norms = ("linf", "l2", "l1")
     minimum_norm: ClassVar[bool] = True
 
-    steps: int = 1000
+    steps: Count = 1000
     loss: str = "cw"
-    alpha_init: float = 1.0
-    gamma_init: float = 0.05
-    gamma_final: float = 0.001
+    alpha_init: Positive = 1.0
+    gamma_init: NotNegative = 0.05
+    gamma_final: NotNegative = 0.001
 
     def start(self, p: Problem) -> FMNState:
         infinite = torch.full_like(p.region.eps, torch.inf)

@@ -30,6 +30,7 @@ from advbench.engine.oracle import Oracle
 from advbench.errors import UserError, unknown
 from advbench.models.base import Model
 from advbench.models.tasks import MAIN, Drawn, Head, answers, losses, sample_key
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "multi-task": {
@@ -52,7 +53,7 @@ class MultiTask(PGD):
 
     asks: ClassVar[Asks] = "jacobian"
 
-    steps: int = 25
+    steps: Count = 25
     attacked: str = "sum"
     heads_sha256: str = ""
     heads: Mapping[str, Head] | None = prepared()

@@ -18,6 +18,7 @@ from torch import Tensor
 from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.engine.losses import KL, aims, check_target
 from advbench.errors import UserError, unknown
+from advbench.recipe.fields import Count, NotNegative, Size
 from advbench.rng import normal, signs, uniform
 from advbench.threat import L1, Region, banded, check_band
 
@@ -86,14 +87,14 @@ class PGD(Attack):
 
     norms = ("linf", "l2", "l1", "fourier-linf")
 
-    steps: int = 10
-    rel_step: float = 0.25
-    step_size: float | None = None
+    steps: Count = 10
+    rel_step: NotNegative = 0.25
+    step_size: NotNegative | None = None
     random_start: bool = True
     init: str = "uniform"
-    momentum: float = 0.0
-    n_targets: int = 0
-    target: int | None = None
+    momentum: NotNegative = 0.0
+    n_targets: Size = 0
+    target: Size | None = None
     sparsity: float = 0.99
     band: tuple[float, float] | None = None
 

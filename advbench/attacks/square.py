@@ -23,6 +23,7 @@ from advbench.engine.attack import Answer, Asks, Attack, Problem, State
 from advbench.engine.losses import aims, check_target
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
+from advbench.recipe.fields import Count, Size
 from advbench.threat import Linf
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -62,9 +63,9 @@ class Square(Attack):
 
     steps: int = field(init=False, default=1)
     loss: str = "cw"
-    n_queries: int = 5000
+    n_queries: Count = 5000
     p_init: float = 0.8
-    target: int | None = None
+    target: Size | None = None
     rescale_schedule: bool = False
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.files import write_atomic
 from advbench.models.external import FORMS
 from advbench.record import Flag, passes_an_image
@@ -100,14 +100,12 @@ def write_card(folder: Path, card: RunCard) -> None:
 def read_card(folder: Path) -> RunCard:
     """The card of a run folder. Raises UserError if the folder is not a run folder, or its card is damaged."""
     path = folder / CARD
-    try:
+    with reading(path):
+        if not path.is_file():
+            runs = sorted(str(run.parent) for run in folder.glob(f"*/{CARD}"))[:5] if folder.is_dir() else []
+            hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
+            raise UserError(f"{folder} is not a run folder: {CARD} is missing{hint}")
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        runs = sorted(str(run.parent) for run in folder.glob(f"*/{CARD}"))[:5] if folder.is_dir() else []
-        hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
-        raise UserError(f"{folder} is not a run folder: {CARD} is missing{hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
     try:
         tree = json.loads(text)
         seal = tree.pop("seal", None) if isinstance(tree, dict) else None  # old cards have no seal

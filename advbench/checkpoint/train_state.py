@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.files import read_sealed, write_sealed
 
 _STATE = Path("train_state") / "state.bin"
@@ -34,8 +34,11 @@ def load_train_state(folder: Path, device: torch.device | str = "cpu") -> dict[s
     if not (folder / _STATE).is_file():
         raise UserError(f"{folder} cannot be resumed: {_STATE} is missing")
     content = io.BytesIO(read_sealed(folder / _STATE))
-    state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
-    return state
+    with reading(f"{folder / _STATE}; start over with --force"):
+        state = torch.load(content, map_location=device, weights_only=True)
+        if not isinstance(state, dict):
+            raise UserError(f"{folder / _STATE} holds no training state: start over with --force")
+        return state
 
 
 def _check_plain(value: Any, where: str) -> None:

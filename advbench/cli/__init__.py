@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from advbench.allocator import keep_freed
 from advbench.cli import analyze, attack, compare, evaluate, leaderboard, train
 from advbench.cli import list as list_
 from advbench.cli.stop import Halted, resume_command
-from advbench.errors import Interrupted, UserError, unknown
+from advbench.errors import Interrupted, UserError, one_line, unknown
 from advbench.escape import visible
+from advbench.signals import handle
 from advbench.version import __version__
 
 app = typer.Typer(
@@ -62,6 +63,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     keep_freed()
+    _open_streams()
+    handle(signal.default_int_handler)  # before and after `Stop`, every signal ends the command as Ctrl-C does
     try:
         code = run(sys.argv[1:])
     except Exception:  # a bug: Python would exit with 1, which a gate takes for a regression
@@ -83,16 +86,16 @@ def run(argv: Sequence[str]) -> int:
         missing = error.missing if isinstance(error, Halted) else {}
         return _complain("interrupted", f"{error}; continue with: {resume_command(argv, missing)}", 3)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", f"nothing was started; continue with: {resume_command(argv, {})}", 3)
-    except BrokenPipeError:  # the reader of our output, such as head, has closed it
-        _silence()
-        return 0
+        return _complain("interrupted", f"stopped; continue with: {resume_command(argv, {})}", 3)
+    except SystemExit as left:
+        if not isinstance(left.__context__, BrokenPipeError):
+            return _complain("error", f"code from outside advbench called sys.exit({left.code!r})", 2)
+        sys.stdout, sys.stderr = (getattr(stream, "wrapped", stream) for stream in (sys.stdout, sys.stderr))
+        return _failed(left.__context__)  # typer's answer to an output that its reader, such as head, has closed
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        _silence()  # Python writes its buffer once more at exit, which would fail again
-        where = f" {error.filename}" if error.filename else ", perhaps standard output"
-        return _complain("error", f"cannot write{where}: {error.strerror}", 2)
+        return _failed(error)
+    except MemoryError:
+        return _complain("error", "out of memory: choose fewer images, or a smaller batch or model", 2)
     except _USAGE as error:
         return _usage(error)
     return code if isinstance(code, int) else 0
@@ -102,12 +105,22 @@ def run(argv: Sequence[str]) -> int:
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+def _open_streams() -> None:
+    """Open the standard streams that were closed where this started: else files that are opened take their numbers.
+
+    Writing to a closed stdout fails, since results would be lost.
+    """
+    for name, mode in (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, mode), "r" if name == "stdin" else "w"))
 
 
-def _silence() -> None:
-    """Discard whatever is still written to stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _failed(error: OSError) -> int:
+    """Report that a file, or standard output, cannot be read or written."""
+    if error.filename is not None:
+        return _complain("error", f"cannot use {error.filename}: {error.strerror}", 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes its buffer once more at exit
+    return _complain("error", f"cannot write, perhaps standard output: {error.strerror or one_line(error)}", 2)
 
 
 def _usage(error: Any) -> int:

@@ -37,7 +37,7 @@ def command(
     dataset: options.Dataset = None,
     norm: options.Norm = None,
     eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of the perturbation")] = None,
-    n: Annotated[int | None, typer.Option("-n", metavar="N", help="number of images")] = None,
+    n: Annotated[int | None, typer.Option("-n", metavar="N", min=1, help="number of images")] = None,
     seed: Annotated[
         int | None,
         typer.Option(

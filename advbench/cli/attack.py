@@ -147,7 +147,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             try:
                 result = evaluate(target.loaded, data, settings, journal=journal, resume=flags.resume)
             except Interrupted as error:
-                raise Halted(str(error).partition(":")[0], {"--model": spec, "--out": str(out)}) from error
+                raise Halted(str(error), {"--model": spec, "--out": str(out)}) from error
         examples = collect(target.loaded.net, data.to(device), result)
         write(examples, result.record, out)
         journal.finish()

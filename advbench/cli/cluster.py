@@ -16,9 +16,10 @@ from typing import Any
 
 from advbench.cli.console import Bar
 from advbench.cli.stop import Halted, Stop
-from advbench.errors import UserError, unknown
+from advbench.errors import Interrupted, UserError, unknown
 
 RETRIES = 5  # of a task, if its worker is lost
+SAVING_SECONDS = 30.0  # that tasks have after a signal to save
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Cluster:
     ) -> None:
         """Call `function(folder, **job.given)` for each job as a Ray task, and `done(job, result)` as each ends.
 
-        Raises UserError once all have ended if some failed, and Halted after a signal.
+        Raises UserError once all have ended if some failed, and Halted, when the tasks have saved, after a signal.
         """
         task = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)(function)
         here = str(Path.cwd())
@@ -100,14 +101,16 @@ class Cluster:
         while running:
             ended, _ = self.ray.wait(list(running), timeout=0.5)
             if stop():
-                for waiting in running:
-                    self.ray.cancel(waiting, force=True)
-                raise Halted(f"stopped with {len(jobs) - len(running)} of {len(jobs)} tasks done", {})
+                self._halt(list(running))
+                raise Halted(f"stopped with {len(jobs) - len(running)} of {len(jobs)} tasks done")
             for ref in ended:
                 job = running.pop(ref)
                 try:
                     done(job, self.ray.get(ref))
                 except self.ray.exceptions.RayError as error:
+                    if isinstance(getattr(error, "cause", None), Interrupted):  # a signal to the worker alone
+                        self._halt(list(running))
+                        raise Halted(f"the task {job.name} was stopped and has saved") from error
                     reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
                     failed.append(f"{job.name}: {reason}")
                     bar.line(f"failed: {failed[-1]}")
@@ -118,9 +121,17 @@ class Cluster:
                 f"{len(failed)} of {len(jobs)} tasks failed; the first: {failed[0]}; --resume tries them again"
             )
 
+    def _halt(self, running: list[Any]) -> None:
+        """Let tasks save and end: Ray interrupts them as Ctrl-C would. Those that take too long are killed."""
+        for force in (False, True):
+            for ref in running:
+                self.ray.cancel(ref, force=force)
+            if running:
+                _, running = self.ray.wait(running, num_returns=len(running), timeout=SAVING_SECONDS)
+
 
 @contextmanager
-def connected(place: Place, device: str) -> Iterator[Cluster]:
+def connected(place: Place, device: str, stop: Stop) -> Iterator[Cluster]:
     """Connect to Ray. Raises UserError if the package, the cluster or what a task needs is missing."""
     try:
         import ray
@@ -130,9 +141,10 @@ def connected(place: Place, device: str) -> Iterator[Cluster]:
     if own:
         try:
             ray.init(address=place.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
+        except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"cannot reach Ray at {place.address or 'this machine'}: {reason}") from error
+        stop.again()  # Ray has put a handler of its own on SIGTERM, which ends the process in the middle
     try:
         yield Cluster(ray, place, device)
     finally:

@@ -193,7 +193,11 @@ def show(found: Comparison, screen: Screen) -> None:
 
 
 def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
-    """Check each link from the record that `text` names back to its sources, and print them. Raises UserError."""
+    """Check each link from the record that `text` names back to its sources, and print them.
+
+    Raises UserError for a record that is not there, and at the end where a link differs or is missing. Other versions
+    of packages than those recorded are shown and are no fault.
+    """
     screen = screen or Screen()
     from advbench import compare as comparing
     from advbench import consent
@@ -215,12 +219,13 @@ def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
 
     with consent.reading(path).given():
         chain = comparing.explain(path, weights=weights, images=images)
-    if screen.as_json:
-        for link in chain:
-            screen.json(asdict(link))
-        return chain
+    for link in chain if screen.as_json else ():
+        screen.json(asdict(link))
     rows = [(link.state, link.name, link.says, link.detail) for link in chain]
     screen.table(("state", "link", "says", "detail"), rows)
-    broken = [link.name for link in chain if link.state in ("differs", "missing")]
-    screen.say(f"not verified: {', '.join(broken)}" if broken else "every link that can be checked is verified")
+    broken = [link for link in chain if link.state in ("differs", "missing") and link.name != "version"]
+    if broken:
+        raise UserError(f"{path}: not verified: {'; '.join(f'{link.name} ({link.detail})' for link in broken)}")
+    if not screen.as_json:
+        screen.say("every link that can be checked is verified")
     return chain

@@ -343,7 +343,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
             except AlreadyDone as done:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
-                raise Halted(str(error).partition(":")[0], {"--model": loaded.spec}) from error
+                raise Halted(str(error), {"--model": loaded.spec}) from error
 
         def keep() -> Path:
             where = save(record, fates, folder, publish=publish, screen=screen)
@@ -387,7 +387,7 @@ def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, scree
             screen.say(f"{job.name}:")
             show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
 
-    with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
+    with Stop() as stop, connected(place, flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(models)} evaluations on {cluster.about}")
         remote = replace(flags, device=cluster.device, resume=True, on="local")
         allowed = consent.current()

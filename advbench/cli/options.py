@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from advbench.consent import Consent
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, reading, unknown
 
 
 def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
@@ -18,12 +18,8 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         return None
     import tomllib
 
-    try:
+    with reading(f"--config {path}"):
         given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from error
     fields = given.pop("set", {})
     if not isinstance(fields, dict):
         raise UserError(f"--config {path}: [set] must be a table of settings")

@@ -28,7 +28,7 @@ def parse_value(text: str) -> Any:
     """An int ("40"), float ("0.1", "1e-3", "8/255"), bool ("true", "false"), None ("none"), else the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if re.fullmatch(r"[-+]?\d+", text):
+    if re.fullmatch(r"[-+]?\d{1,300}", text):  # a longer one is a text, which no number's field takes
         return int(text)
     if re.fullmatch(_NUMBER, text):
         return float(text)
@@ -44,9 +44,9 @@ def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Coll
 
     Raises UserError for an unknown field or a value of the wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from advbench.recipe.fields import converted
 
-    hints = get_type_hints(maker)
+    hints = get_type_hints(maker, include_extras=True)
     known = [name for name in inspect.signature(maker).parameters if name not in apart]
     found = parse_settings(texts)
     written = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in texts}
@@ -55,15 +55,14 @@ def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Coll
             raise UserError(f"unknown setting {name!r}: there are none")
         if name not in known:
             raise unknown("setting", name, known)
-        kind = TypeAdapter(hints.get(name, Any))
+        kind = hints.get(name, Any)
         try:
-            found[name] = kind.validate_python(found[name])
-        except ValidationError:
+            found[name] = converted(kind, found[name])
+        except ValueError:
             try:
-                found[name] = kind.validate_python(written[name])
-            except ValidationError as error:
-                problem = error.errors()[0]["msg"]
-                raise UserError(f"--set {name}={written[name]}: {problem[:1].lower()}{problem[1:]}") from error
+                found[name] = converted(kind, written[name])
+            except ValueError as error:
+                raise UserError(f"--set {name}={written[name]}: {error}") from error
     return found
 
 

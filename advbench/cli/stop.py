@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops the work at its next step and saves it, the second ends the process at once."""
+"""Signals: the first stops the work at its next step and saves it, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from advbench import ranks
 from advbench.errors import Interrupted
+from advbench.signals import handle
 
 RESUMABLE = ("train", "attack", "evaluate")  # the other commands start over
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Halted(Interrupted):
     """Interrupted; `missing` are options, besides --resume, that the command line to resume with needs."""
 
-    def __init__(self, message: str, missing: Mapping[str, str]) -> None:
+    def __init__(self, message: str, missing: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.missing = missing
+        self.missing = missing or {}
 
 
 class Stop:
@@ -42,9 +41,12 @@ class Stop:
             raise Interrupted("stopped, and nothing was lost")
 
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = handle(self._handle)
         return self
+
+    def again(self) -> None:
+        """Handle signals here again, after a library has taken them."""
+        handle(self._handle)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,7 +18,7 @@ from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
-from advbench.errors import Interrupted, UserError, unknown
+from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.registry import entries, find
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
                 _train_one(task, flags, device, stop, screen)
             except Interrupted as error:
                 missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
-                raise Halted(str(error).partition(":")[0], missing) from error
+                raise Halted(str(error), missing) from error
     return [task.out for task in tasks]
 
 
@@ -197,8 +197,8 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
 def read_seeds(text: str) -> list[int]:
     """The whole numbers in a comma list. Raises UserError."""
     names = split_names([text])
-    if not all(name.isascii() and name.isdecimal() for name in names):
-        raise UserError(f"--seed {text!r}: write whole numbers from 0, such as 0 or 0,1,2")
+    if not all(name.isascii() and name.isdecimal() and len(name) < 20 for name in names):
+        raise UserError(f"--seed {shortened(text)}: write whole numbers from 0, such as 0 or 0,1,2")
     return list(map(int, names))
 
 
@@ -257,7 +257,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
             _show(task.out, screen)
         elif flags.force:
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
-    with Stop() as stop, connected(place, flags.device) as cluster, screen.bar("") as bar:
+    with Stop() as stop, connected(place, flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} runs on {cluster.about}")
         jobs = [
             Job(
@@ -284,8 +284,8 @@ def train_task(
     from advbench.trainer import train
 
     enter(working_folder)
-    watch = ScreenWatch(Bar(), Stop(), log=log)
-    with allowed.given():
+    with Stop() as stop, allowed.given():
+        watch = ScreenWatch(Bar(), stop, log=log)
         return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
 
 

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.registry import Entry, entries, find
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def load(spec: str, split: str, *, progress: Progress | None = None, **settings:
         settings["path"] = argument
     if "progress" in inspect.signature(entry.load()).parameters:
         settings["progress"] = progress
-    dataset = entry.create(split=split, **settings)
+    with reading(spec):
+        dataset = entry.create(split=split, **settings)
 
     from advbench.data.dataset import Dataset
 

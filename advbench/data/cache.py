@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advbench.data.dataset import fingerprint
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 from advbench.files import atomic_path
 
 VARIABLE = "ADVBENCH_DATA"
@@ -42,12 +41,11 @@ def read(file: Path, published: str | None) -> tuple[Tensor, Tensor] | None:
         raise UserError(f"cannot read {file}: {error.strerror}; {VARIABLE} can name another folder") from error
     try:
         with opened as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = stored["images"], stored["labels"].astype(np.int64)
-            recorded = str(stored["sha256"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise Damaged(f"not readable ({str(error) or type(error).__name__})") from error
-    images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
-    found = fingerprint(images, labels)
+            images, labels = (torch.from_numpy(stored[name]) for name in ("images", "labels"))
+            labels, recorded = labels.long(), str(stored["sha256"])
+            found = fingerprint(images, labels)
+    except Exception as error:  # zipfile, zlib, numpy and torch raise many kinds of error for a damaged file
+        raise Damaged(f"not readable ({one_line(error)})") from error
     if found != (published or recorded):
         raise Damaged(f"sha256 {found[:12]}..., not {(published or recorded)[:12]}...")
     return images, labels

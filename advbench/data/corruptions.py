@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from advbench.data.cache import VARIABLE, cache_folder
 from advbench.data.dataset import Dataset
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.rng import fold, keys
 
 COMMON = (
@@ -125,11 +125,9 @@ def _package() -> Callable[..., Image]:
 
 def _read(data: Dataset, name: str, severity: int) -> Tensor:
     folder = cache_folder() / PUBLISHED
-    try:
+    with reading(folder):
         images = np.load(folder / f"{name}.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be read: {error}") from error
     count = len(images) // len(SEVERITIES)
     rows = data.indices.cpu().numpy()
     if images.ndim != 4 or len(labels) != len(images) or rows.max() >= count:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from advbench.data import Progress
 from advbench.data.dataset import Dataset
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -120,11 +120,8 @@ def _with_split(root: Path, files: list[Path]) -> list[tuple[Path, bool]]:
 
 def _read(file: Path, resize: int | None) -> Tensor:
     """The image in `file`, uint8 (3, H, W). Raises UserError if it cannot be read."""
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"imagefolder: cannot read {file}: {' '.join(str(error).split())}") from error
+    with reading(file), Image.open(file) as opened:
+        picture = opened.convert("RGB")
     if resize is not None:
         ratio = resize / min(picture.size)
         width, height = (max(resize, round(side * ratio)) for side in picture.size)

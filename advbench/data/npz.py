@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from advbench.data.dataset import Dataset
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -37,21 +36,18 @@ def load(split: str, path: str) -> Dataset:
     UserError for anything else.
     """
     file = Path(path).expanduser()
-    try:
-        with file.open("rb") as stream:
+    with reading(file), file.open("rb") as stream:
+        try:
             stored = np.load(stream, allow_pickle=False)
             if not isinstance(stored, Mapping):
                 raise UserError(f"npz: {file} holds a single array: save x_train, y_train, x_test, y_test")
             images = _images(_pick(stored, split, 0, file), split, file)
             labels = {part: _labels(_pick(stored, part, 1, file), part, file) for part in ("train", "test")}
             names = [str(name) for name in stored["class_names"].ravel()] if "class_names" in stored else []
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"npz: cannot read {file}: {reason}") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
     if len(images) != len(labels[split]):
         raise UserError(f"npz: {file} has {len(images)} {split} images, but {len(labels[split])} labels")
     classes = max(int(values.max(initial=0)) for values in labels.values()) + 1

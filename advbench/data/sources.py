@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import tarfile
 import tempfile
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +13,12 @@ from torch import Tensor
 
 from advbench.data import Progress, cache
 from advbench.data.dataset import Dataset, fingerprint
-from advbench.errors import UserError
+from advbench.errors import Interrupted, UserError
 from advbench.files import locked
 
 Splits = dict[str, tuple[Tensor, Tensor]]
 """Split name -> (images uint8 (N, C, H, W), labels int64 (N,))."""
 
-# The errors of a missing client, a refusing server, a forged archive and the libraries that decode it.
-FAILURES = (
-    OSError,
-    HTTPException,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    zlib.error,
-    json.JSONDecodeError,
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
 _LOCK_SECONDS = 3600.0  # as long as another process may take to fetch the same dataset
 
 
@@ -47,7 +27,8 @@ class Source:
     """One way to get a dataset.
 
     `fetch(folder, progress)` writes `files` (names or patterns, each of which must match) into `folder`;
-    `decode(folder, scratch)` reads them and may unpack into `scratch`. If they fail, they raise one of FAILURES.
+    `decode(folder, scratch)` reads them and may unpack into `scratch`. They may fail with any error, of a client, a
+    server, a forged archive or the libraries that decode it.
     """
 
     label: str
@@ -126,7 +107,9 @@ def _first(
             continue
         try:
             return _decoded(source, folder, folder, digests)
-        except FAILURES as error:
+        except Interrupted:
+            raise
+        except Exception as error:
             tried[0] = f"{folder} ({', '.join(source.files)}: {_reason(error)})"
             warnings.warn(f"files placed by hand are not used: {tried[0]}", stacklevel=3)
     for source in sources:
@@ -135,7 +118,9 @@ def _first(
             try:
                 source.fetch(Path(scratch), progress)
                 return _decoded(source, Path(scratch), folder, digests)
-            except FAILURES as error:
+            except Interrupted:
+                raise
+            except Exception as error:
                 tried.append(f"{source.label} ({_reason(error)})")
     wanted = " or ".join(" + ".join(source.files) for source in sources)
     raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps, parse_eps_list
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, reading, unknown
 from advbench.registry import entries
 
 if TYPE_CHECKING:
@@ -133,12 +133,11 @@ def _read_subset(subset: str) -> list[int] | int | None:
     path = Path(subset)
     if not path.is_file():
         raise UserError(f"--subset {subset!r} is neither a file nor one of the forms: choose {_SUBSETS}")
-    try:
+    with reading(f"--subset {subset}"):
         text = path.read_text(encoding="utf-8")
-        numbers = json.loads(text) if text.lstrip().startswith("[") else text.replace(",", " ").split()
-        found = [int(number) for number in numbers]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--subset {subset}: it must list whole numbers, positions in the test split") from error
+        found = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.replace(',', ' ').split())}]")
+    if not all(type(position) is int for position in found):  # neither 1.9 nor true nor "3"
+        raise UserError(f"--subset {subset}: it must list whole numbers, positions in the test split")
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise UserError(f"--subset {subset}: it must list at least one position, none below 0, none twice")
     return found

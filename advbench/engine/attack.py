@@ -21,6 +21,7 @@ from torch import Tensor
 
 from advbench.engine.losses import KL, LOSSES, kl
 from advbench.errors import UserError, unknown
+from advbench.recipe.fields import Count
 from advbench.threat import Region
 
 if TYPE_CHECKING:
@@ -140,10 +141,10 @@ class Attack:
     checks_steps: ClassVar[bool] = False  # each query with a gradient is followed by one for logits alone
 
     name: str
-    steps: int
-    restarts: int = 1
+    steps: Count
+    restarts: Count = 1
     loss: str = "ce"
-    eot: int = 1
+    eot: Count = 1
     straight_through: bool = False
 
     def __post_init__(self) -> None:

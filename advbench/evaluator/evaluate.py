@@ -22,7 +22,7 @@ from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
@@ -34,6 +34,8 @@ from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
+
+MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
+    for attack in run.attacks:
+        if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
+            raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
         raise UserError(f"the model does not work in bf16 ({reason}): choose --precision fp32")
     return run
@@ -246,9 +251,8 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
     try:
         with torch.no_grad():
             logits = net(x)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model does not take the {shape} images of {data.name}: {reason}") from error
+    except Exception as error:  # a model from elsewhere may raise anything
+        raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
     if logits.shape[1] != data.num_classes:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from advbench.engine.search import Search, Verdicts
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, reading
 from advbench.evaluator.identity import agree
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
@@ -138,9 +138,11 @@ class Journal:
         """The verdicts of `search`: from the journal if it finished before, else by running it to its end."""
         self._next += 1
         if self._next <= len(self._ended):
-            return Verdicts(**self._ended[self._next - 1])
+            with reading(f"{self._file}; drop --resume to start over"):
+                return Verdicts(**self._ended[self._next - 1])
         if self._under_way is not None:
-            search.restore(self._under_way)
+            with reading(f"{self._file}; drop --resume to start over"):
+                search.restore(self._under_way)
             self._under_way = None
         cost = Meter(self, search)
 
@@ -193,7 +195,7 @@ class Journal:
             self._interrupt()
 
     def _interrupt(self) -> NoReturn:
-        raise Interrupted("stopped" if self.path is None else "stopped and saved: continue with --resume")
+        raise Interrupted("stopped" if self.path is None else "stopped and saved")
 
     def _end(self, found: dict[str, Any]) -> None:
         self._ended.append(found)

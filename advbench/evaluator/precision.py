@@ -43,7 +43,7 @@ def bf16_failure(net: nn.Module, data: Dataset) -> str:
         copy, _ = search_copy(net, torch.bfloat16, example=x[:1])
         z = x.clone().requires_grad_()
         gradient(copy(z).float(), z)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # a model from elsewhere may raise anything
         if out_of_memory(error):
             raise
         return str(error).strip().partition("\n")[0][:160]

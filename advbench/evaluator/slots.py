@@ -154,7 +154,7 @@ def cached(path: Path, key: str, measure: Callable[[], int]) -> int:
 def _read(path: Path) -> dict[str, int]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except Exception:  # a missing or damaged file: the next measurement replaces it
         return {}
     numbers = found.items() if isinstance(found, dict) else ()
-    return {key: value for key, value in numbers if isinstance(value, int) and value > 0}
+    return {key: value for key, value in numbers if type(value) is int and value > 0}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from advbench import ranks
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
 from advbench.methods.terms import ce, kl
+from advbench.recipe.fields import Positive, Share
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "act": {
@@ -46,10 +47,10 @@ class ACT(Method):
     `b_warmup`: share of the training over which b grows from 0. It is not in the paper; 0 is as published.
     """
 
-    a: float = 0.9
-    b: float = 0.9
-    T: float = 4.0
-    b_warmup: float = 0.0
+    a: Share = 0.9
+    b: Share = 0.9
+    T: Positive = 4.0
+    b_warmup: Share = 0.0
     reduction: Literal["released", "mean"] = "released"
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:

@@ -23,6 +23,7 @@ from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective
 from advbench.methods.terms import boosted_margin, js, kl, kl_objective, weighted_kl
 from advbench.recipe import Recipe
+from advbench.recipe.fields import Positive
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "consistency": {
@@ -73,7 +74,7 @@ class Consistency(Method):
     views: ClassVar[int] = 2
 
     lam: float = 1.0
-    tau: float = 0.5
+    tau: Positive = 0.5
     base: Literal["at", "trades", "mart"] = "at"
     beta: float = 6.0
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from advbench.methods.base import Method, Nets
 from advbench.models import wrap
 from advbench.models.base import Model
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "feature-prioritization": {
@@ -47,7 +48,7 @@ class FeaturePrioritization(Method):
     """
 
     attention: bool = True
-    width: int = 64
+    width: Count = 64
     lam: float = 0.01
 
     def wrap(self, f: Model, seed: int) -> Model:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Setup, Tools
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "free-at": {
@@ -46,7 +47,7 @@ class FreeAT(Method):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
-    m: int = 8
+    m: Count = 8
 
     def __post_init__(self) -> None:
         if self.m < 1:

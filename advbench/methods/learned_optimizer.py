@@ -32,6 +32,7 @@ from advbench.methods.base import Method, Nets, Setup, Tools
 from advbench.methods.terms import ce
 from advbench.models.state_files import fit_state, read_state
 from advbench.recipe import Recipe
+from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "learned-optimizer": {
@@ -137,12 +138,12 @@ class LearnedOptimizer(Method):
     meta: float = 0.9
     clean_phase: float = 0.35
     full_eps: float = 0.7
-    T_first: int = 20
-    T: int = 40
-    units: int = 20
+    T_first: Count = 20
+    T: Count = 40
+    units: Count = 20
     scale: float = 0.05
     meta_lr: float = 0.003
-    memory: int = 16
+    memory: Count = 16
     source: str = ""
 
     @property

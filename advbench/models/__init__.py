@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, explained, unknown
 from advbench.registry import Entry, entries, find
 
 if TYPE_CHECKING:
@@ -56,13 +56,8 @@ def build(
             if key not in known:
                 raise unknown(f"setting of {arch}", key, known)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    try:
-        with _seeded(seed):
-            net = entry.create(**sizes, **_checked_json(arch, settings))
-    except Exception as error:
-        if isinstance(error, UserError) or registered:
-            raise
-        raise UserError(f"architecture {arch} failed: {type(error).__name__}: {error}".partition("\n")[0]) from error
+    with explained(f"architecture {arch} failed"), _seeded(seed):
+        net = entry.create(**sizes, **_checked_json(arch, settings))
     if not isinstance(net, Model):
         raise UserError(f"{arch} made a {type(net).__name__}: an architecture derives from advbench.models.base.Model")
     net.arch, net.settings = arch, settings
@@ -98,7 +93,7 @@ def wrap(net: nn.Module, name: str, *, seed: int | None = None, **settings: Any)
     for key, default in allowed.items():
         if default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"{name} needs the setting {key}: its settings are {', '.join(allowed)}")
-    with _seeded(seed):
+    with explained(f"wrapper {name} failed"), _seeded(seed):
         wrapped = known[name].create(net=net, **_checked_json(name, settings))
     if not isinstance(wrapped, Wrapper):
         raise TypeError(f"{name} made a {type(wrapped).__name__}, not a Wrapper")

@@ -187,7 +187,7 @@ def _statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int
         normalize = STATISTICS[normalize]
     try:
         mean, std = (torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1) for values in normalize)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # torch refuses numbers and shapes with many kinds of error
         raise UserError(
             f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], "
             f"[{channels} deviations]] or one of {', '.join(STATISTICS)}"

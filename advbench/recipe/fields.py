@@ -4,18 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from advbench.eps import parse_eps
 from advbench.errors import UserError
 from advbench.recipe.trees import listed
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=0)]
+
+def number(value: Any) -> Any:
+    """`value` itself. Raises ValueError for true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+LARGEST = 10**6  # more steps, epochs or images in a batch were never meant; arrays may be as long as these numbers
+Whole = Annotated[int, BeforeValidator(number)]
+Real = Annotated[float, BeforeValidator(number)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0, le=1e30)]
+NotNegative = Annotated[Real, Field(ge=0, le=1e30)]
+Count = Annotated[Whole, Field(ge=1, le=LARGEST)]
+Size = Annotated[Whole, Field(ge=0, le=10**9)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**62)]
 Fractions = Annotated[tuple[Share, ...], BeforeValidator(listed)]
+
+
+def converted(kind: Any, value: Any) -> Any:
+    """`value` converted to the annotated type `kind`. Raises ValueError, in few words, for what does not fit.
+
+    Numbers must be finite, and true and false are no numbers.
+    """
+    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(kind, config=config).validate_python(value, strict=True if isinstance(value, bool) else None)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ValueError(f"{problem[:1].lower()}{problem[1:]}") from error
 
 
 class Part(BaseModel):
@@ -113,7 +147,7 @@ class Schedule(Part):
     name: Literal["piecewise", "onecycle", "cosine", "constant"] = "piecewise"
     milestones: Fractions = (0.5, 0.75)
     factor: Positive = 0.1
-    peak: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    peak: Annotated[Real, Field(gt=0, lt=1)] = 0.3
     warmup: Share = 0.0
 
 
@@ -155,8 +189,8 @@ class Validation(Part):
     scored, clean and under PGD with `steps` steps at the training eps. The best epoch by `select` becomes the model.
     """
 
-    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    seed: int = 0
+    fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.05
+    seed: Seed = 0
     n: Count = 1000
     steps: Count = 10
     select: Literal["robust", "clean", "last"] = "robust"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from advbench.eps import Eps
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, shortened, unknown
 from advbench.recipe.fields import (
     Augment,
     Average,
@@ -27,10 +27,13 @@ from advbench.recipe.fields import (
     ModelSpec,
     Optim,
     Part,
+    Real,
     Schedule,
+    Seed,
     Size,
     Threat,
     Validation,
+    converted,
 )
 from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
 from advbench.registry import Entry, find, plain_dataset
@@ -46,7 +49,7 @@ class Recipe(Part):
     """
 
     format: Literal[1] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    seed: Seed = 0
     dataset: str
     train_n: Size = 0
     epochs: Count = 100
@@ -54,7 +57,7 @@ class Recipe(Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     bn: Literal["local", "sync"] = "local"
     compile: Literal["auto", "off", "inductor", "aot_eager"] = "auto"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     method: MethodSpec
     model: ModelSpec
     threat: Threat
@@ -108,6 +111,9 @@ class Recipe(Part):
             put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
         tree["dataset"] = plain_dataset(str(tree["dataset"]))
+        for section in ("method", "model"):
+            if not isinstance(tree[section], dict):
+                raise UserError(f"recipe field {section} is a table, not {shortened(tree[section])}: set its fields")
         tree["method"] = {"name": entry.name, **_method_tree(entry, tree["method"])}
         tree["model"] = {key: plain(value) for key, value in tree["model"].items()}
         return cls.read(tree)
@@ -170,7 +176,7 @@ def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError for an unknown field or a value that cannot be converted.
     """
-    hints = typing.get_type_hints(maker)
+    hints = typing.get_type_hints(maker, include_extras=True)
     known = [field.name for field in dataclasses.fields(maker) if field.init]
     found = {}
     for name, value in given.items():
@@ -179,9 +185,9 @@ def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         if typing.get_origin(hints[name]) in (tuple, list):
             value = listed(value)
         try:
-            found[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"method.{name}: {error.errors()[0]['msg']}, not {value!r}") from error
+            found[name] = converted(hints[name], value)
+        except ValueError as error:
+            raise UserError(f"method.{name}: {error}, not {shortened(value)}") from error
     return found
 
 
@@ -216,7 +222,7 @@ def _explained(error: ValidationError) -> UserError:
     if first["type"] != "extra_forbidden":
         if first["type"] == "missing":
             return UserError(f"recipe field {path} is missing")
-        return UserError(f"recipe field {path}: {first['msg']}, not {first['input']!r}")
+        return UserError(f"recipe field {path}: {first['msg']}, not {shortened(first['input'])}")
     names = field_names()
     last = {name.rpartition(".")[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=3, cutoff=0.6)

@@ -6,21 +6,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 
 Tree = dict[str, Any]
 
 
 def read_toml(path: Path) -> Tree:
     """The tables of a TOML file. Raises UserError if it cannot be read."""
-    try:
+    with reading(f"recipe {path}"):
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"recipe {path} is not TOML: it is nested too deeply") from error
 
 
 def shipped_recipe(dataset: str, arch: str, method: str) -> Tree:
@@ -59,7 +53,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         try:
             read = tomllib.loads(f"value = {value}")
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or nested too deeply
             return value
         if list(read) == ["value"] and isinstance(read["value"], bool | int | float | str | list):
             return read["value"]

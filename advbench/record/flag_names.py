@@ -30,6 +30,7 @@ FLAG_NAMES = (
     "non-finite-attacked",
     "not-probed",
     "not-repeatable",
+    "other-noise",
     "outside",
     "outside-ball",
     "probabilities",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
@@ -228,25 +228,23 @@ class Damage(NamedTuple):
 
 def load_record(path: Path) -> tuple[Record, Fates]:
     """Read and verify a record and its archive. Raises UserError, naming the file, for any damage."""
-    try:
+    with reading(f"record {path}"):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read record {path}: {error.strerror}") from error
-    try:
-        record = Record.model_validate_json(content, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
-    archive = _waiting(path, content)
-    if not archive.exists():
-        archive = path.with_suffix(".npz")
-    fates, seal = load_sealed(archive)
-    try:
-        record.verify(fates)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if seal != _seal(json.loads(content), fates):
-        raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
-    return (with_eps(record, fates) if record.schema_version == 1 else record), fates
+        try:
+            record = Record.model_validate_json(content, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{path} is no valid record: {_first_error(error)}") from error
+        archive = _waiting(path, content)
+        if not archive.exists():
+            archive = path.with_suffix(".npz")
+        fates, seal = load_sealed(archive)
+        try:
+            record.verify(fates)
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+        if seal != _seal(json.loads(content), fates):
+            raise UserError(f"{path} is damaged: its content is not what {archive.name} was sealed with")
+        return (with_eps(record, fates) if record.schema_version == 1 else record), fates
 
 
 def with_eps(record: Record, fates: Fates) -> Record:

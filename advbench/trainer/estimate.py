@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from advbench.errors import explained
 from advbench.recipe import Recipe
 from advbench.trainer.loop import device_of
 from advbench.trainer.session import Session
@@ -32,7 +33,8 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
 
     Raises UserError as `train` does for a recipe or device that does not fit.
     """
-    session = Session(recipe, device_of(device))
+    with explained("this recipe cannot be trained"):
+        session = Session(recipe, device_of(device))
     order = session.order()
     for _ in range(warm):
         session.step(order)

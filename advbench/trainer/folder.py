@@ -26,7 +26,7 @@ from advbench.checkpoint import (
     write_card,
 )
 from advbench.environment import environment
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
 from advbench.files import write_atomic
 from advbench.models import describe
 from advbench.recipe import Recipe, differences
@@ -121,10 +121,11 @@ def restore(out: Path, session: Session) -> History:
             f"{out} was begun with advbench {state.get('advbench', 'before 0.1.0')}, this is {__version__}: resume "
             "with that version, or start over with --force"
         )
-    if state["data_sha256"] != session.data_sha256:
-        raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than those here now")
-    session.restore(state)
-    return History.from_state(state["history"])
+    with reading(f"the training state of {out}; start over with --force"):
+        if state["data_sha256"] != session.data_sha256:
+            raise UserError(f"{out} was trained on other images of {session.recipe.dataset} than those here now")
+        session.restore(state)
+        return History.from_state(state["history"])
 
 
 def _figure(recipe: Recipe, history: History) -> bytes:

@@ -13,7 +13,7 @@ from torch import nn
 
 from advbench import ranks
 from advbench.checkpoint import BEST, LAST
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, explained
 from advbench.files import locked
 from advbench.models.base import straight_through
 from advbench.recipe import Recipe
@@ -72,7 +72,8 @@ def train(
     if resuming and ranks.first(lambda: folder.finished(out)):
         return out
     where = device_of(device)
-    session = Session(recipe, where)
+    with explained("this recipe cannot be trained"):
+        session = Session(recipe, where)
     generators = [where] if where.type == "cuda" else []
     with ExitStack() as held, torch.random.fork_rng(devices=generators):
         ranks.first(lambda: held.enter_context(locked(out / folder.LOCK, timeout=0)))
@@ -210,7 +211,7 @@ class _Run:
     def _interrupt(self) -> None:
         self._save()
         where = f"epoch {min(self.session.epoch + 1, self.session.recipe.epochs)} of {self.session.recipe.epochs}"
-        raise Interrupted(f"stopped in {where}: continue with --resume --out {self.out}")
+        raise Interrupted(f"stopped in {where}")
 
     def _save(self, *, done: bool = False) -> None:
         self._check()

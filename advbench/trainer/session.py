@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 from contextlib import nullcontext
 from functools import partial
@@ -16,8 +17,8 @@ from advbench.allocator import keep_freed
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
-from advbench.engine.kernels import untouched
-from advbench.errors import UserError
+from advbench.engine.kernels import out_of_memory, untouched
+from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
 from advbench.recipe import Optim, Recipe
@@ -42,6 +43,8 @@ class Session:
         self.method.check(recipe, self.data.num_classes)
         if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
             raise UserError(f"augment.policy autoaugment needs values up to 255, which {self.data.name} lacks")
+        if recipe.augment.crop > max(self.data.shape[1:]):
+            raise UserError(f"augment.crop {recipe.augment.crop} is more than the side of the {self.data.name} images")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
         self.rows = self.batch_size // ranks.world()  # this process's share of a batch
@@ -53,6 +56,7 @@ class Session:
         self.autocast, self.precision = precision(recipe, device)
         f = self.method.wrap(network(recipe, self.data, recipe.seed), recipe.seed)
         self.layout = self._layout(f.to(device))
+        self._check_batch(f)
         if self.method.needs_maps and not f.has_maps:
             raise UserError(f"{recipe.method.name} needs a model with feature maps, which {recipe.model.arch} lacks")
         parts = self.method.parts(self._setup(f))
@@ -120,6 +124,13 @@ class Session:
             return torch.contiguous_format
         return torch.channels_last
 
+    def _check_batch(self, f: Model) -> None:
+        """Raise UserError where f cannot be trained on batches of one image, as some nets with BatchNorm cannot."""
+        if self.rows * self.method.views > 1 or (ranks.world() > 1 and self.recipe.bn == "sync"):
+            return
+        with explained(f"{f.arch} cannot be trained on one image at a time: set batch_size to 2 or more"):
+            copy.deepcopy(f).train()(self.data.batch(slice(0, 1))[0])
+
     def step(self, order: Tensor) -> None:
         """Train on the next batch of this epoch's `order`. Nothing here makes the host wait for the device."""
         nets, recipe = self.nets, self.recipe
@@ -131,8 +142,13 @@ class Session:
         first = self.position * self.batch_size + ranks.rank() * self.rows
         x, y = self._batch(order[first : first + self.rows])
         nets.notes.clear()
-        with self.autocast():
-            terms = self.method.step(nets, x, y, self.tools)
+        try:
+            with self.autocast():
+                terms = self.method.step(nets, x, y, self.tools)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError("out of memory: choose a smaller batch_size or model") from error
         self._add_to_sums(terms, nets.notes)
         self._average_statistics()
         self.position += 1

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from advbench.checkpoint import load_train_state, read_card, save_train_state, write_card
+from advbench.files import write_sealed
 
 EPS = {
     "8": "8/255 was probably meant",
@@ -49,6 +53,15 @@ def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Pa
         (["train", "--device", "cuda:99"], "choose from auto, cpu"),
         (["train", "--seed", "one"], "whole numbers"),
         (["train", "--seed", "-1"], "whole numbers"),
+        (["train", "--seed", "9" * 5000], "whole numbers"),
+        (["train", "--set", f"validation.seed={'9' * 20}"], "validation.seed"),
+        (["train", "--set", "validation.seed=-1"], "validation.seed"),
+        (["train", "--set", f"inner.steps={10**9}"], "inner.steps"),
+        (["train", "--set", "optim.lr=inf"], "optim.lr"),
+        (["train", "--set", "method.T=0"], "method.T: input should be greater than 0"),
+        (["train", "--set", "method.a=nan"], "method.a: input should be a finite number"),
+        (["train", "--set", f"method.a={'9' * 5000}"], "method.a"),
+        (["train", "--set", "model=mlp"], "model is a table"),
         (["train", "--epochs", "0"], "'--epochs'"),
         (["train", "--lr", "fast"], "'--lr'"),
         (["train", "--log", "tensorbord"], "did you mean tensorboard"),
@@ -98,6 +111,18 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], message: s
         (["evaluate", "--set", "stpes=3", "--attack", "pgd"], "did you mean steps"),
         (["evaluate", "--set", "steps=many", "--attack", "pgd"], "steps"),
         (["evaluate", "--set", "rel_step=nan", "--attack", "pgd"], "finite"),
+        (["evaluate", "--set", "n_targets=-1", "--attack", "pgd"], "n_targets=-1: input should be greater"),
+        (["evaluate", "--set", "n_targets=0", "--attack", "fab-t"], "n_targets=0: input should be greater"),
+        (["evaluate", "--set", "steps=true", "--attack", "pgd"], "steps=True"),
+        (["evaluate", "--set", "steps=1.5", "--attack", "pgd"], "steps=1.5"),
+        (["evaluate", "--set", f"steps={10**30}", "--attack", "pgd"], "less than or equal"),
+        (["evaluate", "--set", f"steps={'9' * 5000}", "--attack", "pgd"], "steps="),
+        (["evaluate", "--set", "step_size=-1", "--attack", "pgd"], "step_size=-1"),
+        (["evaluate", "--set", "restarts=1000000", "--attack", "pgd"], "1000000 restarts of 500 images are too many"),
+        (["evaluate", "--set", "restarts=0", "--attack", "pgd"], "restarts=0"),
+        (["analyze", "features", "runs/a", "--set", "steps=-1"], "steps=-1: input should be greater"),
+        (["analyze", "features", "runs/a", "-n", "0"], "'-n'"),
+        (["evaluate", "--dataset", "imagefolder:/proc/self"], "imagefolder"),
         (["evaluate", "--engine", "theirs"], "own, reference"),
         (["evaluate", "--curve", "slow"], "exact, fast"),
         (["evaluate", "--precision", "fp16"], "auto, bf16, fp32"),
@@ -167,3 +192,87 @@ def test_no_permission_is_seen_before_the_work(
 def test_control_characters_in_an_error_are_escaped(cli: Any) -> None:
     ran = cli("evaluate", "--attack", "\x1b[31mred\nline")
     assert ran.is_one_clear_line and "\x1b" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1.9]", "whole numbers"),
+        ("[true]", "whole numbers"),
+        ('["3"]', "whole numbers"),
+        ("[[3]]", "whole numbers"),
+        ("1.0 2", "whole numbers"),
+        ("[1e999]", "whole numbers"),
+        ("[NaN]", "whole numbers"),
+        ("[" + "9" * 30 + "]", "there is no image"),
+        ("[" + "9" * 5000 + "]", "cannot read --subset positions"),
+        ("[" * 100_000, "cannot read --subset positions"),
+        ("3 x", "cannot read --subset positions"),
+        ("[3, 3]", "none twice"),
+        ("[-1]", "none below 0"),
+        ("", "at least one position"),
+        ("\xff", "cannot read --subset positions"),
+    ],
+)
+def test_positions_that_are_none(cli: Any, run_folder: Path, content: str, message: str) -> None:
+    (cli.folder / "positions").write_bytes(content.encode("latin-1"))
+    ran = cli("evaluate", "--subset", "positions", "--attack", "fgsm")
+    assert ran.is_one_clear_line and message in ran.err
+
+
+def test_positions_in_either_form(cli: Any, run_folder: Path) -> None:
+    for content in ("[3, 0]", "3,0", "3\n0\n"):
+        (cli.folder / "positions").write_text(content)
+        assert "2 images of positions" in cli("evaluate", "--subset", "positions", "--attack", "fgsm").out
+
+
+@pytest.mark.parametrize("content", ["x = " + "[" * 50_000, "x = " + "9" * 5000, "= 1", "\xff", "seed = 2001-01-01"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_config_that_cannot_be_read(cli: Any, command: str, content: str) -> None:
+    (cli.folder / "c.toml").write_bytes(content.encode("latin-1"))
+    assert cli(command, "--config", "c.toml").is_one_clear_line
+
+
+def test_a_training_state_that_is_none(cli: Any, run_folder: Path) -> None:
+    """Sealed, as by another development version, and not what is read here."""
+    card = cli.folder / run_folder / "run.json"
+    write_card(card.parent, read_card(card.parent).model_copy(update={"finished": False}))
+    argv = ["train", "--config", run_folder / "recipe.toml", "--out", run_folder, "--resume", "--device", "cpu"]
+    state = load_train_state(card.parent)
+    for wrong in (b"", b"x", pickle.dumps(3), pickle.dumps({"a": Path("x")})):
+        write_sealed(card.parent / "train_state/state.bin", wrong)
+        assert cli(*argv).err.startswith("error: cannot read runs/a/train_state/state.bin; start over with --force: ")
+    for name in ("data_sha256", "epoch", "sums", "f", "optimizers", "history", "rng"):
+        save_train_state(card.parent, {key: value for key, value in state.items() if key != name})
+        ran = cli(*argv)
+        assert ran.code == 2 and ran.err.splitlines()[-1].startswith("error: cannot read the training state"), name
+    save_train_state(card.parent, state)
+    assert cli(*argv).code == 0
+
+
+def test_batches_of_one_image(cli: Any) -> None:
+    """BatchNorm cannot be trained on one value of a channel; a net without it can."""
+    argv = [
+        "train",
+        "--dataset",
+        "digits",
+        "--method",
+        "standard",
+        "--eps",
+        "0.1",
+        "--batch-size",
+        "1",
+        "--epochs",
+        "1",
+    ]
+    argv += ["--set", "train_n=8", "--set", "validation.n=2", "--set", "validation.fraction=0.25", "--out", "one"]
+    ran = cli(*argv, "--arch", "resnet18", "--set", "model.width=2")
+    assert ran.code == 2 and "resnet18 cannot be trained on one image at a time: set batch_size" in ran.err
+    assert "Traceback" not in ran.err and cli.files() == set()
+    assert cli(*argv, "--arch", "mlp").code == 0
+
+
+def test_crops_of_more_than_the_image(cli: Any) -> None:
+    ran = cli("train", "--set", "augment.crop=1000")
+    assert ran.code == 2 and ran.err == "error: augment.crop 1000 is more than the side of the digits images\n"
+    assert cli.files() == set()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from advbench.checkpoint import read_card
 from advbench.cli.cluster import Place, parse_place
-from advbench.errors import UserError
+from advbench.errors import Interrupted, UserError
 
 QUICK = ["--dataset", "digits", "--arch", "mlp", "--device", "cpu", "--epochs", "4", "--set", "train_n=512"]
 QUICK += ["--set", "validation.n=32", "--set", "inner.steps=2"]
@@ -97,3 +100,95 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     points = [(row["model"], row["eps_text"]) for row in rows]
     assert sorted(points) == sorted((f"sweep/{run.name}", eps) for run in runs for eps in ("0", "0.1"))
     assert len({row["record"] for row in rows}) == 12
+
+
+TASK = """
+import importlib, pickle, sys
+from advbench.errors import Interrupted
+module, name, args, given = pickle.load(sys.stdin.buffer)
+try:
+    answer = getattr(importlib.import_module(module), name)(*args, **given)
+except Interrupted:
+    sys.exit(3)
+sys.stdout.buffer.write(pickle.dumps(answer))
+"""
+
+
+class LikeRay:
+    """What `cluster` uses of Ray, with processes of this machine: tasks, their interruption, and a handler of SIGTERM.
+
+    `at_work` is called with the tasks while they run.
+    """
+
+    class RayError(Exception):
+        def __init__(self, cause: Exception) -> None:
+            super().__init__(str(cause))
+            self.cause = cause
+
+    def __init__(self, at_work: Callable[[list[Any]], None]) -> None:
+        self.exceptions = SimpleNamespace(RayError=self.RayError)
+        self.at_work, self.tasks, self.cancelled, self.forced = at_work, [], [], []
+
+    def init(self, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(134))
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def shutdown(self) -> None:
+        for task in self.tasks:
+            task.wait()
+            task.stdout.close()
+
+    def remote(self, **_: Any) -> Callable[[Any], Any]:
+        def start(function: Any, *args: Any, **given: Any) -> Any:
+            task = subprocess.Popen([sys.executable, "-c", TASK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self.tasks.append(task)
+            assert task.stdin is not None
+            task.stdin.write(pickle.dumps((function.__module__, function.__name__, args, given)))
+            task.stdin.close()
+            return task
+
+        return lambda function: SimpleNamespace(remote=lambda *args, **given: start(function, *args, **given))
+
+    def wait(self, tasks: Sequence[Any], *, num_returns: int = 1, timeout: float) -> tuple[list[Any], list[Any]]:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and sum(task.poll() is not None for task in tasks) < num_returns:
+            time.sleep(0.02)
+            self.at_work(list(tasks))
+        ended = [task for task in tasks if task.poll() is not None]
+        return ended, [task for task in tasks if task not in ended]
+
+    def cancel(self, task: Any, *, force: bool) -> None:
+        (self.forced if force else self.cancelled).append(task)
+        task.kill() if force else task.send_signal(signal.SIGINT)
+
+    def get(self, task: Any) -> Any:
+        if task.returncode:
+            raise self.RayError(Interrupted("stopped") if task.returncode == 3 else KeyError("lost"))
+        return pickle.loads(task.stdout.read())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, "to the worker"])
+def test_signals_save_the_tasks(cli: Any, monkeypatch: pytest.MonkeyPatch, number: Any) -> None:
+    begun: list[bool] = []
+
+    def at_work(tasks: list[Any]) -> None:
+        if not begun and (cli.folder / "run/run.json").exists():
+            begun.append(True)
+            tasks[0].send_signal(signal.SIGUSR1) if number == "to the worker" else os.kill(os.getpid(), number)
+
+    ray = LikeRay(at_work)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    argv = ["train", *QUICK, "--method", "pgd-at", "--epochs", "100", "--out", "run"]
+    ran = cli(*argv, "--on", "ray")
+    assert ran.code == 3 and ran.err.count("continue with") == 1, ran
+    assert ran.err.splitlines()[-1].endswith(f"advbench {' '.join(argv)} --on ray --resume")
+    assert [task.returncode for task in ray.cancelled] == ([] if number == "to the worker" else [3]) and not ray.forced
+    assert not read_card(cli.folder / "run").finished
+    ran = cli(*argv, "--resume")
+    assert ran.code == 0 and "resuming after epoch" in ran.err and read_card(cli.folder / "run").finished

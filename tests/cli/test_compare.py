@@ -135,8 +135,13 @@ def test_the_chain_behind_a_record(here: Any) -> None:
     assert states["record"] == states["weights"] == states["images"] == states["recipe"] == "verified"
     weights = here.folder / "runs/a/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    broken = here("compare", "--explain", record)
-    assert broken.code == 0 and "not verified: weights" in broken.out
+    for form in ((), ("--json",)):
+        broken = here("compare", "--explain", record, *form)
+        assert (broken.code == 2 and "differs" in broken.out) or "missing" in broken.out
+        assert broken.err.startswith(f"error: {record}: not verified: weights (") and broken.err.count("\n") == 1
+    record.write_text(record.read_text().replace('"n": 20', '"n": 21', 1))
+    damaged = here("compare", "--explain", record)
+    assert damaged.code == 2 and "not verified: record (" in damaged.err and damaged.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

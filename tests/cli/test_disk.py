@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from advbench import leaderboard
 from advbench.checkpoint import read_card
 from advbench.evaluator import journal
 from advbench.files import sha256_file
+from advbench.record import load_records
 from advbench.trainer import folder
 
 TRAIN = "train --method standard --dataset digits --arch mlp --eps 0.1 --epochs 2 --device cpu"
@@ -121,6 +124,44 @@ def test_standard_output_that_takes_nothing() -> None:
             [sys.executable, "-m", "advbench", "list", "attacks"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("argv", ["list attacks", "--help", "train --help", "train --epochs 1"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "| true"])
+def test_standard_output_that_is_closed(tmp_path: Path, closed: str, argv: str) -> None:
+    """Results that reach nobody are no success, and above all no regression (1); nothing is trained."""
+    wait = "sleep 0.5; " if closed == "| true" else ""
+    command = f"set -o pipefail; ({wait}exec {shlex.quote(sys.executable)} -m advbench {argv}) {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith("error: cannot write, perhaps standard output: ")
+    assert not list(tmp_path.glob("runs/*/run.json"))
+
+
+def test_standard_error_that_is_closed(tmp_path: Path) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m advbench list attacks 2>&-"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "autoattack" in done.stdout
+
+
+def test_a_file_system_without_hard_links_keeps_the_record(
+    cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    assert cli(*shlex.split(EVALUATE), "--leaderboard", "board").code == 0
+    records, damaged = load_records(cli.folder / "board/records")
+    assert len(records) == 1 and not damaged
+    assert cli(*shlex.split(EVALUATE), "--leaderboard", "board").code == 0
+    assert load_records(cli.folder / "board/records") == (records, [])
+
+
+def test_code_from_outside_that_ends_the_process(cli: Any, run_folder: Path) -> None:
+    (cli.folder / "leaves.py").write_text("import sys\ndef net(): sys.exit(0)")
+    ran = cli("evaluate", "--model", "leaves:net", "--dataset", "digits", "--eps", "0.1", "--attack", "fgsm")
+    assert ran.code == 2 and ran.err.splitlines()[-1] == "error: code from outside advbench called sys.exit(0)"
 
 
 def test_a_bug_does_not_exit_as_a_regression() -> None:

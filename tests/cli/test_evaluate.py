@@ -17,6 +17,7 @@ from advbench.cli import again as again_module
 from advbench.cli import evaluate as evaluate_module
 from advbench.cli import keep
 from advbench.record import load_record
+from advbench.signals import SIGNALS
 
 PGD = ["--attack", "pgd", "--set", "steps=3"]
 SHORT = ["--set", "steps=12", "--set", "n_queries=40"]
@@ -154,7 +155,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, afte
     monkeypatch.setattr(module, "search_progress", search_progress)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_and_resumed_to_the_same_record(
     cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

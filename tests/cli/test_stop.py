@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from advbench.cli.stop import SIGNALS, Stop, resume_command
+from advbench.cli.stop import Halted, Stop, resume_command
 from advbench.errors import Interrupted
+from advbench.signals import SIGNALS
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -59,3 +63,46 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 )
 def test_resume_command(argv: list[str], missing: dict[str, str], command: str) -> None:
     assert resume_command(argv, missing) == command
+
+
+NOW = """
+import signal, advbench.cli as cli
+{before}
+cli.app = lambda **_: signal.raise_signal(signal.{name})
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_or_after_the_work(number: signal.Signals) -> None:
+    code = NOW.format(before="", name=number.name)
+    done = subprocess.run([sys.executable, "-c", code, "compare", "a"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3 and done.stderr == "interrupted: stopped; continue with: advbench compare a\n"
+
+
+def test_under_nohup_a_closed_terminal_is_ignored() -> None:
+    code = NOW.format(before="signal.signal(signal.SIGHUP, signal.SIG_IGN)", name="SIGHUP")
+    done = subprocess.run([sys.executable, "-c", code, "list"], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            stop.again()
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_that_a_library_took_are_taken_again() -> None:
+    with Stop() as stop:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        stop.again()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interruption_reaches_other_processes() -> None:
+    sent = pickle.loads(pickle.dumps(Halted("stopped", {"--out": "x"})))
+    assert str(sent) == "stopped" and sent.missing == {"--out": "x"}

@@ -21,6 +21,7 @@ from advbench.checkpoint import read_card
 from advbench.cli import train as train_module
 from advbench.defaults.run_folders import choose_data, place_runs
 from advbench.recipe import Recipe
+from advbench.signals import SIGNALS
 
 QUICK = ["--dataset", "digits", "--arch", "mlp", "--epochs", "1", "--batch-size", "64"]
 QUICK += [word for field in ("train_n=256", "validation.n=32", "inner.steps=1") for word in ("--set", field)]
@@ -179,8 +180,9 @@ def test_what_tensorboard_reads(cli: Any) -> None:
         ]
 
 
-def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    """The real program and a real Ctrl-C. The command line that it prints resumes the run."""
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals) -> None:
+    """The real program and a real signal. The command line that it prints, once, resumes the run."""
     argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "60", "--set", "train_n=1024"]
     program = [sys.executable, "-m", "advbench"]
     with subprocess.Popen(
@@ -190,9 +192,9 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         while not list(tmp_path.glob("runs/*/run.json")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 3, err
+    assert process.returncode == 3 and err.count("continue") == 1, err
     assert "Traceback" not in err
     command = err.splitlines()[-1].partition("continue with: ")[2]
     (run,) = tmp_path.glob("runs/*")

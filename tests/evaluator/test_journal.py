@@ -33,7 +33,7 @@ def begun(path: Path, stages: int = 3, stop: int = 99) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match="stopped and saved"):
         begun(tmp_path / "journal", stop=2)
     return tmp_path / "journal"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from advbench.evaluator.parallel.processes import READY, Job
 from advbench.evaluator.runner import Runner
 from advbench.files import locked
 from advbench.models import robustbench_zoo
+from advbench.signals import handle
 
 
 def main() -> None:
@@ -47,8 +47,7 @@ def main() -> None:
         stopping.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shutdown signals every process
-        signal.signal(number, lambda *_: stopping.set())
+    handle(lambda *_: stopping.set())  # a shutdown signals every process
     found: ShareResult | Exception
     try:
         found = work(job, stopping.is_set)
