@@ -21,7 +21,7 @@ from advbench.evaluator import subject
 from advbench.evaluator.probes import GREY_EPS, LONG_PGD_STEPS, SHORT_PGD_STEPS, Probe, declared
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.search_beyond import LABELS, Beyond
-from advbench.record import Fates, Flag, Severity
+from advbench.record import NOT_PROBED, Fates, Flag, Severity
 from advbench.record.black_box import black_box_ahead
 from advbench.statistics import wilson
 from advbench.threat import FourierLinf, around, leak
@@ -73,7 +73,7 @@ def judge(
     found += spectrum(runner, fates, attacks, eps)
     if not probes:
         detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
-        found.append(Flag(name="not-probed", severity="suspect", detail=detail))
+        found.append(Flag(name=NOT_PROBED, severity="suspect", detail=detail))
     else:
         found += probed(Probe(runner, attacks), fates, attacks, eps)
     return found + black_box(fates, attacks, eps, found)

@@ -15,7 +15,7 @@ from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.settings import Settings
-from advbench.record import ModelRef, Record, Trained
+from advbench.record import NOT_PROBED, ModelRef, Record, Trained
 from advbench.version import __version__
 
 KNOWN_IMAGES = 64  # whose logits tell whether a model from outside is still the same
@@ -70,7 +70,7 @@ def answers(record: Record, question: dict[str, Any]) -> bool:
         "engine": record.engine.model_dump(mode="json"),
         "seed": record.seed,
         "keep_points": False,
-        "probes": all(flag.name != "not-probed" for flag in record.flags),
+        "probes": all(flag.name != NOT_PROBED for flag in record.flags),
         "advbench": record.environment.advbench,
     }
 

@@ -25,6 +25,7 @@ from advbench.record.parts import (
     passes_an_image,
 )
 from advbench.record.record import (
+    NOT_PROBED,
     Damage,
     Record,
     load_record,
@@ -38,6 +39,7 @@ from advbench.record.record import (
 
 __all__ = [
     "FLAG_NAMES",
+    "NOT_PROBED",
     "RECHECK_SET",
     "AttackRef",
     "Corruptions",

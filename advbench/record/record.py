@@ -38,6 +38,8 @@ from advbench.statistics import wilson
 _WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
+NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
+
 
 class Record(Part):
     """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions.
@@ -112,7 +114,7 @@ class Record(Part):
         grid = [size.value for size in eps]
         fates.fit(grid, len(attack))
         question = question_hash(
-            model=model, dataset=dataset, norm=norm, eps=grid, attack=attack, engine=engine, seed=seed
+            model=model, dataset=dataset, norm=norm, eps=grid, attack=attack, engine=engine, seed=seed, flags=flags
         )
         try:
             return cls(
@@ -162,7 +164,7 @@ class Record(Part):
         fates.fit(self.eps, len(self.attack))
         question = question_hash(
             model=self.model, dataset=self.dataset, norm=self.norm, eps=self.eps,
-            attack=self.attack, engine=self.engine, seed=self.seed,
+            attack=self.attack, engine=self.engine, seed=self.seed, flags=self.flags,
         )  # fmt: skip
         if question != self.question:
             raise UserError("its question is not the hash of its parts")
@@ -302,8 +304,12 @@ def question_hash(
     attack: Sequence[AttackRef],
     engine: Engine,
     seed: int,
+    flags: Sequence[Flag] = (),
 ) -> str:
-    """sha256 of all that decides the verdicts: not of names, times, hardware or the place of the weights."""
+    """sha256 of all that decides the verdicts: not of names, times, hardware or the place of the weights.
+
+    Of `flags` only whether the model was not probed counts: a record that was is another.
+    """
     parts = {
         "weights": [model.weights_sha256, model.arch, model.settings, *_more_of(model)],
         "images": [dataset.images_sha256, dataset.indices],
@@ -313,6 +319,8 @@ def question_hash(
         "engine": engine.model_dump(mode="json"),
         "seed": seed,
     }
+    if any(flag.name == NOT_PROBED for flag in flags):
+        parts["probes"] = "off"
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 

@@ -419,3 +419,17 @@ def test_honest_network_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     data = first("cifar10", 24)
     net = load_model("pyautoattack:model_test", dataset=data).net
     assert bad(raised(net, data, attack_settings={"steps": 3}, eps=["0.5/255"])) == {}
+
+
+def test_a_record_without_probes_is_suspect_and_another_record(
+    standard: nn.Module, digits: Dataset, tmp_path: Path
+) -> None:
+    settings = Settings(attack="fgsm", eps=["0", "0.1"])
+    whole = evaluate(standard, digits, settings)
+    quick = evaluate(standard, digits, replace(settings, probes=False))
+    assert [flag.name for flag in quick.record.doubts()] == ["not-probed"] and whole.record.doubts() == ()
+    assert np.array_equal(whole.fates.fell, quick.fates.fell) and whole.record.id != quick.record.id
+    costs = [one.record.environment.probes["forwards"] for one in (whole, quick)]  # type: ignore[attr-defined]
+    assert costs[0] > 64 * 100 and costs[1] == 0
+    paths = [one.record.save(tmp_path, one.fates) for one in (quick, whole)]
+    assert paths[0] != paths[1]
