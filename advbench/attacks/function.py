@@ -33,6 +33,9 @@ class Function(WholeBatch):
         """The attack that calls `function`, with the keyword arguments `bound`."""
         return cls(name=name, function=function, bound=dict(bound or {}), source_sha256=_source(function))
 
+    def needs_small_logits(self) -> bool:
+        return False  # its loss is not known
+
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
         assert self.function is not None
         return self.function(net, x, y, eps, **self.bound)  # type: ignore[no-any-return]

@@ -173,6 +173,10 @@ class Attack:
         """Whether it uses the gradient of the evaluated model, which gradient masking could hide."""
         return self.asks != "logits"
 
+    def needs_small_logits(self) -> bool:
+        """Whether it climbs a loss whose gradient vanishes where logits are large."""
+        return self.loss in ("ce", KL)
+
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
         """Target classes (n, T) for clean `logits` (n, K) and labels y (n,): each sample has T items per restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)

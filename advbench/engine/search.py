@@ -36,10 +36,9 @@ class Verdicts:
 
     `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
     `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
-    by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: size of the nearest hit that the model refused, or
-    inf.
-    `unverified` counts the refused hits, `nonfinite` hits with NaN or infinite logits, `outside`
-    points returned by the attack that lie outside the ball.
+    by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: the size of the nearest hit that the model
+    refused, inf if there is none. `unverified` counts the refused hits, `nonfinite` hits with NaN or infinite logits,
+    `outside` points returned by the attack that lie outside the ball.
     """
 
     fell: Tensor
@@ -141,8 +140,6 @@ class Search:
 
     def snapshot(self) -> dict[str, Any]:
         """CPU copies of tensors and plain values, from which `restore` continues to the same verdicts."""
-        while self.unchecked:
-            self._verify()
         v = self.verdicts
         return {
             "next": self.next,
@@ -152,6 +149,10 @@ class Search:
             "best_size": copied(self.slots.best_size),
             "has_candidate": copied(self.slots.has_candidate),
             "margin_to_beat": copied(self.slots.margin_to_beat),
+            "unchecked": [
+                (copied(hits.items), copied(hits.points), cpu_copies(hits.states), copied(hits.margin_to_beat))
+                for hits in self.unchecked
+            ],
             "refused": [(item, cpu_copies(state), copied(to_beat)) for item, state, to_beat in self.refused],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
@@ -176,6 +177,11 @@ class Search:
             state(saved["state"]),
             *(copied(saved[name], device) for name in ("candidate", "has_candidate", "best_size", "margin_to_beat")),
         )
+        self.unchecked = [
+            Hits(copied(items), copied(points, device), state(fields), copied(to_beat, device))
+            for items, points, fields, to_beat in saved["unchecked"]
+        ]
+        self._waiting = sum(map(len, self.unchecked))
         self.refused = [(item, state(fields), copied(to_beat, device)) for item, fields, to_beat in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]),
@@ -328,7 +334,8 @@ class Search:
         if self.minimum_norm:  # from the start: the item's steps are used up
             states = self.attack.start(p)
             to_beat = torch.maximum(4 * batch.margin_to_beat, torch.maximum(-2 * reached, ROUNDING * largest))
-            again = (to_beat <= (1 if self.oracle.random else MAX_ROUNDING) * largest).tolist()
+            most = (1 if self.oracle.random else MAX_ROUNDING) * largest
+            again = ((to_beat > batch.margin_to_beat.clamp_min(0)) & (to_beat <= most)).tolist()
         else:
             states, to_beat = batch.states, batch.margin_to_beat - reached
             again = (~self.attack.done(states)).tolist()

@@ -172,6 +172,7 @@ def judge(
     def judge_all() -> list[Flag]:
         if run.curve == "severity":
             return [
+                *(flags.note("model", text) for text in loaded.notes),
                 *flags.facts(runner, loaded, in_train_mode=in_train_mode),
                 *corruptions.notes(run.attacks, runner.data),
             ]

@@ -7,20 +7,21 @@ Pintor et al. 2022 (2106.09947).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from advbench.attacks.rays import RayS
 from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
-from advbench.engine.losses import KL
 from advbench.evaluator import subject
 from advbench.evaluator.probes import GREY_EPS, LONG_PGD_STEPS, SHORT_PGD_STEPS, Probe, declared
 from advbench.evaluator.runner import Runner
-from advbench.evaluator.search_beyond import LABELS, Beyond
+from advbench.evaluator.search_beyond import MIN_QUERIES, Beyond
 from advbench.record import NOT_PROBED, Fates, Flag, Severity
 from advbench.record.black_box import black_box_ahead
 from advbench.statistics import wilson
@@ -38,7 +39,7 @@ BY_LABELS = (0.0, 0.02)  # on honest models it found nothing
 NOISE = (0.0, 0.02)
 JITTER = (0.1, 0.1)
 JUMPS = (0.02, 0.25)
-REFUSED = (0.0, 0.01)
+REFUSED = 0.01
 BROKEN_SHARE = 0.9  # an attack without a gradient on so many images has not taken place
 NEVER_BROKEN = 2.0  # above every share: the flag is suspect at most
 MIN_SUSPECT_IMAGES = 4  # a flag raised by fewer images is a note
@@ -69,7 +70,8 @@ def judge(
     Gradients are judged only if an attack follows them. Without `probes` only what the evaluation has shown is judged.
     """
     found = [note("model", text) for text in loaded.notes]
-    found += facts(runner, loaded, in_train_mode=in_train_mode, unresolved=runner.unresolved(fates, eps))
+    found += facts(runner, loaded, in_train_mode=in_train_mode)
+    found += refused(runner, fates, eps)
     found += spectrum(runner, fates, attacks, eps)
     if not probes:
         detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
@@ -89,17 +91,20 @@ def probed(probe: Probe, fates: Fates, attacks: Sequence[Attack], eps: Sequence[
         found += gradients(probe, followed)
     found += noise(probe, fates, eps)
     place = half_accuracy_point(fates, eps)
+    if not probe.differentiable:
+        return found + by_labels(probe, fates, eps, place)
     found += at_lowest(place, eps, lambda at: pgd_at(probe, fates, eps, at, followed=bool(followed)))
     if probe.runner.norm == "linf" and followed:
         seen = {flag.name for flag in found}
         found += [flag for flag in pgd_at_grey(probe) if flag.name not in seen]
     if not probe.runner.oracle.random:  # one pass of a random model says little
-        found += at_lowest(place, eps, lambda at: beyond(probe, fates, eps, at))
+        found += at_lowest(place, eps, lambda at: from_starts(probe, fates, eps, at))
+        found += by_labels(probe, fates, eps, place)
     return found
 
 
-def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool, unresolved: int = 0) -> list[Flag]:
-    """Flags on the clean logits, the images and the counts of the search, which left `unresolved` images."""
+def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
+    """Flags on the clean logits, the images and the counts of the search."""
     found = subject.subject(loaded, runner.logits, runner.data)
     n, classes = runner.logits.shape
     low, high = wilson(n // 2, n)
@@ -128,18 +133,22 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool, unresolved: in
             "saturated function after the last layer, where gradients vanish"
         )
         found.append(Flag(name="clipped", severity="note", k=k, n=size, detail=detail))
-    if runner.unverified:
-        detail = (
-            f"the model itself refused {runner.unverified} hits of the search copy; {unresolved} images stand that "
-            "fell on the copy"
-        )
-        found += graded("unverified", unresolved, n, REFUSED, detail, broken=NEVER_BROKEN) or [
-            note("unverified", detail)
-        ]
     if runner.outside:
         detail = f"{runner.outside} points of the attack lay outside of the ball and were ignored"
         found.append(note("outside-ball", detail))
     return found
+
+
+def refused(runner: Runner, fates: Fates, eps: Sequence[float]) -> list[Flag]:
+    """Hits that the model refused, and the images that stand although they fell on the search copy."""
+    if not runner.unverified:
+        return []
+    places, n = runner.unresolved(fates, eps), len(fates)
+    k, enough = len(places), math.ceil(REFUSED * n)
+    detail = f"the model itself refused {runner.unverified} hits of the search copy; {k} images stand that fell on it"
+    if k < enough:
+        return [Flag(name="unverified", severity="note", k=k, n=n, detail=detail)]
+    return [Flag(name="unverified", severity="suspect", eps=eps[places[enough - 1]], k=k, n=n, detail=detail)]
 
 
 def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float], found: Sequence[Flag]) -> list[Flag]:
@@ -202,7 +211,7 @@ def gradients(probe: Probe, attacks: Sequence[Attack]) -> list[Flag]:
     g = probe.gradients()
     flat = f"the gradient is zero on {g.zero_margin / g.n:.1%} of the images"
     found = graded("zero-gradient", g.zero_margin, g.n, BAD_GRADIENT, f"{flat}: attacks that follow it do not move")
-    if all(one.loss in ("ce", KL) for one in attacks):
+    if all(one.needs_small_logits() for one in attacks):
         only = max(g.zero_ce - g.zero_margin, 0)
         saturated = f"the cross-entropy's gradient, not the margin's, underflows on {only / g.n:.1%} of the images"
         saturated += ": logits are very large; use an attack with the loss cw or dlr"
@@ -234,7 +243,8 @@ def noise(probe: Probe, fates: Fates, eps: Sequence[float]) -> list[Flag]:
     places, n = probe.noise(fates, eps)
     if len(places):
         fell = len(places)
-        at = eps[places[min(int(NOISE[1] * n), fell - 1)]]  # the smallest at which enough images have fallen
+        enough = max(int(NOISE[1] * n) + 1, MIN_SUSPECT_IMAGES)
+        at = eps[places[min(enough, fell) - 1]]  # the smallest at which so many have fallen
         detail = f"random noise inside the ball fells {fell / n:.1%} of the images that stand under the attacks"
         found += graded("noise-wins", fell, n, NOISE, detail, eps=at, broken=0.5)
     return found
@@ -246,10 +256,13 @@ def at_lowest(place: int | None, eps: Sequence[float], flags_at: Callable[[int],
         return []
     found = {flag.name: flag for flag in flags_at(place)}
     for lower in range(place - 1, -1, -1):
-        if eps[lower] == 0 or not any(flag.decides() for flag in found.values()):
+        doubted = {name for name, flag in found.items() if flag.decides()}
+        if eps[lower] == 0 or not doubted:
             break
-        again = {flag.name: flag for flag in flags_at(lower) if flag.decides()}
-        found |= {name: flag for name, flag in again.items() if name in found and found[name].decides()}
+        again = {flag.name: flag for flag in flags_at(lower) if flag.decides() and flag.name in doubted}
+        if not again:
+            break
+        found |= again
     return list(found.values())
 
 
@@ -304,14 +317,35 @@ def non_finite(bad: int, n: int, eps: float | None) -> list[Flag]:
     return [Flag(name="non-finite-attacked", severity="broken", eps=eps, k=bad, n=n, detail=detail)] if bad else []
 
 
-def beyond(probe: Probe, fates: Fates, eps: Sequence[float], place: int) -> list[Flag]:
-    """Images that stand under the attacks at one grid point and fall to probes of another kind."""
+def from_starts(probe: Probe, fates: Fates, eps: Sequence[float], place: int) -> list[Flag]:
+    """Images that stand at one grid point, under plain PGD too, and fall to PGD from other starts."""
     search, found = Beyond(probe, fates, place, eps[place]), []
-    for name, what, fell in search.run():
-        n = len(search.rows)
-        detail = f"{what} fells {fell} of {n} images that stand under the attacks at eps {eps[place]:g}"
-        bounds, least = (BY_LABELS, 2) if name == LABELS else (FROM_STARTS, MIN_SUSPECT_IMAGES)
-        found += graded(name, fell, n, bounds, detail, eps=eps[place], at_least=least, broken=NEVER_BROKEN)
+    n = len(search.rows)
+    for name, what, fell in search.from_starts():
+        detail = f"{what} fells {fell} of {n} images that stand under the attacks and plain PGD at eps {eps[place]:g}"
+        found += graded(name, fell, n, FROM_STARTS, detail, eps=eps[place], broken=NEVER_BROKEN)
+    return found
+
+
+def by_labels(probe: Probe, fates: Fates, eps: Sequence[float], place: int | None) -> list[Flag]:
+    """Images that stand and fall to RayS, at grid point `place` and below; at the lowest eps with enough of them."""
+    if place is None:
+        return []
+    search = Beyond(probe, fates, place, eps[place])
+    n, queries = len(search.rows), search.affordable_queries()
+    if not n or queries < MIN_QUERIES or probe.runner.norm not in RayS.norms:
+        return []
+    distances = search.by_labels(queries)
+    found: list[Flag] = []
+    for size in (size for size in eps[: place + 1] if size > 0):
+        fell = int((distances <= size).sum())
+        detail = f"RayS, by {queries} labels each, fells {fell} of {n} images that stand at eps {size:g}"
+        raised = graded(
+            "found-by-labels", fell, n, BY_LABELS, f"{detail}, with {queries} queries", eps=size, at_least=2
+        )
+        found = raised or found
+        if any(flag.decides() for flag in raised):
+            break
     return found
 
 

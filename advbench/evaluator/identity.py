@@ -52,7 +52,7 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
         "engine": run.engine(slots).model_dump(mode="json"),
         "seed": settings.seed,
         "keep_points": settings.keep_points,
-        "probes": settings.probes,
+        "probes": settings.probes or run.curve == "severity",
         "advbench": __version__,
     }
 
@@ -95,10 +95,11 @@ def known_logits(loaded: Loaded, data: Dataset, seed: int) -> NDArray[np.float32
     """
     if not loaded.outside:
         return None
-    rows = torch.arange(min(len(data), KNOWN_IMAGES), device=data.device)
+    n = min(len(data), KNOWN_IMAGES)
+    rows = torch.arange(n + n % _PASS, device=data.device).clamp_max(n - 1)  # full passes: some models refuse one row
     with torch.no_grad(), rng.kept(seed):
         found = torch.cat([loaded.net(data.batch(part)[0]) for part in rows.split(_PASS)])
-    return found.float().cpu().numpy()
+    return found[:n].float().cpu().numpy()
 
 
 def agree(then: NDArray[np.float32] | None, now: NDArray[np.float32] | None) -> bool:

@@ -84,7 +84,8 @@ class Trace:
 class Probe:
     """Probes on images of a runner, evenly spread: `rows` of all images, `correct_rows` of the correctly classified.
 
-    `ascent_rows` are the correctly classified images for PGD, as many as MAX_COST allows.
+    `ascent_rows` are the correctly classified images for PGD: MIN_PROBED_IMAGES, or more if MAX_COST allows.
+    `differentiable`: whether the model can be asked for a gradient at all.
     """
 
     def __init__(self, runner: Runner, attacks: Sequence[Attack]) -> None:
@@ -95,6 +96,16 @@ class Probe:
         affordable = math.ceil(MAX_COST * steps * len(runner.correct) / (LONG_PGD_STEPS + SHORT_PGD_STEPS))
         self.ascent_rows = spread(self.correct_rows, min(max(affordable, MIN_PROBED_IMAGES), MAX_PROBED_IMAGES))
         self.straight_through = any(one.straight_through for one in attacks)
+        self.differentiable = any(one.follows_gradient() for one in attacks) or self.has_gradient()
+
+    def has_gradient(self) -> bool:
+        """Whether a backward pass works and is not zero everywhere; a black box may raise any error."""
+        query = self.at(self.rows[:2])[0].requires_grad_()
+        try:
+            with torch.enable_grad():
+                return bool(gradient(self.net(query).float().amax(1), query).any())
+        except Exception:
+            return False
 
     def at(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Images (m, C, H, W), labels (m,) and dataset indices (m,) of `rows` (m,)."""
@@ -192,7 +203,7 @@ class Probe:
         return int(found.sum())
 
     def noise(self, fates: Fates, eps: Sequence[float]) -> tuple[NDArray[np.int64], int]:
-        """The grid points at which images fall to random noise, rising, and how many images were tried.
+        """The grid points, rising, whose balls hold noise that fells an image, and how many images were tried.
 
         Each is tried at the largest eps at which it stands, by noise of the sizes eps / 4, eps / 2 and eps.
         """
@@ -204,11 +215,13 @@ class Probe:
             return last, 0
         x, y, index = self.at(rows)
         at = torch.from_numpy(sizes[last]).to(x.device)
-        fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        smallest = torch.full(at.shape, torch.inf, dtype=torch.float64, device=x.device)
         for draw, part in enumerate((0.25, 0.5, 1.0)):
             z = around(self.runner.norm, x, at * part).sample(rng.keys(self.runner.seed, "noise", index, draw))
-            fallen |= wrong(self.runner.oracle.logits(z), y)
-        return np.sort(last[fallen.cpu().numpy()]), len(rows)
+            fallen = wrong(self.runner.oracle.logits(z), y)
+            smallest = torch.where(fallen, smallest.clamp(max=at * part), smallest)
+        places = np.searchsorted(sizes, smallest.cpu().numpy() * (1 - 1e-9))
+        return np.sort(places[places < len(sizes)]), len(rows)
 
     def ascend(
         self, eps: float, steps: int, *, straight_through: bool | None = None, rows: NDArray[np.int64] | None = None

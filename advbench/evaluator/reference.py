@@ -34,6 +34,9 @@ class Reference(WholeBatch):
     def follows_gradient(self) -> bool:
         return self.twin.follows_gradient()
 
+    def needs_small_logits(self) -> bool:
+        return self.twin.needs_small_logits()
+
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
         from pyautoattack import AutoAttack
 

@@ -64,7 +64,8 @@ class Runner:
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=journal.slots or slots)
         self._copy_fault = copy.fault
-        self._fp32_copy = None if precision == "bf16" else copy
+        self.in_bf16 = precision == "bf16"
+        self._fp32_copy = None if self.in_bf16 else copy
         self.unverified = self.nonfinite = self.outside = 0
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
@@ -121,10 +122,10 @@ class Runner:
             verdicts = self._whole_batches(attack, rows, eps)
         else:
             verdicts = self._search(attack, rows, eps, in_fp32)
-        refused = verdicts.refused.numpy()
-        counts = np.isfinite(refused) & (np.isinf(eps) | ~verdicts.fell.numpy())
-        at = np.where(np.isinf(eps), refused, eps)
-        self.refused[rows[counts]] = np.minimum(self.refused[rows[counts]], at[counts])
+        if in_fp32 or not self.in_bf16:  # what bf16 found is attacked again in fp32
+            refused = verdicts.refused.numpy()
+            counts = np.isfinite(refused) & (np.isinf(eps) | ~verdicts.fell.numpy())
+            np.minimum.at(self.refused, rows[counts], np.where(np.isinf(eps), refused, eps)[counts])
         self.unverified += verdicts.unverified
         self.nonfinite += verdicts.nonfinite
         self.outside += verdicts.outside
@@ -263,10 +264,13 @@ class Runner:
         fates = grid.fates()
         return Fates(fates.fell, fates.by, np.where(np.isfinite(distance), distance, np.nan))
 
-    def unresolved(self, fates: Fates, sizes: Sequence[float]) -> int:
-        """How many images stand at a grid point at which the search copy fell to a hit that the model refused."""
+    def unresolved(self, fates: Fates, sizes: Sequence[float]) -> NDArray[np.int64]:
+        """The lowest grid points (m,), rising, at which m images stand although the search copy fell.
+
+        Those are images with a hit there that the model refused.
+        """
         point = np.searchsorted(np.asarray(sizes) * (1 + 1e-6), self.refused)
-        return int(((point < len(sizes)) & ((fates.fell < 0) | (fates.fell > point))).sum())
+        return np.sort(point[(point < len(sizes)) & ((fates.fell < 0) | (fates.fell > point))])
 
     def flags(self) -> list[Flag]:
         """Notes on halved slots, on a search copy that failed, and on steps that did not run as CUDA graphs."""

@@ -20,11 +20,11 @@ from advbench import rng
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rays import RayS
 from advbench.engine.attack import Answer, Problem
-from advbench.engine.oracle import gradient
-from advbench.evaluator.probes import LONG_PGD_STEPS, Probe, spread
+from advbench.engine.oracle import Oracle, gradient
+from advbench.evaluator.probes import LONG_PGD_STEPS, MAX_PROBED_IMAGES, Probe, spread
 from advbench.record import Fates
+from advbench.threat import around
 
-LABELS = "found-by-labels"
 NORMS_OF_STARTS = ("linf", "l2")  # in which a few steps of size eps reach far
 MAX_IMAGES = 64
 START_STEPS, PGD_STEPS = 7, 20
@@ -36,43 +36,58 @@ Value = Callable[[Tensor], Tensor]
 
 
 class Beyond:
-    """The three searches at grid point `place`, on images that stand there, under plain PGD too.
+    """The searches on images that stand at grid point `place`, under plain PGD too if the model has a gradient.
 
     What plain PGD fells says that the attacks were weak; what it does not, that they were misled.
     """
 
     def __init__(self, probe: Probe, fates: Fates, place: int, eps: float) -> None:
-        self.probe, self.eps = probe, eps
-        self.runner = probe.runner
-        standing = spread(np.flatnonzero(fates.standing(place)), MAX_IMAGES)
-        stood = probe.ascend(eps, LONG_PGD_STEPS, rows=standing).felled.isinf() if len(standing) else torch.zeros(0)
-        self.rows = standing[stood.bool().numpy()]
+        self.probe, self.eps, self.runner = probe, eps, probe.runner
+        rows = spread(np.flatnonzero(fates.standing(place)), MAX_PROBED_IMAGES)
+        if len(rows) and probe.differentiable:
+            rows = rows[probe.ascend(eps, LONG_PGD_STEPS, rows=rows).felled.isinf().numpy()]
+        self.rows = spread(rows, MAX_IMAGES)
 
-    def run(self) -> Iterator[tuple[str, str, int]]:
-        """For each search its name, what it is, and how many of `rows` it fells."""
-        if not len(self.rows):
-            return
-        queries = self.affordable_queries()
-        if self.runner.norm in RayS.norms and queries >= MIN_QUERIES:
-            rays = RayS(name="probe", n_queries=queries)
-            found = self.probe.trace(rays, self.rows, self.eps).felled.isfinite()
-            yield LABELS, f"RayS, which reads labels alone, with {queries} queries", int(found.sum())
-        if self.runner.norm not in NORMS_OF_STARTS:
+    def from_starts(self) -> Iterator[tuple[str, str, int]]:
+        """For each kind of starts its name, what it is, and how many of `rows` it fells."""
+        if not len(self.rows) or self.runner.norm not in NORMS_OF_STARTS:
             return
         if layers := hidden_layers(self.runner.net):
-            found = self.from_starts(UNIT_STARTS, lambda p, draw: self.unit(layers, p, draw))
-            yield "found-from-units", "PGD from points that drive hidden units", int(found.sum())
-        found = self.from_starts(OUTPUT_STARTS, self.outputs)
-        yield "found-from-outputs", "PGD from points that drive the outputs at random", int(found.sum())
+            found = self.pgd_from(UNIT_STARTS, lambda p, draw: self.unit(layers, p, draw))
+            yield "found-from-units", "PGD from points that drive hidden units", found
+        found = self.pgd_from(OUTPUT_STARTS, self.outputs)
+        yield "found-from-outputs", "PGD from points that drive the outputs at random", found
 
     def affordable_queries(self) -> int:
-        """The queries of RayS for each image: MAX_QUERIES, or fewer where the attacks cost little."""
-        journal = self.runner.journal
-        passes = (journal.forwards or 0) + (journal.backwards or 0)
-        return min(MAX_QUERIES, int(MAX_SHARE * passes / len(self.rows))) if passes else MAX_QUERIES
+        """The queries of RayS for each image: MAX_QUERIES, or fewer where the attacks cost little.
 
-    def from_starts(self, starts: int, value: Callable[[Problem, int], Value]) -> Tensor:
-        """(m,) bool: the images that PGD on the margin fells from one of `starts` points that raise a `value`."""
+        Attacks whose passes nobody counted are taken to cost enough.
+        """
+        passes = self.runner.journal.forwards + self.runner.journal.backwards
+        return min(MAX_QUERIES, int(MAX_SHARE * passes / len(self.rows))) if passes and len(self.rows) else MAX_QUERIES
+
+    def by_labels(self, queries: int) -> Tensor:
+        """(m,) float64: the size of the nearest adversarial example that RayS finds of each image, inf if none."""
+        rays = RayS(name="probe", n_queries=queries)
+        x, y, index = self.probe.at(self.rows)
+        parts = []
+        for some in self.probe.parts(torch.arange(len(x), device=x.device)):
+            infinite = torch.full(some.shape, torch.inf, dtype=torch.float64, device=x.device)
+            key = rng.keys(self.runner.seed, "probe", index[some])
+            p = Problem(around(self.runner.norm, x[some], infinite), y[some], torch.full_like(y[some], -1), key)
+            oracle = Oracle(self.runner.net, slots=self.runner.oracle.slots)
+            state, nearest = rays.start(p), infinite
+            for _ in range(queries):
+                self.runner.journal.poll()
+                answer = oracle.answer(rays, p, state.query)
+                size = p.region.size(state.query.double() - p.region.x.double())
+                nearest = torch.where(answer.wrong, torch.minimum(nearest, size), nearest)
+                state = rays.step(p, state, answer)
+            parts.append(nearest.cpu())
+        return torch.cat(parts)
+
+    def pgd_from(self, starts: int, value: Callable[[Problem, int], Value]) -> int:
+        """How many images PGD on the margin fells from one of `starts` points that raise a `value`."""
         found = torch.zeros(len(self.rows), dtype=torch.bool)
         pgd = PGD(name="probe", steps=PGD_STEPS, rel_step=0.25, loss="cw", straight_through=self.probe.straight_through)
         for draw in range(starts):
@@ -82,7 +97,7 @@ class Beyond:
             start = partial(self.start, value, draw)
             trace = self.probe.trace(pgd, self.rows[standing], self.eps, start)
             found[torch.from_numpy(standing)] = trace.felled.isfinite()
-        return found
+        return int(found.sum())
 
     def start(self, value: Callable[[Problem, int], Value], draw: int, p: Problem) -> Tensor:
         """The points (S, C, H, W) after START_STEPS steps of size eps from x along the gradient of a value."""
@@ -107,7 +122,7 @@ class Beyond:
 
         def value(z: Tensor) -> Tensor:
             seen: list[Tensor] = []
-            with layer.register_forward_hook(lambda module, inputs, out: seen.append(out)):
+            with layer.register_forward_hook(lambda module, inputs, out: seen.append(out.clone())):
                 self.runner.net(z)
             if not seen or not isinstance(seen[-1], Tensor) or len(seen[-1]) != len(z):
                 return z.new_zeros(len(z))

@@ -16,7 +16,8 @@ from advbench.record import Flag
 from advbench.statistics import wilson
 
 CONSTANT = 0.99  # share of equal answers
-CLASS_ORDER_GAIN, CLASS_ORDER_ACCURACY = 0.1, 0.5
+MIN_IMAGES = 10  # fewer may well be answered alike
+CLASS_ORDER_GAIN, CLASS_ORDER_ACCURACY, CLASS_ORDER_IMAGES = 0.1, 0.5, 64
 PUBLISHED_DIFFERENCE, PUBLISHED_LEVEL = 0.02, 0.999
 CLIPPED = 0.02  # share of the logits that are exactly the largest, or the smallest, of all
 
@@ -25,7 +26,7 @@ def subject(loaded: Loaded, logits: Tensor, data: Dataset) -> list[Flag]:
     """The flags on clean `logits` (n, K) for `data`: at-chance, constant, class-order, published."""
     answers, labels = logits.argmax(1).cpu().numpy(), data.labels.cpu().numpy()
     return [
-        *at_chance(answers, labels, logits.shape[1]),
+        *at_chance(answers, labels),
         *constant(answers, labels),
         *class_order(answers, labels, logits.shape[1]),
         *published(loaded, answers == labels, data),
@@ -51,7 +52,7 @@ def balanced_accuracy(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> 
     return Balanced(accuracy, accuracy - half, k)
 
 
-def at_chance(answers: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[Flag]:
+def at_chance(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Flag]:
     """Suspect where the clean balanced accuracy cannot be told from guessing; with one class present, never."""
     found = balanced_accuracy(answers, labels)
     if found.classes < 2 or found.low > 1 / found.classes:
@@ -70,28 +71,33 @@ def constant(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Flag
     n = len(labels)
     kinds, counts = np.unique(answers, return_counts=True)
     most = int(counts.max())
-    if most < CONSTANT * n or np.unique(labels, return_counts=True)[1].max() >= CONSTANT * n:
+    if n < MIN_IMAGES or most < CONSTANT * n or np.unique(labels, return_counts=True)[1].max() >= CONSTANT * n:
         return []
     detail = f"the model answers class {kinds[counts.argmax()]} on {most / n:.1%} of the clean images"
     return [Flag(name="constant", severity="broken", k=most, n=n, detail=detail)]
 
 
 def class_order(answers: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[Flag]:
-    """Suspect where renaming the classes would make the model much more accurate."""
+    """Suspect where renaming the classes would make the model much more accurate.
+
+    The names are found on every other image and judged on the rest, because they fit the images that they are found on.
+    """
     from scipy.optimize import linear_sum_assignment
 
-    n, size = len(labels), max(classes, int(labels.max()) + 1)
+    size = max(classes, int(labels.max()) + 1)
+    if len(labels) < CLASS_ORDER_IMAGES or size > len(labels):
+        return []
     confusion = np.zeros((size, size), dtype=np.int64)
-    np.add.at(confusion, (labels, answers), 1)
+    np.add.at(confusion, (labels[::2], answers[::2]), 1)
+    np.fill_diagonal(confusion, 2 * confusion.diagonal() + 1)  # in doubt a class keeps its name
     _, renamed = linear_sum_assignment(confusion, maximize=True)
-    best, now = int(confusion[np.arange(size), renamed].sum()), int(np.trace(confusion))
+    n = len(labels[1::2])
+    best, now = int((renamed[labels[1::2]] == answers[1::2]).sum()), int((labels[1::2] == answers[1::2]).sum())
     if best - now < CLASS_ORDER_GAIN * n or best < CLASS_ORDER_ACCURACY * n:
         return []
-    swapped = [
-        f"{label} as {answer}" for label, answer in enumerate(renamed) if confusion[label, answer] and label != answer
-    ]
+    swapped = [f"{label} as {answer}" for label, answer in enumerate(renamed) if label != answer]
     detail = (
-        f"clean accuracy is {now / n:.1%}, but {best / n:.1%} if classes are renamed (it answers class "
+        f"clean accuracy is {now / n:.1%} on {n} images, but {best / n:.1%} if classes are renamed (it answers class "
         f"{', '.join(swapped[:5])}{', ...' if len(swapped) > 5 else ''}): its classes are in another order"
     )
     return [Flag(name="class-order", severity="suspect", k=best - now, n=n, detail=detail)]

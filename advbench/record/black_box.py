@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from advbench.record.fates import Fates
 from advbench.record.parts import Flag, Severity
 
 WINS = "-wins"
 NOTE, SECONDED, ALONE = 0.002, 0.02, 0.1  # shares of the images
 MIN_IMAGES = 4  # fewer are a note
+SPAN = 1.5  # between an eps and the smallest below it at which images still count
 ABOUT_GRADIENTS = frozenset(
     {
         "zero-gradient",
         "nan-gradient",
+        "saturated",
         "rounding",
+        "probabilities",
+        "clipped",
         "discontinuous",
         "loss-not-rising",
         "straight-through",
@@ -29,20 +35,22 @@ def black_box_ahead(
     """At most one flag on the attack `name`, the `number`th of the list, from the images that it alone felled.
 
     Square fells some images first on honest models too, MNIST's above all. So it is a note, and suspect only above the
-    share ALONE, or above SECONDED where one of `flags` is about gradients. It is raised at the smallest eps at which it
-    is as severe as anywhere.
+    share ALONE, or above SECONDED where one of `flags`, raised at that eps or below, is about gradients. Images count
+    that fell at an eps or not far below, so that a fine grid does not hide them. It is raised at the smallest eps at
+    which it is as severe as anywhere.
     """
-    seconded = any(flag.name in ABOUT_GRADIENTS for flag in flags)
-    counts = [int(((fates.by == number) & (fates.fell == place)).sum()) for place in range(len(eps))]
-    n = len(fates)
+    sizes, n = np.append(eps, np.inf), len(fates)
+    fell = np.where(fates.by == number, sizes[fates.fell], np.inf)
+    counts = [int(((fell <= size) & (fell > size / SPAN)).sum()) for size in eps]
+    signs = [flag.eps or 0.0 for flag in flags if flag.name in ABOUT_GRADIENTS]
 
-    def severity(count: int) -> Severity | None:
-        share = count / n
-        if share > (SECONDED if seconded else ALONE) and count >= MIN_IMAGES:
+    def severity(count: int, size: float) -> Severity | None:
+        seconded = any(sign <= size for sign in signs)
+        if count > (SECONDED if seconded else ALONE) * n and count >= MIN_IMAGES:
             return "suspect"
-        return "note" if share > NOTE else None
+        return "note" if count > NOTE * n else None
 
-    found = [severity(count) for count in counts]
+    found = [severity(count, size) for count, size in zip(counts, eps, strict=True)]
     worst = next((one for one in ("suspect", "note") if one in found), None)
     if worst is None:
         return ()

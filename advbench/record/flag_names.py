@@ -29,7 +29,6 @@ FLAG_NAMES = (
     "non-finite",
     "non-finite-attacked",
     "not-probed",
-    "not-repeatable",
     "other-noise",
     "outside",
     "outside-ball",
