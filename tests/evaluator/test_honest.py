@@ -6,6 +6,7 @@ The trainer makes each in a minute or less.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,18 +49,19 @@ def test_there_are_twelve_at_least() -> None:
 def test_honest_models_are_not_flagged(dataset: str, method: str, arch: str, tmp_path: Path) -> None:
     data, (eps, grids) = first(dataset), GRIDS[dataset]
     kind = "standard" if method == "standard" else "robust"
-    short = {"train_n": 6000, "epochs": 4, "batch_size": 64, "inner.steps": 5, "validation.steps": 5}
-    if method == "standard":
-        short = {name: value for name, value in short.items() if name != "inner.steps"}
+    short: dict[str, Any] = {"train_n": 10_000, "batch_size": 64, "validation.steps": 5, "augment.crop": 0}
+    if kind == "robust":
+        short["inner.steps"] = 5
     run = advbench.train(
         method,
         dataset=dataset,
         arch=arch,
-        eps="0" if method == "standard" else eps,
+        eps="0" if kind == "standard" else eps,
+        epochs=4,
         settings=short,
         device="cpu",
         out=tmp_path / "run",
     )
     record = advbench.evaluate(str(run), data, eps=grids[kind], device="cpu", processes=1).record
-    assert record.clean > 0.25, "did not learn"
+    assert record.clean > 0.2, "did not learn"
     assert [flag for flag in record.flags if flag.severity != "note"] == []

@@ -428,7 +428,8 @@ class Stack(nn.Module):
 
 
 class StackVerify(nn.Module):
-    """Answers the verification of a hit as it answered the nearest clean image."""
+    """Answers the verification of a hit as it answered the nearest clean image. Probes, which are not verified, may
+    notice; had it lied to them too, they could not."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
