@@ -43,6 +43,13 @@ def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, g
     )
 
 
+def retired(sides: Iterable[Side]) -> str:
+    """Which of the records are retired, by notices with their reasons. Nothing allows them."""
+    found = [f"{side.label}: record {unit.record.id} is retired: {unit.retired}"
+             for side in sides for unit in side.units if unit.retired]  # fmt: skip
+    return f"{'; '.join(found)}; measure the model again, or name another record" if found else ""
+
+
 def renewal(unit: Measured) -> str:
     """The command that measures a baseline again as it is done now."""
     file = Path("baseline.json") if unit.path.stem == unit.record.id else unit.path  # records are never edited

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from advbench.compare.believed import blind, check_flags, doubted, incomparable
+from advbench.compare.believed import blind, check_flags, doubted, incomparable, retired
 from advbench.compare.comparable import allowed_kinds, differences, reported
 from advbench.compare.gate import Test, parse_gate
 from advbench.compare.judge import Judge, check_measured, findings
@@ -65,11 +65,13 @@ def compare(
         gate=None if fail_if is None else Gate(fail_if, alpha, strict, untold),
         caveat=_caveat(base, others, unpaired) if base else "",
     )
+    if why := retired(found.sides):
+        raise Refused(replace(found, refused=why, caveat=""))
     if base and (why := incomparable(base, others, free, gated=bool(tests))):
         raise Refused(replace(found, refused=why, caveat=""))
     found = replace(found, notes=_notes(found.sides, base, tests, unpaired, allow_flags))
     try:
-        check_measured(asked, base)
+        check_measured(asked, base, others)
     except UserError as error:
         raise Refused(replace(found, refused=str(error))) from error
     if why := doubted(tests, found.sides, allow_flags):

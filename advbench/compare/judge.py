@@ -185,14 +185,21 @@ def floor(side: Side, test: Test) -> Check:
     return Check(test.text, quantity.scale, value, test.bound, test.fires(value, 0.0))
 
 
-def check_measured(asked: Sequence[Asked], base: Side | None) -> None:
-    """Raise UserError for a condition that names what was not measured: on its side and, if relative, on `base`."""
+def check_measured(asked: Sequence[Asked], base: Side | None, others: Sequence[Side]) -> None:
+    """Raise UserError for a condition that names what was not measured: on its side and, if relative, on `base`.
+
+    A relative auc is taken over the eps that are common to all sides.
+    """
     for side, branch in asked:
         for test in branch.tests:
             sides = [base, side] if base and test.relative else [side]
             units = [unit for one in sides for unit in one.units]
-            if test.quantity.kind == "auc" and not common_grid(units):
-                raise UserError("there is no auc to compare: no eps is common to all sides")
+            if test.quantity.kind == "auc" and base and test.relative:
+                every = [unit for one in (base, *others) for unit in one.units]
+                if not common_grid(every):
+                    grids = "; ".join(f"{one.label}: {', '.join(point.eps_text for point in one.units[0].record.curve)}"
+                                      for one in (base, *others))  # fmt: skip
+                    raise UserError(f"there is no auc to compare: no eps is common to all sides ({grids})")
             for record in (unit.record for unit in units):
                 eps = as_clean(test.quantity).eps
                 if eps is not None and record.at(eps.value) is None:

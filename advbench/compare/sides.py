@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advbench.compare.comparable import KINDS, protocol
 from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.files import plain_path
-from advbench.record import Fates, Record, load_record, load_records, record_files, superseded
+from advbench.record import (
+    Fates,
+    Record,
+    load_record,
+    load_records,
+    notice_of,
+    record_files,
+    record_path,
+    superseded,
+)
 
 PLACES = (Path("leaderboards"), Path())  # where `evaluate` saves the records of models without a run folder
 FORMS = "a run folder, a record's .json, the first digits of a record's id, or the spec of a model measured before"
@@ -19,19 +28,24 @@ FORMS = "a run folder, a record's .json, the first digits of a record's id, or t
 
 @dataclass(frozen=True)
 class Measured:
-    """One record, its fates, and its file."""
+    """One record, its fates, and its file. `retired`: why a notice retires it, empty where none does."""
 
     record: Record
     fates: Fates
     path: Path
+    retired: str = ""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One name of the command line and all measurements that it may stand for, among which `align` chooses."""
+    """One name of the command line and all measurements that it may stand for, among which `align` chooses.
+
+    `listed`: whether a comma list named each of its models by itself.
+    """
 
     label: str
     units: tuple[Measured, ...]
+    listed: bool = False
 
     @property
     def ids(self) -> frozenset[str]:
@@ -50,14 +64,15 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - the spec of a model, such as robustbench:NAME, or the name given to it, that has records in `places`;
     - a comma list of these: several trainings of one recipe, taken together.
 
-    Superseded records are left out. Raises UserError for a damaged record, and when there are no measurements.
+    Superseded records are left out. Notices, beside a record or in `places`, rename and retire. Raises UserError for a
+    damaged record or notice, and when there are no measurements.
     """
-    if "," in text and not Path(text).exists():
+    if "," in text and not Path(text).exists() and not _by_spec(text, places):
         parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
         if not parts:
             raise UserError(f"{text!r} names nothing: write {FORMS}")
         units = {unit.record.id: unit for part in parts for unit in part.units}
-        return Side(text, tuple(units.values()))
+        return Side(text, tuple(units.values()), listed=all(len(_untrained(part.units)) <= 1 for part in parts))
     path = Path(text)
     found: list[Path] = []
     if path.is_dir():
@@ -65,13 +80,27 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     if not found:
         one = [path] if path.is_file() and path.suffix == ".json" else _ids(text, places)
         if one:
-            unit = Measured(*load_record(one[0]), one[0])
+            unit = measured(one[0], places)
             return Side(f"{unit.record.model.title} ({unit.record.id[:8]})", (unit,))
         found = _by_spec(text, places)
     if not found:
+        if path.suffix == ".json":
+            raise UserError(f"there is no file {text}")
         hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
         raise UserError(f"there is no record of {text!r}{hint}")
-    return Side(text, _current(Measured(*load_record(file), file) for file in found))
+    return Side(text, _current(measured(file, places) for file in found))
+
+
+def measured(file: Path, places: Iterable[Path] = PLACES) -> Measured:
+    """The record `file`, renamed or retired by the notice beside it or beside its copy in one of `places`."""
+    record, fates = load_record(file)
+    beside = [file.with_name(f"{record.id}.json"), *(record_path(place, record) for place in places)]
+    notice = next((one for path in beside if (one := notice_of(path)) is not None), None)
+    if notice is None:
+        return Measured(record, fates, file)
+    if notice.name is not None:
+        record = record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})
+    return Measured(record, fates, file, notice.retired or "")
 
 
 def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
@@ -81,7 +110,11 @@ def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
         return path
     found = _ids(text, places)
     if not found:
-        raise UserError(f"there is no record {text!r}: write a record's .json, or the first digits of its id")
+        inside = [str(file) for file in _files(path)]
+        if inside:
+            raise UserError(f"{text} holds records, of which one has to be named: choose from {', '.join(inside)}")
+        forms = "write a record's .json, or the first digits of its id"
+        raise UserError(f"there is no {'file' if path.suffix == '.json' else 'record'} {text!r}: {forms}")
     return found[0]
 
 
@@ -92,13 +125,14 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
     protocols in common, the one with the newest measurement of the first side is taken; where they have none in common,
     one that is the same but for the kinds in `free`; where they have none of these either, the newest of each side.
 
-    A model is one training in one run folder. Where the folder was trained again by the same recipe, the newest weights
-    count, and old measurements of others do not. A weight file in it (its last epoch, another network) counts only if
-    the folder itself was not measured.
+    A model is one training in one run folder or, without a recipe, one spec. Where the folder was trained again by the
+    same recipe, or the spec came to stand for other weights, the newest weights count, and old measurements of others
+    do not. A weight file in a run folder (its last epoch, another network) counts only if the folder itself was not
+    measured.
 
     Raises UserError when a side mixes models that differ by more than their seed.
     """
-    sides = [Side(side.label, _of_newest_weights(side.units)) for side in sides]
+    sides = [replace(side, units=_of_newest_weights(side.units)) for side in sides]
     for left_out in ((), free, KINDS):
         common = set.intersection(*({_protocol(unit.record, left_out) for unit in side.units} for side in sides))
         if common:
@@ -109,9 +143,9 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
         among = [unit for unit in side.units if _protocol(unit.record, left_out) == _protocol(first.record, left_out)]
         wanted = _protocol(max(among, key=_age).record)
         alike = sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age)
-        models = {unit.record.model.weights_sha256: unit for unit in alike}
-        kept = Side(side.label, tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
-        recipes = {_recipe(unit.record) for unit in kept.units}
+        models = {_network(unit.record): unit for unit in alike}
+        kept = replace(side, units=tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
+        recipes = {_recipe(unit.record, side.listed) for unit in kept.units}
         if len(recipes) > 1:
             specs = ", ".join(sorted(unit.record.model.spec for unit in kept.units)[:5])
             raise UserError(
@@ -129,7 +163,7 @@ def labelled(sides: Sequence[Side]) -> list[Side]:
         label = (names.pop() if len(names) == 1 else None) or side.label
         if any(one.label == label and one.ids != side.ids for one in found):
             label = f"{label} ({', '.join(sorted(key[:8] for key in side.ids))})"
-        found.append(Side(label, side.units))
+        found.append(replace(side, label=label))
     return found
 
 
@@ -162,15 +196,18 @@ def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
     spec = plain_path(text) if Path(text).exists() else text
     found: dict[str, Path] = {}
     for place in places:
-        records = load_records(place / "records")[0]
-        wanted = {record.id for record in records if record.model.spec in (spec, text) or record.model.name == text}
-        found |= {file.stem: file for file in _files(place) if file.stem in wanted}
+        files = {file.stem: file for file in _files(place)}
+        for record in load_records(place / "records")[0]:
+            notice = notice_of(files[record.id])
+            name = notice.name if notice is not None and notice.name is not None else record.model.name
+            if text == name or record.model.spec in (spec, text):
+                found[record.id] = files[record.id]
     return list(found.values())
 
 
 def _current(units: Iterable[Measured]) -> tuple[Measured, ...]:
     by_id = {unit.record.id: unit for unit in units}
-    outdated = superseded(unit.record for unit in by_id.values())
+    outdated = superseded(unit.record for unit in by_id.values() if not unit.retired)
     return tuple(unit for key, unit in by_id.items() if key not in outdated)
 
 
@@ -180,8 +217,14 @@ def _protocol(record: Record, left_out: Collection[str] = ()) -> tuple[str, ...]
 
 def _of_newest_weights(units: Iterable[Measured]) -> tuple[Measured, ...]:
     ordered = sorted(units, key=lambda unit: (not _is_file(unit.record), _age(unit)))
-    newest = {_training(unit.record): unit.record.model.weights_sha256 for unit in ordered}
-    return tuple(unit for unit in ordered if unit.record.model.weights_sha256 == newest[_training(unit.record)])
+    newest = {_training(unit.record): _network(unit.record) for unit in ordered}
+    return tuple(unit for unit in ordered if _network(unit.record) == newest[_training(unit.record)])
+
+
+def _network(record: Record) -> tuple[object, ...]:
+    """A key for what was measured: the weights, and the code and normalisation around them."""
+    model = record.model
+    return model.weights_sha256, model.code_sha256, model.mean, model.std
 
 
 def _age(unit: Measured) -> tuple[str, str]:
@@ -189,10 +232,10 @@ def _age(unit: Measured) -> tuple[str, str]:
 
 
 def _training(record: Record) -> str:
-    """A key for one training: the recipe, which holds the seed, and the folder; the weights if no recipe is known."""
+    """A key for one training: the recipe, which holds the seed, and the folder; the spec if it is no run's."""
     trained, folder = record.model.trained, Path(record.model.spec)
-    if trained is None or trained.recipe_sha256 is None:
-        return record.model.weights_sha256
+    if trained is None:
+        return record.model.spec
     if _is_file(record):
         folder = folder.parent.parent if folder.parent.name == "parts" else folder.parent
     return f"{trained.recipe_sha256} {folder}"
@@ -202,7 +245,14 @@ def _is_file(record: Record) -> bool:
     return record.model.spec.endswith(".safetensors")
 
 
-def _recipe(record: Record) -> tuple[object, ...]:
+def _untrained(units: Iterable[Measured]) -> set[str]:
+    """The specs of the models that are no runs, of which no recipe is known."""
+    return {unit.record.model.spec for unit in units if unit.record.model.trained is None}
+
+
+def _recipe(record: Record, listed: bool) -> tuple[object, ...]:
+    """What the seeds of one side have in common: of unknown recipes that were not `listed`, only the spec tells."""
     trained = record.model.trained
-    training = (trained.method, trained.norm, trained.eps) if trained else (record.model.spec,)
+    unknown = () if listed else (record.model.spec,)
+    training = (trained.method, trained.norm, trained.eps) if trained else unknown
     return record.model.arch, repr(sorted(record.model.settings.items())), *training

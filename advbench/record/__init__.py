@@ -8,7 +8,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 
 from advbench.record.fates import Fates
 from advbench.record.flag_names import FLAG_NAMES, is_flag
-from advbench.record.notice import Notice, load_notices, write_notice
+from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     RECHECK_SET,
     AttackRef,
@@ -33,6 +33,7 @@ from advbench.record.record import (
     question_hash,
     record_files,
     record_id,
+    record_path,
     slug,
     superseded,
 )
@@ -60,10 +61,12 @@ __all__ = [
     "load_notices",
     "load_record",
     "load_records",
+    "notice_of",
     "passes_an_image",
     "question_hash",
     "record_files",
     "record_id",
+    "record_path",
     "slug",
     "superseded",
     "write_notice",

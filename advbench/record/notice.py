@@ -43,6 +43,17 @@ def write_notice(record: Path, *, retired: str | None = None, name: str | None =
     return path
 
 
+def notice_of(record: Path) -> Notice | None:
+    """The notice beside the record file `record`, if there is one. Raises UserError if it is damaged."""
+    path = record.with_name(f"{record.stem}{NOTICE}")
+    if not path.exists():
+        return None
+    notice = _load(path)
+    if notice.record != record.stem:
+        raise UserError(f"{path} is about record {notice.record}, which is not beside it")
+    return notice
+
+
 def load_notices(folder: Path) -> tuple[dict[str, Notice], list[Damage]]:
     """The sound notices below `folder` by the id of their record, and those that are damaged or have no record."""
     found: dict[str, Notice] = {}

@@ -183,9 +183,8 @@ class Record(Part):
         the folder cannot be written.
         """
         self.verify(fates)
-        records = Path(folder) / "records"
-        path = records / slug(self.dataset.name) / self.norm / f"{self.id}.json"
-        with locked(records / ".lock"):
+        path = record_path(Path(folder), self)
+        with locked(Path(folder) / "records" / ".lock"):
             if path.exists():
                 load_record(path)
             else:  # the archive first: a JSON always has one, and an archive without JSON is left from a crash
@@ -257,6 +256,11 @@ def with_eps(record: Record, fates: Fates) -> Record:
         if attack.name in names:
             flags += black_box_ahead(attack.name, number, fates, record.eps, flags)
     return record.model_copy(update={"flags": tuple(flags)})
+
+
+def record_path(folder: Path, record: Record) -> Path:
+    """Where `Record.save` puts the JSON of `record` in `folder`, a leaderboard or a run folder."""
+    return folder / "records" / slug(record.dataset.name) / record.norm / f"{record.id}.json"
 
 
 def record_files(folder: Path) -> list[Path]:

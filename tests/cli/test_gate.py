@@ -206,6 +206,63 @@ def test_a_broken_candidate_is_refused(here: Any, measure: Any) -> None:
     assert 'failures="1"' in here(*gate, "--format", "junit").out
 
 
+@pytest.mark.parametrize("spec", ["net.safetensors", "mynet:make"])
+def test_what_a_spec_stood_for_before_is_no_seed_of_it(here: Any, spec: str) -> None:
+    """Without a recipe one spec is one model, and the weights that were measured last are its weights."""
+    (here.folder / "mynet.py").write_text("import advbench\ndef make():\n    return advbench.load_model('now').net\n")
+    flags = ["--model", spec, "--dataset", "digits", *PGD, *(["--arch", "mlp"] if spec == "net.safetensors" else [])]
+
+    def become(run: str, *more: str) -> None:
+        shutil.copytree(here.folder / run, here.folder / "now", dirs_exist_ok=True)
+        shutil.copy(here.folder / run / "model.safetensors", here.folder / "net.safetensors")
+        ran = here("evaluate", *flags, *more)
+        assert ran.code == 0, ran
+
+    become("good", "--save-baseline", "base.json")
+    become("bad")
+    flagged = {flag.name for file in here.folder.glob("records/*/*/*.json") for flag in load_record(file)[0].flags}
+    gate = ["--fail-if", "clean < baseline - 1", "--allow-flags", ",".join(flagged)]
+    ran = here("compare", spec, "--baseline", "base.json", *gate)
+    assert ran.code == 1 and "One model on each side" in ran.out and "Welch" not in ran.out, ran
+
+
+def test_several_files_that_are_named_are_seeds(here: Any) -> None:
+    for name in ("good", "std"):
+        shutil.copy(here.folder / name / "model.safetensors", here.folder / f"{name}.safetensors")
+        ran = here("evaluate", "--model", f"{name}.safetensors", "--arch", "mlp", "--dataset", "digits", *PGD)
+        assert ran.code == 0, ran
+    ran = here("compare", "good.safetensors,std.safetensors", "--baseline", "good.safetensors")
+    assert ran.code == 0 and "good.safetensors,std.safetensors: 2" in ran.out, ran
+
+
+def test_an_area_needs_eps_that_all_sides_have(cli: Any) -> None:
+    grids = {"base": "0,0.1,0.2", "one": "0.1,0.3,0.4", "two": "0.2,0.3,0.4"}
+    files = [write(f"{name}.json", eps=grid) for name, grid in grids.items()]
+    ran = cli("compare", *files, "--fail-if", "auc < baseline - 1")
+    assert ran.is_one_clear_line and "no eps is common to all sides" in ran.err, ran
+    assert cli("compare", *files[:2], "--fail-if", "auc < baseline - 1").code == 0
+
+
+@pytest.mark.parametrize("gate", [[], GATE])
+def test_a_retired_record_is_refused_and_a_renamed_one_has_its_new_name(cli: Any, gate: list[str]) -> None:
+    ids = {}
+    for spec, lost in (("base", 0), ("new", 20)):
+        unit = made(fallen([180, 140 - lost, 100 - lost], 200), spec=spec, name=f"old {spec}")
+        ids[spec] = unit.record.save("leaderboards", unit.fates).stem
+        unit.record.save_as(Path(f"{spec}.json"), unit.fates)
+    code = 1 if gate else 0
+    assert cli("leaderboard", "leaderboards", "rename", ids["new"], "Net, the new").code == 0
+    for name in ("Net, the new", "new", "new.json", ids["new"]):
+        ran = cli("compare", name, "--baseline", "base", *gate)
+        assert ran.code == code and "Net, the new" in ran.out and "old new" not in ran.out, ran
+    assert cli("compare", "old new", "--baseline", "base", *gate).is_one_clear_line
+    assert cli("leaderboard", "leaderboards", "retire", ids["new"], "--why", "trained on test images").code == 0
+    for sides in (["new", "--baseline", "base"], ["base", "--baseline", "new.json"]):
+        ran = cli("compare", *sides, *gate, *(["--allow-flags", "random", "--different-attacks"] if gate else []))
+        assert ran.is_one_clear_line and f"record {ids['new']} is retired: trained on test images" in ran.err, ran
+    assert 'failures="1"' in cli("compare", "new", "--baseline", "base", *gate, "--format", "junit").out
+
+
 # --- the baseline ---------------------------------------------------------------------------------------
 
 
