@@ -129,8 +129,10 @@ def test_what_was_measured_differently_is_refused_or_said_in_the_first_line(kind
         with pytest.raises(Refused, match=says) as caught:
             compare(sides, fail_if="acc@8/255 < baseline - 1", strict=strict)
     message = str(caught.value)
-    assert "advbench evaluate --again x.json --model base --save-baseline x.json" in message and "\n" not in message
-    assert f"--{option.replace('_', '-')}" in message
+    renewal = "advbench evaluate --again x.json --model '<where its weights are>' --save-baseline x.json"
+    measured = "advbench evaluate --model '<where its weights are>' --dataset cifar10 --attack pgd "
+    assert (renewal in message, measured in message) == ("version" in kind, "version" not in kind)
+    assert f"compare them with --{option.replace('_', '-')}" in message and "\n" not in message
     other = "unpaired" if option != "unpaired" else "different_attacks"
     with pytest.raises(Refused, match=says):
         compare(sides, fail_if="acc@8/255 < baseline - 1", **{other: True})

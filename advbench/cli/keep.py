@@ -75,15 +75,28 @@ def in_use(journal: Path) -> Iterator[None]:
 
 
 def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:
-    """Save the record in `folder`, with `publish` also in its tables; the path of its JSON. Raises UserError."""
-    if not publish:
-        return record.save(folder, fates)
-    from advbench import leaderboard
+    """Save the record in `folder`, with `publish` also in its tables; the path of its JSON. Raises UserError.
 
-    published = leaderboard.publish(record, fates, folder)
-    for damage in published.damaged:
-        screen.warn(f"left out of the tables: {damage.reason}")
-    return published.path
+    A record that was there stays, and the user is warned where it has other flags.
+    """
+    if publish:
+        from advbench import leaderboard
+
+        path, damaged = leaderboard.publish(record, fates, folder)
+        for damage in damaged:
+            screen.warn(f"left out of the tables: {damage.reason}")
+    else:
+        path = record.save(folder, fates)
+    kept, found = (_flags(one) for one in (load_record(path)[0], record))
+    if kept != found:
+        differing = [f"only there {', '.join(sorted(kept - found))}"] if kept - found else []
+        differing += [f"only now {', '.join(sorted(found - kept))}"] if found - kept else []
+        screen.warn(f"record {record.id} was there before, and keeps its flags: {'; '.join(differing)}")
+    return path
+
+
+def _flags(record: Record) -> set[str]:
+    return {flag.about for flag in record.flags}
 
 
 def check_baseline(file: Path) -> None:

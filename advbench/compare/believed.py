@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 from advbench.compare.comparable import KINDS, differences
 from advbench.compare.gate import Test
 from advbench.compare.results import Finding
-from advbench.compare.sides import Measured, Side, common_grid
+from advbench.compare.remedy import remedies
+from advbench.compare.sides import Side, common_grid
 from advbench.errors import unknown
 from advbench.record import FLAG_NAMES, is_flag
 
@@ -21,6 +20,7 @@ def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, g
     """
     refused = set(KINDS if gated else ("images", "norms")) - set(free)
     found: dict[str, str] = {}
+    differing_units = []
     kinds: set[str] = set()
     for side in others:
         differing = {
@@ -30,6 +30,7 @@ def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, g
         }
         if differing:
             found[side.label] = ", ".join(differing.values())
+            differing_units.append(side.units[0])
             kinds |= set(differing)
     if not found:
         return ""
@@ -38,8 +39,8 @@ def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, g
     )
     what = "; ".join(f"{label}: {text}" for label, text in found.items())
     return (
-        f"not measured as the baseline {base.label} was: {what}. Evaluate both alike, renew the baseline by "
-        f"{renewal(base.units[0])}, or compare them {options}"
+        f"not measured as the baseline {base.label} was: {what}. {remedies(base.units[0], differing_units)}, or compare "
+        f"them with {options}"
     )
 
 
@@ -48,13 +49,6 @@ def retired(sides: Iterable[Side]) -> str:
     found = [f"{side.label}: record {unit.record.id} is retired: {unit.retired}"
              for side in sides for unit in side.units if unit.retired]  # fmt: skip
     return f"{'; '.join(found)}; measure the model again, or name another record" if found else ""
-
-
-def renewal(unit: Measured) -> str:
-    """The command that measures a baseline again as it is done now."""
-    file = Path("baseline.json") if unit.path.stem == unit.record.id else unit.path  # records are never edited
-    again = ["advbench", "evaluate", "--again", unit.path, "--model", unit.record.model.spec, "--save-baseline", file]
-    return shlex.join(map(str, again))
 
 
 def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[str]) -> str:

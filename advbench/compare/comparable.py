@@ -58,6 +58,11 @@ def _circumstances(record: Record) -> dict[str, Any]:
     }
 
 
+def of_set(record: Record) -> list[str]:
+    """The names by which the attacks of `record` were asked for: of the set where they came with one."""
+    return list(dict.fromkeys(str(one.settings.get("set", one.name)) for one in _attacks(record)))
+
+
 def _attacks(record: Record) -> list[AttackRef]:
     return [one for one in record.attack if one.settings.get("set") != RECHECK_SET]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,7 @@ def test_what_was_measured_differently_is_exit_2(cli: Any, changes: dict[str, An
     for strict in ([], ["--strict"]):
         ran = cli(*sides, *GATE, *strict)
         assert ran.is_one_clear_line, ran
-        assert option in ran.err
-        assert "advbench evaluate --again base.json --model base.json --save-baseline base.json" in ran.err
+        assert f"compare them with {option}" in ran.err
     for allowed in ([option], [option, "--strict"]):
         ran = cli(*sides, *GATE, *allowed)
         assert ran.code == (1 if lost else 0), ran
@@ -117,6 +117,58 @@ def test_a_floor_needs_one_model_alone(cli: Any) -> None:
         assert cli("compare", new, "--fail-if", "acc@4/255 < 70", "--format", form).code == 1
     assert cli("compare", new, "--fail-if", "acc@4/255 < 70", "--plot", "f.svg").code == 1
     assert (cli.folder / "f.svg").stat().st_size > 1000
+
+
+def test_a_refusal_names_a_command_that_removes_the_difference(here: Any) -> None:
+    """Candidates that were measured otherwise are measured as the baseline was, by the command of the message."""
+    base = ["--attack", "pgd", "--set", "steps=3", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"]
+    assert here("evaluate", "--model", "good", *base, "--save-baseline", "base.json").code == 0
+    gate = ["compare", "std", "--baseline", "base.json", "--fail-if", "clean < baseline - 50", "--alpha", "0.9"]
+    for other in (
+        ["--attack", "fgsm", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
+        ["--attack", "pgd", "--set", "steps=2", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
+        ["--attack", "pgd", "--set", "steps=3", "--eps", "0,0.1", "-n", "70"],
+        ["--attack", "pgd", "--set", "steps=3", "--norm", "l2", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
+    ):
+        shutil.rmtree(here.folder / "std/records", ignore_errors=True)
+        assert here("evaluate", "--model", "std", *other).code == 0
+        ran = here(*gate)
+        assert ran.is_one_clear_line and "--again" not in ran.err, ran
+        command = shlex.split(ran.err.partition("Measure alike by ")[2].partition(", or compare them with --")[0])
+        assert command[:4] == ["advbench", "evaluate", "--model", "std"]
+        assert here(*command[1:]).code == 0
+        ran = here(*gate)
+        assert "not measured as the baseline" not in ran.err, ran
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_renewal_says_where_the_weights_have_to_be_named(cli: Any, gone: bool) -> None:
+    spec = "net.safetensors"
+    if not gone:
+        Path(spec).write_bytes(b"x")
+    unit, new = (made(fallen([180, 140, 100], 200), spec=spec, **engine(version=version)) for version in "12")
+    unit.record.save_as(Path("base.json"), unit.fates)
+    new.record.save_as(Path("new.json"), new.fates)
+    ran = cli("compare", "new.json", "--baseline", "base.json", *GATE)
+    place = "'<where its weights are>'" if gone else spec
+    assert ran.is_one_clear_line
+    assert f"Renew the baseline by advbench evaluate --again base.json --model {place} --save-baseline" in ran.err
+    older = cli("compare", "base.json", "--baseline", "new.json", *GATE)  # here the candidate is what is old
+    assert "--again" not in older.err and f"Measure alike by advbench evaluate --model {place} --dataset" in older.err
+
+
+def test_a_record_that_was_there_keeps_its_flags_and_the_user_is_told(here: Any) -> None:
+    command = ["evaluate", "--model", "good", *PGD]
+    assert here(*command).code == 0
+    (file,) = (here.folder / "good/records/digits/linf").glob("*.json")
+    record, fates = load_record(file)
+    file.unlink()
+    flags = [Flag(name="random", severity="suspect", eps=0.1), *(one for one in record.flags if one.name != "small-n")]
+    (record.model_copy(update={"flags": tuple(flags)})).save("good", fates)
+    ran = here(*command)
+    assert ran.code == 0 and f"warning: record {record.id} was there before, and keeps its flags: " in ran.err
+    assert "only there random (suspect at 0.1); only now small-n (note)" in ran.err, ran
+    assert "keeps its flags" not in here("evaluate", "--model", "good", *PGD, "--out", "fresh").err
 
 
 # --- on models ------------------------------------------------------------------------------------------
