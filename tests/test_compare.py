@@ -219,8 +219,11 @@ def test_models_are_called_by_the_names_that_they_were_given() -> None:
 
 
 def test_doubts_are_noted() -> None:
-    new = made(fallen([900, 900, 900]), spec="new", flags=[Flag(name="zero-gradient", severity="broken")])
-    assert any("flagged zero-gradient" in note for note in compare([BASE, side("new", new)]).notes)
+    flags = [Flag(name="zero-gradient", severity="broken", eps=4 / 255), Flag(name="random", severity="suspect")]
+    new = made(fallen([900, 900, 900]), spec="runs/new", flags=flags)
+    notes = compare([BASE, side("mine", new)]).notes
+    said = "The numbers of mine are in doubt: flagged zero-gradient (broken at 4/255), random (suspect)."
+    assert said in notes
 
 
 # --- which records a name stands for --------------------------------------------------------------------
@@ -273,6 +276,16 @@ def test_names_without_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_side("runs/empty")
     with pytest.raises(UserError, match="no record 'zz'"):
         find_record("zz")
+    for look in (read_side, find_record):
+        with pytest.raises(UserError, match="there is no file '?nope.json"):
+            look("nope.json")
+
+
+def test_a_folder_of_records_is_no_record_and_names_them(tmp_path: Path) -> None:
+    paths = [saved(tmp_path, made(fallen([900, 700, robust]), spec="a")) for robust in (500, 501)]
+    with pytest.raises(UserError, match="of which one has to be named") as caught:
+        find_record(str(tmp_path))
+    assert all(str(path) in str(caught.value) for path in paths)
 
 
 def test_an_ambiguous_id_lists_the_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +332,14 @@ def test_markdown(regression: Any) -> None:
 
 def test_csv_and_json_hold_the_rows(regression: Any) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(regression))))
-    assert len(rows) == 8
-    assert [float(row["difference"]) for row in rows] == [row.difference for row in regression.rows]
+    assert len(rows) == 8 + 4 and not any(row["gate"] for row in rows[:8])
+    assert [float(row["difference"]) for row in rows[:8]] == [row.difference for row in regression.rows]
+    assert [(row["model"], row["quantity"], row["value"], row["bound"], row["gate"], row["failed"]) for row in rows[8:]] == [
+        ("runs/new", "acc@8/255", "0.45", "0.495", "acc@8/255 < baseline - 0.5", "true"),
+        ("runs/new", "clean", "0.89", "0.8", "clean < 80", "false"),
+        ("runs/fine", "acc@8/255", "0.501", "0.495", "acc@8/255 < baseline - 0.5", "false"),
+        ("runs/fine", "clean", "0.9", "0.8", "clean < 80", "false"),
+    ]  # fmt: skip
     lines = [json.loads(line) for line in to_json(regression).splitlines()]
     assert [(line["model"], line["gate"]["failed"]) for line in lines] == [("runs/new", True), ("runs/fine", False)]
     assert [row["p"] for line in lines for row in line["rows"]] == [row.p for row in regression.rows]
@@ -350,7 +369,7 @@ def test_names_inject_nothing(name: str) -> None:
         text = report(found)
         text.encode()
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
-    assert {len(row) for row in csv.reader(io.StringIO(to_csv(found)))} == {17}
+    assert {len(row) for row in csv.reader(io.StringIO(to_csv(found)))} == {20}
     assert not any(cell.startswith("=") for row in csv.reader(io.StringIO(to_csv(found))) for cell in row)
     assert ElementTree.fromstring(to_junit(found)).get("tests") == "2"
     table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]

@@ -23,6 +23,7 @@ from advbench.compare import (
     to_json,
     to_junit,
     to_markdown,
+    verdict,
 )
 from advbench.errors import UserError
 from advbench.record import AttackRef, Engine, External, Flag
@@ -225,7 +226,7 @@ def test_a_flag_decides_at_the_eps_of_the_condition_and_above(
         with pytest.raises(Refused):
             compare(*sides, fail_if=expression, strict=strict, allow_flags=["random"])
         found = compare(*sides, fail_if=expression, strict=strict, allow_flags=["zero-gradient"])
-        assert found.gate is not None and not found.gate.failed and "zero-gradient (allowed)" in " ".join(found.notes)
+        assert found.gate is not None and not found.gate.failed and "which is allowed" in " ".join(found.notes)
 
 
 def test_above_the_common_grid_no_flag_counts_for_auc() -> None:
@@ -398,6 +399,42 @@ def test_where_even_a_fall_to_0_is_not_significant_there_is_no_verdict(standing:
         )
     with pytest.raises(Refused, match="too few images"):
         compare([base, none_left], fail_if="acc@8/255 < baseline", alpha=0.01)
+
+
+def test_a_certain_failure_is_no_refusal_for_too_few_images() -> None:
+    base, new = (side(name, made(fallen([100, 4, left], 100), spec=name)) for name, left in (("base", 4), ("new", 3)))
+    expression = "clean <= 100 or acc@8/255 < baseline"
+    found = compare([base, new], fail_if=expression)
+    assert found.gate is not None and found.gate.failed
+    assert [finding.failed for finding in found.gate.findings] == [True, False]
+    assert any(note.startswith("Too few images: even a fall to 0 could not be") for note in found.notes)
+    with pytest.raises(Refused, match="too few images"):
+        compare([base, new], fail_if="clean < 99 or acc@8/255 < baseline")
+
+
+def test_where_seeds_are_too_few_more_seeds_are_asked_for() -> None:
+    def several(label: str, *counts: int, n: int = 1000) -> Side:
+        return side(label, *(made(fallen([n, n, count], n), spec=f"{label}{count}") for count in counts))
+
+    gate = {"fail_if": "acc@8/255 < baseline"}
+    with pytest.raises(Refused, match="^too few seeds: .*; give more seeds on each side, choose a larger --alpha"):
+        compare([several("base", 100, 500), several("new", 90, 400)], **gate)
+    with pytest.raises(Refused, match="^too few images: .*; measure more images, choose a larger --alpha"):
+        compare([several("base", 3, 3, n=10), several("new", 2, 3, n=10)], **gate)
+    assert failed(several("base", 500, 501), several("new", 90, 91), **gate)
+
+
+def test_a_verdict_on_floors_is_against_no_one() -> None:
+    low, high = new(100, "mid"), new(0, "high")
+    assert verdict(compare([low, high], fail_if="acc@8/255 < 45")) == "Regression: mid"
+    assert verdict(compare([high], low, fail_if="acc@8/255 < 45")) == "No regression"
+    assert verdict(compare([high, low], fail_if="acc@8/255 < 45 or clean < baseline")) == "Regression: mid against high"
+
+
+def test_no_difference_has_no_sign() -> None:
+    found = compare([BASE, new()], fail_if="acc@8/255 < baseline - 1")
+    assert "a drop of 0 (" in reasons(found)[0]
+    assert all("-0.0" not in cells(row)[4:6] and cells(row)[4] == "+0.0" for row in found.rows)
 
 
 def test_a_baseline_below_its_own_tolerance_cannot_drop() -> None:

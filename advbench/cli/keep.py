@@ -96,7 +96,7 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
 
 
 def _flags(record: Record) -> set[str]:
-    return {flag.about for flag in record.flags}
+    return set(map(record.words, record.flags))
 
 
 def check_baseline(file: Path) -> None:

@@ -69,7 +69,8 @@ def leaderboard(
         built = boards.build(place / "records", place)
     show(built, screen)
     if built.damaged:
-        raise UserError(f"{len(built.damaged)} files were left out, because they are damaged")
+        files = "1 file was" if len(built.damaged) == 1 else f"{len(built.damaged)} files were"
+        raise UserError(f"{files} left out of the tables: damaged, as said above")
     return built
 
 

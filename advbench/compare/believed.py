@@ -48,7 +48,7 @@ def retired(sides: Iterable[Side]) -> str:
     """Which of the records are retired, by notices with their reasons. Nothing allows them."""
     found = [f"{side.label}: record {unit.record.id} is retired: {unit.retired}"
              for side in sides for unit in side.units if unit.retired]  # fmt: skip
-    return f"{'; '.join(found)}; measure the model again, or name another record" if found else ""
+    return f"{'; '.join(found)}; name another record, or delete the notice beside it" if found else ""
 
 
 def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[str]) -> str:
@@ -75,17 +75,19 @@ def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[st
 
 
 def blind(findings: Iterable[Finding], alpha: float) -> str:
-    """Why the images are too few for the gate: a branch for which even a fall to 0 could not be significant."""
-    found = [
-        f"{one.model}: {one.branch} (p {one.p_zero:.3f})"
-        for one in findings
-        if one.p_zero is not None and one.p_zero >= alpha
-    ]
+    """Why images or seeds are too few for the gate: a branch for which even a fall to 0 could not be significant."""
+    found: dict[str, list[str]] = {}
+    for one in findings:
+        if one.p_zero is not None and one.p_zero >= alpha:
+            worst = max((check.drop for check in one.checks if check.drop), key=lambda drop: drop.p_zero)
+            found.setdefault(worst.few, []).append(f"{one.model}: {one.branch} (p {one.p_zero:.3f})")
     if not found:
         return ""
+    remedies = {"images": "measure more images", "seeds": "give more seeds on each side"}
     return (
-        f"too few images: even a fall to 0 could not be significant at alpha {alpha:g}: {'; '.join(found)}; measure "
-        "more images, choose a larger --alpha, or gate --strict"
+        f"too few {' and '.join(found)}: even a fall to 0 could not be significant at alpha {alpha:g}: "
+        f"{'; '.join(text for several in found.values() for text in several)}; "
+        f"{', '.join(remedies[few] for few in found)}, choose a larger --alpha, or gate --strict"
     )
 
 

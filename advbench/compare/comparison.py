@@ -37,7 +37,7 @@ def compare(
 
     Raises Refused where the sides were measured differently, as far as `unpaired` (images) and `different_attacks`
     (norm, attacks, engine) do not allow it; and, of a gate, where a flag that is not in `allow_flags` doubts a number
-    that it names, or where even a fall to 0 could not be significant. Raises UserError for wrong arguments.
+    that it names, or where nothing failed and even a fall to 0 could not be significant somewhere. Raises UserError for wrong arguments.
     """
     branches = () if fail_if is None else parse_gate(fail_if)
     tests = [test for branch in branches for test in branch.tests]
@@ -80,7 +80,9 @@ def compare(
     found = replace(found, rows=judge.rows() if judge else ())
     told = findings(asked, judge, alpha=alpha, strict=strict)
     if not strict and (why := blind(told, alpha)):
-        raise Refused(replace(found, refused=why))
+        if not any(finding.failed for finding in told):
+            raise Refused(replace(found, refused=why))
+        found = replace(found, notes=(*found.notes, f"{why[0].upper()}{why[1:]}."))
     return replace(found, gate=found.gate and replace(found.gate, findings=told))
 
 
@@ -128,9 +130,13 @@ def _notes(
             notes.append(f"{test.text} is a floor of less than one percentage point.")
     for side in sides:
         for unit in side.units:
-            doubts = [f"{flag.name}{' (allowed)' if flag.name in allowed else ''}" for flag in unit.record.doubts()]
+            doubts = [
+                f"{unit.record.words(flag)}{', which is allowed' if flag.name in allowed else ''}"
+                for flag in unit.record.doubts()
+            ]
             if doubts:
-                notes.append(f"The numbers of {unit.record.model.title} are in doubt: flagged {', '.join(doubts)}.")
+                whose = side.label if len(side.units) == 1 else f"record {unit.record.id[:8]} of {side.label}"
+                notes.append(f"The numbers of {whose} are in doubt: flagged {', '.join(doubts)}.")
     for side in others:
         if base is None:
             break

@@ -110,6 +110,10 @@ def _tokens(text: str) -> list[_Token]:
     return [*found, ("end", "", "")]
 
 
+def _said(word: str) -> str:
+    return repr(word) if word else "the end"
+
+
 def _test(tokens: list[_Token]) -> Test:
     kind, word, size = tokens.pop(0)
     if kind == "eps":
@@ -117,10 +121,10 @@ def _test(tokens: list[_Token]) -> Test:
     elif word in ("clean", "auc", "median_norm"):
         quantity = Quantity(word)
     else:
-        _refuse(f"{word or 'the end'!r} where a quantity was expected: clean, acc@EPS, auc or median_norm")
+        _refuse(f"{_said(word)} where a quantity was expected: clean, acc@EPS, auc or median_norm")
     kind, sign, _ = tokens.pop(0)
     if sign not in ("<", "<="):
-        _refuse(f"{quantity} must be followed by < or <= (a gate fails on drops), not {sign or 'the end'!r}")
+        _refuse(f"{quantity} must be followed by < or <= (a gate fails on drops), not {_said(sign)}")
     kind, word, _ = tokens.pop(0)
     relative = word == "baseline"
     bound, shown = 0.0, word
@@ -140,7 +144,7 @@ def _test(tokens: list[_Token]) -> Test:
 
 def _number(kind: str, word: str, quantity: Quantity) -> float:
     if kind != "number":
-        _refuse(f"{word or 'the end'!r} where a number or baseline was expected")
+        _refuse(f"{_said(word)} where a number or baseline was expected")
     top, _, bottom = word.partition("/")
     value = float(top) / (float(bottom) or math.nan) if bottom else float(top)
     if not math.isfinite(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +83,10 @@ class Judge:
 
     def drop(self, side: Side, quantity: Quantity) -> Drop:
         found = self.estimate(side, quantity)
-        zero = self._estimate(quantity, self._samples(self.base, quantity), self._samples(side, quantity, times=0))
-        return Drop(-found.difference, -found.high, -found.low, found.p_drop, zero.p_drop, found.least)
+        tests = self._tests(quantity, self._samples(self.base, quantity), self._samples(side, quantity, times=0))
+        p_zero = [test.p_drop for test in tests]  # over images, then over models if there are several
+        few: Literal["images", "seeds"] = "images" if max(p_zero) == p_zero[0] else "seeds"
+        return Drop(-found.difference, -found.high, -found.low, found.p_drop, max(p_zero), found.least, few)
 
     def value(self, side: Side, quantity: Quantity) -> tuple[float, float | None]:
         """The mean over the side's models, and their standard deviation, None for a single model."""
@@ -110,11 +112,16 @@ class Judge:
         return ("paired permutation", images[1]) if self.paired else ("permutation", sum(images))
 
     def _estimate(self, quantity: Quantity, old: Sequence[Samples], new: Sequence[Samples]) -> Estimate:
+        over_images, *over_models = self._tests(quantity, old, new)
+        return statistics.worse(over_models[0], over_images) if over_models else over_images
+
+    def _tests(self, quantity: Quantity, old: Sequence[Samples], new: Sequence[Samples]) -> list[Estimate]:
+        """The test over images and, where a side has several models, that over models."""
         if len(old) == len(new) == 1:
-            return self._over_images(quantity, old[0], new[0])
-        over_models = statistics.seeds(_numbers(quantity, old), _numbers(quantity, new), alpha=self.alpha)
+            return [self._over_images(quantity, old[0], new[0])]
         means = [np.mean([_finite(one) for one in several], axis=0) for several in (old, new)]
-        return statistics.worse(over_models, self._over_images(quantity, *means))
+        over_models = statistics.seeds(_numbers(quantity, old), _numbers(quantity, new), alpha=self.alpha)
+        return [self._over_images(quantity, *means), over_models]
 
     def _over_images(self, quantity: Quantity, old: Samples, new: Samples) -> Estimate:
         alpha = self.alpha

@@ -16,7 +16,7 @@ from advbench.escape import csv_text, markdown, visible
 HEADER = ("model", "quantity", "baseline", "value", "difference", "95 % interval", "p")
 COLUMNS = (
     "model", "baseline", "dataset", "norm", "quantity", "baseline_value", "value", "difference", "low", "high", "p",
-    "p_holm", "test", "n", "baseline_sd", "value_sd", "caveat",
+    "p_holm", "test", "n", "baseline_sd", "value_sd", "caveat", "gate", "bound", "failed",
 )  # fmt: skip
 
 
@@ -25,8 +25,8 @@ def cells(row: Row) -> tuple[str, ...]:
 
     def number(value: float, sign: str = "") -> str:
         if row.quantity == "median_norm":
-            return f"{value:{sign}.4g}"
-        return f"{100 * value:{sign}.{2 if row.n >= 10_000 else 1}f}"
+            return f"{value:{sign}z.4g}"
+        return f"{100 * value:{sign}z.{2 if row.n >= 10_000 else 1}f}"
 
     def spread(sd: float | None) -> str:
         return "" if sd is None else f" ± {number(sd)}"
@@ -48,10 +48,11 @@ def p_text(p: float) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """One line: whether the gate failed, and for which models."""
-    against = f" against {comparison.baseline}" if comparison.baseline else ""
+    gate = comparison.gate
+    of_floors = gate is not None and "baseline" not in gate.expression
+    against = f" against {comparison.baseline}" if comparison.baseline and not of_floors else ""
     if comparison.refused:
         return f"No verdict{against}: {comparison.refused}"
-    gate = comparison.gate
     if gate is None:
         return f"Compared with {comparison.baseline} (no gate)"
     failed = list(dict.fromkeys(finding.model for finding in gate.findings if finding.failed))
@@ -84,7 +85,7 @@ def _reason(check: Check) -> str:
         return f"{check.text}: {check.holds}"
 
     def number(value: float) -> str:
-        return f"{check.scale * value:.4g}"
+        return f"{check.scale * value:z.4g}"
 
     side = "below" if check.exceeded else "not below"
     text = f"{check.text}: {number(check.value)} is {side} {number(check.bound)}"
@@ -96,17 +97,28 @@ def _reason(check: Check) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """CSV: one row for each model and quantity, in full precision, accuracies as fractions."""
+    """CSV: one row for each model and quantity, in full precision, accuracies as fractions.
+
+    They are followed by one row for each condition of each branch of the gate, which `gate` names: its `value`, its
+    `bound`, the branch's p and whether the branch `failed`.
+    """
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in comparison.rows:
-        values: tuple[Any, ...] = (
-            row.model, comparison.baseline, comparison.dataset, comparison.norm, row.quantity, row.baseline, row.value,
-            row.difference, row.low, row.high, row.p, row.p_holm, row.test, row.n, row.baseline_sd, row.value_sd,
-            comparison.caveat,
-        )  # fmt: skip
-        writer.writerow([csv_text(value) if isinstance(value, str) else value for value in values])
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    common = {"baseline": comparison.baseline, "dataset": comparison.dataset, "norm": comparison.norm}
+    found: list[dict[str, Any]] = [
+        {**dataclasses.asdict(row), "baseline_value": row.baseline, **common} for row in comparison.rows
+    ]
+    found += [
+        {
+            "model": finding.model, "quantity": check.text.split()[0], "value": check.value, "bound": check.bound,
+            "p_holm": finding.p_holm, "gate": finding.branch, "failed": str(finding.failed).lower(), **common,
+        }
+        for finding in (comparison.gate.findings if comparison.gate else ()) for check in finding.checks
+    ]  # fmt: skip
+    for values in found:
+        values["caveat"] = comparison.caveat
+        writer.writerow({key: csv_text(value) if isinstance(value, str) else value for key, value in values.items()})
     return stream.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from advbench.compare.sides import Side
 from advbench.errors import UserError
@@ -37,7 +38,7 @@ class Drop:
     """What a relative condition rests on: the drop from the baseline, its 95 % interval, and `p` of "there is no drop".
 
     `least`: the smallest drop that would have been significant in this gate, None if unknown. `p_zero`: the p-value
-    that a fall to 0 would have had.
+    that a fall to 0 would have had; `few`: what would make it smaller, more images or more seeds.
     """
 
     drop: float
@@ -46,6 +47,7 @@ class Drop:
     p: float
     p_zero: float
     least: float | None
+    few: Literal["images", "seeds"] = "images"
 
 
 @dataclass(frozen=True)

@@ -175,11 +175,6 @@ class Flag(Part):
     n: Count | None = None
     detail: str = ""
 
-    @property
-    def about(self) -> str:
-        """Its name, severity and eps, in words."""
-        return f"{self.name} ({self.severity}{'' if self.eps is None else f' at {self.eps:g}'})"
-
     def decides(self, eps: float | None = None) -> bool:
         """Whether it doubts a number at `eps` (None: at any eps): it is no note, and was not raised above `eps`."""
         above = eps is not None and self.eps is not None and self.eps > eps * (1 + 1e-9)

@@ -147,6 +147,12 @@ class Record(Part):
         """The flags that doubt its number at `eps` (None: at any eps)."""
         return tuple(flag for flag in self.flags if flag.decides(eps))
 
+    def words(self, flag: Flag) -> str:
+        """The name, severity and eps of one of its flags, such as "square-wins (note at 8/255)"."""
+        point = None if flag.eps is None else self.at(flag.eps)
+        where = "" if flag.eps is None else f" at {point.eps_text if point else f'{flag.eps:g}'}"
+        return f"{flag.name} ({flag.severity}{where})"
+
     @property
     def attack_name(self) -> str:
         """The sets that ran, such as "autoattack", or else the single attacks, joined by "+"."""

@@ -101,7 +101,8 @@ def test_retire_and_rename(board: Any) -> None:
     assert ran.code == 0 and ran.out.splitlines()[1].split() == ["LB/cifar10-linf.md", "1", "1", "0", "1"]
     assert [models for _, models in order(page(board))] == [["An honest net"]]
     assert "runs/good: trained on the test images" in page(board).split("## Not shown")[1]
-    assert board("compare", f"LB/{good[:8]}", f"LB/{bad[:8]}").code == 0  # notices are no records
+    ran = board("compare", f"LB/{good[:8]}", f"LB/{bad[:8]}")
+    assert ran.is_one_clear_line and f"record {good} is retired: trained on the test images" in ran.err
 
 
 def test_damage_is_an_error_after_the_tables_are_written(board: Any) -> None:
@@ -110,7 +111,7 @@ def test_damage_is_an_error_after_the_tables_are_written(board: Any) -> None:
     (notice,) = (board.folder / "LB/records").rglob("*.notice.json")
     notice.write_text(notice.read_text().replace('"x"', '"y"'))
     ran = board("leaderboard", "LB")
-    assert ran.code == 2 and "1 files were left out, because they are damaged" in ran.err.splitlines()[-1]
+    assert ran.code == 2 and "1 file was left out of the tables: damaged" in ran.err.splitlines()[-1]
     assert f"{good}.notice.json is damaged" in ran.err
     assert [models for _, models in order(page(board))] == [["runs/good", "runs/bad"]]
     refused = board("leaderboard", "LB", "rename", good, "z")
