@@ -28,7 +28,7 @@ from advbench.threat import around
 NORMS_OF_STARTS = ("linf", "l2")  # in which a few steps of size eps reach far
 MAX_IMAGES = 64
 START_STEPS, PGD_STEPS = 7, 20
-OUTPUT_STARTS, UNIT_STARTS = 2, 4
+OUTPUT_STARTS, UNIT_STARTS = 2, 6
 MAX_QUERIES, MIN_QUERIES = 500, 50  # of RayS for each image; fewer show nothing
 MAX_SHARE = 0.1  # of the attacks' passes that RayS may cost
 
@@ -134,7 +134,6 @@ class Beyond:
 
 
 def hidden_layers(net: nn.Module) -> list[nn.Module]:
-    """The linear and convolutional layers of `net` but the last, whose units are those of the outputs."""
+    """The linear and convolutional layers of `net`; one of them may give the outputs."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    found: list[nn.Module] = [module for module in net.modules() if isinstance(module, kinds)]
-    return found[:-1]
+    return [module for module in net.modules() if isinstance(module, kinds)]

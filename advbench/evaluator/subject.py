@@ -60,7 +60,7 @@ def at_chance(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Fla
     detail = (
         f"clean accuracy is {np.mean(answers == labels):.1%}, balanced over the {found.classes} classes "
         f"{found.accuracy:.1%}: no better than guessing. Is the input normalised and scaled as in training (--mean, "
-        "--std; images are in [0, 1]), are the classes in the order of the data, are the labels right?"
+        "--std; images are in [0, 1]), is the class order that of the data, are the labels right?"
     )
     k, n = int((answers == labels).sum()), len(labels)
     return [Flag(name="at-chance", severity="suspect", k=k, n=n, detail=detail)]

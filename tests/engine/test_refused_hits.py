@@ -130,3 +130,27 @@ def test_images_that_stay_unresolved_are_counted_and_doubted(
     stand = int(found.fates.standing(1).sum())
     assert flag.severity == "suspect" and flag.n == N and flag.k == stand > N // 2
     assert np.array_equal(found.fates.clean, honest.fates.clean)
+
+
+def test_a_model_that_answers_nothing_but_zeros_ends_the_search(net: nn.Module, digits: Dataset) -> None:
+    """Margins of exactly 0 give no amount that the next hit could exceed."""
+
+    class Zeros(nn.Module):
+        def __init__(self, more: float) -> None:
+            super().__init__()
+            self.more = more
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = 0 * net(x)
+            z[:, 3] += self.more
+            return z
+
+    x, _ = digits.batch(slice(None))
+    y = torch.zeros(N, dtype=torch.int64)
+    samples = Samples(
+        x=lambda rows: x[rows], y=y, index=digits.indices, eps=torch.full((N,), torch.inf).double(),
+        logits=torch.zeros(N, 10),
+    )  # fmt: skip
+    attack = FMN(name="fmn", steps=3).for_model("linf", 10)
+    found = Search(attack, samples, Oracle(Zeros(0), Zeros(1e-9), slots=16), norm="linf", seed=0).run()
+    assert not found.fell.any() and found.unverified == N and (found.refused == 0).all()

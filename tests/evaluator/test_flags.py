@@ -433,3 +433,29 @@ def test_a_record_without_probes_is_suspect_and_another_record(
     assert costs[0] > 64 * 100 and costs[1] == 0
     paths = [one.record.save(tmp_path, one.fates) for one in (quick, whole)]
     assert paths[0] != paths[1]
+
+
+def test_noise_is_booked_at_the_smallest_ball_that_holds_it(standard: nn.Module, digits: Dataset) -> None:
+    """A model that is wrong off the images: noise of a quarter of the largest eps shows it for smaller ones too."""
+    net = Memory(Defence(standard, after=lambda z: -z), digits)
+    still = PGD(name="pgd", steps=1, rel_step=1e-9, random_start=False)
+    found = raised(net, digits, [still], attack_settings={}, eps=["0", "0.05", "0.1", "0.2"])
+    assert found["noise-wins"].severity == "broken" and found["noise-wins"].eps == 0.05
+
+
+class OfNumPy(nn.Module):
+    """A black box: an error, not a zero, is what asking for its gradient gives."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.from_numpy(self.net(torch.from_numpy(x.numpy())).numpy())
+
+
+def test_a_black_box_is_judged_by_its_answers_alone(standard: nn.Module, digits: Dataset) -> None:
+    square = Square(name="square", n_queries=5000)
+    found = raised(OfNumPy(standard), digits, [square], attack_settings={})
+    assert bad(found) == {} and "zero-gradient" not in found

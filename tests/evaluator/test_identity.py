@@ -183,3 +183,28 @@ def test_passes_that_nobody_counted_are_null(digits: Dataset) -> None:
     own = evaluate(Means(), few, Settings(attack=["fgsm", Function.of("mine", mine)], eps=["0.1"])).record
     for one in (reference, own):
         assert (one.forwards, one.backwards) == (None, None) and one.seconds > 0
+
+
+def test_a_random_model_draws_the_same_however_often_the_journal_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 10))
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net[1:](nn.functional.dropout(x, 0.3, training=True))
+
+    data = load("digits", "test").subset(range(40))
+    data = replace(data, labels=net.eval()(data.batch(slice(None))[0]).argmax(1))
+    settings = Settings(attack=("pgd", "fmn"), attack_settings={"steps": 6}, eps=["0", "0.05"], probes=False)
+    ids = []
+    for number, interval in enumerate((1e9, 0.0)):
+        monkeypatch.setattr("advbench.evaluator.journal._SAVE_INTERVAL", interval)
+        kept = Journal(tmp_path / f"{number}.journal")
+        ids.append(evaluate(Noisy(), data, settings, journal=kept).record.id)
+    assert ids[0] == ids[1]
