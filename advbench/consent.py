@@ -22,12 +22,14 @@ class Consent:
     """`pickle`: load pickles that can run code; `code`: run code that only a file names.
 
     `named`: the code, each `module:name`, that may run without `code`; None: all. `file`: where other names come from.
+    `by_name`: whether the command has flags that could name code.
     """
 
     pickle: bool = False
     code: bool = False
     named: frozenset[str] | None = None
     file: str | None = None
+    by_name: bool = True
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -66,7 +68,10 @@ def check_code(kind: str, spec: str) -> None:
     now = current()
     if now.code or now.named is None or spec in now.named:
         return
+    naming = (
+        f", or name it on the command line too, such as by --{_KINDS.get(kind, kind)} {spec}" if now.by_name else ""
+    )
     raise Untrusted(
         f"{now.file or 'a file'} names code outside advbench ({spec}), which loading would run: if you trust it, pass "
-        f"--trust-code, or name it on the command line too, such as by --{_KINDS.get(kind, kind)} {spec}"
+        f"--trust-code{naming}"
     )

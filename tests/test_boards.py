@@ -82,6 +82,35 @@ def test_each_protocol_has_a_ranking_of_its_own_the_strongest_first() -> None:
     assert leaderboard.render(records[4:5])["cifar10-linf.svg"].decode() == svg  # the figure is the first table's alone
 
 
+def test_the_strongest_attack_is_first_whether_or_not_its_images_are_enough() -> None:
+    def on(name: str, n: int = 500, **settings: Any) -> Record:
+        attack = [AttackRef(name=name, version="1", settings=settings)]
+        return made(
+            [90, 60, 50], n=n, spec=f"{name} {settings}", attack=attack, dataset=images(f"first:{n}", name="digits")
+        )[0]
+
+    strong, _ = made([90, 60, 40], n=499, spec="aa", attack=autoattack(), dataset=images("first:499", name="digits"))
+    records = [
+        on("fgsm", steps=1),
+        on("square", n_queries=5000),
+        on("rays", n_queries=10000),
+        on("pgd", steps=20),
+        strong,
+    ]
+    text = page(*records, on("few", 100, steps=1))
+    assert [part.heading.split()[0] for part in sections(text)] == [
+        "autoattack",
+        "rays",
+        "square",
+        "pgd",
+        "fgsm",
+        "few",
+    ]
+    assert unranked(text)["aa"] == "fewer than 500 images" and len(order(text)) == 4
+    svg = leaderboard.render(records)["digits-linf.svg"].decode()
+    assert leaderboard.render([strong])["digits-linf.svg"].decode() == svg
+
+
 @pytest.mark.parametrize(
     ("change", "together"),
     [

@@ -251,6 +251,11 @@ def test_all_flags_count_for_the_median() -> None:
 def test_flags_to_allow_have_to_be_flags() -> None:
     with pytest.raises(UserError, match="unknown flag 'zero-gradients': did you mean zero-gradient"):
         compare([BASE, new()], allow_flags=["zero-gradients"])
+    for name in ("foo-wins", "-wins"):
+        with pytest.raises(UserError, match=f"unknown flag '{name}'"):
+            compare([BASE, new()], allow_flags=[name])
+    mine = new(attack=[AttackRef(name="mine", version="1")])
+    assert compare([BASE, mine], allow_flags=["mine-wins", "square-wins", "pgd-wins"])
     own = new(flags=[Flag(name="of-a-plug-in", severity="suspect")])
     assert not failed(BASE, own, fail_if="clean < 1", allow_flags=["of-a-plug-in", "square-wins", "at-chance"])
 
@@ -417,9 +422,9 @@ def test_where_seeds_are_too_few_more_seeds_are_asked_for() -> None:
         return side(label, *(made(fallen([n, n, count], n), spec=f"{label}{count}") for count in counts))
 
     gate = {"fail_if": "acc@8/255 < baseline"}
-    with pytest.raises(Refused, match="^too few seeds: .*; give more seeds on each side, choose a larger --alpha"):
+    with pytest.raises(Refused, match=r"^too few seeds: .*; give more seeds on each side, choose a larger --alpha"):
         compare([several("base", 100, 500), several("new", 90, 400)], **gate)
-    with pytest.raises(Refused, match="^too few images: .*; measure more images, choose a larger --alpha"):
+    with pytest.raises(Refused, match=r"^too few images: .*; measure more images, choose a larger --alpha"):
         compare([several("base", 3, 3, n=10), several("new", 2, 3, n=10)], **gate)
     assert failed(several("base", 500, 501), several("new", 90, 91), **gate)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_records
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import advbench
-from advbench.eps import parse_eps_list
 from advbench.errors import UserError
 from advbench.record import (
     FLAG_NAMES,
@@ -27,33 +27,20 @@ from advbench.record import (
     Flag,
     ModelRef,
     Record,
-    Trained,
-    is_flag,
     load_record,
     load_records,
     slug,
 )
 from advbench.record.black_box import black_box_ahead
 
+SQUARE = AttackRef(name="square", version="1")
+
 
 def record_of(fates: Fates, eps: str = "0,4/255,8/255", **changes: Any) -> Record:
-    parts: dict[str, Any] = {
-        "model": ModelRef(
-            spec="runs/act", arch="small_cnn", params=1000, weights_sha256="a" * 64,
-            trained=Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255", seed=0),
-        ),
-        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{len(fates)}", images_sha256="b" * 64),
-        "norm": "linf",
-        "eps": parse_eps_list(eps, changes.get("norm", "linf")),
-        "attack": [AttackRef(name="apgd-ce", version="1"), AttackRef(name="square", version="1")],
-        "engine": Engine(name="own", version="1", slots=64, precision="fp32"),
-        "seed": 0,
-        "environment": Environment(advbench="0.1.0", date="2026-08-01T12:00:00+00:00"),
-    }  # fmt: skip
-    return Record.of(fates, **{**parts, **changes})
+    """A record by two attacks."""
+    return made_records.record_of(fates, eps, **{"attack": [AttackRef(name="apgd-ce", version="1"), SQUARE], **changes})
 
 
-SQUARE = AttackRef(name="square", version="1")
 FATES = Fates(
     np.array([0, 1, -1, 2, -1], np.int16),
     np.array([-1, 0, -1, 1, -1], np.int16),
@@ -523,4 +510,3 @@ def test_every_flag_that_is_raised_is_known_by_its_name() -> None:
     assert len(raised) > 20 and "zero-gradient" in raised
     assert raised <= set(FLAG_NAMES)
     assert list(FLAG_NAMES) == sorted(set(FLAG_NAMES))
-    assert is_flag("square-wins") and not is_flag("-wins") and not is_flag("zero_gradient")

@@ -19,6 +19,7 @@ from advbench.errors import UserError
 from advbench.evaluator import Journal, Settings, evaluate
 from advbench.evaluator.attack_set import resolve
 from advbench.files import check_writable
+from advbench.leaderboard import check_folder
 from advbench.record import RECHECK_SET, Record, load_record
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _repeat(
             if name not in held[flag]:
                 raise UserError(f"--again repeats its record, whose {flag} is {','.join(held[flag])}, not {name}")
     if leaderboard is not None:
+        check_folder(leaderboard)
         check_writable(leaderboard / "records")
     if baseline is not None:
         check_baseline(baseline)

@@ -72,6 +72,7 @@ def command(
     """
     with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         if explain is not None:
+            check_alone(context)
             trace(explain, screen=screen)
             return
         flags = Flags(
@@ -91,6 +92,21 @@ def command(
         found = compare(flags, screen=screen)
     if found.gate is not None and found.gate.failed:
         raise typer.Exit(1)
+
+
+def check_alone(context: typer.Context) -> None:
+    """Raise UserError for models and flags beside --explain, which is about one record and compares nothing."""
+    fitting = {"explain", "trust_pickle", "trust_code", "as_json"}
+    given = [
+        parameter.opts[0] if parameter.opts[0].startswith("-") else " ".join(context.params[parameter.name])
+        for parameter in context.command.params
+        if parameter.name and parameter.name not in fitting and options.was_given(context, parameter.name)
+    ]
+    if given:
+        raise UserError(
+            f"--explain shows what one record was made from, for which {', '.join(given)} says nothing: use only "
+            "--trust-pickle, --trust-code and --json with it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +233,7 @@ def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
 
         return images(load(record.dataset.name, record.dataset.split), record).images_sha256
 
-    with consent.reading(path).given():
+    with replace(consent.reading(path), by_name=False).given():
         chain = comparing.explain(path, weights=weights, images=images)
     for link in chain if screen.as_json else ():
         screen.json(asdict(link))

@@ -258,6 +258,10 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
+    if flags.leaderboard is not None:
+        from advbench.leaderboard import check_folder
+
+        check_folder(flags.leaderboard)
     if flags.save_baseline is not None:
         from advbench.cli.keep import check_baseline
 

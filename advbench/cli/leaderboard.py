@@ -57,6 +57,7 @@ def leaderboard(
     if action not in FORMS:
         raise unknown("action", action, FORMS)
     place = _checked(folder)
+    boards.check_folder(place)
     if len(rest) != len(FORMS[action].partition(" --")[0].split()) - 2 or (action == "retire") != (why is not None):
         raise UserError(f"{action}: write advbench leaderboard {FORMS[action]}")
     if not all(text.strip() for text in (*rest, *([why] if why is not None else []))):
@@ -98,7 +99,8 @@ def _checked(folder: Path | None) -> Path:
     """`folder`. Raises UserError, naming those that are here, unless it holds records."""
     if folder is not None and (folder / "records").is_dir():
         return folder
-    here = sorted(str(path.parent) for path in Path().glob("*/records") if path.is_dir())
+    places = [path.parent for path in Path().glob("*/records") if path.is_dir()]
+    here = sorted(str(place) for place in places if not (place / "run.json").is_file())
     known = f"choose from {', '.join(here)}" if here else "advbench evaluate --leaderboard DIR makes one"
     if folder is None:
         raise UserError(f"which leaderboard? {known}")

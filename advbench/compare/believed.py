@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 from advbench.compare.comparable import KINDS, differences
 from advbench.compare.gate import Test
-from advbench.compare.results import Finding
 from advbench.compare.remedy import remedies
+from advbench.compare.results import Finding
 from advbench.compare.sides import Side, common_grid
 from advbench.errors import unknown
-from advbench.record import FLAG_NAMES, is_flag
+from advbench.record import FLAG_NAMES, WINS
+from advbench.registry import entries
 
 
 def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, gated: bool) -> str:
@@ -39,8 +40,8 @@ def incomparable(base: Side, others: Iterable[Side], free: Collection[str], *, g
     )
     what = "; ".join(f"{label}: {text}" for label, text in found.items())
     return (
-        f"not measured as the baseline {base.label} was: {what}. {remedies(base.units[0], differing_units)}, or compare "
-        f"them with {options}"
+        f"not measured as the baseline {base.label} was: {what}. {remedies(base.units[0], differing_units)}, or "
+        f"compare them with {options}"
     )
 
 
@@ -92,8 +93,10 @@ def blind(findings: Iterable[Finding], alpha: float) -> str:
 
 
 def check_flags(allowed: Collection[str], sides: Iterable[Side]) -> None:
-    """Raise UserError for names that are no flag's."""
-    raised = {flag.name for side in sides for unit in side.units for flag in unit.record.flags}
+    """Raise UserError for names that are no flag's: neither known, nor raised here, nor NAME-wins of an attack."""
+    records = [unit.record for side in sides for unit in side.units]
+    attacks = {*entries("attacks"), *(one.name for record in records for one in record.attack)}
+    valid = {*FLAG_NAMES, *(flag.name for record in records for flag in record.flags)}
     for name in allowed:
-        if not is_flag(name) and name not in raised:
-            raise unknown("flag", name, {*FLAG_NAMES, *raised})
+        if name not in valid and name not in {f"{attack}{WINS}" for attack in attacks}:
+            raise unknown("flag", name, valid)

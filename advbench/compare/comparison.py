@@ -37,7 +37,8 @@ def compare(
 
     Raises Refused where the sides were measured differently, as far as `unpaired` (images) and `different_attacks`
     (norm, attacks, engine) do not allow it; and, of a gate, where a flag that is not in `allow_flags` doubts a number
-    that it names, or where nothing failed and even a fall to 0 could not be significant somewhere. Raises UserError for wrong arguments.
+    that it names, or where nothing failed and even a fall to 0 could not be significant somewhere. Raises UserError for
+    wrong arguments.
     """
     branches = () if fail_if is None else parse_gate(fail_if)
     tests = [test for branch in branches for test in branch.tests]

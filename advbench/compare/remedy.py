@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _upgraded(record: Record, base: Record) -> bool:
 
 
 def _newer(record: Record, base: Record) -> bool:
-    """Whether the engine of `record`, or an attack that both have, has a higher version. Other engines are not newer."""
+    """Whether the engine of `record`, or an attack that both have, has a higher version. Others are not newer."""
     if record.engine.name != base.engine.name:
         return False
     then = {one.name: one.version for one in base.attack}
@@ -96,7 +97,7 @@ def _recorded(record: Record) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     split = [part for word in words[2:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for flag, value in zip(split, split[1:], strict=False):
+    for flag, value in pairwise(split):
         if flag.startswith("-"):
             found.setdefault(flag, []).append(value)
     return found

@@ -41,6 +41,7 @@ __all__ = [
     "board",
     "build",
     "check",
+    "check_folder",
     "publish",
     "reference_eps",
     "rename",
@@ -72,6 +73,7 @@ def build(records_folder: Path, out_folder: Path) -> Built:
 
     Raises UserError when a file cannot be written.
     """
+    check_folder(out_folder)
     with locked(out_folder / ".lock"):
         return _build(records_folder, out_folder)
 
@@ -83,6 +85,7 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
     once: the waiting process has yet to read the records, and will find theirs. So the files are complete when the
     last process has returned. Raises UserError (see `Record.save`).
     """
+    check_folder(folder)
     path = record.save(folder, fates)
     turn = filelock.FileLock(folder / ".turn")
     try:
@@ -111,6 +114,12 @@ def rename(folder: Path, text: str, name: str) -> Built:
     As `retire`.
     """
     return _notice(folder, text, name=name)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a run folder, whose records are of one model: tables do not belong there."""
+    if (folder / "run.json").is_file():
+        raise UserError(f"{folder} is the folder of a run, not of a leaderboard: tables are written to another folder")
 
 
 def check(folder: Path) -> list[Damage]:

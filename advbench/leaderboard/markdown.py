@@ -26,8 +26,9 @@ def to_markdown(board: Board) -> str:
         "A number is the share of test images, in percent, that a model classifies correctly whatever the attacks do "
         f"to them within the eps of its column (in {board.norm}), with Wilson's 95 % interval in brackets. Models are "
         f"ranked by the column eps = {label}, and only among models that were measured in the same way: on the same "
-        "images, by the same attacks with the same settings. Each such way has a table of its own, the strongest "
-        "attacks first.",
+        "images, by the same attacks with the same settings. Each such way has a table of its own: AutoAttack at "
+        "its usual budget first, then by the number of gradient steps on an image, as one of which 50 queries of an "
+        "attack without gradients count, and then by the number of images.",
         "",
         f"[Curves]({name}.svg) of the first table, [all numbers]({name}.csv).",
     ]
@@ -44,7 +45,7 @@ _LEGEND = (
     "not all that there are, not measured at the ranked eps, or doubted by a flag.",
     "- Flags: a note is a fact to know, suspect means that the number may be too high, broken that it is. A flag with "
     "an eps was raised there and says nothing of smaller ones, so one above the ranked eps does not keep a model from "
-    "its rank. The README of advbench says more, under What a number means.",
+    "its rank. docs/flags.md of advbench says of each flag what it means and what to do.",
     "- auc: area under the curve of accuracy against eps, over the eps that were measured. Train passes: forward and "
     "backward passes of the training for each image that it was shown. Attack passes: those of the evaluation for each "
     "image.",
@@ -91,7 +92,10 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
         if certified:
             cells.append("" if point is None or point.certified is None else _percent(point.certified, record.n))
         cells += [_percent(record.auc, record.n), _count(record.passes_an_image)]
-        cells += [", ".join(markdown(record.words(flag)) for flag in record.flags), *([markdown(why)] if unranked else [])]
+        cells += [
+            ", ".join(markdown(record.words(flag)) for flag in record.flags),
+            *([markdown(why)] if unranked else []),
+        ]
         place_of_record = f"records/{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
         body.append([*cells, f"[{record.id}]({place_of_record})"])
     return _lines(header, body)

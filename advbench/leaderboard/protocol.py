@@ -33,7 +33,8 @@ class Protocol:
     """`key` tells protocols apart; `attacks`, `images` and `engine` say in words what they are.
 
     `settings` are those of each attack. `strength` orders protocols: infinite for AutoAttack at its usual budget, else
-    the number of gradient steps on an image.
+    the number of gradient steps on an image, where 50 queries of an attack without gradients count as one: so
+    AutoAttack weighs them, whose members have 100 steps or 5,000 queries.
     """
 
     key: str
@@ -51,10 +52,9 @@ class Protocol:
         by = "" if self.engine == _OWN else f", run by {self.engine}"
         return f"{self.attacks} on {self.images}{by}{', models may reject' if self.rejects else ''}"
 
-    @property
-    def order(self) -> tuple[object, ...]:
-        """A key that sorts the strongest first, and of equally strong ones that on the most images."""
-        return (-self.strength, -self.n, -len(self.settings), self.engine != _OWN, self.key)
+    def order(self, enough: bool) -> tuple[object, ...]:
+        """A key that sorts the strongest first, of equally strong ones those on `enough` images, and then the most."""
+        return (-self.strength, not enough, -self.n, -len(self.settings), self.engine != _OWN, self.key)
 
 
 def protocol(record: Record) -> Protocol:
@@ -113,8 +113,11 @@ def _strength(attacks: list[AttackRef], record: Record) -> float:
     )
     if {ref.name for ref in members} == _AUTOATTACK and in_full:
         return math.inf
+    queries_a_step = _AUTOATTACK_BUDGET["n_queries"] / _AUTOATTACK_BUDGET["steps"]
     return sum(
-        _number(ref, "steps", 0) * max(1, _number(ref, "n_targets", 1)) * max(1, _number(ref, "restarts", 1))
+        (_number(ref, "steps", 0) + _number(ref, "n_queries", 0) / queries_a_step)
+        * max(1, _number(ref, "n_targets", 1))
+        * max(1, _number(ref, "restarts", 1))
         for ref in attacks
     )
 

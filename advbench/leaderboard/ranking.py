@@ -70,7 +70,7 @@ def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
         given[0].dataset.name,
         given[0].norm,
         reference,
-        tuple(sorted(tables, key=lambda table: (not table.enough, table.protocol.order))),
+        tuple(sorted(tables, key=lambda table: table.protocol.order(table.enough))),
         tuple(record for record in current if record.id not in shown),
         tuple(record for record in kept if record.id in replaced),
         tuple((record, retired[record.id]) for record in given if record.id in retired),

@@ -6,8 +6,9 @@ files, by which any change to either is noticed. It shows accidents, not intent:
 hashes and its seal anew. A notice `<id>.notice.json` beside them says what became of the record.
 """
 
+from advbench.record.black_box import WINS
 from advbench.record.fates import Fates
-from advbench.record.flag_names import FLAG_NAMES, is_flag
+from advbench.record.flag_names import FLAG_NAMES
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     RECHECK_SET,
@@ -42,6 +43,7 @@ __all__ = [
     "FLAG_NAMES",
     "NOT_PROBED",
     "RECHECK_SET",
+    "WINS",
     "AttackRef",
     "Corruptions",
     "CurvePoint",
@@ -57,7 +59,6 @@ __all__ = [
     "Record",
     "Severity",
     "Trained",
-    "is_flag",
     "load_notices",
     "load_record",
     "load_records",

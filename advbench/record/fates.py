@@ -146,7 +146,10 @@ def load_sealed(path: Path) -> tuple[Fates, str]:
             fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"), arrays.get("logits"))
             return fates, bytes(arrays["seal"].astype(np.uint8)).decode("ascii")
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        both = f"{path.stem}.json and {path.name}"
+        raise UserError(
+            f"{path} is missing: keep {both} together, and commit both, since they are one record"
+        ) from error
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of error for a damaged archive

@@ -145,6 +145,30 @@ def test_the_chain_behind_a_record(here: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        ["--fail-if", "clean < 1"],
+        ["runs/a"],
+        ["--baseline", "runs/a"],
+        ["--strict"],
+        ["--norm", "l2"],
+        ["--plot", "f.svg"],
+    ],
+    ids=str,
+)
+def test_explain_stands_alone(here: Any, more: list[str]) -> None:
+    (record,) = (here.folder / "runs/a/records/digits/linf").glob("*.json")
+    ran = here("compare", *more, "--explain", record)
+    assert ran.is_one_clear_line and f"for which {more[0]} says nothing" in ran.err, ran
+
+
+def test_explain_of_a_folder_names_its_records(here: Any) -> None:
+    (record,) = Path("runs/a/records/digits/linf").glob("*.json")
+    ran = here("compare", "--explain", "runs/a")
+    assert ran.is_one_clear_line and f"choose from {record}" in ran.err, ran
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["compare"], "name two models"),

@@ -400,6 +400,7 @@ def test_code_that_only_a_file_names_needs_consent(form: str, trap: Trap) -> Non
     assert ran.code == 2 and ran.err.count("\n") == 1, ran.err
     assert f"names code outside advbench ({trap.module}:" in ran.err and "pass --trust-code" in ran.err
     assert not ran.err.startswith("error: a file")  # but which
+    assert ("name it on the command line too" in ran.err) == (argv[0] != "compare")  # which has no flag for it
     assert not trap.sprung and trap.cli.files() == before
     assert trap(*argv, "--trust-pickle").code == 2 and not trap.sprung  # another consent
     if again:

@@ -224,6 +224,7 @@ def measure(here: Any) -> Callable[..., Path]:
 
 
 def test_a_far_worse_model_fails_by_its_area(here: Any, measure: Any) -> None:
+    """Nets that are hardly trained are flagged (at-chance, weak-attack): their gates need --allow-flags."""
     good, bad = measure("good", "G", "--attack", "pgd"), measure("bad", "B", "--attack", "pgd")
     believed = ["--allow-flags", ",".join(flag.name for file in (good, bad) for flag in load_record(file)[0].flags)]
     ran = here("compare", bad, "--baseline", good, "--fail-if", "auc < baseline - 1", *believed)
@@ -323,7 +324,7 @@ def test_a_baseline_is_saved_used_and_renewed(here: Any) -> None:
     ran = here("evaluate", "--model", "good", *PGD, "--name", "mine", "--save-baseline", "ci/base.json")
     assert ran.code == 0 and "baseline ci/base.json" in ran.err, ran
     record, _ = load_record(here.folder / "ci/base.json")
-    assert {file.name for file in (here.folder / "ci").iterdir()} - {".lock"} == {"base.json", "base.npz"}
+    assert {file.name for file in (here.folder / "ci").iterdir()} == {"base.json", "base.npz"}
     assert (here.folder / f"good/records/digits/linf/{record.id}.json").read_text() == (
         here.folder / "ci/base.json"
     ).read_text()
@@ -431,7 +432,14 @@ def test_a_kill_leaves_the_older_or_the_newer_baseline(
     assert left.id == (old if stop < 2 else new).record.id and len(fates) == 1000
     newest.record.save_as(file, newest.fates)
     assert load_record(file)[0].id == newest.record.id
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"base.json", "base.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"base.json", "base.npz"}
+
+
+def test_a_baseline_without_its_archive_is_half_of_it(cli: Any) -> None:
+    new, base = write("new.json"), write("base.json")
+    (cli.folder / "base.npz").unlink()
+    ran = cli("compare", new, "--baseline", base, *GATE)
+    assert ran.is_one_clear_line and "base.npz is missing: keep base.json and base.npz together" in ran.err, ran
 
 
 def test_a_baseline_whose_archive_is_another_s_is_damaged(tmp_path: Path) -> None:

@@ -166,3 +166,23 @@ def test_two_writers_of_notices_damage_nothing(board: Any) -> None:
     assert [writer.wait() for writer in writers] == [0, 0]
     assert leaderboard.check(Path("LB")) == []
     assert [models for _, models in order(page(board))] == [["one-3", "two-3"]]
+
+
+def test_a_run_folder_is_no_leaderboard(cli: Any, run_folder: Path) -> None:
+    argv = ("evaluate", "--model", "runs/a", "--attack", "fgsm", "--eps", "0,0.1", "-n", "20")
+    assert cli(*argv).code == 0
+    os.rename(cli.folder / "runs/a", cli.folder / "a")
+    record, fates = made([90, 60, 50])
+    record.save("LB", fates)
+    before = cli.files()
+    for words in ([], ["LB/records"]):
+        ran = cli("leaderboard", *words)
+        assert ran.is_one_clear_line and ran.err.rstrip().endswith("choose from LB"), ran
+    for command in (
+        ("leaderboard", "a"),
+        ("leaderboard", "a", "build"),
+        (*argv[:2], "a", *argv[3:], "--leaderboard", "a"),
+    ):
+        ran = cli(*command)
+        assert ran.is_one_clear_line and "a is the folder of a run, not of a leaderboard" in ran.err, ran
+    assert cli.files() == before

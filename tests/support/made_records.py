@@ -12,27 +12,44 @@ from advbench.eps import parse_eps_list
 from advbench.record import AttackRef, DatasetRef, Engine, Environment, Fates, ModelRef, Record, Trained
 
 
-def made(standing: list[float], n: int = 1000, eps: str = "0,4/255,8/255", **changes: Any) -> tuple[Record, Fates]:
-    """A record in which `standing[i]` percent of `n` samples stand at the i-th eps."""
-    fell = np.full(n, -1)
-    for index in reversed(range(len(standing))):
-        fell[round(standing[index] * n / 100) :] = index
-    fates = Fates(fell, np.where(fell > 0, 0, -1))
-    spec = changes.pop("spec", "runs/act")
+def record_of(fates: Fates, eps: str = "0,4/255,8/255", **changes: Any) -> Record:
+    """A record of these fates: of cifar10, by pgd. `changes`: its parts, or its spec, name, trained, date, device."""
+    spec, name = changes.pop("spec", "runs/act"), changes.pop("name", None)
+    trained = changes.pop("trained", Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255", seed=3))
+    date, device = changes.pop("date", "2026-08-01T12:00:00+00:00"), changes.pop("device", "cpu")
+    weights = hashlib.sha256(spec.encode("utf-8", "surrogatepass")).hexdigest()
+    command = ("advbench", "evaluate")
     parts: dict[str, Any] = {
-        "model": ModelRef(
-            spec=spec, arch="small_cnn", params=1000, weights_sha256=hashlib.sha256(spec.encode()).hexdigest(),
-            trained=Trained(method="act", norm="linf", eps=8 / 255, eps_text="8/255", seed=3),
-        ),
-        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{n}", images_sha256="b" * 64),
+        "model": ModelRef(name=name, spec=spec, arch="small_cnn", params=1000, weights_sha256=weights, trained=trained),
+        "dataset": DatasetRef(name="cifar10", split="test", indices=f"first:{len(fates)}", images_sha256="b" * 64),
         "norm": "linf",
         "eps": parse_eps_list(eps, changes.get("norm", "linf")),
         "attack": [AttackRef(name="pgd", version="1")],
         "engine": Engine(name="advbench", version="1", slots=64, precision="fp32"),
         "seed": 0,
-        "environment": Environment(advbench="0.1.0", date="2026-08-01T12:00:00+00:00"),
-    }  # fmt: skip
-    return Record.of(fates, **{**parts, **changes}), fates
+        "environment": Environment(advbench="0.1.0", date=date, command=command, device=device),
+    }
+    return Record.of(fates, **{**parts, **changes})
+
+
+def made(standing: list[float], n: int = 1000, eps: str = "0,4/255,8/255", **changes: Any) -> tuple[Record, Fates]:
+    """A record in which `standing[i]` percent of `n` samples stand at the i-th eps."""
+    fates = fates_of(fallen([round(share * n / 100) for share in standing], n))
+    return record_of(fates, eps, **changes), fates
+
+
+def fallen(counts: list[int], n: int = 1000) -> np.ndarray:
+    """Samples sorted by strength: `counts[i]` of `n` stand at the i-th eps."""
+    fell = np.full(n, -1)
+    for index in reversed(range(len(counts))):
+        fell[counts[index] :] = index
+    return fell
+
+
+def fates_of(fell: Any, sizes: Any = None) -> Fates:
+    """Fates of samples that the first attack felled, but for those that fall at once."""
+    fell = np.asarray(fell)
+    return Fates(fell, np.where(fell > 0, 0, -1), sizes)
 
 
 def images(indices: str | tuple[int, ...], *, name: str = "cifar10") -> DatasetRef:
