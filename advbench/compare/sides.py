@@ -64,8 +64,8 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - the spec of a model, such as robustbench:NAME, or the name given to it, that has records in `places`;
     - a comma list of these: several trainings of one recipe, taken together.
 
-    Superseded records are left out. Notices, beside a record or in `places`, rename and retire. Raises UserError for a
-    damaged record or notice, and when there are no measurements.
+    Superseded records are left out. Notices rename and retire (see `measured`). Raises UserError for damaged records or
+    notices, and when there are no measurements.
     """
     if "," in text and not Path(text).exists() and not _by_spec(text, places):
         parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
@@ -92,15 +92,18 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
 
 
 def measured(file: Path, places: Iterable[Path] = PLACES) -> Measured:
-    """The record `file`, renamed or retired by the notice beside it or beside its copy in one of `places`."""
+    """The record `file`, as notices rename and retire it.
+
+    A notice lies beside it, or beside its copy in one of `places` or in another leaderboard in the current folder.
+    """
     record, fates = load_record(file)
-    beside = [file.with_name(f"{record.id}.json"), *(record_path(place, record) for place in places)]
-    notice = next((one for path in beside if (one := notice_of(path)) is not None), None)
-    if notice is None:
-        return Measured(record, fates, file)
-    if notice.name is not None:
-        record = record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})
-    return Measured(record, fates, file, notice.retired or "")
+    boards = [*places, *sorted(path.parent for path in Path().glob("*/records"))]
+    beside = [file.with_name(f"{record.id}.json"), *(record_path(board, record) for board in boards)]
+    notices = [one for path in beside if (one := notice_of(path)) is not None]
+    name = next((one.name for one in notices if one.name is not None), None)
+    if name is not None:
+        record = record.model_copy(update={"model": record.model.model_copy(update={"name": name})})
+    return Measured(record, fates, file, next((one.retired for one in notices if one.retired is not None), ""))
 
 
 def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:

@@ -297,6 +297,19 @@ def test_an_area_needs_eps_that_all_sides_have(cli: Any) -> None:
     assert cli("compare", *files[:2], "--fail-if", "auc < baseline - 1").code == 0
 
 
+def test_a_record_that_a_leaderboard_retires_is_refused_in_the_run_folder_too(here: Any) -> None:
+    assert here("evaluate", "--model", "good", *PGD, "--leaderboard", "LB", "--save-baseline", "base.json").code == 0
+    (file,) = (here.folder / "LB/records/digits/linf").glob("*.json")
+    gate = ["compare", "good", "--baseline", "base.json", "--fail-if", "clean < baseline"]
+    assert here(*gate).code == 0
+    assert here("leaderboard", "LB", "retire", file.stem, "--why", "a bug").code == 0
+    ran = here(*gate)
+    assert ran.is_one_clear_line and f"good: record {file.stem} is retired: a bug" in ran.err, ran
+    file.with_name(f"{file.stem}.notice.json").write_text("{}")
+    ran = here(*gate)
+    assert ran.is_one_clear_line and "notice" in ran.err, ran
+
+
 @pytest.mark.parametrize("gate", [[], GATE])
 def test_a_retired_record_is_refused_and_a_renamed_one_has_its_new_name(cli: Any, gate: list[str]) -> None:
     ids = {}
