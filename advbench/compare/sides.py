@@ -64,8 +64,8 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - the spec of a model, such as robustbench:NAME, or the name given to it, that has records in `places`;
     - a comma list of these: several trainings of one recipe, taken together.
 
-    Superseded records are left out. Notices rename and retire (see `measured`). Raises UserError for damaged records or
-    notices, and when there are no measurements.
+    Records that are superseded, or of weights that others replaced, are left out (see `align`). Notices rename and
+    retire (see `measured`). Raises UserError for damaged records or notices, and when there are no measurements.
     """
     if "," in text and not Path(text).exists() and not _by_spec(text, places):
         parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
@@ -88,7 +88,7 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
             raise UserError(f"there is no file {text}")
         hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
         raise UserError(f"there is no record of {text!r}{hint}")
-    return Side(text, _current(measured(file, places) for file in found))
+    return Side(text, _of_newest_weights(_current(measured(file, places) for file in found)))
 
 
 def measured(file: Path, places: Iterable[Path] = PLACES) -> Measured:

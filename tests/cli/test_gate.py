@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,8 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from measurements import fallen, made, other_images
 
+from advbench.eps import Eps
 from advbench.errors import UserError
-from advbench.record import AttackRef, Engine, Flag, load_record
+from advbench.record import AttackRef, Engine, Flag, Record, load_record
 
 GATE = ["--fail-if", "acc@4/255 < baseline - 1"]
 PGD = ["--attack", "pgd", "--eps", "0,0.1", "-n", "100"]
@@ -280,6 +282,20 @@ def test_what_a_spec_stood_for_before_is_no_seed_of_it(here: Any, spec: str) -> 
     assert ran.code == 1 and "One model on each side" in ran.out and "Welch" not in ran.out, ran
 
 
+def test_old_weights_are_not_compared_where_the_new_ones_were_measured_elsewhere(cli: Any) -> None:
+    """The newest record is in another norm: that of the old weights in this one says nothing of the model now."""
+    base = write("base.json")
+    for weights, norm, day in (("1", "linf", 1), ("2", "l2", 2)):
+        unit = made(fallen([180, 140, 100], 200), spec="net:make", norm=norm, date=f"2026-08-0{day}T00:00:00+00:00")
+        model = unit.record.model.model_copy(update={"weights_sha256": weights * 64, "trained": None})
+        parts = {name: getattr(unit.record, name) for name in ("dataset", "norm", "attack", "engine", "seed")}
+        eps = [Eps(point.eps_text, point.eps) for point in unit.record.curve]
+        record = Record.of(unit.fates, model=model, eps=eps, environment=unit.record.environment, **parts)
+        record.save(cli.folder, unit.fates)
+    ran = cli("compare", "net:make", "--baseline", base, "--norm", "linf", *GATE)
+    assert ran.is_one_clear_line and "there is no record of net:make on linf: choose from cifar10 in l2" in ran.err, ran
+
+
 def test_several_files_that_are_named_are_seeds(here: Any) -> None:
     for name in ("good", "std"):
         shutil.copy(here.folder / name / "model.safetensors", here.folder / f"{name}.safetensors")
@@ -346,9 +362,6 @@ def test_a_baseline_is_saved_used_and_renewed(here: Any) -> None:
     # The baseline of an older engine, whose renewal the message names.
     old = record.engine.model_copy(update={"version": "0"})
     parts = {name: getattr(record, name) for name in ("model", "dataset", "norm", "attack", "seed", "environment")}
-    from advbench.eps import Eps
-    from advbench.record import Record
-
     _, fates = load_record(here.folder / "ci/base.json")
     grid = [Eps(point.eps_text, point.eps) for point in record.curve]
     Record.of(fates, **parts, engine=old, eps=grid).save_as(here.folder / "ci/base.json", fates)
@@ -445,6 +458,22 @@ def test_a_kill_leaves_the_older_or_the_newer_baseline(
     assert left.id == (old if stop < 2 else new).record.id and len(fates) == 1000
     newest.record.save_as(file, newest.fates)
     assert load_record(file)[0].id == newest.record.id
+    assert {path.name for path in tmp_path.iterdir()} == {"base.json", "base.npz"}
+
+
+def test_writers_of_one_baseline_take_turns(tmp_path: Path) -> None:
+    """Each pair is whole, though the lock file is gone after each."""
+    file = tmp_path / "base.json"
+
+    def write(number: int) -> str:
+        unit = made(fallen([900, 700, 400 + number]), spec="a")
+        for _ in range(5):
+            unit.record.save_as(file, unit.fates)
+        return unit.record.id
+
+    with ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(write, range(4)))
+    assert load_record(file)[0].id in ids
     assert {path.name for path in tmp_path.iterdir()} == {"base.json", "base.npz"}
 
 
