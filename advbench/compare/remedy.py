@@ -14,6 +14,7 @@ from advbench.compare.explain import whereabouts
 from advbench.compare.sides import Measured
 from advbench.eps import CORRUPTIONS
 from advbench.record import Record
+from advbench.registry import entries
 
 _ELSEWHERE = "<where its weights are>"
 
@@ -48,6 +49,8 @@ def evaluation(base: Measured, others: Sequence[Measured]) -> str:
     elif indices.startswith("random:"):
         subset = indices.rpartition(":")[0]
     pairs: list[tuple[str, object]] = [("--model", place) for place in dict.fromkeys(map(_place, others))]
+    archs = {unit.record.model.arch for unit in others if Path(_place(unit)).is_file()}
+    pairs += [("--arch", arch) for arch in archs if len(archs) == 1 and arch in entries("models")]
     pairs += [("--dataset", record.dataset.name), ("--attack", ",".join(of_set(record)))]
     pairs += [("--set", text) for text in _settings(record, [unit.record for unit in others], recorded)]
     if record.norm != CORRUPTIONS:

@@ -12,8 +12,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from measurements import fallen, made, other_images
 
+import advbench
 from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.record import AttackRef, Engine, Flag, Record, load_record
@@ -122,11 +124,13 @@ def test_a_floor_needs_one_model_alone(cli: Any) -> None:
     assert (cli.folder / "f.svg").stat().st_size > 1000
 
 
-def test_a_refusal_names_a_command_that_removes_the_difference(here: Any) -> None:
+@pytest.mark.parametrize(("model", "more"), [("std", []), ("std.pt", ["--arch", "mlp", "--dataset", "digits"])])
+def test_a_refusal_names_a_command_that_removes_the_difference(here: Any, model: str, more: list[str]) -> None:
     """Candidates that were measured otherwise are measured as the baseline was, by the command of the message."""
     base = ["--attack", "pgd", "--set", "steps=3", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"]
+    torch.save(advbench.load_model("std").net.state_dict(), "std.pt")
     assert here("evaluate", "--model", "good", *base, "--save-baseline", "base.json").code == 0
-    gate = ["compare", "std", "--baseline", "base.json", "--fail-if", "clean < baseline - 50", "--alpha", "0.9"]
+    gate = ["compare", model, "--baseline", "base.json", "--fail-if", "clean < baseline - 50", "--alpha", "0.9"]
     for other in (
         ["--attack", "fgsm", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
         ["--attack", "pgd", "--set", "steps=2", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
@@ -134,11 +138,12 @@ def test_a_refusal_names_a_command_that_removes_the_difference(here: Any) -> Non
         ["--attack", "pgd", "--set", "steps=3", "--norm", "l2", "--eps", "0,0.1", "-n", "60", "--subset", "random:2"],
     ):
         shutil.rmtree(here.folder / "std/records", ignore_errors=True)
-        assert here("evaluate", "--model", "std", *other).code == 0
+        shutil.rmtree(here.folder / "records", ignore_errors=True)
+        assert here("evaluate", "--model", model, *more, *other).code == 0
         ran = here(*gate)
         assert ran.is_one_clear_line and "--again" not in ran.err, ran
         command = shlex.split(ran.err.partition("Measure alike by ")[2].partition(", or compare them with --")[0])
-        assert command[:4] == ["advbench", "evaluate", "--model", "std"]
+        assert command[: 4 + len(more[:2])] == ["advbench", "evaluate", "--model", model, *more[:2]]
         assert here(*command[1:]).code == 0
         ran = here(*gate)
         assert "not measured as the baseline" not in ran.err, ran
@@ -157,7 +162,7 @@ def test_a_renewal_says_where_the_weights_have_to_be_named(cli: Any, gone: bool)
     assert ran.is_one_clear_line
     assert f"Renew the baseline by advbench evaluate --again base.json --model {place} --save-baseline" in ran.err
     older = cli("compare", "base.json", "--baseline", "new.json", *GATE)  # here the candidate is what is old
-    assert "--again" not in older.err and f"Measure alike by advbench evaluate --model {place} --dataset" in older.err
+    assert "--again" not in older.err and f"Measure alike by advbench evaluate --model {place}" in older.err
 
 
 def test_a_record_that_was_there_keeps_its_flags_and_the_user_is_told(here: Any) -> None:
