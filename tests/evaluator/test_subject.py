@@ -71,9 +71,9 @@ def digits() -> Dataset:
     return load("digits", "test")
 
 
-@pytest.mark.parametrize(("right", "flagged"), [(471, False), (462, False), (455, False), (430, True), (498, True)])
+@pytest.mark.parametrize(("right", "flagged"), [(471, False), (462, False), (460, False), (430, True), (498, True)])
 def test_a_published_model_without_its_accuracy_is_suspect(right: int, flagged: bool, digits: Dataset) -> None:
-    """94.78 % are published of RobustBench's Standard; here 94.2, 92.4, 91.0, 86.0 and 99.6 % of 500."""
+    """94.78 % are published of RobustBench's Standard; here 94.2, 92.4, 92.0, 86.0 and 99.6 % of 500."""
     loaded = Loaded(nn.Identity(), "robustbench:Standard", "x", "0" * 64, None, 10, (), "cifar10")
     data = replace(digits, name="cifar10")
     found = subject.published(loaded, np.arange(500) < right, data)
