@@ -14,6 +14,7 @@ def _in(file: str) -> str:
 
 BALLS, LOSSES, PGD = _in("test_threat"), _in("engine/test_losses"), _in("attacks/test_pgd")
 FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("engine/test_hyperplane"), _in("attacks/test_nearest")
+REFUSED = _in("engine/test_refused_hits")
 SEARCH, PROMISES, SETS = _in("engine/test_search"), _in("engine/test_promises"), _in("attacks/test_autoattack")
 CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_fp32_recheck")
 EVALUATE = _in("evaluator/test_evaluate")
@@ -140,8 +141,8 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("apgd-last-point", "return s.best  #", "return s.query  #"),
         ],
         f"{STANDARD}[linf]": [
-            ("apgd-steps", "steps: int = 100", "steps: int = 10"),
-            ("apgd-rho", "rho: float = 0.75", "rho: float = 0.5"),
+            ("apgd-steps", "steps: Count = 100", "steps: Count = 10"),
+            ("apgd-rho", "rho: Share = 0.75", "rho: Share = 0.5"),
         ],
     },
     "advbench/attacks/apgd_l1.py": {
@@ -170,7 +171,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("fab-no-eta", "add(near, alpha=self.eta)", "add(near, alpha=1)"),
         ],
         f"{FAB}each_step_queries_a_gradient_and_logits": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
-        f"{STANDARD}[linf]": [("fab-beta", "beta: float = 0.9", "beta: float = 0.5")],
+        f"{STANDARD}[linf]": [("fab-beta", "beta: Share = 0.9", "beta: Share = 0.5")],
         f"{SEVERAL}[linf-fab-t]": [("fab-one-target", "y, self.n_targets)", "y, 1)")],
     },
     "advbench/engine/hyperplane.py": {
@@ -199,7 +200,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SQUARE}[l1]": [("square-l1-mass", "both * channels", "both")],
         f"{STANDARD}[linf]": [
             ("square-p-init", "p_init: float = 0.8", "p_init: float = 0.3"),
-            ("square-queries", "n_queries: int = 5000", "n_queries: int = 1000"),
+            ("square-queries", "n_queries: Count = 5000", "n_queries: Count = 1000"),
         ],
     },
     "advbench/attacks/ddn.py": {
@@ -276,7 +277,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/feature_pgd.py": {
         f"{FELLS}[feature-pgd-linf-False]": [("feature-pgd-flipped", "return -(read", "return (read")],
         f"{PGD}features_are_pulled_to_the_centres_of_the_3_likeliest_wrong_classes": [
-            ("feature-pgd-targets", "n_targets: int = 3", "n_targets: int = 1"),
+            ("feature-pgd-targets", "n_targets: Size = 3", "n_targets: Size = 1"),
         ],
         f"{PROMISES}expectation_over_transformation_averages_features": [
             ("features-are-logits", "return logits.float(), features.float()", "return logits.float(), logits.float()"),
@@ -326,11 +327,18 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("hit-after-the-end", "answer.wrong & ~attack.done(slots.state)", "answer.wrong"),
         ],
         f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
-            ("refused-given-up", "and again[place]", "and False"),
+            ("refused-given-up", "if again[place]:", "if False:"),
             ("refused-again", "& ~(reached <= to_beat)", ""),
         ],
         f"{SEARCH}a_refused_item_continues_after_a_restart": [
             ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
+        ],
+        f"{REFUSED}a_copy_wrong_at_the_image_itself_loses_none": [
+            ("refused-not-resumed", "self._idle = True  # idle slots have work again", "pass"),
+        ],
+        f"{REFUSED}no_image_is_lost_to_a_copy_that_is_wrong_too_soon[fab-linf]": [
+            ("refused-without-handicap", "handicap = slots.margin_to_beat.clamp_min(0)", "handicap = None"),
+            ("refused-size-unknown", "min(self.verdicts.refused[row].item(), size[place])", "torch.inf"),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
             ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
