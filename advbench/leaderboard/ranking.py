@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """All that one dataset and norm show: a table for each protocol, the strongest first.
+    """All that one dataset and norm show: a table for each protocol, those with ranked rows first, the strongest before others.
 
     `repeated`: records left out because a newer one measured the same model by the same protocol. `superseded`: records
     left out because another one replaces them. `retired`: records left out by a notice, with its reason.
@@ -70,7 +70,7 @@ def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
         given[0].dataset.name,
         given[0].norm,
         reference,
-        tuple(sorted(tables, key=lambda table: table.protocol.order(table.enough))),
+        tuple(sorted(tables, key=lambda table: (not table.ranked, table.protocol.order(table.enough)))),
         tuple(record for record in current if record.id not in shown),
         tuple(record for record in kept if record.id in replaced),
         tuple((record, retired[record.id]) for record in given if record.id in retired),

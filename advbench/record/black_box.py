@@ -41,7 +41,7 @@ def black_box_ahead(
     """
     sizes, n = np.append(eps, np.inf), len(fates)
     fell = np.where(fates.by == number, sizes[fates.fell], np.inf)
-    counts = [int(((fell <= size) & (fell > size / SPAN)).sum()) for size in eps]
+    counts = [int(((fell <= size) & (fell > size / SPAN * (1 + 1e-9))).sum()) for size in eps]
     signs = [flag.eps or 0.0 for flag in flags if flag.name in ABOUT_GRADIENTS]
 
     def severity(count: int, size: float) -> Severity | None:
