@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """All that one dataset and norm show: a table for each protocol, those with ranked rows first, the strongest before others.
+    """All that one dataset and norm show: a table for each protocol, rankings first, the strongest before the others.
 
     `repeated`: records left out because a newer one measured the same model by the same protocol. `superseded`: records
     left out because another one replaces them. `retired`: records left out by a notice, with its reason.
