@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -91,15 +92,16 @@ def probed(probe: Probe, fates: Fates, attacks: Sequence[Attack], eps: Sequence[
         found += gradients(probe, followed)
     found += noise(probe, fates, eps)
     place = half_accuracy_point(fates, eps)
+    search = cache(lambda at: Beyond(probe, fates, at, eps[at]))
     if not probe.differentiable:
-        return found + by_labels(probe, fates, eps, place)
+        return found if place is None else found + by_labels(search(place), eps[: place + 1])
     found += at_lowest(place, eps, lambda at: pgd_at(probe, fates, eps, at, followed=bool(followed)))
     if probe.runner.norm == "linf" and followed:
         seen = {flag.name for flag in found}
         found += [flag for flag in pgd_at_grey(probe) if flag.name not in seen]
-    if not probe.runner.oracle.random:  # one pass of a random model says little
-        found += at_lowest(place, eps, lambda at: from_starts(probe, fates, eps, at))
-        found += by_labels(probe, fates, eps, place)
+    if place is not None and not probe.runner.oracle.random:  # one pass of a random model says little
+        found += at_lowest(place, eps, lambda at: from_starts(search(at)))
+        found += by_labels(search(place), eps[: place + 1])
     return found
 
 
@@ -317,32 +319,26 @@ def non_finite(bad: int, n: int, eps: float | None) -> list[Flag]:
     return [Flag(name="non-finite-attacked", severity="broken", eps=eps, k=bad, n=n, detail=detail)] if bad else []
 
 
-def from_starts(probe: Probe, fates: Fates, eps: Sequence[float], place: int) -> list[Flag]:
-    """Images that stand at one grid point, under plain PGD too, and fall to PGD from other starts."""
-    search, found = Beyond(probe, fates, place, eps[place]), []
-    n = len(search.rows)
+def from_starts(search: Beyond) -> list[Flag]:
+    """Images that stand at one eps, under plain PGD too, and fall to PGD from other starts."""
+    found, n, eps = [], len(search.rows), search.eps
     for name, what, fell in search.from_starts():
-        detail = f"{what} fells {fell} of {n} images that stand under the attacks and plain PGD at eps {eps[place]:g}"
-        found += graded(name, fell, n, FROM_STARTS, detail, eps=eps[place], broken=NEVER_BROKEN)
+        detail = f"{what} fells {fell} of {n} images that stand under the attacks and plain PGD at eps {eps:g}"
+        found += graded(name, fell, n, FROM_STARTS, detail, eps=eps, broken=NEVER_BROKEN)
     return found
 
 
-def by_labels(probe: Probe, fates: Fates, eps: Sequence[float], place: int | None) -> list[Flag]:
-    """Images that stand and fall to RayS, at grid point `place` and below; at the lowest eps with enough of them."""
-    if place is None:
-        return []
-    search = Beyond(probe, fates, place, eps[place])
+def by_labels(search: Beyond, eps: Sequence[float]) -> list[Flag]:
+    """Images that stand at the largest of `eps` and fall to RayS; the flag is raised at the lowest with enough of them."""
     n, queries = len(search.rows), search.affordable_queries()
-    if not n or queries < MIN_QUERIES or probe.runner.norm not in RayS.norms:
+    if not n or queries < MIN_QUERIES or search.runner.norm not in RayS.norms:
         return []
     distances = search.by_labels(queries)
     found: list[Flag] = []
-    for size in (size for size in eps[: place + 1] if size > 0):
+    for size in (size for size in eps if size > 0):
         fell = int((distances <= size).sum())
         detail = f"RayS, by {queries} labels each, fells {fell} of {n} images that stand at eps {size:g}"
-        raised = graded(
-            "found-by-labels", fell, n, BY_LABELS, f"{detail}, with {queries} queries", eps=size, at_least=2
-        )
+        raised = graded("found-by-labels", fell, n, BY_LABELS, detail, eps=size, at_least=2, broken=NEVER_BROKEN)
         found = raised or found
         if any(flag.decides() for flag in raised):
             break
