@@ -329,7 +329,7 @@ def from_starts(search: Beyond) -> list[Flag]:
 
 
 def by_labels(search: Beyond, eps: Sequence[float]) -> list[Flag]:
-    """Images that stand at the largest of `eps` and fall to RayS; the flag is raised at the lowest with enough of them."""
+    """Images that stand at the largest of `eps` and fall to RayS. It is raised at the lowest with enough of them."""
     n, queries = len(search.rows), search.affordable_queries()
     if not n or queries < MIN_QUERIES or search.runner.norm not in RayS.norms:
         return []
