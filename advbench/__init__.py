@@ -56,7 +56,7 @@ def train(
     norm: str | None = None,
     eps: str | float | None = None,
     epochs: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     config: str | Path | None = None,
     device: str = "auto",
@@ -91,7 +91,7 @@ def train(
             norm=norm,
             eps=None if eps is None else str(eps),
             config=None if config is None else Path(config),
-            flags={**(settings or {}), "epochs": epochs, "seed": seed},
+            flags={"epochs": epochs, "seed": seed, **(settings or {})},
         )
         (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
         return run(recipe, task.out, device=str(place), resume=resume, force=force)

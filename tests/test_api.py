@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,3 +87,14 @@ def test_a_run_by_its_folder_alone(tmp_path: Path) -> None:
 def test_a_module_needs_images(net: nn.Module) -> None:
     with pytest.raises(advbench.UserError, match="which images"):
         advbench.evaluate(net)
+
+
+def test_arguments_of_train_that_are_not_given_leave_settings_and_config_alone(tmp_path: Path) -> None:
+    """They used to overwrite both with their defaults."""
+    how: dict[str, Any] = {"dataset": "digits", "arch": "linear", "eps": "0.1", "device": "cpu"}
+    short = {"train_n": 64, "validation.n": 16, "epochs": 2, "seed": 3}
+    first = advbench.train("standard", settings=short, out=tmp_path / "first", **how)
+    again = advbench.train("standard", config=first / "recipe.toml", out=tmp_path / "again", device="cpu")
+    for run in (first, again):
+        recipe = tomllib.loads((run / "recipe.toml").read_text())
+        assert (recipe["epochs"], recipe["seed"]) == (2, 3)
