@@ -19,7 +19,8 @@ class Slots:
     a search for the nearest adversarial example, the candidate's norm, which the next hit must be below.
 
     `margin_to_beat` (S,): the margin on the search copy that the next hit must exceed. It is -inf for a new item, the
-    candidate's margin once there is one, and after a refusal the amount by which the copy overstated the margin.
+    candidate's margin once there is one, and after a refusal the amount by which the copy overstated the margin. In a
+    search for the nearest one it is -inf, and after a refusal the handicap of the oracle's answers.
     """
 
     problem: Problem

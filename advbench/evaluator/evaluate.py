@@ -109,6 +109,7 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
+        check_shapes(net, data)
         return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
@@ -122,9 +123,11 @@ def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Sett
 
 
 def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
-    """What is run on the model, in eval mode, and the images on its device. Raises UserError for what does not fit."""
+    """What is run on the model, in eval mode and of the right shapes, and the images on its device.
+
+    Raises UserError for what does not fit.
+    """
     net = loaded.net
-    check_shapes(net, data)
     with enough_memory():
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))

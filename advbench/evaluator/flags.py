@@ -29,7 +29,7 @@ from advbench.statistics import wilson
 from advbench.threat import FourierLinf, around, leak
 
 # Shares of the images: above the first a flag is raised as a note, above the second it is suspect. Honest models,
-# standard and robust, stay well under the second: tests/evaluator/test_flags.py.
+# standard and robust, stay well under the second: tests/evaluator/test_honest.py.
 BAD_GRADIENT = (0.0, 0.1)
 STUCK = (0.02, 0.2)
 MORE_STEPS = (0.1, 0.25)

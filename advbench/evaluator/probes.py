@@ -246,13 +246,17 @@ class Probe:
                  for some in self.parts(torch.arange(len(x), device=x.device))]  # fmt: skip
         return Trace(*(torch.cat(column, dim=-1).cpu() for column in zip(*parts, strict=True)))
 
+    def problem(self, x: Tensor, y: Tensor, index: Tensor, eps: float) -> Problem:
+        """The untargeted problem of images x (m, C, H, W), labels y and dataset indices at `eps`, which may be inf."""
+        sizes = torch.full(y.shape, eps, dtype=torch.float64, device=y.device)
+        key = rng.keys(self.runner.seed, "probe", index)
+        return Problem(around(self.runner.norm, x, sizes), y, torch.full_like(y, -1), key)
+
     def _trace(
         self, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float,
         start: Callable[[Problem], Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        sizes = torch.full(y.shape, eps, dtype=torch.float64, device=y.device)
-        none = torch.full_like(y, -1)
-        p = Problem(around(self.runner.norm, x, sizes), y, none, rng.keys(self.runner.seed, "probe", index))
+        p = self.problem(x, y, index, eps)
         state = attack.start(p)
         if start is not None:
             state.query = start(p)

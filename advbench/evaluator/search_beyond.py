@@ -23,7 +23,6 @@ from advbench.engine.attack import Answer, Problem
 from advbench.engine.oracle import Oracle, gradient
 from advbench.evaluator.probes import LONG_PGD_STEPS, MAX_PROBED_IMAGES, Probe, spread
 from advbench.record import Fates
-from advbench.threat import around
 
 NORMS_OF_STARTS = ("linf", "l2")  # in which a few steps of size eps reach far
 MAX_IMAGES = 64
@@ -72,11 +71,9 @@ class Beyond:
         x, y, index = self.probe.at(self.rows)
         parts = []
         for some in self.probe.parts(torch.arange(len(x), device=x.device)):
-            infinite = torch.full(some.shape, torch.inf, dtype=torch.float64, device=x.device)
-            key = rng.keys(self.runner.seed, "probe", index[some])
-            p = Problem(around(self.runner.norm, x[some], infinite), y[some], torch.full_like(y[some], -1), key)
+            p = self.probe.problem(x[some], y[some], index[some], torch.inf)
             oracle = Oracle(self.runner.net, slots=self.runner.oracle.slots)
-            state, nearest = rays.start(p), infinite
+            state, nearest = rays.start(p), p.region.eps
             for _ in range(queries):
                 self.runner.journal.poll()
                 answer = oracle.answer(rays, p, state.query)
@@ -101,7 +98,10 @@ class Beyond:
 
     def start(self, value: Callable[[Problem, int], Value], draw: int, p: Problem) -> Tensor:
         """The points (S, C, H, W) after START_STEPS steps of size eps from x along the gradient of a value."""
-        pgd = PGD(name="probe", steps=START_STEPS, rel_step=1.0, random_start=False).for_model(self.runner.norm, 3)
+        classes = self.runner.logits.shape[1]
+        pgd = PGD(name="probe", steps=START_STEPS, rel_step=1.0, random_start=False).for_model(
+            self.runner.norm, classes
+        )
         state, none, climbed = pgd.start(p), torch.zeros_like(p.y), value(p, draw)
         for _ in range(START_STEPS):
             query = state.query.detach().requires_grad_()
