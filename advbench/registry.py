@@ -23,7 +23,7 @@ from importlib import resources
 from typing import Any
 
 from advbench.consent import check_code
-from advbench.errors import CodeRuns, Interrupted, UserError, one_line, unknown
+from advbench.errors import CodeRuns, Interrupted, UserError, one_line, reading, unknown
 from advbench.files import plain_path
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -128,8 +128,22 @@ def plain_dataset(spec: str) -> str:
     entry = entries("data").get(name)
     if not argument or entry is None or entry.about.get("argument") != "PATH":
         return spec
-    path, size = re.fullmatch(r"(.+?)(@\d+)?", argument).groups("")  # type: ignore[union-attr]
-    return f"{name}:{plain_path(path)}{size}"
+    path, how = re.fullmatch(r"(?s)(.+?)((?:@[0-9]+(?:x[0-9]+)?)?(?:@fifth)?)", argument).groups()  # type: ignore[union-attr]
+    return f"{name}:{plain_path(path)}{how}"
+
+
+def training_dataset(spec: str) -> str:
+    """The specification, in its one spelling, under which a run that trains on `spec` is recorded.
+
+    Image folders without a test folder become ones that hold images back. Raises UserError for an unreadable folder.
+    """
+    name, _, argument = spec.partition(":")
+    entry = entries("data").get(name)
+    held_back = getattr(importlib.import_module(entry.module), "held_back", None) if argument and entry else None
+    if held_back is not None:
+        with reading(spec):
+            spec = f"{name}:{held_back(argument)}"
+    return plain_dataset(spec)
 
 
 def outside(kind: str, spec: str) -> Entry:

@@ -25,6 +25,7 @@ from advbench.errors import UserError
 from advbench.methods.base import make
 from advbench.models.base import Model
 from advbench.recipe import Recipe
+from advbench.registry import training_dataset
 from advbench.rng import keys
 from advbench.threat import around
 
@@ -79,7 +80,7 @@ def load_runs(runs: Sequence[Path], device: torch.device, *, at_least: int = 1) 
 def images(trained: Sequence[TrainedRun], split: str, n: int, device: torch.device) -> Dataset:
     """The first n images of the split ("train" or "test") that the runs were trained on; all if there are fewer."""
     with consent.reading(trained[0].folder / "recipe.toml").given():
-        data = load(trained[0].recipe.dataset, "train" if split == "train" else "test")
+        data = load(training_dataset(trained[0].recipe.dataset), "train" if split == "train" else "test")
     return data.subset(range(min(n, len(data)))).to(device)
 
 

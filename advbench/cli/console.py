@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from advbench.data.dataset import Dataset
+
 _PACKAGE = str(Path(__file__).parent.parent)
 _SPARSE_SECONDS = 30.0  # between two plain lines of progress
 _LIVE_SECONDS = 0.1  # between two updates of a live bar
@@ -46,6 +48,11 @@ class Screen:
         """Write a line about the progress to stderr, or nothing with --json."""
         if not self.as_json:
             self._write(sys.stderr, visible(text))
+
+    def notes(self, data: Dataset) -> None:
+        """Write what the user should know of the data to stderr, or nothing with --json."""
+        for text in data.notes:
+            self.note(f"{data.name}: {text}")
 
     def warn(self, text: str) -> None:
         """Write a warning to stderr."""

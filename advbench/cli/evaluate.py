@@ -330,6 +330,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
         f"on {settings.device}"
     )
+    screen.notes(target.data)
     path = journal_path(folder, task.question)
     if flags.resume and not path.exists() and (others := of_other_questions(path)):
         screen.note(

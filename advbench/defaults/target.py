@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from advbench import consent
 from advbench.eps import Eps, parse_eps
 from advbench.errors import UserError, unknown
-from advbench.registry import entries
+from advbench.registry import entries, training_dataset
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,13 @@ class Target:
 
     @classmethod
     def of(cls, loaded: Loaded, data: Dataset, about_data: str = "given", *, norm: str | None = None) -> Target:
-        """The target in `norm`; None: the norm that the model was trained in, else linf."""
+        """The target in `norm`; None: the norm that the model was trained in, else linf.
+
+        Raises UserError if `data` holds images that the model was trained on.
+        """
+        from advbench.data.folders import check_held_back
+
+        check_held_back(loaded.dataset and training_dataset(loaded.dataset), data.name)
         trained = loaded.trained or {}
         norm = norm or trained.get("norm") or "linf"
         text = trained.get("eps_text") if trained.get("norm") == norm else None
@@ -97,12 +103,12 @@ def load_target(
         data = images(dataset)
     elif Path(spec).is_dir():  # of all specs, only a run is a folder
         with consent.reading(spec).given():
-            data, about = images(read_card(Path(spec)).dataset), "what it was trained on"
+            data, about = images(training_dataset(read_card(Path(spec)).dataset)), "what it was trained on"
     loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device)
     if data is None:
         if loaded.dataset is None:
             choices = ", ".join(entries("data"))
             raise UserError(f"{spec} does not say what images it is for: name them with --dataset ({choices})")
         with consent.reading(spec).given():
-            data, about = images(loaded.dataset), "what the model is for"
+            data, about = images(training_dataset(loaded.dataset)), "what the model is for"
     return Target.of(loaded, data, about, norm=norm)

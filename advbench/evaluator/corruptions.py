@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from advbench.attacks.corruptions import Corruption
-from advbench.data.corruptions import PUBLISHED, SEVERITIES, corrupted
+from advbench.data.corruption_files import FOLDERS, PUBLISHED
+from advbench.data.corruptions import SEVERITIES, corrupted
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
 from advbench.engine.losses import wrong
@@ -59,7 +60,9 @@ def notes(attacks: Sequence[Attack], data: Dataset) -> list[Flag]:
     """A note on where the corrupted images come from."""
     sources = sorted({one.source for one in attacks if isinstance(one, Corruption)})
     detail = f"images of {', '.join(sources)}"
-    if any(source != PUBLISHED for source in sources) and max(data.shape[1:]) < 64:
-        side = "x".join(map(str, data.shape[1:]))
+    side = "x".join(map(str, data.shape[1:]))
+    if any(source in FOLDERS for source in sources):
+        detail += f", matched by class folder and file name, and made {side} where they have another size"
+    if any(source not in PUBLISHED for source in sources) and max(data.shape[1:]) < 64:
         detail += f", with ImageNet-C's constants: at {side} harsher than CIFAR-10-C's, so not comparable with it"
     return [Flag(name="corruptions", severity="note", detail=detail)]

@@ -36,7 +36,7 @@ from advbench.recipe.fields import (
     converted,
 )
 from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
-from advbench.registry import Entry, find, plain_dataset
+from advbench.registry import Entry, find, plain_dataset, training_dataset
 
 
 class Recipe(Part):
@@ -110,7 +110,7 @@ class Recipe(Part):
         for path, value in entry.about.get("recipe", {}).items():
             put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
-        tree["dataset"] = plain_dataset(str(tree["dataset"]))
+        tree["dataset"] = training_dataset(str(tree["dataset"]))
         for section in ("method", "model"):
             if not isinstance(tree[section], dict):
                 raise UserError(f"recipe field {section} is a table, not {shortened(tree[section])}: set its fields")

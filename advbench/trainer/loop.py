@@ -115,6 +115,7 @@ class _Run:
             device=str(session.device),
             precision=session.precision,
             best=self.history.best_row,
+            notes=tuple(f"{session.data.name}: {text}" for text in session.data.notes),
         )
         if self.is_first:
             self.watch.on_begin(began)

@@ -1,3 +1,10 @@
+"""Image folders: which folders are splits and classes, which files are images, and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +13,10 @@ import torch
 from PIL import Image
 
 from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.data.folders import check_held_back
 from advbench.errors import UserError
+from advbench.registry import plain_dataset, training_dataset
 
 
 def save(file: Path, colour: tuple[int, int, int] = (1, 2, 3), size: tuple[int, int] = (6, 5)) -> None:
@@ -23,50 +33,222 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        for number in range(10):
+            save(tmp_path / "flat" / name / f"{number}.png", (number, 0, 0))
+    return tmp_path / "flat"
+
+
+def folder(path: Path, split: str = "test", how: str = "") -> Dataset:
+    return load(f"imagefolder:{path}{how}", split)
+
+
+def refused(path: Path, words: str, split: str = "test", how: str = "") -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        folder(path, split, how)
+    assert "\n" not in str(raised.value)
+
+
 def test_train_and_test_folders(tree: Path) -> None:
-    (tree / "train/cat/notes.txt").write_text("no image")
-    (tree / "train/.hidden").mkdir()
-    data = load(f"imagefolder:{tree}", "train")
+    data = folder(tree, "train")
     assert data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.images.shape == (6, 3, 5, 6)
     assert data.images[4, :, 0, 0].tolist() == [1, 1, 5]
-    assert load(f"imagefolder:{tree}", "test").images[0, 2, 0, 0] == 4
+    assert folder(tree).images[0, 2, 0, 0] == 4
+    assert data.notes == ("6 images of class 0 cat (3), 1 dog (3)",)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("training", "Validation"), ("train", "valid")]
+)
+def test_split_names_in_any_case(tree: Path, train: str, test: str) -> None:
+    (tree / "train").rename(tree / "x")
+    (tree / "x").rename(tree / train)
+    (tree / "test").rename(tree / "y")
+    (tree / "y").rename(tree / test)
+    for split, third in (("train", 5), ("test", 4)):
+        data = folder(tree, split)
+        assert data.class_names == ("cat", "dog") and len(data) == 6
+        assert data.images[:, 2, 0, 0].unique().tolist() == [third]
+
+
+def test_test_comes_before_val_and_other_folders_are_named(tree: Path) -> None:
+    shutil.copytree(tree / "train", tree / "val")
+    (tree / "annotations").mkdir()
+    data = folder(tree)
+    assert data.images[0, 2, 0, 0] == 4
+    assert data.notes[1:] == ("folders that are not used: annotations, val",)
+    shutil.rmtree(tree / "test")
+    (tree / "test").mkdir()  # without class folders it is no split
+    assert folder(tree).images[0, 2, 0, 0] == 5
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("car", "train"):
+        save(tmp_path / name / "0.png")
+    data = folder(tmp_path)
+    assert data.class_names == ("car", "train") and data.labels.tolist() == [0, 1]
+
+
+def test_one_split_alone(tree: Path) -> None:
+    shutil.rmtree(tree / "train")
+    assert len(folder(tree)) == 6
+    refused(
+        tree, "has test, but none of train, training with class folders; imagefolder:.*/test is test alone", "train"
+    )
+    (tree / "test").rename(tree / "train")
+    refused(tree, "has train, but none of test, val")
+    assert len(folder(tree / "train")) == 6
+
+
+@pytest.mark.parametrize("deep", ["", "morning"])
+def test_hidden_files_and_folders_are_no_images(tree: Path, deep: str) -> None:
+    for place in (tree, tree / "train", tree / "test", tree / "test" / "cat" / deep):
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+            save(place / name / "0-checkpoint.png")
+        save(place / "._0.png")
+        (place / "Thumbs.db").write_bytes(b"x")
+        (place / ".DS_Store").write_bytes(b"x")
+    (tree / "test/cat/labels.txt").write_text("x")
+    (tree / "test/cat/README").write_text("x")
+    data = folder(tree)
+    assert len(data) == 6 and data.class_names == ("cat", "dog")
+    assert data.notes[1:] == ("skipped: 1 *.txt, 1 files without a suffix, 7 hidden files or folders",)
+
+
+def test_images_outside_of_the_class_folders_are_said(flat: Path) -> None:
+    save(flat / "stray.png")
+    data = folder(flat)
+    assert len(data) == 20 and data.notes[1:] == (f"1 image of {flat} outside of its class folders: not used",)
 
 
 def test_pixels_are_rows_then_columns(tmp_path: Path) -> None:
     pixels = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
     for name in ("a", "b"):
-        for number in range(5):
-            (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    data = load(f"imagefolder:{tmp_path}", "test")
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    data = folder(tmp_path)
     assert len(data) == 2
     assert np.array_equal(data.images[0].numpy(), pixels.transpose(2, 0, 1))
 
 
-def test_class_folders_alone_are_divided_by_name(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        for number in range(10):
-            save(tmp_path / "one" / name / f"{number}.png", (number, 0, 0))
-            save(tmp_path / "two" / name / f"{number}.png", (number, 0, 0))
-    parts = {place: [load(f"imagefolder:{tmp_path / place}", s) for s in ("train", "test")] for place in ("one", "two")}
-    train, test = parts["one"]
-    assert test.labels.tolist() == [0, 0, 1, 1]
+def test_class_folders_alone_are_a_test_split(flat: Path) -> None:
+    data = folder(flat)
+    assert len(data) == 20 and data.labels.tolist() == [0] * 10 + [1] * 10
+    assert data.name == f"imagefolder:{flat}" and not data.num_classes_known
+    refused(flat, f"has no train folder: train on imagefolder:{flat}@fifth", "train")
+
+
+def test_a_fifth_is_held_back_by_name(flat: Path, tmp_path: Path) -> None:
+    shutil.copytree(flat, tmp_path / "copy")
+    train, test = (folder(flat, split, "@fifth") for split in ("train", "test"))
+    assert test.labels.tolist() == [0, 0, 1, 1] and test.name == train.name == f"imagefolder:{flat}@fifth"
     for label in (0, 1):
         numbers = [*train.images[train.labels == label, 0, 0, 0], *test.images[test.labels == label, 0, 0, 0]]
         assert sorted(map(int, numbers)) == list(range(10))
-    assert test.images_sha256 == parts["two"][1].images_sha256
+    assert test.images_sha256 == folder(tmp_path / "copy", "test", "@fifth").images_sha256
+    assert test.notes[1] == "a fifth of each class, by the hash of its file names, is held back as the test split"
+
+
+def test_a_training_holds_images_back(flat: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(tree / "flat", ignore_errors=True)
+    save(tmp_path / "one/a/0.png")
+    save(tmp_path / "one/b/0.png")
+    one = f"imagefolder:{tmp_path / 'one'}"
+    assert training_dataset(one) == f"{plain_dataset(one)}@fifth"
+    assert training_dataset(f"{one}/@8x9") == f"{plain_dataset(one)}@8x9@fifth"
+    assert training_dataset(f"{one}@8@fifth") == f"{plain_dataset(one)}@8@fifth"
+    for spec in (f"imagefolder:{tree}", f"imagefolder:{tree}/nowhere", "imagefolder:", "digits", "npz:x.npz", "a:b"):
+        assert training_dataset(spec) == plain_dataset(spec)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    for tested in (one, f"{one}@4", f"{one}/", f"imagefolder:{tmp_path / 'link'}"):
+        with pytest.raises(UserError, match=r"was trained on four fifths of .*@fifth, the fifth that was held back"):
+            check_held_back(f"{one}@fifth", tested)
+    for trained, tested in (
+        (f"{one}@fifth", f"{one}@4@fifth"),
+        (f"{one}@fifth", f"imagefolder:{tree}"),
+        (f"{one}@fifth", "digits"),
+        (f"imagefolder:{tree}", f"imagefolder:{tree}"),
+        (None, one),
+    ):
+        check_held_back(trained, tested)
+
+
+def test_split_folders_need_no_fifth(tree: Path) -> None:
+    refused(tree, "has folders for its splits: leave out @fifth", how="@fifth")
+
+
+def test_empty_classes(tree: Path, flat: Path) -> None:
+    shutil.rmtree(flat)
+    (flat / "c").mkdir(parents=True)
+    save(flat / "a/0.png")
+    save(flat / "b/0.webp")
+    refused(flat, r"flat has 1 class folder without images: c \(images end in .avif, .bmp")
+    refused(flat, "1 class folder without images: c", "train", "@fifth")
+    shutil.rmtree(flat)
+    (tree / "train/bird").mkdir()
+    refused(tree, "train has 1 class folder without images: bird", "train")
+    assert folder(tree).notes == ("6 images of class 1 cat (3), 2 dog (3); none of bird",)
+    (tree / "test/bird").mkdir()
+    assert folder(tree).labels.tolist() == [1, 1, 1, 2, 2, 2]
+    for file in tree.glob("*/*/*"):
+        file.rename(file.with_suffix(".xyz"))
+    for split in ("train", "test"):
+        refused(tree, f"no images for the {split} split", split)
+
+
+def test_a_file_says_the_labels_of_the_folders(tree: Path) -> None:
+    def say(value: object) -> None:
+        (tree / "classes.json").write_text(json.dumps(value))
+
+    say({"cat": 3, "dog": 5, "lizard": 0})
+    data = folder(tree)
+    assert data.labels.tolist() == [3, 3, 3, 5, 5, 5] and data.num_classes == 6 and not data.num_classes_known
+    assert data.class_names == ("lizard", "1", "2", "cat", "4", "dog")
+    assert data.notes == ("6 images of class 3 cat (3), 5 dog (3); none of lizard, 1, 2, 4",)
+    assert data.with_classes(1000).num_classes == 1000
+    with pytest.raises(UserError, match=r"has 5 classes, .* at least 6"):
+        data.with_classes(5)
+    say(["bird", "dog", "cat", "horse"])
+    data = folder(tree)
+    assert data.labels.tolist() == [1, 1, 1, 2, 2, 2] and data.num_classes == 4 and data.num_classes_known
+    assert data.images[0, 0, 0, 0] == 1  # a dog
+    with pytest.raises(UserError, match=r"has 5 classes, .* has 4"):
+        data.with_classes(5)
+    say({"cat": 1, "dog": 1})
+    assert folder(tree).class_names == ("0", "cat/dog")
+    shutil.rmtree(tree / "test/dog")
+    assert folder(tree).labels.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "{}", "3", "null", '"cat"', '["cat", "cat"]', '["cat", 3]', '{"cat": -1}', '{"cat": true}',
+        '{"cat": "3"}', '{"cat": 1e3}', '{"cat": 99999999999}', "[" * 100_000, "[NaN]", "\ud800",
+    ],
+)  # fmt: skip
+def test_a_wrong_file_of_labels_is_refused(tree: Path, text: str) -> None:
+    (tree / "classes.json").write_text(text, errors="surrogatepass")
+    refused(tree, "classes.json")
+
+
+def test_folders_that_the_file_of_labels_lacks_are_refused(tree: Path) -> None:
+    (tree / "classes.json").write_text('["cat"]')
+    refused(tree, "classes.json does not name the folders dog of .*test")
 
 
 def test_sizes_that_differ_need_resizing(tree: Path) -> None:
     save(tree / "train/dog/9.png", size=(12, 20))
-    with pytest.raises(UserError, match=r"9.png is 12x20, .*0.png 6x5: make them one size.*@5"):
-        load(f"imagefolder:{tree}", "train")
-    for data in (load(f"imagefolder:{tree}@4", "train"), load(f"imagefolder:{tree}", "train", resize=4)):
+    refused(tree, r"train/cat/0.png is 5x6, train/dog/9.png 20x12 .*make them one size.*@5 resize", "train")
+    for data in (folder(tree, "train", "@4"), load(f"imagefolder:{tree}", "train", resize=4)):
         assert data.images.shape == (7, 3, 4, 4)
         assert data.name == f"imagefolder:{tree}@4"
     assert data.images[6].unique().tolist() == [1, 2, 3]
+    refused(tree, "each side must be at least 1", "train", "@0x4")
 
 
 def test_resizing_keeps_the_middle(tmp_path: Path) -> None:
@@ -74,40 +256,70 @@ def test_resizing_keeps_the_middle(tmp_path: Path) -> None:
     pixels[:, 8:16] = 200
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        for number in range(5):
-            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    assert torch.equal(
-        load(f"imagefolder:{tmp_path}@8", "test").images[0], torch.full((3, 8, 8), 200, dtype=torch.uint8)
-    )
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    assert torch.equal(folder(tmp_path, how="@8").images[0], torch.full((3, 8, 8), 200, dtype=torch.uint8))
+    wide = folder(tmp_path, how="@4x8")
+    assert wide.name == f"imagefolder:{tmp_path}@4x8"
+    assert wide.images.shape == (2, 3, 4, 8) and wide.images[0, 0, 0, 3:5].tolist() == [200, 200]
+    assert folder(tmp_path).images.shape == (2, 3, 8, 24)
 
 
-def test_grey_and_transparent_images_become_rgb(tree: Path) -> None:
-    Image.new("L", (6, 5), 9).save(tree / "train/cat/0.png")
-    Image.new("RGBA", (6, 5), (1, 2, 3, 0)).save(tree / "train/cat/1.png")
-    data = load(f"imagefolder:{tree}", "train")
-    assert data.images[0, :, 0, 0].tolist() == [9, 9, 9]
-    assert data.images[1, :, 0, 0].tolist() == [1, 2, 3]
+def test_a_folder_whose_name_ends_like_a_size_is_itself(tree: Path, flat: Path) -> None:
+    (flat / "c").mkdir()
+    shutil.copytree(tree / "train", tree / "photos@2")
+    shutil.copytree(tree / "train", tree / "photos@fifth")
+    for name in ("photos@2", "photos@fifth"):
+        assert folder(tree / name).images.shape == (6, 3, 5, 6)
+    assert folder(tree / "photos@2", how="@3").images.shape == (6, 3, 3, 3)
+
+
+def test_links_are_followed_once(tree: Path) -> None:
+    (tree / "test/cat/again").symlink_to(tree / "test/cat")
+    (tree / "test/dog/up").symlink_to(tree / "test")
+    (tree / "test/dog/gone.png").symlink_to(tree / "nowhere.png")
+    save(tree / "elsewhere/x/7.png")
+    (tree / "test/cat/more").symlink_to(tree / "elsewhere/x")
+    refused(tree, r"cannot read 1 of .*dog/gone.png \(FileNotFoundError")
+    (tree / "test/dog/gone.png").unlink()
+    (tree / "test/dog/up").unlink()
+    assert folder(tree).labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_folders_called_like_images_are_folders(tree: Path) -> None:
+    save(tree / "test/cat/8.png/9.png")
+    assert folder(tree).labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_all_unreadable_images_are_named_at_once(tree: Path) -> None:
+    whole = (tree / "test/cat/0.png").read_bytes()
+    for number in range(7):
+        (tree / f"test/cat/bad{number}.png").write_bytes((b"", b"no image", whole[:40], whole[:-30])[number % 4])
+    (tree / "test/dog/0.png").write_bytes(b"")
+    refused(tree, r"cannot read 8 of 13 images of .*: test/cat/bad0.png \(it is empty\), .*bad4.png .* and 3 more$")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"), [(".heic", "pip install pillow-heif"), (".avif", "pip install -U pillow")]
+)
+def test_what_pillow_cannot_open_is_said(tree: Path, suffix: str, words: str) -> None:
+    (tree / f"test/cat/9{suffix}").write_bytes(b"....ftypxxxx")
+    refused(tree, rf"test/cat/9{suffix} \(Pillow .*{words}")
 
 
 def test_wrong_folders(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is not a folder: it must hold train/CLASS/\*.png"):
-        load(f"imagefolder:{tree}/nowhere", "train")
-    with pytest.raises(UserError, match="at least two class folders, not 0"):
-        load(f"imagefolder:{tree}/train/cat", "train")
-    (tree / "train/cat/0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"cannot read .*cat/0.png"):
-        load(f"imagefolder:{tree}", "train")
+    refused(tree / "nowhere", r"nowhere is not a folder: it must hold train/CLASS/\*.png", "train")
+    for split in ("train", "test"):
+        refused(tree / "train/cat", "at least two class folders, not 0", split)
     save(tree / "test/horse/0.png")
-    with pytest.raises(UserError, match="lacks: horse"):
-        load(f"imagefolder:{tree}", "test")
-    (tree / "test").rename(tree / "other")
-    with pytest.raises(UserError, match="none of test, val"):
-        load(f"imagefolder:{tree}", "test")
-    for file in tree.glob("train/*/*"):
-        file.unlink()
-    with pytest.raises(UserError, match="no images for the train split"):
-        load(f"imagefolder:{tree}", "train")
+    refused(tree, "lacks: horse")
     with pytest.raises(UserError, match="at least 1"):
         load(f"imagefolder:{tree}", "train", resize=0)
     with pytest.raises(UserError, match="unknown setting of imagefolder 'size'"):
         load(f"imagefolder:{tree}", "train", size=3)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every folder")
+def test_an_unreadable_folder_is_named(tree: Path) -> None:
+    (tree / "test/dog").chmod(0)
+    refused(tree, "cannot read .*dog: Permission denied")
+    (tree / "test/dog").chmod(0o755)

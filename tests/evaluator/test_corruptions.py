@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advbench.cli.evaluate import Flags
 from advbench.cli.evaluate import evaluate as run
 from advbench.data import corruptions
-from advbench.data.corruptions import COMMON, PACKAGE, PUBLISHED, corrupted, source_of
+from advbench.data.corruptions import COMMON, PACKAGE, corrupted, source_of
 from advbench.data.dataset import Dataset
 from advbench.eps import parse_eps
 from advbench.errors import UserError
@@ -145,26 +145,6 @@ def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_p
     assert "corruptions" not in json.loads(ball.record.save(tmp_path, ball.fates).read_text())
 
 
-def test_cifar10_c_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADVBENCH_DATA", str(tmp_path))
-    data = grey([10, 20, 30], channels=3, side=32, name="cifar10")
-    folder = tmp_path / PUBLISHED
-    folder.mkdir()
-    np.save(folder / "labels.npy", np.zeros(15, dtype=np.int64))
-    for number, name in enumerate(COMMON):
-        levels = np.arange(15, dtype=np.uint8).repeat(32 * 32 * 3).reshape(15, 32, 32, 3) + number
-        np.save(folder / f"{name}.npy", levels)
-    assert source_of(data) == PUBLISHED
-    got = corrupted(data.subset([2, 0]), "fog", 4, source=PUBLISHED, seed=0)
-    assert torch.equal(got[:, 0, 0, 0] * 255, torch.tensor([11.0, 9.0]) + COMMON.index("fog"))
-    np.save(folder / "labels.npy", np.ones(15, dtype=np.int64))
-    with pytest.raises(UserError, match="other labels"):
-        corrupted(data, "fog", 1, source=PUBLISHED, seed=0)
-    np.save(folder / "fog.npy", np.zeros((5, 32, 32, 3), dtype=np.uint8))
-    with pytest.raises(UserError, match="5 images"):
-        corrupted(data, "fog", 1, source=PUBLISHED, seed=0)
-
-
 @pytest.mark.parametrize("text", ["6", "-1", "0.5", "8/255", "", "1.0"])
 def test_severities_are_whole_numbers_to_5(text: str) -> None:
     with pytest.raises(UserError, match="no severity"):
@@ -186,7 +166,7 @@ def test_bad_requests_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
         (lambda: measured(Always(), grey(LEVELS)), "pip install 'advbench"),
         (lambda: measured(Always(), grey(LEVELS, side=8)), "28 pixels a side, not 1x8x8"),
         (lambda: measured(Always(), grey(LEVELS, channels=2)), "1 or 3 channels"),
-        (lambda: source_of(grey(LEVELS), PUBLISHED), "is not in"),
+        (lambda: source_of(grey(LEVELS), "CIFAR-10-C"), "is not whole in"),
         (
             lambda: evaluate(Always(), grey(LEVELS), Settings(attack="corruptions", eps=["0.1"])),
             "no form for norm linf",
