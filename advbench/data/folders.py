@@ -37,7 +37,7 @@ class Place(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Place:
         """The place that `text` names; a folder whose own name ends like this comes first. Raises UserError."""
-        size, fifth = None, False
+        text, size, fifth = os.path.expanduser(text), None, False
         if text.endswith(FIFTH) and not os.path.exists(text):
             text, fifth = text.removesuffix(FIFTH), True
         match = re.fullmatch(r"(.+)@([0-9]+)(?:x([0-9]+))?", text)
@@ -45,46 +45,21 @@ class Place(NamedTuple):
             text, size = match[1], (int(match[2]), int(match[3] or match[2]))
             if not all(size):
                 raise UserError(f"imagefolder: images of {size[0]}x{size[1]} pixels: each side must be at least 1")
-        return cls(Path(text).expanduser(), size, fifth)
+        return cls(Path(text), size, fifth)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a split as (file, label), by class and name.
+    """The images of a split as (file, label).
 
-    `classes`: their names by label. `closed`: whether there can be no further classes. `notes`: for the user.
+    The first of each class by name come first, then the second, and so on: the first N images are of all classes.
+    `classes`: their names by label. `closed`: whether there can be no further ones. `notes`: for the user.
     """
 
     classes: tuple[str, ...]
     images: tuple[tuple[Path, int], ...]
     closed: bool
     notes: tuple[str, ...]
-
-
-def is_flat(root: Path) -> bool:
-    """Whether `root` holds class folders without train and test folders above them."""
-    if not root.is_dir() or _split_folder(root, TRAIN_NAMES) or _split_folder(root, TEST_NAMES):
-        return False
-    return bool(_folders(root))
-
-
-def held_back(text: str) -> str:
-    """`text`, an argument of imagefolder, as a run that trains on it is recorded: flat folders with FIFTH."""
-    place = Place.parse(text)
-    return text if place.fifth or not is_flat(place.root) else text + FIFTH
-
-
-def check_held_back(trained: str | None, tested: str) -> None:
-    """Raise UserError if the dataset `tested` has images that a run on the dataset `trained` was trained on."""
-    names, paths = zip(*(spec.partition(":")[::2] for spec in (trained or "", tested)), strict=True)
-    if set(names) != {"imagefolder"}:
-        return
-    own, other = (Place.parse(path) for path in paths)
-    if own.fifth and not other.fifth and os.path.realpath(own.root) == os.path.realpath(other.root):
-        raise UserError(
-            f"the model was trained on four fifths of {tested}: leave out the dataset, or write {tested}{FIFTH}, the "
-            "fifth that was held back"
-        )
 
 
 def listing(place: Place, split: str) -> Listing:
@@ -99,10 +74,10 @@ def listing(place: Place, split: str) -> Listing:
     root, _, fifth = place
     if not root.is_dir():
         raise UserError(f"imagefolder: {root} is not a folder: it must hold train/CLASS/*.png or CLASS/*.png")
-    train, test = _split_folder(root, TRAIN_NAMES), _split_folder(root, TEST_NAMES)
+    train, test = split_folder(root, TRAIN_NAMES), split_folder(root, TEST_NAMES)
     source, flat = (train if split == "train" else test), train is None and test is None
     if flat:
-        if split == "train" and not fifth and _folders(root):
+        if split == "train" and not fifth and subfolders(root):
             raise UserError(
                 f"imagefolder: {root} has no train folder: train on imagefolder:{root}{FIFTH}, which holds back a "
                 "fifth of each class as the test split"
@@ -116,8 +91,8 @@ def listing(place: Place, split: str) -> Listing:
             f"imagefolder: {root} has {there.name}, but none of {', '.join(names)} with class folders; "
             f"imagefolder:{there} is {there.name} alone"
         )
-    classes, labels, closed = _classes(root, source, train or source)
-    found = {name: _images(source / name) for name in labels if (source / name).is_dir()}
+    classes, labels, closed = classes_of(root, source, train or source)
+    found = {folder.name: _images(folder) for folder in subfolders(source)}
     empty = [name for name, (files, _) in found.items() if not files]
     if empty and (split == "train" or source is root) and len(empty) < len(found):
         raise UserError(
@@ -138,21 +113,32 @@ def listing(place: Place, split: str) -> Listing:
         notes.append("a fifth of each class, by the hash of its file names, is held back as the test split")
     if skipped:
         notes.append(f"skipped: {', '.join(f'{count} {what}' for what, count in sorted(skipped.items()))}")
-    others = [one.name for one in _folders(root) if not flat and one not in (train, test)]
+    others = [one.name for one in subfolders(root) if not flat and one not in (train, test)]
     if others:
         notes.append(f"folders that are not used: {_some(others)}")
-    if outside := sum(_is_image(file) for file in source.iterdir()):
+    if outside := sum(_is_image(file) and file.is_file() for file in source.iterdir()):
         notes.append(f"{_count(outside, 'image')} of {source} outside of its class folders: not used")
-    return Listing(classes, tuple(sorted(images, key=lambda one: one[1])), closed, tuple(notes))
+    return Listing(classes, _in_turn(images), closed, tuple(notes))
 
 
-def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
+def _in_turn(images: Sequence[tuple[Path, int]]) -> tuple[tuple[Path, int], ...]:
+    before, turns = Counter[int](), []
+    for file, label in images:
+        turns.append((before[label], label, file))
+        before[label] += 1
+    return tuple((file, label) for _, label, file in sorted(turns))
+
+
+def split_folder(root: Path, names: Sequence[str]) -> Path | None:
     """The folder of a split: it has class folders in it, unlike a class that happens to be called "train"."""
-    found = {entry.name.lower(): entry for entry in _folders(root) if entry.name.lower() in names and _folders(entry)}
+    found = {
+        entry.name.lower(): entry for entry in subfolders(root) if entry.name.lower() in names and subfolders(entry)
+    }
     return next((found[name] for name in names if name in found), None)
 
 
-def _folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder` that are not hidden, by name."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry.name))
 
 
@@ -164,15 +150,15 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM
 
 
-def _classes(root: Path, source: Path, defining: Path) -> tuple[tuple[str, ...], dict[str, int], bool]:
+def classes_of(root: Path, source: Path, defining: Path) -> tuple[tuple[str, ...], dict[str, int], bool]:
     """The names of the classes, the label of each folder, and whether there can be no other classes.
 
     `source` holds the class folders of the split, `defining` those that are the classes without `classes.json`.
     """
-    names = [folder.name for folder in _folders(source)]
+    names = [folder.name for folder in subfolders(source)]
     file = root / CLASSES
     if not file.exists():
-        classes = [folder.name for folder in _folders(defining)]
+        classes = [folder.name for folder in subfolders(defining)]
         unknown = sorted(set(names) - set(classes))
         if unknown:
             raise UserError(f"imagefolder: {source} has classes that {defining} lacks: {_some(unknown)}")
@@ -184,13 +170,12 @@ def _classes(root: Path, source: Path, defining: Path) -> tuple[tuple[str, ...],
         return tuple(classes), {name: label for label, name in enumerate(classes)}, False
     with reading(file):
         said = json.loads(file.read_text(encoding="utf-8"))
-    closed = isinstance(said, list)
+    closed = isinstance(said, list) and all(isinstance(name, str) for name in said)
     labels = {name: label for label, name in enumerate(said)} if closed else said
     if (
         not isinstance(labels, dict)
         or not labels
         or not all(type(label) is int and 0 <= label < _MAX_CLASSES for label in labels.values())
-        or not all(isinstance(name, str) for name in labels)
         or (closed and len(labels) < len(said))
     ):
         raise UserError(

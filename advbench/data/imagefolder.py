@@ -11,14 +11,16 @@ from torch import Tensor
 
 from advbench.data import Progress, pictures
 from advbench.data.dataset import Dataset
-from advbench.data.folders import FIFTH, Place, held_back, listing
+from advbench.data.folder_checks import held_back
+from advbench.data.folders import FIFTH, Place, listing
 from advbench.errors import UserError
 from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "imagefolder": {
         "make": "load",
-        "summary": "your images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png",
+        "summary": "your images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png; "
+        "PATH@224 resizes, PATH/classes.json says the labels",
         "argument": "PATH",
         "scale": 255.0,
         "reference_eps": {},

@@ -39,11 +39,14 @@ class Target:
     def of(cls, loaded: Loaded, data: Dataset, about_data: str = "given", *, norm: str | None = None) -> Target:
         """The target in `norm`; None: the norm that the model was trained in, else linf.
 
-        Raises UserError if `data` holds images that the model was trained on.
+        Raises UserError if `data` holds images that the model was trained on, or has its classes under other labels.
         """
-        from advbench.data.folders import check_held_back
+        from advbench.data.folder_checks import check_held_back, check_names
 
-        check_held_back(loaded.dataset and training_dataset(loaded.dataset), data.name)
+        known = training_dataset(loaded.dataset) if loaded.dataset else None
+        check_held_back(known, data.name)
+        present = data.labels.unique().tolist() if data.class_names else []
+        check_names(known, data.name, {label: data.class_names[label] for label in present})
         trained = loaded.trained or {}
         norm = norm or trained.get("norm") or "linf"
         text = trained.get("eps_text") if trained.get("norm") == norm else None

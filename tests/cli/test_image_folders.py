@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_a_run_that_was_recorded_without_its_fifth_is_tested_on_it_too(cli: Any,
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["dataset"]["name"] == "imagefolder:photos@fifth"
     assert cli("evaluate", "--model", "run", "--dataset", "imagefolder:photos", "--eps", "0.1").is_one_clear_line
+
+
+def test_a_run_is_not_tested_on_classes_under_other_labels(cli: Any, photos: Path) -> None:
+    shutil.copytree(photos, cli.folder / "trained")
+    shutil.copytree(photos / "one", cli.folder / "trained/nine")
+    assert cli(
+        "train", "--method", "pgd-at", "--dataset", "imagefolder:trained", "--arch", "mlp", "--eps", "0.1", *SHORT,
+        "--out", "run",
+    ).code == 0  # fmt: skip
+    ran = cli("evaluate", "--model", "run", "--dataset", "imagefolder:photos", "--attack", "fgsm", "--eps", "0.1")
+    assert ran.code == 2 and ran.err.startswith("error: ") and ran.err.count("\n") == 1
 
 
 def test_a_model_from_elsewhere_is_tested_on_all_images(cli: Any, photos: Path) -> None:

@@ -66,7 +66,7 @@ def write_folders(folder: Path, *, grouped: bool, side: int = 32) -> None:
 
 
 def expected(corruption: str, severity: int) -> Tensor:
-    rows = [(label, number) for label in range(len(CLASSES)) for number in range(len(NAMES))]
+    rows = [(label, number) for number in range(len(NAMES)) for label in range(len(CLASSES))]
     return torch.tensor([colour(COMMON.index(corruption), severity, *row) for row in rows])
 
 
@@ -127,7 +127,11 @@ def test_other_images_have_no_counterparts(cache: Path, clean: Path) -> None:
     write_folders(cache / "ImageNet-C", grouped=True)
     data = load(f"imagefolder:{clean}", "test")
     write_jpeg(clean / CLASSES[0] / "another.JPEG", (0, 0, 0))
-    for changed in (load(f"imagefolder:{clean}", "test"), data, cifar("imagefolder:nowhere", 3)):
+    for changed in (
+        load(f"imagefolder:{clean}", "test"),
+        cifar(f"imagefolder:{clean}", 3),
+        cifar("imagefolder:nowhere", 3),
+    ):
         with pytest.raises(UserError, match=r"ImageNet-C is not whole in .*, or is not for|is not a folder"):
             source_of(changed, "ImageNet-C")
     (clean / CLASSES[0] / "another.JPEG").unlink()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.data.folders import check_held_back
+from advbench.data.folder_checks import check_held_back, check_names
 from advbench.errors import UserError
 from advbench.registry import plain_dataset, training_dataset
 
@@ -54,9 +54,9 @@ def refused(path: Path, words: str, split: str = "test", how: str = "") -> None:
 def test_train_and_test_folders(tree: Path) -> None:
     data = folder(tree, "train")
     assert data.class_names == ("cat", "dog")
-    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]  # in turn: the first images are of all classes
     assert data.images.shape == (6, 3, 5, 6)
-    assert data.images[4, :, 0, 0].tolist() == [1, 1, 5]
+    assert data.images[:, :, 0, 0].tolist() == [[label, image, 5] for image in range(3) for label in (0, 1)]
     assert folder(tree).images[0, 2, 0, 0] == 4
     assert data.notes == ("6 images of class 0 cat (3), 1 dog (3)",)
 
@@ -137,7 +137,7 @@ def test_pixels_are_rows_then_columns(tmp_path: Path) -> None:
 
 def test_class_folders_alone_are_a_test_split(flat: Path) -> None:
     data = folder(flat)
-    assert len(data) == 20 and data.labels.tolist() == [0] * 10 + [1] * 10
+    assert len(data) == 20 and data.labels.tolist() == [0, 1] * 10
     assert data.name == f"imagefolder:{flat}" and not data.num_classes_known
     refused(flat, f"has no train folder: train on imagefolder:{flat}@fifth", "train")
 
@@ -145,7 +145,7 @@ def test_class_folders_alone_are_a_test_split(flat: Path) -> None:
 def test_a_fifth_is_held_back_by_name(flat: Path, tmp_path: Path) -> None:
     shutil.copytree(flat, tmp_path / "copy")
     train, test = (folder(flat, split, "@fifth") for split in ("train", "test"))
-    assert test.labels.tolist() == [0, 0, 1, 1] and test.name == train.name == f"imagefolder:{flat}@fifth"
+    assert test.labels.tolist() == [0, 1, 0, 1] and test.name == train.name == f"imagefolder:{flat}@fifth"
     for label in (0, 1):
         numbers = [*train.images[train.labels == label, 0, 0, 0], *test.images[test.labels == label, 0, 0, 0]]
         assert sorted(map(int, numbers)) == list(range(10))
@@ -193,7 +193,7 @@ def test_empty_classes(tree: Path, flat: Path) -> None:
     refused(tree, "train has 1 class folder without images: bird", "train")
     assert folder(tree).notes == ("6 images of class 1 cat (3), 2 dog (3); none of bird",)
     (tree / "test/bird").mkdir()
-    assert folder(tree).labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert folder(tree).labels.tolist() == [1, 2] * 3
     for file in tree.glob("*/*/*"):
         file.rename(file.with_suffix(".xyz"))
     for split in ("train", "test"):
@@ -206,7 +206,7 @@ def test_a_file_says_the_labels_of_the_folders(tree: Path) -> None:
 
     say({"cat": 3, "dog": 5, "lizard": 0})
     data = folder(tree)
-    assert data.labels.tolist() == [3, 3, 3, 5, 5, 5] and data.num_classes == 6 and not data.num_classes_known
+    assert data.labels.tolist() == [3, 5] * 3 and data.num_classes == 6 and not data.num_classes_known
     assert data.class_names == ("lizard", "1", "2", "cat", "4", "dog")
     assert data.notes == ("6 images of class 3 cat (3), 5 dog (3); none of lizard, 1, 2, 4",)
     assert data.with_classes(1000).num_classes == 1000
@@ -214,7 +214,7 @@ def test_a_file_says_the_labels_of_the_folders(tree: Path) -> None:
         data.with_classes(5)
     say(["bird", "dog", "cat", "horse"])
     data = folder(tree)
-    assert data.labels.tolist() == [1, 1, 1, 2, 2, 2] and data.num_classes == 4 and data.num_classes_known
+    assert data.labels.tolist() == [1, 2] * 3 and data.num_classes == 4 and data.num_classes_known
     assert data.images[0, 0, 0, 0] == 1  # a dog
     with pytest.raises(UserError, match=r"has 5 classes, .* has 4"):
         data.with_classes(5)
@@ -228,12 +228,40 @@ def test_a_file_says_the_labels_of_the_folders(tree: Path) -> None:
     "text",
     [
         "", "{", "[]", "{}", "3", "null", '"cat"', '["cat", "cat"]', '["cat", 3]', '{"cat": -1}', '{"cat": true}',
-        '{"cat": "3"}', '{"cat": 1e3}', '{"cat": 99999999999}', "[" * 100_000, "[NaN]", "\ud800",
+        '{"cat": "3"}', '[["cat"]]', '{"cat": [1]}', '{"cat": 1e3}', '{"cat": 99999999999}', "[" * 100_000, "[NaN]",
+        "\ud800",
     ],
 )  # fmt: skip
 def test_a_wrong_file_of_labels_is_refused(tree: Path, text: str) -> None:
     (tree / "classes.json").write_text(text, errors="surrogatepass")
     refused(tree, "classes.json")
+
+
+def test_the_file_of_labels_names_no_other_folders(tree: Path) -> None:
+    (tree / "classes.json").write_text('{"cat": 0, "dog": 1, "../train/cat": 2, ".": 3}')
+    assert folder(tree).labels.bincount().tolist() == [3, 3]
+
+
+def test_classes_have_the_labels_that_their_names_have_in_the_models_dataset(tree: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog", "frog"):
+        save(tmp_path / "few" / name / "0.png")
+        save(tmp_path / "more" / name / "0.png")
+    save(tmp_path / "more/bird/0.png")
+    few, more = f"imagefolder:{tmp_path / 'few'}", f"imagefolder:{tmp_path / 'more'}"
+    names = {0: "cat", 1: "dog", 2: "frog"}
+    said = r'write {"cat": 3, "dog": 5, "frog": 6} into .*few/classes.json'
+    with pytest.raises(UserError, match=f"cat is class 3 of cifar10, but not of imagefolder:.*few, .*{said}"):
+        check_names("cifar10", few, names)
+    for known in (more, f"{more}@8@fifth"):
+        with pytest.raises(UserError, match=r'write {"cat": 1, "dog": 2, "frog": 3} into'):
+            check_names(known, few, names)
+    for known in (None, few, f"imagefolder:{tree}", "imagefolder:nowhere", "digits", "npz:x", "a:b", f"{few}@fifth"):
+        check_names(known, few, names)
+    check_names("cifar10", few, {3: "cat", 5: "dog"})
+    check_names("cifar10", few, {0: "cat", 1: "lynx"})
+    check_names("cifar10", "svhn", names)
+    (tmp_path / "few/classes.json").write_text('{"cat": 0, "dog": 1, "frog": 2}')
+    check_names("cifar10", few, names)
 
 
 def test_folders_that_the_file_of_labels_lacks_are_refused(tree: Path) -> None:
@@ -247,7 +275,7 @@ def test_sizes_that_differ_need_resizing(tree: Path) -> None:
     for data in (folder(tree, "train", "@4"), load(f"imagefolder:{tree}", "train", resize=4)):
         assert data.images.shape == (7, 3, 4, 4)
         assert data.name == f"imagefolder:{tree}@4"
-    assert data.images[6].unique().tolist() == [1, 2, 3]
+    assert data.images[6].unique().tolist() == [1, 2, 3] and data.labels[6] == 1
     refused(tree, "each side must be at least 1", "train", "@0x4")
 
 
@@ -282,12 +310,12 @@ def test_links_are_followed_once(tree: Path) -> None:
     refused(tree, r"cannot read 1 of .*dog/gone.png \(FileNotFoundError")
     (tree / "test/dog/gone.png").unlink()
     (tree / "test/dog/up").unlink()
-    assert folder(tree).labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert folder(tree).labels.bincount().tolist() == [4, 3]
 
 
 def test_folders_called_like_images_are_folders(tree: Path) -> None:
     save(tree / "test/cat/8.png/9.png")
-    assert folder(tree).labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert folder(tree).labels.bincount().tolist() == [4, 3]
 
 
 def test_all_unreadable_images_are_named_at_once(tree: Path) -> None:
@@ -295,7 +323,7 @@ def test_all_unreadable_images_are_named_at_once(tree: Path) -> None:
     for number in range(7):
         (tree / f"test/cat/bad{number}.png").write_bytes((b"", b"no image", whole[:40], whole[:-30])[number % 4])
     (tree / "test/dog/0.png").write_bytes(b"")
-    refused(tree, r"cannot read 8 of 13 images of .*: test/cat/bad0.png \(it is empty\), .*bad4.png .* and 3 more$")
+    refused(tree, r"cannot read 8 of 13 images of .*: test/dog/0.png \(it is empty\), .*bad3.png .* and 3 more$")
 
 
 @pytest.mark.parametrize(
