@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 ARRAYS = {"CIFAR-10-C": "cifar10", "CIFAR-100-C": "cifar100"}
 FOLDERS = ("ImageNet-C", "Tiny-ImageNet-C")
 PUBLISHED = (*ARRAYS, *FOLDERS)
+_FILES: WeakKeyDictionary[Dataset, list[Path]] = WeakKeyDictionary()  # listing ImageNet's takes seconds
 _GROUPS = ("", "noise", "blur", "weather", "digital")
 
 
@@ -90,12 +92,13 @@ def _place(source: str, name: str, severity: int) -> Path | None:
 def _originals(data: Dataset) -> list[Path]:
     """The files of the images of `data`; none if it is no image folder, or no longer the same one."""
     kind, _, path = data.name.partition(":")
-    if kind != "imagefolder" or data.split != "test":
+    if kind != "imagefolder":
         return []
-    images, rows = listing(Place.parse(path), "test").images, data.indices.tolist()
-    if max(rows) >= len(images) or [images[row][1] for row in rows] != data.labels.tolist():
-        return []
-    return [images[row][0] for row in rows]
+    if data not in _FILES:
+        images, rows = listing(Place.parse(path), "test").images, data.indices.tolist()
+        same = max(rows) < len(images) and [images[row][1] for row in rows] == data.labels.tolist()
+        _FILES[data] = [images[row][0] for row in rows] if same else []
+    return _FILES[data]
 
 
 def _counterpart(file: Path, place: Path | None) -> Path | None:

@@ -45,8 +45,8 @@ class Target:
 
         known = training_dataset(loaded.dataset) if loaded.dataset else None
         check_held_back(known, data.name)
-        present = data.labels.unique().tolist() if data.class_names else []
-        check_names(known, data.name, {label: data.class_names[label] for label in present})
+        present = set(data.labels.unique().tolist())
+        check_names(known, data.name, {at: name for at, name in enumerate(data.class_names) if at in present})
         trained = loaded.trained or {}
         norm = norm or trained.get("norm") or "linf"
         text = trained.get("eps_text") if trained.get("norm") == norm else None

@@ -13,6 +13,7 @@ from PIL import Image
 from advbench.checkpoint import read_card
 from advbench.checkpoint.card import write_card
 from advbench.data import load
+from advbench.data.corruptions import COMMON, SEVERITIES
 
 SHORT = ("--epochs", "1", "--set", "inner.steps=1", "--set", "validation.fraction=0.1")
 
@@ -116,3 +117,36 @@ def test_images_that_are_not_square_are_evaluated(cli: Any, photos: Path) -> Non
         "0.1",
     )
     assert ran.code == 0 and "40 images of imagefolder:photos@6x8" in ran.out, ran.err
+
+
+def test_published_corruptions_of_an_image_folder(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVBENCH_DATA", "cache")
+    (cli.folder / "dark.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Dark(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        mean = x.mean((1, 2, 3))\n"
+        "        return torch.stack([0.5 - mean, mean - 0.5], 1)\n"
+        "def net(): return Dark()\n"
+    )
+
+    def write(folder: Path, grey: int) -> None:
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (32, 32), (grey,) * 3).save(folder / f"{number}.JPEG")
+
+    for number, name in enumerate(COMMON):
+        for severity in SEVERITIES:
+            place = Path("cache/ImageNet-C", name, str(severity))
+            write(place / "dark", 200 if (number, severity) == (4, 3) else 20)
+            write(place / "light", 230)
+    for name, grey in (("dark", 20), ("light", 230)):
+        write(Path("val", name), grey)
+    ran = cli("evaluate", "--model", "dark:net", "--dataset", "imagefolder:val", "--attack", "corruptions", "--json")
+    assert ran.code == 0, ran.err
+    record = json.loads(ran.out)
+    assert [point["robust"] for point in record["curve"]] == [6, 6, 6, 3, 3, 3]
+    assert record["corruptions"]["errors"][COMMON[4]] == [0, 0, 0.5, 0, 0]
+    assert record["attack"][0]["settings"]["source"] == "ImageNet-C"
+    details = {flag["name"]: flag["detail"] for flag in record["flags"]}
+    assert details["corruptions"].startswith("images of ImageNet-C, matched by class folder and file name")
