@@ -108,7 +108,9 @@ def listing(place: Place, split: str) -> Listing:
     if not images:
         raise UserError(f"imagefolder: {root} has no images for the {split} split ({', '.join(SUFFIXES)})")
     skipped = sum((counts for _, counts in found.values()), Counter())
-    notes = [_about(classes, [label for _, label in images])]
+    counts = Counter(label for _, label in images)
+    absent = [name for name, label in labels.items() if label not in counts]
+    notes = [_about(classes, counts) + (f"; none of {_some(absent)}" if absent else "")]
     if fifth:
         notes.append("a fifth of each class, by the hash of its file names, is held back as the test split")
     if skipped:
@@ -222,14 +224,11 @@ def _with_split(root: Path, files: list[Path]) -> list[tuple[Path, bool]]:
     return [(file, file in tested) for file in files]
 
 
-def _about(classes: Sequence[str], labels: Sequence[int]) -> str:
+def _about(classes: Sequence[str], counts: Counter[int]) -> str:
     """How many images each class has, in one line."""
-    counts = Counter(labels)
-    present = [f"{label} {classes[label]} ({counts[label]})" for label in sorted(counts)]
+    present = [f"{label} = {classes[label]} ({counts[label]})" for label in sorted(counts)]
     more = f", ... and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
-    absent = [classes[label] for label in range(len(classes)) if label not in counts]
-    without = f"; none of {_some(absent)}" if absent else ""
-    return f"{_count(len(labels), 'image')} of class {', '.join(present[:_SHOWN])}{more}{without}"
+    return f"{_count(counts.total(), 'image')}, by class {', '.join(present[:_SHOWN])}{more}"
 
 
 def _count(number: int, what: str) -> str:

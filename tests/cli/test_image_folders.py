@@ -38,13 +38,13 @@ def test_a_run_on_one_folder_is_tested_on_what_it_held_back(cli: Any, photos: Pa
         "--out", "run",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "imagefolder:photos@fifth: 32 images of class 0 one (16), 1 zero (16)" in ran.err
+    assert "imagefolder:photos@fifth: 32 images, by class 0 = one (16), 1 = zero (16)" in ran.err
     assert "skipped: 1 hidden files or folders" in ran.err
     assert json.loads(Path("run/run.json").read_text())["dataset"] == "imagefolder:photos@fifth"
 
     ran = cli("evaluate", "--model", "run", "--attack", "fgsm", "--eps", "0,0.1")
     assert ran.code == 0, ran.err
-    assert "imagefolder:photos@fifth: 8 images of class 0 one (4), 1 zero (4)" in ran.err
+    assert "imagefolder:photos@fifth: 8 images, by class 0 = one (4), 1 = zero (4)" in ran.err
     record = json.loads(next(Path("run/records").rglob("*.json")).read_text())
     assert record["dataset"]["name"] == "imagefolder:photos@fifth" and record["curve"][0]["n"] == 8
 
@@ -89,7 +89,7 @@ def test_a_model_from_elsewhere_is_tested_on_all_images(cli: Any, photos: Path) 
     ran = cli("evaluate", "--model", "mine:net", "--dataset", f"imagefolder:{photos}", "--attack", "fgsm", "--eps", "0")
     assert ran.code == 0, ran.err
     assert "all 40 images of imagefolder:photos" in ran.out
-    assert "imagefolder:photos: 40 images of class 0 one (20), 1 zero (20)" in ran.err
+    assert "imagefolder:photos: 40 images, by class 0 = one (20), 1 = zero (20)" in ran.err
     for number in range(5):
         (photos / f"one/bad{number}.png").write_bytes(b"")
     before = cli.files()

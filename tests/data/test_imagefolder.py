@@ -58,7 +58,7 @@ def test_train_and_test_folders(tree: Path) -> None:
     assert data.images.shape == (6, 3, 5, 6)
     assert data.images[:, :, 0, 0].tolist() == [[label, image, 5] for image in range(3) for label in (0, 1)]
     assert folder(tree).images[0, 2, 0, 0] == 4
-    assert data.notes == ("6 images of class 0 cat (3), 1 dog (3)",)
+    assert data.notes == ("6 images, by class 0 = cat (3), 1 = dog (3)",)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_empty_classes(tree: Path, flat: Path) -> None:
     shutil.rmtree(flat)
     (tree / "train/bird").mkdir()
     refused(tree, "train has 1 class folder without images: bird", "train")
-    assert folder(tree).notes == ("6 images of class 1 cat (3), 2 dog (3); none of bird",)
+    assert folder(tree).notes == ("6 images, by class 1 = cat (3), 2 = dog (3); none of bird",)
     (tree / "test/bird").mkdir()
     assert folder(tree).labels.tolist() == [1, 2] * 3
     for file in tree.glob("*/*/*"):
@@ -208,7 +208,7 @@ def test_a_file_says_the_labels_of_the_folders(tree: Path) -> None:
     data = folder(tree)
     assert data.labels.tolist() == [3, 5] * 3 and data.num_classes == 6 and not data.num_classes_known
     assert data.class_names == ("lizard", "1", "2", "cat", "4", "dog")
-    assert data.notes == ("6 images of class 3 cat (3), 5 dog (3); none of lizard, 1, 2, 4",)
+    assert data.notes == ("6 images, by class 3 = cat (3), 5 = dog (3); none of lizard",)
     assert data.with_classes(1000).num_classes == 1000
     with pytest.raises(UserError, match=r"has 5 classes, .* at least 6"):
         data.with_classes(5)
