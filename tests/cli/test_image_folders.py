@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import advbench
 from advbench.checkpoint import read_card
 from advbench.checkpoint.card import write_card
 from advbench.data import load
 from advbench.data.corruptions import COMMON, SEVERITIES
+from advbench.errors import UserError
 
 SHORT = ("--epochs", "1", "--set", "inner.steps=1", "--set", "validation.fraction=0.1")
 
@@ -33,10 +35,11 @@ def photos(cli: Any) -> Path:
 
 
 def test_a_run_on_one_folder_is_tested_on_what_it_held_back(cli: Any, photos: Path) -> None:
-    ran = cli(
+    train = (
         "train", "--method", "pgd-at", "--dataset", f"imagefolder:{photos}/", "--arch", "mlp", "--eps", "0.1", *SHORT,
         "--out", "run",
     )  # fmt: skip
+    ran = cli(*train)
     assert ran.code == 0, ran.err
     assert "imagefolder:photos@fifth: 32 images, by class 0 = one (16), 1 = zero (16)" in ran.err
     assert "skipped: 1 hidden files or folders" in ran.err
@@ -53,6 +56,10 @@ def test_a_run_on_one_folder_is_tested_on_what_it_held_back(cli: Any, photos: Pa
             for command in ("evaluate", "attack"):
                 ran = cli(command, "--model", model, "--dataset", dataset, "--attack", "fgsm", "--eps", "0.1")
                 assert ran.is_one_clear_line and "@fifth, the fifth that was held back" in ran.err
+    for given in ("run", advbench.load_model("run")):
+        with pytest.raises(UserError, match=r"@fifth, the fifth that was held back"):
+            advbench.evaluate(given, advbench.load_data("imagefolder:photos"), attack="fgsm", eps=["0.1"])
+    assert "is finished" in cli(*train, "--resume").err
     ran = cli("attack", "--model", "run", "--dataset", "imagefolder:photos@fifth", "--attack", "fgsm", "--eps", "0.1")
     assert ran.code == 0 and "all 8 images" in ran.out, ran.err
 
