@@ -142,6 +142,8 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
             f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
         )
+        for note in target.data.notes:
+            screen.note(f"{target.data.name}: {note}")
         with screen.bar(flags.attack) as bar:
             journal = Journal(kept, stop=stop, progress=search_progress(bar))
             try:

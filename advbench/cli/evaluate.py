@@ -330,6 +330,8 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
         f"on {settings.device}"
     )
+    for note in target.data.notes:
+        screen.note(f"{target.data.name}: {note}")
     path = journal_path(folder, task.question)
     if flags.resume and not path.exists() and (others := of_other_questions(path)):
         screen.note(
