@@ -221,11 +221,12 @@ def _read(obj: Any, n: int | None, name: str) -> tuple[Tensor, list[Any]]:
     batched = isinstance(obj, torch_data.DataLoader) and obj.batch_size is not None
     images: list[Tensor] = []
     labels: list[Any] = []
+    end = object()
     while n is None or len(labels) < n:
         at = f"image {len(labels)} of {name}"
         with explained(f"cannot read {at}"):
-            item = next(items, None)
-        if item is None:
+            item = next(items, end)
+        if item is end:
             break
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise UserError(f"{at} comes as {type(item).__name__}: items must be pairs (image, label)")
@@ -236,10 +237,11 @@ def _read(obj: Any, n: int | None, name: str) -> tuple[Tensor, list[Any]]:
             found, first = (f"{str(one.dtype)[6:]} {tuple(one.shape[1:])}" for one in (x, images[0]))
             raise UserError(f"{at} is {found}, image 0 {first}: bring all to one size and type, such as by a transform")
         images.append(x)
-        labels += y
+        labels += y if isinstance(y, (list, tuple)) else [y]
     if not images:
         raise UserError(f"{name}: there are no images")
-    return torch.cat(images)[:n], labels[:n]
+    with explained(f"the images of {name} cannot be put together"):
+        return torch.cat(images)[:n], labels[:n]
 
 
 def _items(obj: Any, name: str) -> Iterator[Any]:
