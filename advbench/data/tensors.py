@@ -55,7 +55,8 @@ def from_tensors(
     largest label, and a model may have more. Raises UserError for anything else.
     """
     images = _images(_array(x, f"{name}: images"), layout, name)
-    names = tuple(map(str, class_names))
+    with explained(f"{name}: class_names cannot be read"):
+        names = tuple(map(str, class_names))
     labels = _labels(y, len(images), class_map, names, name)
     if num_classes is not None and (not _is_whole(num_classes) or num_classes < 1):
         raise UserError(f"{name}: num_classes is {shortened(num_classes)}: it must be a whole number from 1")
@@ -66,7 +67,7 @@ def from_tensors(
         labels,
         name=name,
         split=split,
-        num_classes=int(num_classes or len(names) or labels.max() + 1),
+        num_classes=int(num_classes or len(names) or max(int(labels.max()) + 1, 1)),
         class_names=names,
         num_classes_known=bool(num_classes or names),
     )
@@ -98,7 +99,7 @@ def from_object(obj: Any, *, n: int | None = None, name: str | None = None, spli
         x, y = _read(obj, n, name)
     stored = _names(source)
     class_map = how.get("class_map")
-    if class_map and all(isinstance(key, str) for key in class_map):
+    if class_map and isinstance(class_map, Mapping) and all(isinstance(key, str) for key in class_map):
         y = [stored[label] if _is_whole(label) and 0 <= label < len(stored) else label for label in y]
     elif not any(how.get(word) for word in ("num_classes", "class_names", "class_map")):
         how["class_names"] = stored
@@ -194,6 +195,8 @@ def _labels(y: Any, count: int, class_map: Mapping[Any, int] | None, names: tupl
 
 def _mapped(stored: NDArray[Any], class_map: Mapping[Any, int], what: str) -> NDArray[np.int64]:
     """The classes (N,) of stored labels (N,). Raises UserError for labels without a class."""
+    if not isinstance(class_map, Mapping):
+        raise UserError(f"{what}: class_map is {shortened(class_map)}: it must be a dict of stored label to class")
     faulty = next((key for key, value in class_map.items() if not _is_whole(value) or value < 0), None)
     if faulty is not None:
         raise UserError(f"{what}: the class of {faulty!r} is {class_map[faulty]!r}: it must be a whole number from 0")

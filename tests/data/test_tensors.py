@@ -148,6 +148,8 @@ def test_names_and_maps_of_labels() -> None:
         (BYTES, LABELS, {"num_classes": 0}, "num_classes is 0: it must be a whole number from 1"),
         (BYTES, LABELS, {"num_classes": "3"}, "num_classes is '3'"),
         (BYTES, LABELS, {"num_classes": 3, "class_names": "ab"}, "num_classes is 3, but there are 2 class_names"),
+        (BYTES, LABELS, {"class_names": 3}, "class_names cannot be read"),
+        (BYTES, LABELS, {"class_map": [1, 2, 3]}, "class_map is [1, 2, 3]: it must be a dict"),
         (BYTES, list("abcde"), {}, "labels are names, such as a: give class_names, or a class_map"),
         (BYTES, list("abcde"), {"class_names": "a"}, "labels without a class: b, c, d and 1 more; there are classes"),
         (BYTES, LABELS, {"class_map": {0: 1}}, "labels without a class: 1, 2; there are classes for [0]"),
@@ -304,5 +306,7 @@ def test_objects_that_are_no_data_are_one_line(obj: Any, message: str) -> None:
 def test_a_dataset_of_ours_is_itself() -> None:
     data: Dataset = from_tensors(BYTES, LABELS)
     assert from_object(data) is data
+    with pytest.raises(UserError, match="it must be a dict"):
+        from_object(PAIRS, class_map=3)
     with pytest.raises(UserError, match="leave out num_classes"):
         from_object(data, num_classes=3)
