@@ -99,7 +99,7 @@ def train(
 
 def evaluate(
     model: str | nn.Module | Loaded,
-    dataset: str | Dataset | tuple[Any, Any] | None = None,
+    dataset: Any = None,
     *,
     attack: str | Attack | Sequence[str | Attack] = "autoattack",
     eps: str | Sequence[Eps | str | float] | None = None,
@@ -114,7 +114,9 @@ def evaluate(
 
     - `model`: a specification as in `load_model`, or a network that takes images in [0, 1], (B, C, H, W) float32, and
       returns logits (B, K).
-    - `dataset`: a name, a Dataset, or a pair (x, y) of tensors or arrays; None: the dataset of the model.
+    - `dataset`: a name, a Dataset, a pair (x, y) of tensors or arrays, a dataset of PyTorch or a DataLoader; None: the
+      dataset of the model. Of one's own data, `how` may have num_classes, class_names, class_map and layout (see
+      `advbench.data.tensors.from_tensors`); without them the model says how many classes there are.
     - `eps`: None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of the dataset.
     - `n`: how many of the first images are used; None: 1,000 of a named dataset, all of a given one.
     - `how`: further fields of `advbench.evaluator.Settings` (precision, curve, engine, keep_points, ...), and `journal`
@@ -124,14 +126,18 @@ def evaluate(
     """
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
-    from advbench.data.tensors import from_tensors
-    from advbench.defaults.choice import choose_eps, choose_rows
+    from advbench.data.tensors import CLASSES, from_object
+    from advbench.defaults.choice import check_count, choose_eps, choose_rows
     from advbench.defaults.target import Target, load_target, pick_device
     from advbench.evaluator import Settings, bare
     from advbench.evaluator import evaluate as measure
 
     place = pick_device(device)
-    given = from_tensors(*dataset) if isinstance(dataset, tuple) else dataset
+    check_count(n)
+    told = {word: how.pop(word) for word in CLASSES if word in how}
+    if told and (dataset is None or isinstance(dataset, str)):
+        raise UserError(f"a named dataset says what its classes are: leave out {', '.join(told)}")
+    given = dataset if dataset is None or isinstance(dataset, str) else from_object(dataset, n=n, **told)
     if isinstance(model, str):
         name = given.name if isinstance(given, Dataset) else given
         cache = {given.name: given} if isinstance(given, Dataset) else {}
@@ -162,7 +168,7 @@ def evaluate(
 
 def attack(
     model: str | nn.Module | Loaded,
-    dataset: str | Dataset | tuple[Any, Any] | None = None,
+    dataset: Any = None,
     *,
     eps: str | float,
     attack: str | Attack = "pgd",

@@ -90,7 +90,7 @@ def _load(
         spec = plain_path(spec) if os.path.isfile(spec) else spec
         loaded = Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
     if shape is not None:
-        _check_fits(loaded, shape)
+        loaded = replace(loaded, num_classes=_check_fits(loaded, shape))
     net, name = loaded.net, loaded.arch
     loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
     loaded.net.to(device)
@@ -140,7 +140,7 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None) -> Loaded:
 
 def _shape(dataset: Dataset | str | None) -> external.Shape | None:
     if isinstance(dataset, Dataset):
-        return external.Shape(dataset.name, dataset.num_classes, dataset.shape)
+        return external.Shape(dataset.name, dataset.num_classes, dataset.shape, dataset.num_classes_known)
     if dataset is None:
         return None
     entry = entries("data").get(dataset)
@@ -150,8 +150,8 @@ def _shape(dataset: Dataset | str | None) -> external.Shape | None:
     return external.Shape(dataset, int(entry.about["num_classes"]), (channels, height, width))
 
 
-def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
-    """Raise UserError unless the network maps images of this shape to logits of this number of classes."""
+def _check_fits(loaded: Loaded, shape: external.Shape) -> int:
+    """The number of logits. Raises UserError unless the network maps images of this shape to logits of its classes."""
     net, images = loaded.net, "x".join(map(str, shape.image))
     channels = getattr(net, "in_channels", shape.image[0])
     if channels != shape.image[0]:
@@ -164,8 +164,11 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> None:
         raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(f"{loaded.spec} does not map images to logits (B, classes)")
-    if logits.shape[1] != shape.num_classes:
-        raise UserError(f"{loaded.spec} has {logits.shape[1]} classes, {shape.name} has {shape.num_classes}")
+    classes = logits.shape[1]
+    if classes != shape.num_classes and (shape.known or classes < shape.num_classes):
+        least = "" if shape.known else "at least "
+        raise UserError(f"{loaded.spec} has {classes} classes, {shape.name} has {least}{shape.num_classes}")
+    return classes
 
 
 def _outputs(net: nn.Module) -> int:

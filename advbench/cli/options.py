@@ -59,7 +59,10 @@ def consent(context: typer.Context) -> Consent:
 
 
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="digits, cifar10, ... (advbench list datasets)")
+    str | None,
+    typer.Option(
+        "--dataset", metavar="NAME", help="digits, cifar10, npz:FILE, module:callable, ... (advbench list datasets)"
+    ),
 ]
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="resnet18, small_cnn, ... (advbench list models)")

@@ -1,17 +1,18 @@
-"""Datasets as uint8 tensors: `load("cifar10", "test")`. Each file here with ENTRIES registers its names.
+"""Datasets as tensors: `load("cifar10", "test")`. Each file here with ENTRIES registers its names.
 
 A specification is a name (`mnist`), a name with an argument (`imagefolder:PATH`, `npz:PATH`) or
-`package.module:callable`, a plug-in that is called with `split` and returns a Dataset.
+`package.module:callable`, a plug-in that is called with `split` if it takes that, and returns a Dataset or whatever
+`advbench.data.tensors.from_object` takes.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, reading
-from advbench.registry import Entry, entries, find
+from advbench.registry import Entry, entries, find, parameters
 
 if TYPE_CHECKING:
     from advbench.data.dataset import Dataset
@@ -50,13 +51,21 @@ def load(spec: str, split: str, *, progress: Progress | None = None, **settings:
     entry, argument = parse(spec)
     if argument is not None:
         settings["path"] = argument
-    if "progress" in inspect.signature(entry.load()).parameters:
-        settings["progress"] = progress
-    with reading(spec):
-        dataset = entry.create(split=split, **settings)
-
+    from advbench import rng
     from advbench.data.dataset import Dataset
 
+    known = parameters(entry.load())
+    if "progress" in known:
+        settings["progress"] = progress
+    notes: tuple[str, ...] = ()
+    if "split" in known or any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        settings["split"] = split
+    else:
+        notes = (f"{spec} takes no split: its images for testing are those for training",)
+    with reading(spec), rng.kept(0):  # a plug-in may draw what goes into which split
+        dataset = entry.create(**settings)
     if not isinstance(dataset, Dataset):
-        raise UserError(f"{spec} returned {type(dataset).__name__}, not an advbench.data.dataset.Dataset")
-    return dataset
+        from advbench.data.tensors import from_object
+
+        dataset = from_object(dataset, name=spec, split=split)
+    return replace(dataset, notes=(*dataset.notes, *notes)) if notes else dataset

@@ -1,4 +1,4 @@
-"""A split of a dataset: uint8 images with labels, and the hash that identifies them."""
+"""A split of a dataset: images with labels, and the hash that identifies them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,38 @@ _SCALES = (16, 255)  # the largest value of digits, and of a byte
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
-    """sha256 (hex) of the shape ("N,C,H,W;" in ASCII), the uint8 NCHW bytes and the labels as little-endian int64."""
+    """sha256 (hex) of the shape ("N,C,H,W;" in ASCII), the NCHW values and the labels as little-endian int64.
+
+    Values are bytes if `images` are uint8. If they are float32, "float32;" follows the shape, and values are
+    little-endian float32, where -0 is 0.
+    """
+    shape = ",".join(map(str, images.shape)) + ";"
+    if images.is_floating_point():
+        shape, images = shape + "float32;", images + 0.0
     pixels = images.cpu().contiguous().numpy()
-    digest = hashlib.sha256(",".join(map(str, pixels.shape)).encode() + b";")
-    digest.update(pixels.data)
+    digest = hashlib.sha256(shape.encode())
+    digest.update(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).data)
     digest.update(labels.cpu().contiguous().numpy().astype("<i8").data)
     return digest.hexdigest()
+
+
+def check_range(images: Tensor, what: str) -> None:
+    """Raise UserError unless all floats in `images` lie in [0, 1]. `what` they are begins the message."""
+    low, high = images.min().item(), images.max().item()  # NaN where one is NaN
+    if 0 <= low <= high <= 1:
+        return
+    hint = "normalisation is the model's part (--mean, --std)"
+    if low >= 0 and 2 < high <= 255:
+        hint = "divide by 255"
+    raise UserError(f"{what}: images are floats from {low:.9g} to {high:.9g}, and must lie in [0, 1]: {hint}")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images of one split, all or some of them.
 
-    `images` uint8 (N, C, H, W), whose values divided by `scale` lie in [0, 1]; `labels` int64 (N,) in
-    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split.
+    `images` (N, C, H, W): uint8, whose values divided by `scale` lie in [0, 1], or float32 in [0, 1], whose `scale` is
+    1. `labels` int64 (N,) in [0, num_classes); `indices` int64 (N,), the place of each image in the whole split.
     `num_classes_known`: False where the labels alone say how many classes there are, so that a model may have more.
     `notes`: what the user should know of the data. Raises UserError if these do not fit together.
     """
@@ -47,9 +65,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+        if self.images.dtype == torch.float32:
+            object.__setattr__(self, "scale", 1.0)
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.dim() != 4:
             raise UserError(
-                f"{self.name}: images must be uint8 (N, C, H, W), "
+                f"{self.name}: images must be uint8 or float32 (N, C, H, W), "
                 f"not {str(self.images.dtype).removeprefix('torch.')} {tuple(self.images.shape)}"
             )
         count = len(self.images)
@@ -68,15 +88,21 @@ class Dataset:
         num_classes: int,
         scale: float = 255.0,
         class_names: Sequence[str] = (),
+        num_classes_known: bool = True,
     ) -> Dataset:
-        """A complete split, with indices from 0. Raises UserError for no images or a label outside the classes."""
+        """A complete split, with indices from 0.
+
+        Raises UserError for no images, a label outside the classes, and floats outside [0, 1].
+        """
         if len(labels) == 0:
             raise UserError(f"{name}: the {split} split has no images")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:
             raise UserError(f"{name}: labels run from {low} to {high}, but must lie in 0 to {num_classes - 1}")
+        if images.is_floating_point():
+            check_range(images, name)
         order = torch.arange(len(labels))
-        return cls(images, labels, name, split, num_classes, order, scale, tuple(class_names))
+        return cls(images, labels, name, split, num_classes, order, scale, tuple(class_names), num_classes_known)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +117,11 @@ class Dataset:
     def device(self) -> torch.device:
         return self.images.device
 
+    @property
+    def levels(self) -> float:
+        """The steps of quantisation between 0 and 1. Floats are taken to come from bytes: 255."""
+        return 255.0 if self.images.is_floating_point() else self.scale
+
     @cached_property
     def images_sha256(self) -> str:
         """The hash that identifies these images and labels: the same on every device and from every source.
@@ -99,6 +130,8 @@ class Dataset:
         is hashed again with `scale`, since equal values on another scale are other images.
         """
         digest = fingerprint(self.images, self.labels)
+        if self.images.is_floating_point():
+            return digest
         usual = next(scale for scale in _SCALES if int(self.images.max()) <= scale)
         if self.scale == usual:
             return digest
@@ -134,7 +167,9 @@ class Dataset:
         )
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Stored values (uint8, any shape) as float32 in [0, 1]."""
+        """Stored values (any shape) as float32 in [0, 1]."""
+        if images.is_floating_point():
+            return images.clone()  # a model may change its input in place
         # Divided by a tensor: for a plain number CUDA multiplies by its reciprocal, which rounds differently.
         return images.float() / torch.full((), self.scale, device=images.device)
 

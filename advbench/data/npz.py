@@ -3,104 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from advbench.data.dataset import Dataset
+from advbench.data.tensors import from_tensors
 from advbench.errors import UserError, reading
 from advbench.registry import plain_dataset
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "npz": {
         "make": "load",
-        "summary": "your arrays: x_train, y_train, x_test, y_test in one .npz file",
+        "summary": "your arrays: x_test, y_test, x_train, y_train in one .npz file, or what attack wrote",
         "argument": "PATH",
         "scale": 255.0,
         "reference_eps": {},
     }
 }
 NAMES = (("x_{}", "y_{}"), ("{}_x", "{}_y"), ("{}_images", "{}_labels"))
-_CHANNELS = (1, 3)
+EXAMPLES = ("x_adv", "y")
+SINGLE = (EXAMPLES, ("x", "y"), ("images", "labels"))  # of files with one split, which is for testing
+_WORDS = ("num_classes", "class_names", "class_map", "layout")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def load(split: str, path: str) -> Dataset:
-    """A split of a file with `x_train, y_train, x_test, y_test` (or `train_x`..., `train_images, train_labels`...).
+    """A split of a file with `x_train, y_train` or `x_test, y_test`, or both.
 
-    Images: (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, uint8, or floats in [0, 1] that are
-    multiples of 1/255. Labels: whole numbers from 0, (N,) or (N, 1). An optional array `class_names` is used. Raises
-    UserError for anything else.
+    The names `train_x`... and `train_images, train_labels`... do too, and `x, y` or `images, labels` for testing. Of a
+    file that `advbench attack` wrote, the adversarial examples are read (`x_adv`). Images and labels are as in
+    `tensors.from_tensors`, and so are the optional arrays `num_classes`, `class_names`, `layout` and `class_map`, which
+    is (M, 2): a stored label and its class. Raises UserError for anything else.
     """
     file = Path(path).expanduser()
+    name = plain_dataset(f"npz:{path}")
     with reading(file), file.open("rb") as stream:
         try:
             stored = np.load(stream, allow_pickle=False)
             if not isinstance(stored, Mapping):
-                raise UserError(f"npz: {file} holds a single array: save x_train, y_train, x_test, y_test")
-            images = _images(_pick(stored, split, 0, file), split, file)
-            labels = {part: _labels(_pick(stored, part, 1, file), part, file) for part in ("train", "test")}
-            names = [str(name) for name in stored["class_names"].ravel()] if "class_names" in stored else []
+                raise UserError(f"npz: {file} holds a single array: save x_test and y_test, or x_train and y_train")
+            x, y = _names(stored, split, file)
+            images, labels = stored[x], stored[y]
+            told = {word: stored[word] for word in _WORDS if word in stored}
+            others = [stored[label] for _, label in _pairs("train" if split == "test" else "test") if label in stored]
         except UserError:
             raise
         except ValueError as error:
             raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
-    if len(images) != len(labels[split]):
-        raise UserError(f"npz: {file} has {len(images)} {split} images, but {len(labels[split])} labels")
-    classes = max(int(values.max(initial=0)) for values in labels.values()) + 1
-    return Dataset.whole(
-        torch.from_numpy(images),
-        torch.from_numpy(labels[split]),
-        name=plain_dataset(f"npz:{path}"),
-        split=split,
-        num_classes=max(classes, len(names)),
-        class_names=names,
-    )
+    data = from_tensors(images, labels, name=name, split=split, **_told(told, name))
+    if not data.num_classes_known and others and others[0].dtype.kind in "iu":
+        data = replace(data, num_classes=max(data.num_classes, int(others[0].max(initial=0)) + 1))
+    return replace(data, notes=("the images are adversarial examples (x_adv)",)) if (x, y) == EXAMPLES else data
 
 
-def _pick(stored: Mapping[str, Array], split: str, kind: int, file: Path) -> Array:
-    choices = [pair[kind].format(split) for pair in NAMES]
-    for name in choices:
-        if name in stored:
-            return stored[name]
-    raise UserError(f"npz: {file} lacks {' or '.join(choices)}; it has {', '.join(sorted(stored)) or 'nothing'}")
+def _pairs(split: str) -> list[tuple[str, str]]:
+    """The names that images and labels of a split may have."""
+    return [*((x.format(split), y.format(split)) for x, y in NAMES), *(SINGLE if split == "test" else ())]
 
 
-def _labels(values: Array, split: str, file: Path) -> Array:
-    """Labels as int64 (N,). Raises UserError."""
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and values.min() < 0):
-        raise UserError(
-            f"npz: the {split} labels of {file} must be whole numbers from 0, (N,) or (N, 1), "
-            f"not {values.dtype} {values.shape}"
-        )
-    return values.astype(np.int64)
-
-
-def _images(values: Array, split: str, file: Path) -> Array:
-    """Images as uint8 (N, C, H, W). Raises UserError."""
-    what = f"npz: the {split} images of {file}"
-    if values.ndim == 3:
-        values = values[:, None]
-    elif values.ndim == 4 and (values.shape[1] in _CHANNELS) != (values.shape[3] in _CHANNELS):
-        values = values if values.shape[1] in _CHANNELS else values.transpose(0, 3, 1, 2)
+def _names(stored: Mapping[str, Array], split: str, file: Path) -> tuple[str, str]:
+    """The names of the images and labels of `split` in the file. Raises UserError."""
+    for x, y in _pairs(split):
+        if x in stored:
+            lacking = y
+            if y in stored:
+                return x, y
+            break
     else:
-        raise UserError(
-            f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, not {values.shape}"
-        )
-    if values.dtype.kind == "f":
-        # With `not`, so that NaN is refused too.
-        if values.size and not (values.min() >= 0 and values.max() <= 1):
-            raise UserError(f"{what} are {values.dtype} from {values.min():g} to {values.max():g}, not in [0, 1]")
-        exact = values.astype(np.float64) * 255
-        whole = np.rint(exact)
-        if np.abs(exact - whole).max(initial=0) > 0.1:  # the largest error of half precision
-            raise UserError(f"{what} are not multiples of 1/255: round them to uint8, as images are stored")
-        values = whole.astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise UserError(f"{what} must be uint8, or floats in [0, 1], not {values.dtype}")
-    return np.ascontiguousarray(values)
+        lacking = " or ".join(x for x, _ in _pairs(split))
+    raise UserError(f"npz: {file} lacks {lacking}; it has {', '.join(sorted(stored)) or 'nothing'}")
+
+
+def _told(stored: Mapping[str, Array], name: str) -> dict[str, Any]:
+    """The arguments of `from_tensors` that a file gives. Raises UserError."""
+    told: dict[str, Any] = {}
+    if "num_classes" in stored:
+        told["num_classes"] = stored["num_classes"].ravel()[0] if stored["num_classes"].size == 1 else None
+        if told["num_classes"] is None:
+            raise UserError(f"{name}: num_classes must be one number, not {stored['num_classes'].shape}")
+    if "class_names" in stored:
+        told["class_names"] = stored["class_names"].ravel().tolist()
+    if "layout" in stored:
+        told["layout"] = str(stored["layout"])
+    if "class_map" in stored:
+        pairs = stored["class_map"]
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+            raise UserError(
+                f"{name}: class_map must be whole numbers (M, 2), a stored label and its class in each row, not "
+                f"{pairs.dtype} {pairs.shape}"
+            )
+        told["class_map"] = dict(pairs.tolist())
+        if len(told["class_map"]) < len(np.unique(pairs, axis=0)):
+            raise UserError(f"{name}: class_map gives one label two classes")
+    return told

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps, parse_eps_list
 from advbench.errors import UserError, reading, unknown
@@ -48,9 +48,14 @@ def check_asked(*, eps: str | None, norm: str | None, n: int | None, subset: str
         raise unknown("norm", norm, NORMS)
     if eps is not None:
         parse_eps_list(eps, norm or "l2")
-    if n is not None and n < 1:
-        raise UserError(f"-n {n}: choose at least 1 image")
+    check_count(n)
     _read_subset(subset)
+
+
+def check_count(n: Any) -> None:
+    """Raise UserError unless `n`, a number of images, is None or a whole number from 1."""
+    if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__") or n < 1):
+        raise UserError(f"-n {n}: choose at least 1 image, a whole number")
 
 
 def choose_points(target: Target, *, eps: str | None, n: int | None, subset: str) -> Choice:
@@ -106,6 +111,7 @@ def choose_rows(data: Dataset, n: int | None, subset: str) -> tuple[Tensor, str 
 
     listed = _read_subset(subset)
     available = len(listed) if isinstance(listed, list) else len(data)
+    check_count(n)
     if n is not None and n > available:
         what = f"{subset} names" if isinstance(listed, list) else f"the {data.split} split of {data.name} has"
         raise UserError(f"-n {n}: {what} {available} images: choose at most {available}")

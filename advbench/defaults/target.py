@@ -114,4 +114,6 @@ def load_target(
             raise UserError(f"{spec} does not say what images it is for: name them with --dataset ({choices})")
         with consent.reading(spec).given():
             data, about = images(training_dataset(loaded.dataset)), "what the model is for"
+    if not data.num_classes_known:
+        data = data.with_classes(loaded.num_classes)
     return Target.of(loaded, data, about, norm=norm)

@@ -78,7 +78,7 @@ def evaluate(
     net, data = loaded.net.to(device), data.to(device)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        data = check_shapes(net, data)
         with enough_memory():
             journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
         saved = ranks.first(lambda: journal.saved() if resume else None)
@@ -109,7 +109,7 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        data = check_shapes(net, data)
         return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
@@ -248,8 +248,11 @@ def bare(net: nn.Module, data: Dataset) -> Loaded:
     )
 
 
-def check_shapes(net: nn.Module, data: Dataset) -> None:
-    """Raise UserError unless `net`, in eval mode, takes the images and returns one logit for each class."""
+def check_shapes(net: nn.Module, data: Dataset) -> Dataset:
+    """`data` with the number of classes of `net`, where only its labels said how many there are.
+
+    Raises UserError unless `net`, in eval mode, takes the images and returns one logit for each class.
+    """
     x, _ = data.batch(slice(0, 2))
     shape = "x".join(map(str, data.shape))
     try:
@@ -259,5 +262,4 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
         raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
-    if logits.shape[1] != data.num_classes:
-        raise UserError(f"the model has {logits.shape[1]} classes, {data.name} has {data.num_classes}")
+    return data.with_classes(logits.shape[1])

@@ -118,8 +118,9 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
         found.append(note("train-mode", "the model came in train mode; eval mode was used"))
     if classes < 4:
         found.append(note("few-classes", f"{classes} classes: the margin loss replaces DLR"))
-    if float(runner.data.images.max()) > runner.data.scale:
-        detail = f"images reach {float(runner.data.images.max()) / runner.data.scale:g}: they must lie in [0, 1]"
+    lowest, highest = (float(value) / runner.data.scale for value in runner.data.images.aminmax())
+    if not 0 <= lowest <= highest <= 1:
+        detail = f"images reach {highest if highest > 1 else lowest:g}: they must lie in [0, 1]"
         found.append(Flag(name="outside", severity="broken", detail=detail))
     share = float((~runner.logits.isfinite()).any(1).double().mean())
     if share or runner.nonfinite:

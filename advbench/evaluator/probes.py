@@ -172,7 +172,7 @@ class Probe:
         here, (one, two) = (
             self.runner.oracle.logits(x),
             (
-                self.runner.oracle.logits((x + (draw - 0.5) / self.data.scale).clamp(0, 1))
+                self.runner.oracle.logits((x + (draw - 0.5) / self.data.levels).clamp(0, 1))
                 for draw in (
                     rng.uniform(rng.keys(self.runner.seed, "jitter", index, place), tuple(x.shape[1:]))
                     for place in (0, 1)
@@ -196,7 +196,7 @@ class Probe:
         rounding = 2 * ROUNDING_STEPS * torch.finfo(torch.float32).eps * here.abs().amax(1)
         least = MIN_JUMP * (here.amax(1) - here.amin(1)) + rounding
         for part in (1e-3, 1e-1):
-            step = draw * part / self.data.scale
+            step = draw * part / self.data.levels
             near, next_to = self.logits(x + step, MAX_PROBED_IMAGES), self.logits(x + 2 * step, MAX_PROBED_IMAGES)
             first, second = ((a - b).abs().amax(1) for a, b in ((near, here), (next_to, near)))
             found |= ~(first <= least + 10 * second)  # NaN is a jump

@@ -34,11 +34,15 @@ _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must fit: the name of a dataset, its classes, and the (channels, height, width) of its images."""
+    """What a network must fit: the name of a dataset, its classes, and the (channels, height, width) of its images.
+
+    `known`: False where there may be more classes than `num_classes`.
+    """
 
     name: str
     num_classes: int
     image: tuple[int, int, int]
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
     if kind == "pyautoattack":
         return _pyautoattack(spec)
     if _SPEC.fullmatch(spec):
-        net = call(spec, shape.num_classes if shape else None)
+        net = call(spec, shape.num_classes if shape else None, known=shape is None or shape.known)
         return Foreign(net, spec, getattr(net, "num_classes", None), None, None, (f"{spec} ran its own code",))
     raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
 
@@ -171,7 +175,7 @@ def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, sourc
     if arch not in architectures():
         if not _SPEC.fullmatch(arch):
             raise unknown("architecture", arch, architectures())
-        return call(arch, shape.num_classes if shape else None, "architecture")
+        return call(arch, shape.num_classes if shape else None, "architecture", known=shape is None or shape.known)
     classes = [value.shape[0] for value in state.values() if value.dim() == 2][-1:] or [0]
     convs = [value.shape[1] for value in state.values() if value.dim() == 4][:1]
     sides = {1: (28, 8, 32), 3: (32, 64, 224, 28)}

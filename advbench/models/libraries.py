@@ -103,8 +103,9 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
 
 
-def call(spec: str, num_classes: int | None, kind: str = "model") -> nn.Module:
-    """The module that `package.module:name` returns. It is called with num_classes if it has that parameter.
+def call(spec: str, num_classes: int | None, kind: str = "model", *, known: bool = True) -> nn.Module:
+    """The module that `package.module:name` returns. It is called with num_classes if it has that parameter,
+    unless that has a default and is not `known` (there may be more classes).
 
     Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
     """
@@ -112,7 +113,8 @@ def call(spec: str, num_classes: int | None, kind: str = "model") -> nn.Module:
     parameter = parameters(entry.load()).get("num_classes")
     if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
         raise UserError(f"{spec} needs num_classes: name the --dataset")
-    settings = {"num_classes": num_classes} if parameter is not None and num_classes is not None else {}
+    wanted = parameter is not None and (known or parameter.default is inspect.Parameter.empty)
+    settings = {"num_classes": num_classes} if wanted and num_classes is not None else {}
     try:
         net = entry.create(**settings)
     except UserError:

@@ -148,7 +148,8 @@ def test_what_does_not_fit_the_run(cli: Any, run_folder: Path, tmp_path: Path, a
     arrays = {"x": np.zeros((4, 3, 8, 8), np.uint8), "y": np.arange(4)}
     np.savez(tmp_path / "colour.npz", **{f"{k}_{s}": v for k, v in arrays.items() for s in ("train", "test")})
     arrays = {"x": np.zeros((3, 1, 8, 8), np.uint8), "y": np.arange(3)}
-    np.savez(tmp_path / "classes.npz", **{f"{k}_{s}": v for k, v in arrays.items() for s in ("train", "test")})
+    split = {f"{k}_{s}": v for k, v in arrays.items() for s in ("train", "test")}
+    np.savez(tmp_path / "classes.npz", **split, num_classes=np.array(3))
     torch.save({"weights": Path("not a tensor")}, tmp_path / "weights.pt")
     before = cli.files()
     ran = cli(*argv)

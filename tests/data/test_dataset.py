@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,7 +85,11 @@ def test_all_bytes_are_as_torchvision_scales_them() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 3, 2, 2), torch.zeros(2, dtype=torch.int64), "must be uint8"),
+        (torch.zeros(2, 3, 2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), "must be uint8 or float32"),
+        (torch.full((2, 3, 2, 2), 1.5), torch.zeros(2, dtype=torch.int64), "floats from 1.5 to 1.5"),
+        (torch.full((2, 3, 2, 2), -0.5), torch.zeros(2, dtype=torch.int64), "must lie in .0, 1.: normalisation"),
+        (torch.full((2, 3, 2, 2), 5.0), torch.zeros(2, dtype=torch.int64), "divide by 255"),
+        (torch.tensor([0.5, torch.nan])[:, None, None, None], torch.zeros(2, dtype=torch.int64), "from nan to nan"),
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "must be uint8"),
         (torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2), "labels must be int64"),
         (torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "must be int64"),
@@ -96,6 +101,41 @@ def test_all_bytes_are_as_torchvision_scales_them() -> None:
 def test_what_does_not_fit_is_refused(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Dataset.whole(images, labels, name="toy", split="test", num_classes=3)
+
+
+def test_floats_are_kept_as_they_are() -> None:
+    images = torch.rand(4, 1, 3, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2, 1, 2])
+    data = Dataset.whole(images, labels, name="toy", split="test", num_classes=3)
+    assert (data.scale, data.levels, make().levels, make(scale=16.0).levels) == (1, 255, 255, 16)
+    stated = b"4,1,3,2;float32;" + images.numpy().astype("<f4").tobytes() + labels.numpy().astype("<i8").tobytes()
+    assert data.images_sha256 == hashlib.sha256(stated).hexdigest()
+    assert data.images_sha256 == data.to("cpu").subset(range(4)).images_sha256
+    assert data.subset([3, 1]).images_sha256 == data.subset([0, 3, 2, 1]).subset([1, 3]).images_sha256
+    assert data.images_sha256 != data.subset([3, 2, 1, 0]).images_sha256
+
+
+def test_minus_zero_is_zero() -> None:
+    labels = torch.zeros(1, dtype=torch.int64)
+    assert fingerprint(torch.full((1, 1, 1, 2), -0.0), labels) == fingerprint(torch.zeros(1, 1, 1, 2), labels)
+
+
+def test_a_batch_of_floats_is_a_copy() -> None:
+    data = Dataset.whole(torch.full((2, 1, 1, 1), 0.25), torch.tensor([0, 1]), name="toy", split="test", num_classes=2)
+    x, _ = data.batch(slice(None))
+    x.zero_()  # as a model that changes its input in place does
+    assert data.batch(slice(None))[0].tolist() == [[[[0.25]]]] * 2
+
+
+def test_a_model_may_have_more_classes_than_labels_that_nobody_counted() -> None:
+    data = replace(make(), num_classes_known=False)
+    wider = data.with_classes(5)
+    assert (wider.num_classes, wider.num_classes_known, wider.images_sha256) == (5, True, data.images_sha256)
+    assert make().with_classes(3).num_classes == 3
+    with pytest.raises(UserError, match="the model has 2 classes, toy has at least 3"):
+        data.with_classes(2)
+    with pytest.raises(UserError, match="the model has 5 classes, toy has 3"):
+        make().with_classes(5)
 
 
 @given(st.integers(2, 60), st.floats(0.05, 0.95), st.integers(0, 5))

@@ -69,7 +69,23 @@ def test_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = types.ModuleType("plugged_in")
     module.make, module.wrong = make, lambda split: 3  # type: ignore[attr-defined]
+    module.any = lambda **how: make(how["split"])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "plugged_in", module)
     assert load("plugged_in:make", "test").split == "test"
-    with pytest.raises(UserError, match="returned int"):
+    assert load("plugged_in:any", "train").split == "train"
+    assert not load("plugged_in:make", "test").notes
+    with pytest.raises(UserError, match=r"plugged_in:wrong is no data: give a pair \(x, y\)"):
         load("plugged_in:wrong", "test")
+
+
+def test_a_plug_in_may_return_a_pair_and_take_no_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("plugged_in")
+    module.pair = lambda: (torch.rand(3, 1, 4, 4), [2, 0, 1])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "plugged_in", module)
+    before = torch.random.get_rng_state()
+    test, train = load("plugged_in:pair", "test"), load("plugged_in:pair", "train")
+    assert (test.name, test.split, train.split) == ("plugged_in:pair", "test", "train")
+    assert test.images_sha256 == train.images_sha256  # what it draws has a fixed seed
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert "takes no split" in test.notes[0]
+    assert (test.num_classes, test.num_classes_known) == (3, False)
