@@ -20,7 +20,6 @@ from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
-from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
@@ -204,7 +203,6 @@ def make_record(
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
-    counted = not any(isinstance(one, WholeBatch) for one in run.attacks)  # their passes are their own
     return Record.of(
         outcome.fates,
         model=model_ref(loaded, settings.name),
@@ -222,8 +220,8 @@ def make_record(
         corruptions=outcome.corruptions,
         flags=judged.flags,
         seconds=journal.seconds,
-        forwards=journal.forwards if counted else None,
-        backwards=journal.backwards if counted else None,
+        forwards=journal.forwards if runner.counted else None,
+        backwards=journal.backwards if runner.counted else None,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),
