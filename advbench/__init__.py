@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
-    from advbench.engine.attack import Attack
     from advbench.eps import Eps
     from advbench.evaluator import Evaluation
 
@@ -101,7 +100,7 @@ def evaluate(
     model: str | nn.Module | Loaded,
     dataset: str | Dataset | tuple[Any, Any] | None = None,
     *,
-    attack: str | Attack | Sequence[str | Attack] = "autoattack",
+    attack: Any = "autoattack",
     eps: str | Sequence[Eps | str | float] | None = None,
     norm: str | None = None,
     n: int | None = None,
@@ -114,6 +113,7 @@ def evaluate(
 
     - `model`: a specification as in `load_model`, or a network that takes images in [0, 1], (B, C, H, W) float32, and
       returns logits (B, K).
+    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/own-attacks.md).
     - `dataset`: a name, a Dataset, or a pair (x, y) of tensors or arrays; None: the dataset of the model.
     - `eps`: None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of the dataset.
     - `n`: how many of the first images are used; None: 1,000 of a named dataset, all of a given one.
@@ -165,7 +165,7 @@ def attack(
     dataset: str | Dataset | tuple[Any, Any] | None = None,
     *,
     eps: str | float,
-    attack: str | Attack = "pgd",
+    attack: Any = "pgd",
     n: int | None = None,
     **how: Any,
 ) -> Evaluation:

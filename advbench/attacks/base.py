@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_type_hints
 
-from advbench.attacks.external import FORMS, attack_of
+from advbench.attacks.external import FORMS, attack_of, name_of
 from advbench.engine.attack import Attack, members
 from advbench.errors import UserError, shortened
 from advbench.recipe.fields import converted
@@ -20,21 +20,26 @@ def make(name: str, norm: str) -> tuple[Attack, ...]:
     """
     entry = find("attacks", name)
     maker = entry.load()
-    if (found := attack_of(name, maker, entry.set)) is not None:
-        return (found,)
+    if (itself := attack_of(name, maker, entry.set)) is not None:
+        return (itself,)
     known = parameters(maker)
     given = {"norm": norm} if "norm" in known else {}
     if "name" in known and "name" not in entry.set:
         given["name"] = name
-    return tuple(taken(name, one) for one in members(entry.create(**given)))
+    made = []
+    for one in members(entry.create(**given)):
+        if (found := attack_of(name, one)) is None:
+            raise UserError(f"{name} made a {type(one).__name__}: {FORMS}")
+        made.append(found)
+    return tuple(made)
 
 
-def taken(name: str, thing: Any) -> Attack:
-    """`thing`, made in Python, as an attack called `name`. UserError if it is none."""
-    found = attack_of(name, thing)
+def taken(thing: Any) -> Attack:
+    """`thing`, made in Python, as an attack named after its class or function. UserError if it is none."""
+    found = attack_of(name_of(thing), thing)
     if found is None:
         what = f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
-        raise UserError(f"{name} made {what}: {FORMS}")
+        raise UserError(f"{what} is no attack: {FORMS}")
     return found
 
 

@@ -33,12 +33,17 @@ class WholeBatch(Attack):
     """Base class. A subclass must define `points` only.
 
     `from_outside`: its code may draw random numbers that no seed decides, so the evaluation repeats a batch.
+    `queries_only`: whether it was seen to make no backward pass.
     """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
     from_outside: ClassVar[bool] = True
 
     steps: int = 1
+    queries_only: bool = False
+
+    def follows_gradient(self) -> bool:
+        return not self.queries_only
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
         """Candidate adversarial examples (B, C, H, W) for `net`, images x (B, C, H, W) in [0, 1] and labels y (B,)."""
@@ -133,20 +138,27 @@ def others_code(what: str) -> Iterator[None]:
 
 @contextmanager
 def counting(net: nn.Module) -> Iterator[Passes]:
-    """Inside, the passes of `net` are counted: forward, and backward from its outputs."""
+    """Inside, the passes of `net` are counted: forward, and backward from its outputs.
+
+    Not known are those of TorchScript, which takes no hooks, and inside of torch.func, which hides the batch.
+    """
     passes = Passes()
 
     def backward(grad: Tensor) -> None:
         passes.backwards += len(grad)
 
     def forward(_: nn.Module, __: Any, output: Any) -> None:
-        try:
-            passes.forwards += len(output)
-            if output.requires_grad:
-                output.register_hook(backward)
-        except (RuntimeError, TypeError):  # such as a tensor inside of torch.func, which takes no hook
+        if not isinstance(output, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(output):
             passes.known = False
+            return
+        passes.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)
 
+    if isinstance(net, torch.jit.ScriptModule):
+        passes.known = False
+        yield passes
+        return
     handle = net.register_forward_hook(forward)
     try:
         yield passes

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advbench.attacks.base import make, taken, with_settings
-from advbench.attacks.external import name_of
 from advbench.engine.attack import Attack
 from advbench.errors import unknown
 from advbench.record import AttackRef
@@ -21,12 +20,10 @@ def resolve(
     attack, for a setting that no attack has, for a value that does not fit its field, and for an
     attack that does not support the norm.
     """
-    names = [one if isinstance(one, str) else one.name if isinstance(one, Attack) else name_of(one) for one in asked]
-    sets = [
-        (name, make(name, norm) if isinstance(one, str) else (taken(name, one),))
-        for name, one in zip(names, asked, strict=True)
-    ]
-    members = [(name, member) for name, of_set in sets for member in of_set]
+    members = []
+    for one in asked:
+        of_set = make(one, norm) if isinstance(one, str) else (taken(one),)
+        members += [(one if isinstance(one, str) else member.name, member) for member in of_set]
     fields = {field for _, member in members for field in member.setting_names()}
     for key in settings:
         if key not in fields:

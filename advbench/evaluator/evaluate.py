@@ -166,6 +166,7 @@ def judge(
 ) -> Judged:
     """The flags of the evaluation: on the model's outputs and gradients, the attacks, the run and the training."""
     passes, began = 0, time.perf_counter()
+    attacks = [runner.as_seen(one) for one in run.every]
 
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal passes
@@ -179,7 +180,7 @@ def judge(
                 *corruptions.notes(run.attacks, runner.data),
             ]
         return flags.judge(
-            runner, loaded, fates, run.every, settings.sizes, in_train_mode=in_train_mode, probes=settings.probes
+            runner, loaded, fates, attacks, settings.sizes, in_train_mode=in_train_mode, probes=settings.probes
         )
 
     with runner.net.register_forward_pre_hook(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ class Runner:
         self._fp32_copy = None if self.in_bf16 else copy
         self.unverified = self.nonfinite = self.outside = 0
         self.counted = True  # whether all passes of attacks on whole batches could be counted
+        self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
         self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
         self.points: dict[int, Tensor] = {}
@@ -182,6 +184,8 @@ class Runner:
             found.append(self.halving_slots(partial(self.journal.once, work)))
         whole = joined(found)
         self.counted &= whole["counted"]
+        used = whole["backwards"] > 0 or not whole["counted"]
+        self._used_gradients[attack.name] = used or self._used_gradients.get(attack.name, False)
         self.first_batches[attack.name, size] = rows[: self.slots], found[0]["fell"].numpy()
         felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
         return Verdicts(
@@ -202,6 +206,11 @@ class Runner:
             part = attack_batch(attack, self.oracle, x, y, self.data.indices[some], eps, norm=self.norm, seed=self.seed)
             parts.append(part if self.keep_points else {**part, "points": part["points"][:0]})
         return joined(parts)
+
+    def as_seen(self, attack: Attack) -> Attack:
+        """`attack`, which made no backward pass if it is one on whole batches that was seen to make none."""
+        only = isinstance(attack, WholeBatch) and not self._used_gradients.get(attack.name, True)
+        return replace(attack, queries_only=True) if only else attack  # type: ignore[call-arg]
 
     def moved(self, attack: WholeBatch, eps: float) -> tuple[int, int]:
         """How many images of the first batch at `eps` fall or stand otherwise if it is attacked again, and of how many.

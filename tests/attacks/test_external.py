@@ -17,6 +17,7 @@ import advbench
 from advbench.attacks.external import relative
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.engine.whole_batch import counting
 from advbench.errors import UserError
 from advbench.evaluator import Evaluation, Settings, evaluate
 from advbench.leaderboard.protocol import protocol
@@ -117,6 +118,41 @@ def test_passes_are_those_that_the_model_made(net: nn.Module, digits: Dataset) -
     assert verified % found.engine.slots == 0 and verified >= struck
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_passes_that_cannot_be_counted_are_not_known(net: nn.Module, digits: Dataset) -> None:
+    def by_sample(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        def loss(one: Tensor, label: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model(one[None]), label[None])
+
+        return (x + eps * torch.func.vmap(torch.func.grad(loss))(x, y).sign()).clamp(0, 1)
+
+    def by_parts(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        return peers.loop(lambda z: model.linear(z.flatten(1)), x, y, eps)
+
+    for attack in (by_sample, by_parts):
+        found = measured(net, digits, attack)
+        assert robust(found)[-1] < robust(found)[0]
+        assert (found.record.forwards, found.record.backwards) == (None, None)
+    scripted = torch.jit.trace(net, digits.batch(slice(0, 2))[0])
+    with counting(scripted) as passes:
+        function(scripted, *digits.batch(slice(0, 2)), 0.1)
+    assert not passes.known
+
+
+def test_gradients_are_judged_only_where_the_attack_made_backward_passes(digits: Dataset) -> None:
+    class Rounded(Means):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((8 * x).round() / 8)
+
+    def noise(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        z = (x + eps * torch.randn_like(x).sign()).clamp(0, 1)
+        return torch.where((model(z).argmax(1) != y).view(-1, 1, 1, 1), z, x)
+
+    net = Rounded().eval()
+    of_queries, of_gradients = ({f.name for f in measured(net, digits, one).record.flags} for one in (noise, function))
+    assert "zero-gradient" in of_gradients - of_queries
+
+
 def test_objects_are_bound_anew(stand_ins: None, net: nn.Module, digits: Dataset) -> None:
     before = copy.deepcopy(net.state_dict())
     plain, bound = measured(net, digits, function), peers.Pair(net, 0.01)
@@ -164,7 +200,8 @@ def test_points_far_away_are_no_fault_of_an_attack_without_eps(
         (lambda model: model, "made a Means: an attack derives from"),
         (lambda model: 1 / 0, "failed: ZeroDivisionError"),
         (lambda model: peers.PGD(nn.Identity())(torch.zeros(1, 1), 0), "failed: "),
-        (3, "an attack derives from"),
+        (3, "a int is no attack: an attack derives from"),
+        (int, "the class int is no attack"),
     ],
 )
 def test_what_is_no_attack_is_one_line(
