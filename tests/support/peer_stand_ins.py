@@ -59,11 +59,11 @@ class PGD:
 
 
 class Pair(PGD):
-    """Two attacks, one after the other, which have an eps of their own."""
+    """FGSM and PGD, one after the other, which have an eps of their own."""
 
     def __init__(self, model: nn.Module, eps: float = 8 / 255) -> None:
         super().__init__(model, eps)
-        self._members = [PGD(model, eps, eps, 1), PGD(model, eps, eps / 4)]
+        self._members = [PGD(model, eps, 1.0, 1), PGD(model, eps, eps / 4)]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         first, second = (one(x, y) for one in self._members)
