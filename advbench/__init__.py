@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
-    from advbench.engine.attack import Attack
     from advbench.eps import Eps
     from advbench.evaluator import Evaluation
 
@@ -101,7 +100,7 @@ def evaluate(
     model: str | nn.Module | Loaded,
     dataset: Any = None,
     *,
-    attack: str | Attack | Sequence[str | Attack] = "autoattack",
+    attack: Any = "autoattack",
     eps: str | Sequence[Eps | str | float] | None = None,
     norm: str | None = None,
     n: int | None = None,
@@ -117,6 +116,8 @@ def evaluate(
     - `dataset`: a name, a Dataset, a pair (x, y) of tensors or arrays, a dataset of PyTorch or a DataLoader; None: the
       dataset of the model. Of one's own data, `how` may have num_classes, class_names, class_map and layout (see
       `advbench.data.tensors.from_tensors`); without them the model says how many classes there are.
+    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/own-attacks.md).
+    - `dataset`: a name, a Dataset, or a pair (x, y) of tensors or arrays; None: the dataset of the model.
     - `eps`: None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of the dataset.
     - `n`: how many of the first images are used; None: 1,000 of a named dataset, all of a given one.
     - `how`: further fields of `advbench.evaluator.Settings` (precision, curve, engine, keep_points, ...), and `journal`
@@ -171,7 +172,7 @@ def attack(
     dataset: Any = None,
     *,
     eps: str | float,
-    attack: str | Attack = "pgd",
+    attack: Any = "pgd",
     n: int | None = None,
     **how: Any,
 ) -> Evaluation:

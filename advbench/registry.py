@@ -93,6 +93,12 @@ def parameters(maker: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
+def required(maker: Any) -> list[str]:
+    """The names of the positional parameters of a class or function that have no default, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, p in parameters(maker).items() if p.kind in kinds and p.default is p.empty]
+
+
 @cache
 def entries(folder: str) -> dict[str, Entry]:
     """All entries of `advbench/<folder>`, by name, sorted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_type_hints
 
-from advbench.attacks.function import Function, is_attack
+from advbench.attacks.external import FORMS, attack_of, name_of
 from advbench.engine.attack import Attack, members
 from advbench.errors import UserError, shortened
 from advbench.recipe.fields import converted
@@ -15,25 +15,32 @@ from advbench.registry import find, parameters
 def make(name: str, norm: str) -> tuple[Attack, ...]:
     """The attack `name`, or the members of the set `name`, which may depend on `norm`.
 
-    `module:name` is user code: an entry of that module, an Attack class, a function that returns an Attack, or a
-    function (model, x, y, eps) -> x_adv. Raises UserError for an unknown name and for code that returns no attack.
+    `module:name` is user code: an entry of that module, an Attack class, a function that returns an Attack, or what
+    `external.attack_of` takes. Raises UserError for an unknown name and for code that returns no attack.
     """
     entry = find("attacks", name)
     maker = entry.load()
-    if callable(maker) and is_attack(maker):
-        return (Function.of(name, maker, entry.set),)
+    if (itself := attack_of(name, maker, entry.set)) is not None:
+        return (itself,)
     known = parameters(maker)
     given = {"norm": norm} if "norm" in known else {}
     if "name" in known and "name" not in entry.set:
         given["name"] = name
-    made = members(entry.create(**given))
-    for one in made:
-        if not isinstance(one, Attack):
-            raise UserError(
-                f"{name} made a {type(one).__name__}: an attack derives from advbench.engine.attack.Attack, or is "
-                "a function (model, x, y, eps) -> x_adv"
-            )
-    return made
+    made = []
+    for one in members(entry.create(**given)):
+        if (found := attack_of(name, one)) is None:
+            raise UserError(f"{name} made a {type(one).__name__}: {FORMS}")
+        made.append(found)
+    return tuple(made)
+
+
+def taken(thing: Any) -> Attack:
+    """`thing`, made in Python, as an attack named after its class or function. UserError if it is none."""
+    found = attack_of(name_of(thing), thing)
+    if found is None:
+        what = f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+        raise UserError(f"{what} is no attack: {FORMS}")
+    return found
 
 
 def with_settings(attack: Attack, settings: dict[str, Any]) -> Attack:

@@ -15,7 +15,7 @@ from advbench.checkpoint.card import (
     read_card,
     write_card,
 )
-from advbench.checkpoint.code import code_sha256
+from advbench.checkpoint.code import code_sha256, maker_sha256
 from advbench.checkpoint.heads import load_heads
 from advbench.checkpoint.loading import Loaded, load_model
 from advbench.checkpoint.train_state import load_train_state, save_train_state
@@ -33,6 +33,7 @@ __all__ = [
     "load_heads",
     "load_model",
     "load_train_state",
+    "maker_sha256",
     "newest_run",
     "read_card",
     "save_train_state",

@@ -1,22 +1,24 @@
-"""The code of a model that comes from outside: whether there is any, and the hash of its source files.
+"""Code from outside, of a model or an attack: whether there is any, and the hash of its source files.
 
-The files are those of the modules that define the model's parts, and of all that these import, wherever it stands in
-them. Installed packages do not count: their versions are in the record. Only the names of modules and the contents of
-files enter the hash, so it is the same wherever the files lie.
+The files are those of the modules that define the parts, and of all that these import, wherever it stands in them.
+Installed packages do not count: their versions are in the record. Only the names of modules and the contents of files
+enter the hash, so it is the same wherever the files lie.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import resolve_name
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +45,22 @@ def code_sha256(net: nn.Module, arch: str) -> str | None:
     if any(isinstance(part, _GENERATED) for part in net.modules()):
         return None
     module, colon, _ = arch.partition(":")
-    roots = {_module(part) for part in net.modules()} | ({module} if colon else set())
+    return modules_sha256({_module(part) for part in net.modules()} | ({module} if colon else set()))
+
+
+def maker_sha256(maker: Any) -> str | None:
+    """As `modules_sha256`, of the module that defines a class, a function, or the class of another object."""
+    while isinstance(maker, partial):
+        maker = maker.func
+    defined = maker if isinstance(maker, type) or inspect.isroutine(maker) else type(maker)
+    return modules_sha256({getattr(defined, "__module__", None) or ""})
+
+
+def modules_sha256(roots: set[str]) -> str | None:
+    """sha256 (hex) of the source files from outside among the modules `roots` and all that they import.
+
+    None if there are none or one cannot be read.
+    """
     left, found = [name for root in roots for name in _with_parents(root)], dict[str, bytes]()
     while left:
         name = left.pop()

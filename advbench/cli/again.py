@@ -160,15 +160,15 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
     if record.engine.name != "advbench":
         return names, {}
     attacks, usual = resolve(names, {}, norm=record.norm, classes=classes)
-    functions = {one.name for one in attacks if not one.setting_names()}
     if [ref.name for ref in usual] != [ref.name for ref in named]:
         raise UserError(f"record {record.id}: {'+'.join(names)} is another set of attacks now")
     settings: dict[str, Any] = {}
-    for then, now in zip(named, usual, strict=True):
+    for attack, then, now in zip(attacks, named, usual, strict=True):
         changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
-        if now.name in functions and changed:
-            raise UserError(f"record {record.id}: the file of {now.name} has changed since")
-        settings |= changed
+        if "code_sha256" in changed:
+            raise UserError(f"record {record.id}: the code of {now.name} has changed since")
+        fields = attack.setting_names()  # the rest is read from the attack, whose record will show a difference
+        settings |= {key: value for key, value in changed.items() if key in fields}
     return names, settings
 
 

@@ -44,7 +44,7 @@ def command(
         typer.Option(
             "--attack",
             metavar="NAME",
-            help="pgd, ... (advbench list attacks) or module:function; repeatable: the worst case counts "
+            help="pgd, ... (advbench list attacks) or module:name of your own; repeatable: the worst case counts "
             "[default: autoattack]",
         ),
     ] = None,

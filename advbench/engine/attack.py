@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from advbench.checkpoint.code import maker_sha256
 from advbench.engine.losses import KL, LOSSES, kl
 from advbench.errors import UserError, unknown
 from advbench.recipe.fields import Count
@@ -226,8 +227,10 @@ class Attack:
         return (self.asks, "logits") if self.checks_steps else (self.asks,)
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain JSON, for the record."""
+        """The settings as plain JSON, for the record; of a class from outside, the hash of its source too."""
         settings = {name: getattr(self, name) for name in self.setting_names()}
+        if (code := maker_sha256(type(self))) is not None:
+            settings["code_sha256"] = code
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 

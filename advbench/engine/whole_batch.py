@@ -8,9 +8,11 @@ count.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +22,52 @@ from advbench.engine.attack import Attack
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
-from advbench.errors import UserError, one_line
-from advbench.threat import around
+from advbench.errors import Interrupted, UserError, one_line
+from advbench.threat import Region, around
+
+ROUNDING = 1e-6  # of the perturbation's size, in units of the images: a point so near the ball is moved into it
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch(Attack):
-    """Base class. A subclass must define `points` only."""
+    """Base class. A subclass must define `points` only.
+
+    `from_outside`: its code may draw random numbers that no seed decides, so the evaluation repeats a batch.
+    `queries_only`: whether it was seen to make no backward pass.
+    """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
+    from_outside: ClassVar[bool] = True
 
     steps: int = 1
+    queries_only: bool = False
+
+    def follows_gradient(self) -> bool:
+        return not self.queries_only
 
     def points(self, net: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int) -> Tensor:
         """Candidate adversarial examples (B, C, H, W) for `net`, images x (B, C, H, W) in [0, 1] and labels y (B,)."""
         raise NotImplementedError
+
+    def knows_eps(self) -> bool:
+        """Whether it is told eps, so that a point outside of the ball is a fault."""
+        return True
+
+    def needs_small_logits(self) -> bool:
+        return False  # its loss is not known
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        return []
+
+
+@dataclass
+class Passes:
+    """The passes of single images through a model. `known`: whether all of them could be counted."""
+
+    forwards: int = 0
+    backwards: int = 0
+    known: bool = True
 
 
 def attack_batch(
@@ -42,24 +75,21 @@ def attack_batch(
 ) -> dict[str, Any]:
     """Run `attack` on one batch of images x (B, C, H, W), labels y (B,) and places `index` (B,) in the dataset.
 
-    Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`, and `points` (F, C, H, W), those of the
-    images that fell, in order. UserError if the attack raises, or does not return a tensor of the shape of x.
+    Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`; `points` (F, C, H, W), those of the images
+    that fell, in order; `forwards` and `backwards`, the passes of single images, and `counted`, whether these are all.
+    UserError if the attack raises, or does not return a tensor of the shape of x.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
-    net = copy.deepcopy(oracle.net)  # the attack may change its mode, weights or gradients
-    try:
-        with rng.kept(batch_seed), torch.enable_grad():
-            z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
-    except Exception as error:  # a user's code may raise anything
-        if out_of_memory(error):
-            raise
-        raise UserError(f"attack {attack.name} failed: {type(error).__name__}: {one_line(error)}") from error
+    net = copied(oracle.net)  # the attack may change its mode, weights or gradients
+    with rng.kept(batch_seed), torch.enable_grad(), others_code(f"attack {attack.name}"), counting(net) as passes:
+        z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
     if not isinstance(z, Tensor) or z.shape != x.shape:
         got = f"shape {'x'.join(map(str, z.shape))}" if isinstance(z, Tensor) else type(z).__name__
         shape = "x".join(map(str, x.shape))
         raise UserError(f"attack {attack.name} must return its points, a tensor of shape {shape}, not {got}")
-    z = z.detach().to(x)
     region = around(norm, x, torch.full(y.shape, eps, dtype=torch.float64, device=x.device))
+    z = unrounded(region, z.detach().to(x))
+    before = oracle.forwards
     logits, inside = oracle.logits(z), region.contains(z)
     fell = wrong(logits, y) & inside
     size = region.size(z.double() - x.double())
@@ -68,11 +98,76 @@ def attack_batch(
         "distance": torch.where(fell, size, torch.inf).cpu(),
         "points": z[fell].cpu(),
         "nonfinite": int(((~logits.isfinite()).any(1) & inside).sum()),
-        "outside": int((~inside).sum()),
+        "outside": int((~inside).sum()) if attack.knows_eps() else 0,
+        "forwards": passes.forwards + oracle.forwards - before,
+        "backwards": passes.backwards,
+        "counted": passes.known and passes.forwards > 0,  # without any, it ran parts of the model, or another one
     }
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of `attack_batch` on several batches, concatenated."""
-    counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside")}
-    return {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")} | counts
+    counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside", "forwards", "backwards")}
+    found = {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")}
+    return {**found, **counts, "counted": all(part["counted"] for part in parts)}
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of `net`. UserError where it cannot be copied."""
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"attacks from outside get a copy of the model, which has none: {one_line(error)}") from error
+
+
+@contextmanager
+def others_code(what: str) -> Iterator[None]:
+    """Inside, prints go to stderr, and any error but a lack of memory is a UserError about `what`."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"{what} failed: {type(error).__name__}: {one_line(error)}") from error
+
+
+@contextmanager
+def counting(net: nn.Module) -> Iterator[Passes]:
+    """Inside, the passes of `net` are counted: forward, and backward from its outputs.
+
+    Not known are those of TorchScript, which takes no hooks, and inside of torch.func, which hides the batch.
+    """
+    passes = Passes()
+
+    def backward(grad: Tensor) -> None:
+        passes.backwards += len(grad)
+
+    def forward(_: nn.Module, __: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(output):
+            passes.known = False
+            return
+        passes.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    if isinstance(net, torch.jit.ScriptModule):
+        passes.known = False
+        yield passes
+        return
+    handle = net.register_forward_hook(forward)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def unrounded(region: Region, z: Tensor) -> Tensor:
+    """Points z (B, C, H, W), where those that only rounding has put outside of the region are moved into it."""
+    moved = region.project(z)
+    near = (moved - z).abs().flatten(1).amax(1) <= ROUNDING
+    return torch.where(near.view(-1, 1, 1, 1) & ~region.contains(z).view(-1, 1, 1, 1), moved, z)

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advbench.attacks.base import make, with_settings
+from advbench.attacks.base import make, taken, with_settings
 from advbench.engine.attack import Attack
 from advbench.errors import unknown
 from advbench.record import AttackRef
 
 
 def resolve(
-    asked: Sequence[str | Attack], settings: Mapping[str, Any], *, norm: str, classes: int
+    asked: Sequence[Any], settings: Mapping[str, Any], *, norm: str, classes: int
 ) -> tuple[list[Attack], list[AttackRef]]:
     """The single attacks of all named sets, made for the norm and the number of classes, and their references.
 
-    A setting goes to every attack that has a field of that name. Raises UserError for an unknown attack, for a setting
-    that no attack has, for a value that does not fit its field, and for an attack that does not support the norm.
+    A setting goes to every attack that has a field of that name. Raises UserError for an unknown attack, for what is no
+    attack, for a setting that no attack has, for a value that does not fit its field, and for an
+    attack that does not support the norm.
     """
-    sets = [(one, make(one, norm)) if isinstance(one, str) else (one.name, (one,)) for one in asked]
-    members = [(name, member) for name, of_set in sets for member in of_set]
+    members = []
+    for one in asked:
+        of_set = make(one, norm) if isinstance(one, str) else (taken(one),)
+        members += [(one if isinstance(one, str) else member.name, member) for member in of_set]
     fields = {field for _, member in members for field in member.setting_names()}
     for key in settings:
         if key not in fields:

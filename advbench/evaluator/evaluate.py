@@ -20,7 +20,6 @@ from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
-from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
@@ -167,6 +166,7 @@ def judge(
 ) -> Judged:
     """The flags of the evaluation: on the model's outputs and gradients, the attacks, the run and the training."""
     passes, began = 0, time.perf_counter()
+    attacks = [runner.as_seen(one) for one in run.every]
 
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal passes
@@ -180,7 +180,7 @@ def judge(
                 *corruptions.notes(run.attacks, runner.data),
             ]
         return flags.judge(
-            runner, loaded, fates, run.every, settings.sizes, in_train_mode=in_train_mode, probes=settings.probes
+            runner, loaded, fates, attacks, settings.sizes, in_train_mode=in_train_mode, probes=settings.probes
         )
 
     with runner.net.register_forward_pre_hook(count):
@@ -204,7 +204,6 @@ def make_record(
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
-    counted = not any(isinstance(one, WholeBatch) for one in run.attacks)  # their passes are their own
     return Record.of(
         outcome.fates,
         model=model_ref(loaded, settings.name),
@@ -222,8 +221,8 @@ def make_record(
         corruptions=outcome.corruptions,
         flags=judged.flags,
         seconds=journal.seconds,
-        forwards=journal.forwards if counted else None,
-        backwards=journal.backwards if counted else None,
+        forwards=journal.forwards if runner.counted else None,
+        backwards=journal.backwards if runner.counted else None,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),

@@ -19,6 +19,8 @@ from advbench.attacks.rays import RayS
 from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
+from advbench.engine.whole_batch import WholeBatch
+from advbench.errors import UserError
 from advbench.evaluator import subject
 from advbench.evaluator.probes import GREY_EPS, LONG_PGD_STEPS, SHORT_PGD_STEPS, Probe, declared
 from advbench.evaluator.runner import Runner
@@ -74,6 +76,7 @@ def judge(
     found += facts(runner, loaded, in_train_mode=in_train_mode)
     found += refused(runner, fates, eps)
     found += spectrum(runner, fates, attacks, eps)
+    found += not_repeatable(runner, fates, attacks, eps, probes=probes)
     if not probes:
         detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
         found.append(Flag(name=NOT_PROBED, severity="suspect", detail=detail))
@@ -166,6 +169,36 @@ def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float], fou
         if number > first and not attack.follows_gradient()
         for flag in black_box_ahead(attack.name, number, fates, eps, found)
     ]
+
+
+def not_repeatable(
+    runner: Runner, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float], *, probes: bool
+) -> list[Flag]:
+    """Attacks from outside, unless a repetition of one batch, near half the clean accuracy, agrees with the first."""
+    place, found = half_accuracy_point(fates, eps), []
+    for one in {attack.name: attack for attack in attacks}.values():
+        sizes = [size for name, size in runner.first_batches if name == one.name]
+        if not isinstance(one, WholeBatch) or not one.from_outside or not sizes or place is None:
+            continue
+        at = min(sizes, key=lambda size: abs(size - eps[place]))
+        k = n = None
+        if not probes:
+            detail = "it was not repeated (--probes off)"
+        elif runner.oracle.random:
+            detail = "the model's outputs are random, so it was not repeated"
+        else:
+            runner.journal.poll()
+            try:
+                k, n = runner.moved(one, at)
+            except UserError as error:
+                detail = f"a repetition failed: {error}"
+            else:
+                if not k:
+                    continue
+                detail = f"a repetition with the same seed changed the verdicts of {k} of {n} images at eps {at:g}"
+        text = f"{one.name}: {detail}, so the accuracy may be another in another run"
+        found.append(Flag(name="not-repeatable", severity="note", eps=at if k else None, k=k, n=n, detail=text))
+    return found
 
 
 def spectrum(runner: Runner, fates: Fates, attacks: Sequence[Attack], eps: Sequence[float]) -> list[Flag]:

@@ -173,8 +173,9 @@ class Journal:
     def once(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of `work`: from the journal if it finished before, else by calling it.
 
-        The result holds tensors and plain values, among them "fell". This is for work that cannot be saved half done:
-        a kill loses all of it, and a stop waits for its end.
+        The result holds tensors and plain values, among them "fell", and the passes made, "forwards" and "backwards",
+        where there are any. This is for work that cannot be saved half done: a kill loses all of it, and a stop waits
+        for its end.
         """
         self._next += 1
         if self._next <= len(self._ended):
@@ -185,6 +186,8 @@ class Journal:
             found = work()
         finally:
             self.seconds += time.perf_counter() - began
+        self.forwards += found.get("forwards", 0)
+        self.backwards += found.get("backwards", 0)
         self._end(found)
         return found
 

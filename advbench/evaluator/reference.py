@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 @dataclass(frozen=True, kw_only=True)
 class Reference(WholeBatch):
     """The package's attack called `name`, as its AutoAttack version `kind` sets it; `twin` is advbench's own one."""
+
+    from_outside: ClassVar[bool] = False  # it draws from the evaluation's seed
 
     kind: str
     twin: Attack

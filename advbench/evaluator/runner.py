@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -67,6 +68,10 @@ class Runner:
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
         self.unverified = self.nonfinite = self.outside = 0
+        self.counted = True  # whether all passes of attacks on whole batches could be counted
+        self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
+        # By attack and eps: the rows of the first of its batches, and which of them fell.
+        self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
         self.eager: dict[str, None] = {}
@@ -175,19 +180,13 @@ class Runner:
         (size,) = set(eps.tolist())  # all images at the same eps, because the curve is exact
         found = []
         for start in range(0, len(rows), self.slots):
-            at = torch.from_numpy(rows[start : start + self.slots]).to(self.data.device)
-
-            def work(at: Tensor = at) -> dict[str, Any]:
-                parts = []
-                for some in at.split(self.oracle.slots):
-                    x, y = self.data.batch(some)
-                    index = self.data.indices[some]
-                    part = attack_batch(attack, self.oracle, x, y, index, size, norm=self.norm, seed=self.seed)
-                    parts.append(part if self.keep_points else {**part, "points": part["points"][:0]})
-                return joined(parts)
-
-            found.append(self.halving_slots(lambda work=work: self.journal.once(work)))  # type: ignore[misc]
+            work = partial(self._batch, attack, rows[start : start + self.slots], size)
+            found.append(self.halving_slots(partial(self.journal.once, work)))
         whole = joined(found)
+        self.counted &= whole["counted"]
+        used = whole["backwards"] > 0 or not whole["counted"]
+        self._used_gradients[attack.name] = used or self._used_gradients.get(attack.name, False)
+        self.first_batches[attack.name, size] = rows[: self.slots], found[0]["fell"].numpy()
         felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
         return Verdicts(
             whole["fell"],
@@ -198,6 +197,29 @@ class Runner:
             nonfinite=whole["nonfinite"],
             outside=whole["outside"],
         )
+
+    def _batch(self, attack: WholeBatch, rows: NDArray[np.int64], eps: float) -> dict[str, Any]:
+        """The results of one batch, in parts of as many rows as there are slots."""
+        parts = []
+        for some in torch.from_numpy(rows).to(self.data.device).split(self.oracle.slots):
+            x, y = self.data.batch(some)
+            part = attack_batch(attack, self.oracle, x, y, self.data.indices[some], eps, norm=self.norm, seed=self.seed)
+            parts.append(part if self.keep_points else {**part, "points": part["points"][:0]})
+        return joined(parts)
+
+    def as_seen(self, attack: Attack) -> Attack:
+        """`attack`, which made no backward pass if it is one on whole batches that was seen to make none."""
+        only = isinstance(attack, WholeBatch) and not self._used_gradients.get(attack.name, True)
+        return replace(attack, queries_only=True) if only else attack  # type: ignore[call-arg]
+
+    def moved(self, attack: WholeBatch, eps: float) -> tuple[int, int]:
+        """How many images of the first batch at `eps` fall or stand otherwise if it is attacked again, and of how many.
+
+        The seed is the same, so that any is a random number of the attack's own.
+        """
+        rows, fell = self.first_batches[attack.name, eps]
+        again = self.halving_slots(partial(self._batch, attack, rows, eps))
+        return int((again["fell"].numpy() != fell).sum()), len(rows)
 
     def _fp32_oracle(self) -> Oracle:
         if self._fp32_copy is None:

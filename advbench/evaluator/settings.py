@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from advbench.errors import UserError, unknown
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")
+Asked = str | Attack | Callable[..., Any] | object  # a name, or what `attacks.external.attack_of` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Settings:
     """The settings of an evaluation. Raises UserError for an unknown choice, no attack, no eps or an invalid eps.
 
     - `attack`: names of registry entries (a set such as autoattack stands for its members), `package.module:name` for
-      code from outside, or attacks made by hand.
+      code from outside, or attacks made by hand: ours, another library's, or a function, as in `attacks.external`.
     - `attack_settings`: fields by name; each goes to the attacks that have such a field.
     - `eps`: sizes as they are written ("8/255"), or numbers.
     - `precision`: "bf16" searches in bf16 and attacks the images that stand once more in fp32. "auto" does so where
@@ -39,7 +40,7 @@ class Settings:
     - `command`, `supersedes`: copied into the record.
     """
 
-    attack: str | Attack | Sequence[str | Attack] = "autoattack"
+    attack: Asked | Sequence[Asked] = "autoattack"
     attack_settings: Mapping[str, Any] = field(default_factory=dict)
     eps: Sequence[Eps | str | float]
     norm: str = "linf"
@@ -71,9 +72,10 @@ class Settings:
             raise UserError("no eps was given: write a comma list such as 0,2/255,4/255,8/255")
 
     @cached_property
-    def attacks(self) -> tuple[str | Attack, ...]:
+    def attacks(self) -> tuple[Any, ...]:
         """`attack` as a tuple."""
-        return (self.attack,) if isinstance(self.attack, str | Attack) else tuple(self.attack)
+        several = isinstance(self.attack, Sequence) and not isinstance(self.attack, str)
+        return tuple(self.attack) if several else (self.attack,)  # type: ignore[arg-type]
 
     @cached_property
     def grid(self) -> tuple[Eps, ...]:

@@ -26,6 +26,7 @@ _OWN = "advbench"
 _AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
 _AUTOATTACK_BUDGET = {"steps": 100, "n_queries": 5000}
 _AUTOATTACK_TARGETS = {"l1": 5}  # 9 in other norms
+_FROM_OUTSIDE = {"code_sha256", "library"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Protocol:
 
     `settings` are those of each attack. `strength` orders protocols: infinite for AutoAttack at its usual budget, else
     the number of gradient steps on an image, where 50 queries of an attack without gradients count as one: so
-    AutoAttack weighs them, whose members have 100 steps or 5,000 queries.
+    AutoAttack weighs them, whose members have 100 steps or 5,000 queries. An attack from outside has none.
     """
 
     key: str
@@ -119,6 +120,7 @@ def _strength(attacks: list[AttackRef], record: Record) -> float:
         * max(1, _number(ref, "n_targets", 1))
         * max(1, _number(ref, "restarts", 1))
         for ref in attacks
+        if not _FROM_OUTSIDE & ref.settings.keys()  # whose steps may be anything
     )
 
 

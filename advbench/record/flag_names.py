@@ -27,6 +27,7 @@ FLAG_NAMES = (
     "non-finite",
     "non-finite-attacked",
     "not-probed",
+    "not-repeatable",
     "other-noise",
     "outside",
     "outside-ball",

@@ -18,7 +18,7 @@ REFUSED = _in("engine/test_refused_hits")
 SEARCH, PROMISES, SETS = _in("engine/test_search"), _in("engine/test_promises"), _in("attacks/test_autoattack")
 CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_fp32_recheck")
 EVALUATE = _in("evaluator/test_evaluate")
-PLUGINS = _in("cli/test_plugins")
+PLUGINS, EXTERNAL = _in("cli/test_plugins"), _in("attacks/test_external")
 NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_eps_grid"), _in("test_record")
 CLOSED, COPY = _in("attacks/test_closed_form"), _in("engine/search_copy/test_copy")
 FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
@@ -310,6 +310,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("autoattack-rand-passes", 'loss="dlr", eot=20', 'loss="dlr", eot=2'),
         ],
     },
+    "advbench/attacks/peers.py": {
+        f"{EXTERNAL}objects_are_bound_anew": [
+            ("eps-as-made", "part.eps = task.eps", "part.eps = part.eps"),
+            ("step-as-made", "ratio * task.eps", "step"),
+        ],
+    },
     "advbench/engine/attack.py": {
         f"{FELLS}[fgsm-linf-False]": [("last-look-forgotten", "return s.i > self.steps", "return s.i >= self.steps")],
         f"{CLOSED}solve_reaches_the_attainable_gain[fgsm-linf-0.9999]": [
@@ -385,7 +391,13 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("outside-counts", "wrong(logits, y) & inside", "wrong(logits, y)"),
         ],
         f"{PLUGINS}what_a_function_does_to_the_model_is_done_to_a_copy": [
-            ("no-copy", "copy.deepcopy(oracle.net)", "oracle.net"),
+            ("no-copy", "net = copied(oracle.net)", "net = oracle.net"),
+        ],
+        f"{EXTERNAL}passes_are_those_that_the_model_made": [
+            ("backwards-by-batch", "passes.backwards += len(grad)", "passes.backwards += 1"),
+        ],
+        f"{EXTERNAL}points_beside_the_ball_by_rounding_count": [
+            ("rounding-is-outside", "<= ROUNDING", "< 0"),
         ],
     },
     "advbench/registry.py": {
@@ -444,6 +456,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
             ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),
+        ],
+        f"{EXTERNAL}a_note_says_which_do_not_repeat": [
+            ("repetition-agrees", 'again["fell"].numpy() != fell', "fell != fell"),
         ],
         f"{EVALUATE}the_nearest_point_over_all_attacks_counts": [
             ("nearest-is-last", "nearer = found < distance[rows]", "nearer = found < np.inf"),

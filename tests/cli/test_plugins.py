@@ -141,7 +141,7 @@ def test_a_function_is_an_attack_whose_points_are_verified(own: Any, run_folder:
     ours, fgsm = record(ran), record(own(*EVALUATE, "--attack", "fgsm"))
     assert [point["robust"] for point in ours["curve"]] == [point["robust"] for point in fgsm["curve"]]
     assert ours["curve"][1]["robust"] < ours["curve"][0]["robust"]
-    assert len(ours["attack"][0]["settings"]["source_sha256"]) == 64
+    assert len(ours["attack"][0]["settings"]["code_sha256"]) == 64
     assert ran.err.count("my_attack:function is code outside advbench, which runs now") == 1
 
 
@@ -172,7 +172,7 @@ def test_what_a_function_does_to_the_model_is_done_to_a_copy(own: Any, run_folde
     [
         ("raises", "attack my_attack:raises failed: KeyError: 'no such thing'"),
         ("other_shape", "attack my_attack:other_shape must return its points, a tensor of shape"),
-        ("nothing", "my_attack:nothing needs width: give defaults where it is defined, or in ENTRIES"),
+        ("nothing", "my_attack:nothing made a MLP: an attack derives from"),
         ("Needy", "my_attack:Needy needs width: give defaults where it is defined, or in ENTRIES"),
         ("ENTRIES", "my_attack:ENTRIES is a dict: a class or a function is needed"),
         ("torch.Tensor", "my_attack:torch.Tensor made a Tensor: an attack derives from"),
@@ -247,5 +247,6 @@ def test_a_record_is_repeated(own: Any, run_folder: Path, attack: list[str]) -> 
 def test_a_record_of_a_function_that_changed_is_not_repeated(own: Any, run_folder: Path) -> None:
     found = record(own(*EVALUATE, "--attack", "my_attack:function"))
     (own.folder / "my_attack.py").write_text(ATTACK + "\n")
+    del sys.modules["my_attack"]  # as in another process
     ran = own("evaluate", "--again", found["path"], "--trust-code")
-    assert ran.code == 2 and "the file of my_attack:function has changed since" in ran.err
+    assert ran.code == 2 and "the code of my_attack:function has changed since" in ran.err
