@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advbench import ranks, rng
 from advbench.allocator import keep_freed
-from advbench.checkpoint import Loaded, code_sha256, weights_sha256
+from advbench.checkpoint import Loaded, check_classes, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.engine.whole_batch import WholeBatch
@@ -64,11 +64,11 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K). It is moved to the device and
-    otherwise left unchanged. `resume` continues the evaluation in `journal`, with the number of processes, the
-    precision and the slots that it was started with. Within `ranks.joined` all processes get the same result.
-    Raises UserError for a model, data and settings that do not go together, and Interrupted when the journal's `stop`
-    returns true or a worker process was ended from outside.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K), with `Loaded.abstain` (B, K + 1).
+    It is moved to the device and otherwise left unchanged. `resume` continues the evaluation in `journal`, with the
+    number of processes, the precision and the slots that it was started with. Within `ranks.joined` all processes get
+    the same result. Raises UserError for a model, data and settings that do not go together, and Interrupted when the
+    journal's `stop` returns true or a worker process was ended from outside.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     journal = journal or Journal()
@@ -78,7 +78,7 @@ def evaluate(
     net, data = loaded.net.to(device), data.to(device)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        check_shapes(net, data, loaded.abstain)
         with enough_memory():
             journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
         saved = ranks.first(lambda: journal.saved() if resume else None)
@@ -91,7 +91,7 @@ def evaluate(
         rng.reseed(settings.seed)  # from which a random model draws, whatever was drawn before
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
-            is_random=flags.is_random, keep_points=settings.keep_points,
+            is_random=flags.is_random, keep_points=settings.keep_points, rejects=loaded.abstain is not None,
         )  # fmt: skip
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
@@ -109,7 +109,7 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        check_shapes(net, data, loaded.abstain)
         return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
@@ -248,8 +248,11 @@ def bare(net: nn.Module, data: Dataset) -> Loaded:
     )
 
 
-def check_shapes(net: nn.Module, data: Dataset) -> None:
-    """Raise UserError unless `net`, in eval mode, takes the images and returns one logit for each class."""
+def check_shapes(net: nn.Module, data: Dataset, abstain: str | None = None) -> None:
+    """Raise UserError unless `net`, in eval mode, takes the images and returns one logit for each class.
+
+    With `abstain` it needs one more.
+    """
     x, _ = data.batch(slice(0, 2))
     shape = "x".join(map(str, data.shape))
     try:
@@ -259,5 +262,4 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
         raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
-    if logits.shape[1] != data.num_classes:
-        raise UserError(f"the model has {logits.shape[1]} classes, {data.name} has {data.num_classes}")
+    check_classes("the model", logits.shape[1], data.name, data.num_classes, abstain)
