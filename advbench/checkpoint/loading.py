@@ -59,8 +59,7 @@ class Loaded:
         `mean` and `std`: see `normalized.parse_statistics`. `channels`: of the images, None where that is not known.
         Raises UserError for what is written wrongly, and for a network that is known to normalise its images itself.
         """
-        if abstain not in (None, "last"):
-            raise unknown("value of abstain", str(abstain), ("last",))
+        check_reading(mean, std, abstain)
         loaded = replace(self, abstain="last") if abstain else self
         found = parse_statistics(mean, std)
         if found is None:
@@ -70,6 +69,13 @@ class Loaded:
         if channels is not None:
             found = by_channel("--mean", found[0], channels), by_channel("--std", found[1], channels)
         return replace(loaded, net=Normalized(self.net, *found).eval(), mean=found[0], std=found[1])
+
+
+def check_reading(mean: Written, std: Written, abstain: str | None) -> None:
+    """Raise UserError for arguments of `Loaded.read_as` that are wrong for every model."""
+    if abstain not in (None, "last"):
+        raise unknown("value of --abstain", str(abstain), ("last",))
+    parse_statistics(mean, std)
 
 
 def load_model(

@@ -167,6 +167,10 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
 def check_flags(flags: Flags) -> None:
     """Raise UserError for flags that no model could make right."""
     find("attacks", flags.attack)
+    if flags.mean or flags.std or flags.abstain:
+        from advbench.checkpoint import check_reading
+
+        check_reading(flags.mean, flags.std, flags.abstain)
     other_norms = Path(flags.model or "runs").is_dir()  # only a run may have been trained in another norm
     check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
     if flags.eps is not None and "," in flags.eps:

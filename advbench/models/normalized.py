@@ -51,11 +51,11 @@ def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | N
     """
     if mean is None and std is None:
         return None
-    mean, std = (_other(std) if mean is None else mean), (_other(mean) if std is None else std)
-    if mean is None or std is None:
-        given, missing = ("--std", "--mean") if mean is None else ("--mean", "--std")
+    means = _numbers("--mean", mean if mean is not None else _name(std), 0)
+    deviations = _numbers("--std", std if std is not None else _name(mean), 1)
+    if means is None or deviations is None:
+        given, missing = ("--std", "--mean") if means is None else ("--mean", "--std")
         raise UserError(f"{given} without {missing}: give both, or one of the names {', '.join(NAMED)}, which has both")
-    means, deviations = _numbers("--mean", mean, 0), _numbers("--std", std, 1)
     if min(deviations) <= 0:
         raise UserError(f"--std {shortened(std)}: standard deviations are above 0")
     return means, deviations
@@ -69,17 +69,19 @@ def by_channel(flag: str, numbers: Numbers, channels: int) -> Numbers:
     return numbers * channels if len(numbers) == 1 else numbers
 
 
-def _other(written: Written) -> Written:
-    """What stands in for the flag that was not given: the name beside it, if that is one."""
+def _name(written: Written) -> Written:
+    """`written` if it is a name, which gives the other flag too."""
     return written if isinstance(written, str) and written.strip() in NAMED else None
 
 
-def _numbers(flag: str, written: Written, place: int) -> Numbers:
+def _numbers(flag: str, written: Written, place: int) -> Numbers | None:
+    if written is None:
+        return None
     if isinstance(written, str) and written.strip() in NAMED:
         return NAMED[written.strip()][place]
     parts = written.split(",") if isinstance(written, str) else written
     try:
-        found = tuple(float(part) for part in ([parts] if isinstance(parts, int | float) else parts or ()))
+        found = tuple(float(part) for part in ([parts] if isinstance(parts, int | float) else parts))
     except (TypeError, ValueError):
         found = ()
     if not found or not all(math.isfinite(number) for number in found):
