@@ -68,7 +68,9 @@ class Loaded:
             raise UserError(f"{self.spec} normalises its images itself: leave out --mean and --std")
         if channels is not None:
             found = by_channel("--mean", found[0], channels), by_channel("--std", found[1], channels)
-        return replace(loaded, net=Normalized(self.net, *found).eval(), mean=found[0], std=found[1])
+        means, deviations = (",".join(map(str, numbers)) for numbers in found)
+        notes = (*self.notes, f"images are normalised by mean {means} and std {deviations} in front of it")
+        return replace(loaded, net=Normalized(self.net, *found).eval(), mean=found[0], std=found[1], notes=notes)
 
 
 def check_reading(mean: Written, std: Written, abstain: str | None) -> None:

@@ -40,7 +40,7 @@ def shifted():
     net.bias += torch.arange(10) * 3.0
     return net
 """
-SHORT = ["--dataset", "digits", "-n", "40", "--eps", "0,0.1", "--attack", "fgsm", "--device", "cpu"]
+SHORT = ["--dataset", "digits", "-n", "40", "--eps", "0,0.1", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def nets(cli: Any) -> Any:
     return cli
 
 
-def evaluated(cli: Any, *words: object) -> dict[str, Any]:
-    """The record of an evaluation, with its path."""
-    ran = cli("evaluate", *SHORT, "--leaderboard", "board", "--json", *words)
+def evaluated(cli: Any, *words: object, attack: str = "fgsm") -> dict[str, Any]:
+    """The record of an evaluation, with its path. Later `words` replace earlier ones."""
+    ran = cli("evaluate", *SHORT, "--attack", attack, "--leaderboard", "board", "--json", *words)
     assert ran.code == 0, ran.err
     found: dict[str, Any] = json.loads(ran.out.splitlines()[-1])
     return found
@@ -62,6 +62,7 @@ def test_it_is_the_model_that_it_was_trained_as_and_part_of_its_identity(nets: A
     found = evaluated(nets, "--model", "nets_of_means:plain", "--mean", "half")
     spelled = evaluated(nets, "--model", "nets_of_means:plain", "--mean", "0.50", "--std", "5e-1")
     assert (found["model"]["mean"], found["model"]["std"], without["model"]["mean"]) == ([0.5], [0.5], None)
+    assert any("normalised by mean 0.5 and std 0.5" in flag["detail"] for flag in found["flags"])
     assert found["model"]["weights_sha256"] == without["model"]["weights_sha256"]
     assert found["question"] != without["question"] and found["clean"] >= 0.7
     assert found["curve"] != without["curve"]
@@ -69,7 +70,7 @@ def test_it_is_the_model_that_it_was_trained_as_and_part_of_its_identity(nets: A
     ids = {path.stem for path in Path("board/records").rglob("*.json")}
     assert ids == {found["id"], without["id"]}  # both are ranked: other models, though of the same weights
     text = Path("board/digits-linf.md").read_text()
-    assert all(one[:8] in text.partition("\nNot ranked")[0] for one in ids)
+    assert text.count("| nets_of_means:plain |  | nets_of_means:plain |") == 2
 
 
 def test_a_record_is_repeated_with_it(nets: Any) -> None:
@@ -131,6 +132,12 @@ def test_models_that_may_reject_are_measured_and_compared_by_themselves(nets: An
     ran = nets("compare", other["path"], "--baseline", one["path"], "--fail-if", "clean < baseline - 1")
     assert ran.code == 2 and "one that may not; a model that may reject (--abstain last)" in ran.err + ran.out
     assert "--abstain last" in ran.err + ran.out and "--mean 0.5 --std 0.5" in ran.err + ran.out
+
+
+def test_points_of_a_model_that_rejects_nothing_are_tried_on_one_that_does(nets: Any) -> None:
+    words = ("--set", "source=nets_of_means:plain", "--set", "steps=10", "--eps", "0,0.3")
+    found = evaluated(nets, "--model", "nets_of_means:rejecting", "--abstain", "last", *words, attack="transfer")
+    assert 0 < found["curve"][1]["robust"] < found["curve"][0]["robust"]
 
 
 def test_a_rejected_image_is_called_so(nets: Any) -> None:

@@ -20,6 +20,7 @@ from advbench.engine.rejection import accepted, in_8_bit, never_rejecting
 from advbench.engine.whole_batch import WholeBatch
 from advbench.errors import UserError
 from advbench.evaluator import Evaluation, Settings, bare, evaluate
+from advbench.models import build
 from advbench.threat import around
 
 N, EPS = 60, 0.15
@@ -42,13 +43,13 @@ def linear() -> nn.Linear:
     return net
 
 
-def with_rejection(linear: nn.Linear, weight: Tensor, bias: float) -> nn.Module:
+def with_rejection(linear: nn.Linear, weight: Tensor, bias: float) -> Any:
     """The linear net with an 11th logit, linear too."""
-    net = nn.Linear(64, 11)
+    net = build("linear", num_classes=11, in_channels=1, image_size=8).eval()
     with torch.no_grad():
-        net.weight.copy_(torch.cat([linear.weight, weight[None]]))
-        net.bias.copy_(torch.cat([linear.bias, torch.tensor([bias])]))
-    return nn.Sequential(nn.Flatten(), net).eval()
+        net.linear.weight.copy_(torch.cat([linear.weight, weight[None]]))
+        net.linear.bias.copy_(torch.cat([linear.bias, torch.tensor([bias])]))
+    return net
 
 
 def loaded(net: nn.Module, data: Dataset) -> Loaded:
@@ -61,7 +62,7 @@ def measured(net: nn.Module, data: Dataset, *attacks: Any, eps: Any = ("0", str(
     return evaluate(model, data, Settings(attack=attacks, eps=eps, **settings))
 
 
-def largest_margin(net: nn.Module, data: Dataset, eps: float) -> NDArray[np.float64]:
+def largest_margin(net: Any, data: Dataset, eps: float) -> NDArray[np.float64]:
     """By closed form, the largest margin of a wrong class over the label and the rejection in each Linf ball, (n,).
 
     For a class c it is the maximum over x' of min(z_c - z_y, z_c - z_r), both linear in x', and so by duality the
@@ -69,7 +70,7 @@ def largest_margin(net: nn.Module, data: Dataset, eps: float) -> NDArray[np.floa
     """
     x, y = (part.numpy() for part in data.batch(slice(None)))
     x = x.reshape(len(x), -1).astype(float)
-    weight, bias = (value.detach().double().numpy() for value in (net[1].weight, net[1].bias))  # type: ignore[index]
+    weight, bias = (value.detach().double().numpy() for value in (net.linear.weight, net.linear.bias))
     low, high = np.maximum(x - eps, 0), np.minimum(x + eps, 1)
     found = np.full(len(x), -np.inf)
     for place, label in enumerate(y):
@@ -96,6 +97,11 @@ def doubtful(linear: nn.Linear, digits: Dataset) -> nn.Module:
     x, _ = digits.batch(slice(None))
     best = nn.functional.linear(x.flatten(1), linear.weight, linear.bias).amax(1)
     return with_rejection(linear, 0.5 * border.flatten(), float(best.detach().quantile(0.05)))
+
+
+@pytest.fixture(scope="module")
+def largest(doubtful: nn.Module, digits: Dataset) -> NDArray[np.float64]:
+    return largest_margin(doubtful, digits, EPS)
 
 
 # --- the K logits that attacks see --------------------------------------------------------------------------------
@@ -142,12 +148,22 @@ def test_whole_8_bit_steps_stay_in_the_ball(norm: str) -> None:
         ("apgd-t", 0.97, {"steps": 40}),
         ("fab-t", 0.9, {"steps": 40}),
         ("square", 0.5, {"n_queries": 500}),
+        ("apgd-dlr", 0.9, {"steps": 40}),
+        ("fmn", 0.8, {"steps": 100}),
+        ("deepfool", 0.5, {}),
+        ("rays", 0.3, {"n_queries": 300}),
+        ("pgd", 0.0, {"steps": 20, "loss": "kl"}),
+        ("feature-pgd", 0.0, {"steps": 20}),
     ],
 )
 def test_attacks_on_a_linear_model_reach_its_closed_form(
-    doubtful: nn.Module, digits: Dataset, attack: str, least: float, settings: dict[str, Any]
+    doubtful: nn.Module,
+    digits: Dataset,
+    largest: NDArray[np.float64],
+    attack: str,
+    least: float,
+    settings: dict[str, Any],
 ) -> None:
-    largest = largest_margin(doubtful, digits, EPS)
     found = measured(doubtful, digits, attack, attack_settings=settings)
     correct, fell = found.fates.clean, found.fates.fell == 1
     assert not fell[correct & (largest < -1e-4)].any()
