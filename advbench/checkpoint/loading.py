@@ -109,6 +109,7 @@ def load_model(
         loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=channels)
         if shape is not None:
             _check_fits(loaded, shape)
+            loaded = replace(loaded, num_classes=shape.num_classes)  # without the rejection
         net, name = loaded.net, loaded.arch
         loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
         loaded.net.to(device)

@@ -19,7 +19,8 @@ _SLACK = 1e-3  # of a level: rounding of float32 on the way to a whole number of
 def accepted(logits: Tensor, y: Tensor) -> Tensor:
     """The logits (S, K) that attacks see of logits (S, K + 1) and labels y (S,): that of y is max(z_y, z_reject).
 
-    Where the rejection's logit is NaN or infinite, so is that of y, which makes it a wrong answer.
+    Where the rejection's logit is NaN or infinite, so is that of y, which makes it a wrong answer. An exact tie of
+    another class with the rejection is decided as one with y.
     """
     rejection = logits[:, -1:]
     own = torch.maximum(logits.gather(1, y[:, None]), rejection) + 0 * rejection  # 0 * inf is NaN
