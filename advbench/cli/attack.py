@@ -167,7 +167,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
 def check_flags(flags: Flags) -> None:
     """Raise UserError for flags that no model could make right."""
     find("attacks", flags.attack)
-    if flags.mean or flags.std or flags.abstain:
+    if (flags.mean, flags.std, flags.abstain) != (None, None, None):
         from advbench.checkpoint import check_reading
 
         check_reading(flags.mean, flags.std, flags.abstain)

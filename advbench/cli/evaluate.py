@@ -267,7 +267,7 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
-    if flags.mean or flags.std or flags.abstain:
+    if (flags.mean, flags.std, flags.abstain) != (None, None, None):
         from advbench.checkpoint import check_reading
 
         check_reading(flags.mean, flags.std, flags.abstain)
