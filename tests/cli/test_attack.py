@@ -28,7 +28,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attack_module, "attack", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --mean mnist --std 0.5 "
-        "--abstain last --norm l2 --seed 3 --device cpu --precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
+        "--abstain last --norm l2 --seed 3 --device cpu "
+        "--precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
     ((flags, given),) = seen
