@@ -69,7 +69,7 @@ class FeatureOracle(Oracle):
     """An oracle that reads features (S, D) for the objective. An item's reference is the centre of its target class."""
 
     def __init__(self, oracle: Oracle, centres: Tensor) -> None:
-        super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
+        super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random, rejects=oracle.rejects)
         self.centres = centres
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:

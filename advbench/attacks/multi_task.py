@@ -66,6 +66,8 @@ class MultiTask(PGD):
     def prepare(self, context: Context) -> Attack:
         """This attack with the heads of the evaluated run. UserError if the model is no run trained on several tasks,
         and as in `with_heads`."""
+        if context.loaded.abstain:
+            raise UserError(f"{self.name} has no form for models that may reject: leave out --abstain")
         heads = heads_of(context.loaded)
         if not heads:
             raise UserError(

@@ -18,6 +18,7 @@ from advbench.checkpoint import load_model
 from advbench.engine.attack import Answer, Asks, Attack, Context, Problem, prepared
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
+from advbench.engine.rejection import never_rejecting
 from advbench.errors import UserError
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -69,14 +70,26 @@ class Transfer(APGD):
 
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         assert self.source_net is not None
-        return SourceOracle(oracle.net, self.source_net, slots=oracle.slots, random=oracle.random)
+        return SourceOracle(
+            oracle.net, self.source_net, slots=oracle.slots, random=oracle.random, rejects=oracle.rejects
+        )
 
 
 class SourceOracle(Oracle):
-    """An oracle whose objective and gradients come from `source`; logits, hits and verification come from `net`."""
+    """An oracle whose objective and gradients come from `source`; logits, hits and verification come from `net`.
 
-    def __init__(self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False) -> None:
-        super().__init__(net, source, slots=slots, random=random)
+    `source` has no logit for a rejection, even if `net` has one.
+    """
+
+    def __init__(
+        self, net: nn.Module, source: nn.Module, *, slots: int, random: bool = False, rejects: bool = False
+    ) -> None:
+        super().__init__(net, source, slots=slots, random=random, rejects=rejects)
+
+    def read(self, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
+        logits, _ = super().read(p, query)
+        logits = never_rejecting(logits) if self.rejects else logits
+        return logits, logits
 
     def answer(
         self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None, handicap: Tensor | None = None
@@ -84,6 +97,6 @@ class SourceOracle(Oracle):
         answer = super().answer(attack, p, query, asks, handicap)
         with torch.no_grad():
             self.forwards += len(query)
-            answer.logits = self.net(query).float()
+            answer.logits = self.judged(self.net(query).float(), p.y)
             answer.wrong = wrong(answer.logits, p.y)
         return answer

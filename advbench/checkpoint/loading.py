@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from advbench.checkpoint.card import BEST, CARD, LAST, read_card
 from advbench.checkpoint.code import code_sha256, is_outside
 from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
-from advbench.errors import UserError
+from advbench.errors import UserError, unknown
 from advbench.files import plain_path, sha256_file
 from advbench.models import external
 from advbench.models.described import rebuild_for
+from advbench.models.normalized import Normalized, Written, by_channel, normalises, parse_statistics
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
 
@@ -29,7 +30,9 @@ class Loaded:
 
     `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
     `file`: the run folder and the file in it that holds the network, None for other models. `code_sha256`: hash of its
-    source files from outside, if any. `outside`: whether code from outside decides what it answers.
+    source files from outside, if any. `outside`: whether code from outside decides what it answers. `mean` and `std`:
+    the normalisation put in front of it, one number a channel, which `net` includes and `weights_sha256` does not.
+    `abstain`: "last" if the last of its K + 1 logits means that it rejects the input.
     """
 
     net: nn.Module = field(repr=False)
@@ -44,6 +47,37 @@ class Loaded:
     file: str | None = None
     code_sha256: str | None = None
     outside: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    abstain: Literal["last"] | None = None
+
+    def read_as(
+        self, *, mean: Written = None, std: Written = None, abstain: str | None = None, channels: int | None = None
+    ) -> Loaded:
+        """This model, its images normalised by `mean` and `std` and its answers read as `abstain` says.
+
+        `mean` and `std`: see `normalized.parse_statistics`. `channels`: of the images, None where that is not known.
+        Raises UserError for what is written wrongly, and for a network that is known to normalise its images itself.
+        """
+        check_reading(mean, std, abstain)
+        loaded = replace(self, abstain="last") if abstain else self
+        found = parse_statistics(mean, std)
+        if found is None:
+            return loaded
+        if self.spec.startswith("robustbench:") or normalises(self.net):
+            raise UserError(f"{self.spec} normalises its images itself: leave out --mean and --std")
+        if channels is not None:
+            found = by_channel("--mean", found[0], channels), by_channel("--std", found[1], channels)
+        means, deviations = (",".join(map(str, numbers)) for numbers in found)
+        notes = (*self.notes, f"images are normalised by mean {means} and std {deviations} in front of it")
+        return replace(loaded, net=Normalized(self.net, *found).eval(), mean=found[0], std=found[1], notes=notes)
+
+
+def check_reading(mean: Written, std: Written, abstain: str | None) -> None:
+    """Raise UserError for arguments of `Loaded.read_as` that are wrong for every model."""
+    if abstain not in (None, "last"):
+        raise unknown("value of --abstain", str(abstain), ("last",))
+    parse_statistics(mean, std)
 
 
 def load_model(
@@ -53,48 +87,51 @@ def load_model(
     dataset: Dataset | str | None = None,
     norm: str | None = None,
     device: torch.device | str = "cpu",
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
     trust_pickle: bool = False,
     trust_code: bool = False,
 ) -> Loaded:
     """The network that `spec` names: a run folder, one of its weight files, or any of `external.FORMS`.
 
     `dataset` (loaded, or its name): the network must fit it. It also chooses between models of one name, and gives
-    the classes and channels that a weight file does not give. `norm` only chooses between models of one name.
+    the classes and channels that a weight file does not give. `norm` only chooses between models of one name. `mean`,
+    `std` and `abstain`: see `Loaded.read_as`.
     Raises UserError, in one line, for an unknown model, a damaged file, weights that do not fit, and channels or
     classes that differ from the dataset's; and Untrusted, unless `trust_pickle`, for a pickle that could run code, and,
     unless `trust_code` or `arch` names it, for code that only a run folder names.
     """
     with consent.also(pickle=trust_pickle, code=trust_code).given():
-        return _load(spec, arch, dataset, norm, device)
+        shape = _shape(dataset)
+        loaded = _load(spec, arch, shape, norm)
+        channels = shape.image[0] if shape is not None else getattr(loaded.net, "in_channels", None)
+        loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=channels)
+        if shape is not None:
+            loaded = replace(loaded, num_classes=_check_fits(loaded, shape))
+        net, name = loaded.net, loaded.arch
+        loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
+        loaded.net.to(device)
+        return loaded
 
 
-def _load(
-    spec: str, arch: str | None, dataset: Dataset | str | None, norm: str | None, device: torch.device | str
-) -> Loaded:
+def _load(spec: str, arch: str | None, shape: external.Shape | None, norm: str | None) -> Loaded:
     if not spec or not spec.isprintable():
         raise UserError(f"{spec!r} names no model: write {external.FORMS}")
-    shape = _shape(dataset)
     run = _in_run(Path(spec))
     if run is not None:
-        loaded = _load_run(spec, *run, arch)
-    else:
-        found = external.load(spec, arch=arch, shape=shape, norm=norm)
-        classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
-        if not classes:
-            raise UserError(f"{spec} does not say its number of classes: name the --dataset")
-        notes = found.notes
-        if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
-            notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
-            found.net.float()
-        digest = weights_sha256(found.net)
-        spec = plain_path(spec) if os.path.isfile(spec) else spec
-        loaded = Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
-    if shape is not None:
-        loaded = replace(loaded, num_classes=_check_fits(loaded, shape))
-    net, name = loaded.net, loaded.arch
-    loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
-    loaded.net.to(device)
-    return loaded
+        return _load_run(spec, *run, arch)
+    found = external.load(spec, arch=arch, shape=shape, norm=norm)
+    classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
+    if not classes:
+        raise UserError(f"{spec} does not say its number of classes: name the --dataset")
+    notes = found.notes
+    if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
+        notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
+        found.net.float()
+    digest = weights_sha256(found.net)
+    spec = plain_path(spec) if os.path.isfile(spec) else spec
+    return Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
 
 
 def _in_run(path: Path) -> tuple[Path, str] | None:
@@ -164,11 +201,28 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> int:
         raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(f"{loaded.spec} does not map images to logits (B, classes)")
-    classes = logits.shape[1]
-    if classes != shape.num_classes and (shape.known or classes < shape.num_classes):
-        least = "" if shape.known else "at least "
-        raise UserError(f"{loaded.spec} has {classes} classes, {shape.name} has {least}{shape.num_classes}")
-    return classes
+    return check_classes(
+        loaded.spec, logits.shape[1], shape.name, shape.num_classes, known=shape.known, abstain=loaded.abstain
+    )
+
+
+def check_classes(model: str, outputs: int, dataset: str, classes: int, *, known: bool, abstain: str | None) -> int:
+    """The number of classes of a model with so many outputs, one of which is the rejection if it may `abstain`.
+
+    Raises UserError unless it is that of `dataset`, or larger where the labels alone say how many there are (not
+    `known`).
+    """
+    count = outputs - 1 if abstain else outputs
+    if count == classes or (not known and count > classes):
+        return count
+    least = "" if known else "at least "
+    if abstain:
+        raise UserError(
+            f"{model} has {outputs} logits: --abstain {abstain} needs {least}{classes + 1}, one for each of the "
+            f"{classes} classes of {dataset} and one for the rejection"
+        )
+    hint = ': if its last logit means "rejected", use --abstain last' if outputs == classes + 1 else ""
+    raise UserError(f"{model} has {outputs} classes, {dataset} has {least}{classes}{hint}")
 
 
 def _outputs(net: nn.Module) -> int:

@@ -74,7 +74,8 @@ def _repeat(
             spec = model or whereabouts(path, was)
             target = load_target(
                 spec, dataset=was.dataset.name, arch=arch_of(spec, was),
-                norm=was.norm, device=place, fetching=fetching,
+                norm=was.norm, device=place, mean=was.model.mean, std=was.model.std, abstain=was.model.abstain,
+                fetching=fetching,
             )  # fmt: skip
         data = images(target.data, was)
         if target.loaded.weights_sha256 != was.model.weights_sha256:

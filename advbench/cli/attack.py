@@ -47,6 +47,9 @@ def command(
     ] = None,
     dataset: options.Dataset = None,
     arch: options.Arch = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    abstain: options.Abstain = None,
     norm: options.Norm = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -73,6 +76,9 @@ def command(
             n=n,
             dataset=dataset,
             arch=arch,
+            mean=mean,
+            std=std,
+            abstain=abstain,
             norm=norm,
             seed=seed,
             device=device,
@@ -95,6 +101,9 @@ class Flags:
     n: int | None = None
     dataset: str | None = None
     arch: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    abstain: str | None = None
     norm: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -123,7 +132,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
         with screen.fetching(stop.check) as fetching:
             target = load_target(
                 spec, dataset=flags.dataset, arch=flags.arch, norm=flags.norm, device=device,
-                fetching=fetching,
+                mean=flags.mean, std=flags.std, abstain=flags.abstain, fetching=fetching,
             )  # fmt: skip
         size = choose_size(flags, target)
         rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")
@@ -159,6 +168,10 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
 def check_flags(flags: Flags) -> None:
     """Raise UserError for flags that no model could make right."""
     find("attacks", flags.attack)
+    if (flags.mean, flags.std, flags.abstain) != (None, None, None):
+        from advbench.checkpoint import check_reading
+
+        check_reading(flags.mean, flags.std, flags.abstain)
     other_norms = Path(flags.model or "runs").is_dir()  # only a run may have been trained in another norm
     check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
     if flags.eps is not None and "," in flags.eps:

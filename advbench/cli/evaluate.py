@@ -67,6 +67,9 @@ def command(
     ] = "first",
     dataset: options.Dataset = None,
     arch: options.Arch = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    abstain: options.Abstain = None,
     norm: options.Norm = None,
     name: options.Name = None,
     engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
@@ -140,6 +143,9 @@ def command(
             subset=subset,
             dataset=dataset,
             arch=arch,
+            mean=mean,
+            std=std,
+            abstain=abstain,
             norm=norm,
             name=name,
             engine=engine,
@@ -189,6 +195,9 @@ class Flags:
     subset: str = "first"
     dataset: str | None = None
     arch: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    abstain: str | None = None
     norm: str | None = None
     name: str | None = None
     engine: str = "own"
@@ -245,7 +254,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
                 load = partial(
                     targets.load_target, name, dataset=flags.dataset, arch=flags.arch,
                     norm=None if norm == CORRUPTIONS else norm, device=device,
-                    fetching=fetching, cache=cache,
+                    mean=flags.mean, std=flags.std, abstain=flags.abstain, fetching=fetching, cache=cache,
                 )  # fmt: skip
                 target = ranks.in_turn(load)
             if norm == CORRUPTIONS:
@@ -258,6 +267,10 @@ def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
     for name in flags.attacks:
         find("attacks", name)
+    if (flags.mean, flags.std, flags.abstain) != (None, None, None):
+        from advbench.checkpoint import check_reading
+
+        check_reading(flags.mean, flags.std, flags.abstain)
     if flags.leaderboard is not None:
         from advbench.leaderboard import check_folder
 

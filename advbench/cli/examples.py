@@ -79,6 +79,9 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
         rng.reseed(result.record.seed)  # for a random model
         before = torch.cat([net(part).argmax(1) for part in x.split(256)])
         after = torch.cat([net(part).argmax(1) for part in x_adv.split(256)])
+    names = data.class_names
+    if result.record.model.abstain:
+        names = (*(names or map(str, range(data.num_classes))), "rejected")
     return Examples(
         x=x.cpu().numpy(),
         x_adv=x_adv.cpu().numpy(),
@@ -88,7 +91,7 @@ def collect(net: nn.Module, data: Dataset, result: Evaluation) -> Examples:
         index=data.indices.cpu().numpy(),
         felled=(result.fates.fell == 0) & (result.fates.by >= 0),
         size=around(result.record.norm, x, eps).size(x_adv.double() - x.double()).cpu().numpy(),
-        class_names=data.class_names,
+        class_names=names,
         target=next((one for ref in result.record.attack if isinstance(one := ref.settings.get("target"), int)), None),
     )
 

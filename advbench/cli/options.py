@@ -67,6 +67,24 @@ Dataset = Annotated[
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="resnet18, small_cnn, ... (advbench list models)")
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="LIST",
+        help="normalise the images in front of the model: a number, one a channel, or imagenet, cifar10, mnist, half "
+        "(0.5), ..., which give --std too",
+    ),
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="LIST", help="the standard deviations that go with --mean")]
+Abstain = Annotated[
+    str | None,
+    typer.Option(
+        "--abstain",
+        metavar="WHICH",
+        help='last: the last logit, one more than classes, means "rejected", which withstands an attack',
+    ),
+]
 Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
 ]

@@ -86,7 +86,8 @@ def _changes(record: Record, base: Record) -> str:
     if record.external != base.external:
         found.append(f"{len(record.external)}; {len(base.external)} files of others' adversarial images")
     if record.model.abstain != base.model.abstain:
-        found.append(f"abstain {record.model.abstain}; {base.model.abstain}")
+        kinds = {"last": "a model that may reject (--abstain last)", None: "one that may not"}
+        found.append(f"{kinds[record.model.abstain]}; {kinds[base.model.abstain]}")
     return ", ".join(found)
 
 

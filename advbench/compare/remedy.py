@@ -51,6 +51,10 @@ def evaluation(base: Measured, others: Sequence[Measured]) -> str:
     pairs: list[tuple[str, object]] = [("--model", place) for place in dict.fromkeys(map(_place, others))]
     archs = {unit.record.model.arch for unit in others if Path(_place(unit)).is_file()}
     pairs += [("--arch", arch) for arch in archs if len(archs) == 1 and arch in entries("models")]
+    read = {(unit.record.model.mean, unit.record.model.std) for unit in others}
+    if len(read) == 1 and (statistics := read.pop()) != (None, None):
+        pairs += zip(("--mean", "--std"), (",".join(map(str, numbers or ())) for numbers in statistics), strict=True)
+    pairs += [("--abstain", record.model.abstain)] if record.model.abstain else []
     pairs += [("--dataset", record.dataset.name), ("--attack", ",".join(of_set(record)))]
     pairs += [("--set", text) for text in _settings(record, [unit.record for unit in others], recorded)]
     if record.norm != CORRUPTIONS:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from advbench.checkpoint import Loaded
     from advbench.data import Progress
     from advbench.data.dataset import Dataset
+    from advbench.models.normalized import Written
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 Cache = dict[str, "Dataset"]
@@ -84,11 +85,15 @@ def load_target(
     arch: str | None,
     norm: str | None,
     device: torch.device,
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
     fetching: Progress | None = None,
     cache: Cache | None = None,
 ) -> Target:
     """Load the model `spec` and its test images. Whatever is None is taken from the model. Raises UserError.
 
+    `mean`, `std` and `abstain` say how the model reads its images and what it answers (see `Loaded.read_as`).
     `cache` holds the datasets loaded so far, so that several models share them.
     """
     from advbench.checkpoint import load_model, read_card
@@ -107,7 +112,7 @@ def load_target(
     elif Path(spec).is_dir():  # of all specs, only a run is a folder
         with consent.reading(spec).given():
             data, about = images(training_dataset(read_card(Path(spec)).dataset)), "what it was trained on"
-    loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device)
+    loaded = load_model(spec, arch=arch, dataset=data, norm=norm, device=device, mean=mean, std=std, abstain=abstain)
     if data is None:
         if loaded.dataset is None:
             choices = ", ".join(entries("data"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from advbench.engine.attack import Answer, Asks, Attack, Problem, Samples
 from advbench.engine.losses import wrong
+from advbench.engine.rejection import accepted
 from advbench.models.base import straight_through
 
 RANDOM_PASSES = 20  # the mean of so many passes judges a model with random outputs
@@ -29,14 +30,24 @@ class Oracle:
     """Answers queries with `search`, the search copy of the model, and verifies hits with the model `net` itself.
 
     `slots`: number of rows of every pass, so that verdicts are those of one batch size. `random`: the outputs vary from
-    pass to pass, so verification averages 20 passes. `forwards` and `backwards` count the passes of single images.
+    pass to pass, so verification averages 20 passes. `rejects`: the model has K + 1 logits, of which attacks see K (see
+    `rejection`). `forwards` and `backwards` count the passes of single images.
     """
 
-    def __init__(self, net: nn.Module, search: nn.Module | None = None, *, slots: int, random: bool = False) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        search: nn.Module | None = None,
+        *,
+        slots: int,
+        random: bool = False,
+        rejects: bool = False,
+    ) -> None:
         self.net = net
         self.search = net if search is None else search
         self.slots = slots
         self.random = random
+        self.rejects = rejects
         self.forwards = 0
         self.backwards = 0
 
@@ -77,8 +88,15 @@ class Oracle:
         # In the memory layout of the images, not of the search copy: operations on mixed layouts are slow.
         return Answer(logits, wrong(logits, p.y), value, grad.nan_to_num(0.0, 0.0, 0.0).contiguous())
 
-    def logits(self, z: Tensor) -> Tensor:
-        """Logits (n, K) of `net` in float32, in passes of `slots` rows; the last pass is filled up with zeros."""
+    def judged(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The logits (S, K) by which points attacked as class y (S,) are judged, from those of the model."""
+        return accepted(logits, y) if self.rejects else logits
+
+    def logits(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of `net` in float32, in passes of `slots` rows; the last pass is filled up with zeros.
+
+        Without y (n,) they are as the model gives them, as clean images are judged; with it they are `judged`.
+        """
         out = []
         for part in z.split(self.slots):
             filled = torch.zeros(self.slots, *part.shape[1:], dtype=part.dtype, device=part.device)
@@ -87,14 +105,14 @@ class Oracle:
                 passes = RANDOM_PASSES if self.random else 1
                 self.forwards += self.slots * passes
                 out.append(sum(self.net(filled).float() for _ in range(passes))[: len(part)] / passes)  # type: ignore[index]
-        return torch.cat(out)
+        return torch.cat(out) if y is None else self.judged(torch.cat(out), y)
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:
         """`Problem.reference` (S, R) of items: `row` (S,) of `samples` and `target` (S,). Here the clean logits."""
         return samples.logits[row]
 
     def read(self, p: Problem, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (S, K) of the search copy, and the input (S, R) of the objective, both from the same pass.
+        """The search copy's logits, all of them, and the input (S, R) of the objective, both from the same pass.
 
         Here the input of the objective is the logits; an attack's own oracle may read something else.
         """
@@ -102,13 +120,13 @@ class Oracle:
         return logits, logits
 
     def _outputs(self, attack: Attack, p: Problem, query: Tensor, handicap: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The results of `read`, averaged over `eot` passes, with the handicap."""
+        """The results of `read`, averaged over `eot` passes, with the logits (S, K) `judged` and with the handicap."""
         logits, read = self.read(p, query)
         reads_logits = read is logits
         if attack.eot > 1:
             passes = [(logits, read), *(self.read(p, query) for _ in range(attack.eot - 1))]
             logits, read = (torch.stack(each).mean(0) for each in zip(*passes, strict=True))
+        logits = self.judged(logits, p.y)
         if handicap is not None:
             logits = logits.scatter_add(1, p.y[:, None], handicap[:, None])
-            read = logits if reads_logits else read
-        return logits, read
+        return logits, logits if reads_logits else read

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.engine.attack import Asks, Attack, Problem, Samples, State
+from advbench.engine.attack import Answer, Asks, Attack, Problem, Samples, State
 from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
+from advbench.engine.rejection import in_8_bit
 from advbench.engine.slots import Hits, Slots, copied, cpu_copies
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
@@ -278,11 +279,20 @@ class Search:
         if self.minimum_norm and not surely_none(slots.margin_to_beat > -torch.inf):
             handicap = slots.margin_to_beat.clamp_min(0)  # where the copy only seemed to err, the attack must go on
         answer = self.oracle.answer(attack, p, query, asks, handicap)
-        hit, best, to_beat = answer.wrong & ~attack.done(slots.state), slots.best_size, slots.margin_to_beat
+        slots = self._with_candidates(slots, query, answer)
+        if self.oracle.rejects:
+            rounded = in_8_bit(p.region, query)
+            slots = self._with_candidates(slots, rounded, self.oracle.answer(attack, p, rounded, "logits", handicap))
+        return replace(slots, state=attack.step(p, slots.state, answer))
+
+    def _with_candidates(self, slots: Slots, query: Tensor, answer: Answer) -> Slots:
+        """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong."""
+        p = slots.problem
+        hit, best, to_beat = answer.wrong & ~self.attack.done(slots.state), slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
             hit = hit & ~slots.has_candidate
         if surely_none(hit):  # the common case; what follows is slow
-            return replace(slots, state=attack.step(p, slots.state, answer))
+            return slots
         if self.minimum_norm:
             size = p.region.size(query - p.region.x)
             hit = hit & (size < best)
@@ -294,7 +304,7 @@ class Search:
                 hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
                 to_beat = torch.where(hit, reached, to_beat)
         candidate = rows(hit, query, slots.candidate)
-        return Slots(p, attack.step(p, slots.state, answer), candidate, slots.has_candidate | hit, best, to_beat)
+        return Slots(p, slots.state, candidate, slots.has_candidate | hit, best, to_beat)
 
     def _record(self, capture: Capture) -> None:
         """Record a turn and replay it from now on, or note in `eager` why not."""
@@ -328,7 +338,7 @@ class Search:
         items = batch.items.tolist()
         p = self._problem(items)
         z = p.region.project(batch.points)
-        logits = self.oracle.logits(z)
+        logits = self.oracle.logits(z, p.y)
         good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
         largest, reached = logits.abs().amax(1), margin(logits, p.y)
         if self.minimum_norm:  # from the start: the item's steps are used up

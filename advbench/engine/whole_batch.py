@@ -22,6 +22,8 @@ from advbench.engine.attack import Attack
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
+from advbench.engine.rejection import in_8_bit
+from advbench.engine.tensors import rows
 from advbench.errors import Interrupted, UserError, one_line
 from advbench.threat import Region, around
 
@@ -90,8 +92,12 @@ def attack_batch(
     region = around(norm, x, torch.full(y.shape, eps, dtype=torch.float64, device=x.device))
     z = unrounded(region, z.detach().to(x))
     before = oracle.forwards
-    logits, inside = oracle.logits(z), region.contains(z)
+    logits, inside = oracle.logits(z, y), region.contains(z)
     fell = wrong(logits, y) & inside
+    if oracle.rejects:
+        rounded = in_8_bit(region, z)
+        better = ~fell & wrong(oracle.logits(rounded, y), y) & region.contains(rounded)
+        z, fell = rows(better, rounded, z), fell | better
     size = region.size(z.double() - x.double())
     return {
         "fell": fell.cpu(),

@@ -3,6 +3,8 @@
 The curve is the worst case: a sample stands at a severity when the model is right under all 15 corruptions at that
 severity and at all lower ones. The record also holds what the field reports: the error of each corruption at each
 severity, and their mean. The mean is not normalised by another model's errors, because CIFAR has no agreed reference.
+
+Of a model that may reject, a rejected corrupted image is no error: it counts as withstood, like any attacked image.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
         for severity in SEVERITIES:
             runner.journal.poll()
             images = corrupted(data, attack.name, severity, source=attack.source, seed=runner.seed)
-            logits = runner.halving_slots(lambda images=images: runner.oracle.logits(images))  # type: ignore[misc]
+            logits = runner.halving_slots(
+                lambda images=images: runner.oracle.logits(images, data.labels)  # type: ignore[misc]
+            )
             runner.nonfinite += int((~logits.isfinite()).any(1).sum())
             fell = wrong(logits, data.labels).cpu().numpy()
             found.append(float(fell.mean()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advbench import ranks, rng
 from advbench.allocator import keep_freed
-from advbench.checkpoint import Loaded, code_sha256, weights_sha256
+from advbench.checkpoint import Loaded, check_classes, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.environment import environment
@@ -63,11 +63,11 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K). It is moved to the device and
-    otherwise left unchanged. `resume` continues the evaluation in `journal`, with the number of processes, the
-    precision and the slots that it was started with. Within `ranks.joined` all processes get the same result.
-    Raises UserError for a model, data and settings that do not go together, and Interrupted when the journal's `stop`
-    returns true or a worker process was ended from outside.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K), with `Loaded.abstain` (B, K + 1).
+    It is moved to the device and otherwise left unchanged. `resume` continues the evaluation in `journal`, with the
+    number of processes, the precision and the slots that it was started with. Within `ranks.joined` all processes get
+    the same result. Raises UserError for a model, data and settings that do not go together, and Interrupted when the
+    journal's `stop` returns true or a worker process was ended from outside.
     """
     loaded = model if isinstance(model, Loaded) else bare(model, data)
     journal = journal or Journal()
@@ -77,7 +77,7 @@ def evaluate(
     net, data = loaded.net.to(device), data.to(device)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
-        data = check_shapes(net, data)
+        data = check_shapes(net, data, loaded.abstain)
         with enough_memory():
             journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
         saved = ranks.first(lambda: journal.saved() if resume else None)
@@ -90,7 +90,7 @@ def evaluate(
         rng.reseed(settings.seed)  # from which a random model draws, whatever was drawn before
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
-            is_random=flags.is_random, keep_points=settings.keep_points,
+            is_random=flags.is_random, keep_points=settings.keep_points, rejects=loaded.abstain is not None,
         )  # fmt: skip
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
@@ -108,7 +108,7 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
-        data = check_shapes(net, data)
+        data = check_shapes(net, data, loaded.abstain)
         return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
@@ -247,10 +247,11 @@ def bare(net: nn.Module, data: Dataset) -> Loaded:
     )
 
 
-def check_shapes(net: nn.Module, data: Dataset) -> Dataset:
+def check_shapes(net: nn.Module, data: Dataset, abstain: str | None = None) -> Dataset:
     """`data` with the number of classes of `net`, where only its labels said how many there are.
 
-    Raises UserError unless `net`, in eval mode, takes the images and returns one logit for each class.
+    Raises UserError unless `net`, in eval mode, takes the images and returns one logit for each class, and with
+    `abstain` one more.
     """
     x, _ = data.batch(slice(0, 2))
     shape = "x".join(map(str, data.shape))
@@ -261,4 +262,6 @@ def check_shapes(net: nn.Module, data: Dataset) -> Dataset:
         raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
-    return data.with_classes(logits.shape[1])
+    known = data.num_classes_known
+    count = check_classes("the model", logits.shape[1], data.name, data.num_classes, known=known, abstain=abstain)
+    return data.with_classes(count)

@@ -99,7 +99,7 @@ def probed(probe: Probe, fates: Fates, attacks: Sequence[Attack], eps: Sequence[
     if not probe.differentiable:
         return found if place is None else found + by_labels(search(place), eps[: place + 1])
     found += at_lowest(place, eps, lambda at: pgd_at(probe, fates, eps, at, followed=bool(followed)))
-    if probe.runner.norm == "linf" and followed:
+    if probe.runner.norm == "linf" and followed and not probe.runner.oracle.rejects:  # which may reject what is grey
         seen = {flag.name for flag in found}
         found += [flag for flag in pgd_at_grey(probe) if flag.name not in seen]
     if place is not None and not probe.runner.oracle.random:  # one pass of a random model says little
@@ -111,7 +111,7 @@ def probed(probe: Probe, fates: Fates, attacks: Sequence[Attack], eps: Sequence[
 def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
     """Flags on the clean logits, the images and the counts of the search."""
     found = subject.subject(loaded, runner.logits, runner.data)
-    n, classes = runner.logits.shape
+    n, classes = len(runner.logits), runner.data.num_classes
     low, high = wilson(n // 2, n)
     if n < 1000:
         found.append(note("small-n", f"{n} images: intervals up to +-{50 * (high - low):.1f} points"))
@@ -125,6 +125,13 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
     if not 0 <= lowest <= highest <= 1:
         detail = f"images reach {highest if highest > 1 else lowest:g}: they must lie in [0, 1]"
         found.append(Flag(name="outside", severity="broken", detail=detail))
+    if runner.oracle.rejects:
+        k = int((runner.logits.argmax(1) == classes).sum())
+        detail = (
+            f"the model may reject: {k / n:.1%} of the clean images are rejected and count as wrong; an attacked image "
+            "that is rejected counts as withstood"
+        )
+        found.append(Flag(name="abstain", severity="note", k=k, n=n, detail=detail))
     share = float((~runner.logits.isfinite()).any(1).double().mean())
     if share or runner.nonfinite:
         detail = f"NaN or infinite logits on {share:.1%} of the clean images and {runner.nonfinite} attacked ones"

@@ -36,6 +36,9 @@ def model_ref(loaded: Loaded, name: str | None = None) -> ModelRef:
         params=sum(p.numel() for p in net.parameters()),
         weights_sha256=loaded.weights_sha256,
         code_sha256=loaded.code_sha256,
+        mean=loaded.mean,
+        std=loaded.std,
+        abstain=loaded.abstain,
         trained=Trained(**loaded.trained) if loaded.trained else None,
     )
 

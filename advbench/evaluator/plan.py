@@ -77,6 +77,8 @@ def plan(
     norm, classes = settings.norm, data.num_classes
     attacks, refs = attack_set.resolve(settings.attacks, settings.attack_settings, norm=norm, classes=classes)
     by_reference = settings.engine == "reference"
+    if by_reference and loaded.abstain:
+        raise UserError("--engine reference has no form for models that may reject: leave out --abstain")
     if by_reference:
         attacks, refs = reference.attacks(refs, settings, classes)
     else:

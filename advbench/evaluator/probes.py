@@ -148,7 +148,7 @@ class Probe:
             for loss, kept in found.items():
                 query = some.clone().requires_grad_()
                 with torch.enable_grad(), straight_through(self.net) if self.straight_through else nullcontext():
-                    logits = self.net(query).float()
+                    logits = self.runner.oracle.judged(self.net(query).float(), labels)
                     value = LOSSES[loss](logits, labels, torch.full_like(labels, -1))
                     kept.append(gradient(value, query).flatten(1))
             size = logits.detach().abs().amax(1) * torch.finfo(torch.float32).eps
@@ -218,7 +218,7 @@ class Probe:
         smallest = torch.full(at.shape, torch.inf, dtype=torch.float64, device=x.device)
         for draw, part in enumerate((0.25, 0.5, 1.0)):
             z = around(self.runner.norm, x, at * part).sample(rng.keys(self.runner.seed, "noise", index, draw))
-            fallen = wrong(self.runner.oracle.logits(z), y)
+            fallen = wrong(self.runner.oracle.logits(z, y), y)
             smallest = torch.where(fallen, smallest.clamp(max=at * part), smallest)
         places = np.searchsorted(sizes, smallest.cpu().numpy() * (1 - 1e-9))
         return np.sort(places[places < len(sizes)]), len(rows)
@@ -240,8 +240,7 @@ class Probe:
     ) -> Trace:
         """The attack on `rows` at `eps`, from its own start or from the points `start(problem)` (S, C, H, W)."""
         x, y, index = self.at(rows)
-        attack = attack.for_model(self.runner.norm, self.runner.logits.shape[1])
-        oracle = Oracle(self.net, slots=self.runner.oracle.slots, random=self.runner.oracle.random)
+        attack, oracle = attack.for_model(self.runner.norm, self.data.num_classes), self.runner.plain_oracle()
         parts = [self._trace(attack, oracle, x[some], y[some], index[some], eps, start)
                  for some in self.parts(torch.arange(len(x), device=x.device))]  # fmt: skip
         return Trace(*(torch.cat(column, dim=-1).cpu() for column in zip(*parts, strict=True)))

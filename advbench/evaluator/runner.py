@@ -39,10 +39,11 @@ NEAR_MARGIN = 2.0**-5
 class Runner:
     """Attacks on `net`, in eval mode, on the device of `data`.
 
-    `logits` (n, K) and `correct` (n,) belong to the clean images. `precision` "bf16" searches in bf16 and verifies in
-    fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest verified adversarial example
-    (C, H, W). When memory runs out, the number of slots is halved. `eager` holds the reasons why steps did not run as
-    CUDA graphs.
+    `logits` (n, K) and `correct` (n,) belong to the clean images. `rejects`: the model has one more logit, in `logits`
+    too, by which it rejects an input; a clean image that it rejects is not `correct`. `precision` "bf16" searches in
+    bf16 and verifies in fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest
+    verified adversarial example (C, H, W). When memory runs out, the number of slots is halved. `eager` holds the
+    reasons why steps did not run as CUDA graphs.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Runner:
         journal: Journal,
         is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
+        rejects: bool = False,
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
         self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
-        self.oracle = Oracle(net, copy, slots=journal.slots or slots)
+        self.oracle = Oracle(net, copy, slots=journal.slots or slots, rejects=rejects)
         self._copy_fault = copy.fault
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
@@ -147,7 +149,7 @@ class Runner:
             y=self.data.labels[at],
             index=self.data.indices[at],
             eps=torch.from_numpy(eps).to(self.data.device),
-            logits=self.logits[at],
+            logits=self.oracle.judged(self.logits[at], self.data.labels[at]),
         )
         so_far: Verdicts | None = None
 
@@ -224,7 +226,15 @@ class Runner:
     def _fp32_oracle(self) -> Oracle:
         if self._fp32_copy is None:
             self._fp32_copy, _ = search_copy(self.net, example=self.data.batch(slice(0, 1))[0])
-        return Oracle(self.net, self._fp32_copy, slots=self.oracle.slots, random=self.oracle.random)
+        return self._like(self._fp32_copy)
+
+    def plain_oracle(self) -> Oracle:
+        """An oracle that asks the model itself, in float32, without a search copy."""
+        return self._like(None)
+
+    def _like(self, search: nn.Module | None) -> Oracle:
+        made = self.oracle
+        return Oracle(self.net, search, slots=made.slots, random=made.random, rejects=made.rejects)
 
     def curve(self, plan: Plan, sizes: Sequence[float]) -> Fates:
         """Each image's fate on the eps grid `sizes`, by the fast or the exact curve of the plan.
@@ -234,8 +244,9 @@ class Runner:
         """
         grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
         at, first = np.asarray(sizes), len(plan.attacks)
-        items = [one.items(self.logits.shape[1]) for one in plan.every]
-        near_margin = (NEAR_MARGIN * self.logits.abs().amax(1)).cpu().numpy()
+        items = [one.items(self.data.num_classes) for one in plan.every]
+        logits = self.oracle.judged(self.logits, self.data.labels)
+        near_margin = (NEAR_MARGIN * logits.abs().amax(1)).cpu().numpy()
         came_near = np.zeros((first, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
 
         def strike_at(

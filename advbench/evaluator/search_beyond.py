@@ -20,7 +20,7 @@ from advbench import rng
 from advbench.attacks.pgd import PGD
 from advbench.attacks.rays import RayS
 from advbench.engine.attack import Answer, Problem
-from advbench.engine.oracle import Oracle, gradient
+from advbench.engine.oracle import gradient
 from advbench.evaluator.probes import LONG_PGD_STEPS, MAX_PROBED_IMAGES, Probe, spread
 from advbench.record import Fates
 
@@ -72,7 +72,7 @@ class Beyond:
         parts = []
         for some in self.probe.parts(torch.arange(len(x), device=x.device)):
             p = self.probe.problem(x[some], y[some], index[some], torch.inf)
-            oracle = Oracle(self.runner.net, slots=self.runner.oracle.slots)
+            oracle = self.runner.plain_oracle()
             state, nearest = rays.start(p), p.region.eps
             for _ in range(queries):
                 self.runner.journal.poll()
@@ -98,9 +98,8 @@ class Beyond:
 
     def start(self, value: Callable[[Problem, int], Value], draw: int, p: Problem) -> Tensor:
         """The points (S, C, H, W) after START_STEPS steps of size eps from x along the gradient of a value."""
-        classes = self.runner.logits.shape[1]
         pgd = PGD(name="probe", steps=START_STEPS, rel_step=1.0, random_start=False).for_model(
-            self.runner.norm, classes
+            self.runner.norm, self.runner.data.num_classes
         )
         state, none, climbed = pgd.start(p), torch.zeros_like(p.y), value(p, draw)
         for _ in range(START_STEPS):

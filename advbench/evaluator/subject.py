@@ -23,12 +23,16 @@ CLIPPED = 0.02  # share of the logits that are exactly the largest, or the small
 
 
 def subject(loaded: Loaded, logits: Tensor, data: Dataset) -> list[Flag]:
-    """The flags on clean `logits` (n, K) for `data`: at-chance, constant, class-order, published."""
+    """The flags on clean `logits` (n, K) for `data`: at-chance, constant, class-order, published.
+
+    A rejection is an answer too, but no class that could have another's name.
+    """
     answers, labels = logits.argmax(1).cpu().numpy(), data.labels.cpu().numpy()
+    classes = logits[:, : data.num_classes].argmax(1).cpu().numpy()
     return [
         *at_chance(answers, labels),
         *constant(answers, labels),
-        *class_order(answers, labels, logits.shape[1]),
+        *class_order(classes, labels, data.num_classes),
         *published(loaded, answers == labels, data),
     ]
 

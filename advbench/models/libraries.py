@@ -6,33 +6,16 @@ import difflib
 import importlib
 import inspect
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advbench.errors import Untrusted, UserError, one_line, unknown
 from advbench.models.base import STATISTICS
+from advbench.models.normalized import Normalized
 from advbench.models.pickles import guarded
 from advbench.registry import outside, parameters
-
-
-class Normalized(nn.Module):
-    """`net` for images in [0, 1], which are first normalised by `mean` and `std`, a number for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net((x - self.mean) / self.std)
-        return logits
 
 
 def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:

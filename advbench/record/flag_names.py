@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FLAG_NAMES = (
     "above-chance",
+    "abstain",
     "at-chance",
     "band-leak",
     "batch",

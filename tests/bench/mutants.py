@@ -21,6 +21,7 @@ EVALUATE = _in("evaluator/test_evaluate")
 PLUGINS, EXTERNAL = _in("cli/test_plugins"), _in("attacks/test_external")
 NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_eps_grid"), _in("test_record")
 CLOSED, COPY = _in("attacks/test_closed_form"), _in("engine/search_copy/test_copy")
+ABSTAIN = _in("evaluator/test_abstain")
 FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
 NEAREST = f"{CLOSED}nearest_point_is_at_the_exact_distance"
 SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
@@ -330,7 +331,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("ball-not-checked", "& p.region.contains(query)", ""),
         ],
         f"{SEARCH}the_point_after_the_last_update_is_judged_and_none_after_it": [
-            ("hit-after-the-end", "answer.wrong & ~attack.done(slots.state)", "answer.wrong"),
+            ("hit-after-the-end", "answer.wrong & ~self.attack.done(slots.state)", "answer.wrong"),
         ],
         f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
             ("refused-given-up", "if again[place]:", "if False:"),
@@ -349,6 +350,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
             ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
             ("sibling-begins", "if self.minimum_norm or not", "if True or not"),
+        ],
+        f"{ABSTAIN}candidates_are_tried_rounded_to_8_bit": [
+            ("not-rounded", "if self.oracle.rejects:", "if False:"),
         ],
         f"{SEARCH}a_slot_forgets_what_its_last_item_found": [
             ("limit-stays-in-slot", "self.slots.best_size[at] = torch.inf", "self.slots.best_size[at] += 0"),
@@ -379,6 +383,21 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{PROMISES}gradients_that_are_not_finite_are_no_direction": [
             ("nan-gradient", "grad.nan_to_num(0.0, 0.0, 0.0)", "grad"),
+        ],
+    },
+    "advbench/engine/rejection.py": {
+        f"{ABSTAIN}a_hit_is_an_answer_that_is_neither_the_label_nor_the_rejection": [
+            (
+                "rejection-ignored",
+                "torch.maximum(logits.gather(1, y[:, None]), rejection)",
+                "logits.gather(1, y[:, None])",
+            ),
+        ],
+        f"{ABSTAIN}a_rejection_that_is_no_number_is_a_wrong_answer[-inf]": [
+            ("rejection-infinite", " + 0 * rejection", ""),
+        ],
+        f"{ABSTAIN}whole_8_bit_steps_stay_in_the_ball[linf]": [
+            ("steps-out-of-the-ball", "nearest, towards)", "nearest, nearest)"),
         ],
     },
     "advbench/engine/kernels.py": {

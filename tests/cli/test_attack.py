@@ -27,7 +27,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     seen: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(attack_module, "attack", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
-        "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --norm l2 --seed 3 --device cpu "
+        "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --mean mnist --std 0.5 "
+        "--abstain last --norm l2 --seed 3 --device cpu "
         "--precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
@@ -40,6 +41,9 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "n": 9,
         "dataset": "mnist",
         "arch": "lenet5",
+        "mean": "mnist",
+        "std": "0.5",
+        "abstain": "last",
         "norm": "l2",
         "seed": 3,
         "device": "cpu",

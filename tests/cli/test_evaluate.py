@@ -33,7 +33,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evaluate_module, "evaluate", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
-        "--dataset mnist --arch lenet5 --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
+        "--dataset mnist --arch lenet5 --mean mnist --std 0.5 "
+        "--abstain last --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
         "--save-baseline b.json "
         "--trust-pickle --on local --json"
@@ -49,6 +50,9 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "subset": "random:4",
         "dataset": "mnist",
         "arch": "lenet5",
+        "mean": "mnist",
+        "std": "0.5",
+        "abstain": "last",
         "norm": "l2",
         "name": "N",
         "engine": "reference",

@@ -81,6 +81,9 @@ SUBSETS = words(
 VALUES: dict[str, list[str]] = {
     "--dataset": [*DATASETS, "imagefolder:pictures@" + "9" * 30, *WORDS],
     "--arch": ARCHES + WORDS,
+    "--mean": ["half", "0.5", "digits", "imagenet", "0,0,0", "1e308", "nan", *NUMBERS, *WORDS],
+    "--std": ["0.5", "1,1,1", "0", "1e-320", "inf", *NUMBERS, *WORDS],
+    "--abstain": ["last", "first", *WORDS],
     "--model": MODELS + PLACES,
     "--subset": SUBSETS + PLACES,
     "--method": [*entries("methods"), "pgd-at,", "mine:net", *WORDS],

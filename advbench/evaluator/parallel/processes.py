@@ -53,6 +53,7 @@ class Job:
     number: int
     of: int
     resume: bool
+    rejects: bool
     logits: NDArray[np.float32] | None  # with which a journal was saved, see `Journal`
 
 
@@ -74,6 +75,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         number=number,
         of=of,
         resume=resume,
+        rejects=runner.oracle.rejects,
         logits=runner.journal.logits,
     )
 

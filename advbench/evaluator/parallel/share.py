@@ -85,7 +85,7 @@ def how_many(
         return 1
     if requested is not None:
         return most
-    updates = sum(attack.updates(once.shape[1]) for attack in run.attacks)
+    updates = sum(attack.updates(data.num_classes) for attack in run.attacks)
     return min(most, processes_that_fit(net, x)) if a_row * len(data) * updates > MIN_SECONDS_TO_SHARE else 1
 
 

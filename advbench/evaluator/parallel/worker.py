@@ -80,6 +80,7 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
             journal=journal,
             is_random=lambda net, data: job.random,
             keep_points=settings.keep_points,
+            rejects=job.rejects,
         )
         if not np.array_equal(runner.correct, job.correct):  # such as with classes patched at run time
             raise UserError(
