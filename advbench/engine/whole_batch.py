@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advbench import rng
 from advbench.engine.attack import Attack
 from advbench.engine.kernels import out_of_memory
-from advbench.engine.losses import wrong
+from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.errors import UserError, one_line
 from advbench.threat import around
@@ -43,7 +43,9 @@ def attack_batch(
     """Run `attack` on one batch of images x (B, C, H, W), labels y (B,) and places `index` (B,) in the dataset.
 
     Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`, and `points` (F, C, H, W), those of the
-    images that fell, in order. UserError if the attack raises, or does not return a tensor of the shape of x.
+    images that fell, in order. For the images that stand, `margin` (B,) and `attempts` (S, C, H, W): the margin of the
+    returned point, -inf for an image that fell or whose point is outside the ball, and the points of the others, in
+    order. UserError if the attack raises, or does not return a tensor of the shape of x.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
     net = copy.deepcopy(oracle.net)  # the attack may change its mode, weights or gradients
@@ -62,11 +64,14 @@ def attack_batch(
     region = around(norm, x, torch.full(y.shape, eps, dtype=torch.float64, device=x.device))
     logits, inside = oracle.logits(z), region.contains(z)
     fell = wrong(logits, y) & inside
+    stands = inside & ~fell
     size = region.size(z.double() - x.double())
     return {
         "fell": fell.cpu(),
         "distance": torch.where(fell, size, torch.inf).cpu(),
         "points": z[fell].cpu(),
+        "margin": torch.where(stands, margin(logits, y), -torch.inf).cpu(),
+        "attempts": z[stands].cpu(),
         "nonfinite": int(((~logits.isfinite()).any(1) & inside).sum()),
         "outside": int((~inside).sum()),
     }
@@ -75,4 +80,5 @@ def attack_batch(
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of `attack_batch` on several batches, concatenated."""
     counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside")}
-    return {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")} | counts
+    names = ("fell", "distance", "points", "margin", "attempts")
+    return {name: torch.cat([part[name] for part in parts]) for name in names} | counts
