@@ -15,8 +15,8 @@ from advbench.cli import options
 from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
-from advbench.defaults.choice import check_asked, choose_rows, reference_eps
-from advbench.eps import Eps, parse_eps
+from advbench.defaults.choice import check_asked, choose_rows, choose_size
+from advbench.eps import Eps
 from advbench.errors import Interrupted, UserError, unknown
 from advbench.files import check_writable
 from advbench.registry import find
@@ -137,7 +137,7 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
                 spec, dataset=flags.dataset, arch=flags.arch, norm=flags.norm, device=device,
                 fetching=fetching,
             )  # fmt: skip
-        size = choose_size(flags, target)
+        size = choose_size(flags.eps, target)
         rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")
         data = target.data.subset(rows)
         if "png" in flags.formats and data.shape[0] not in (1, 3):
@@ -181,15 +181,6 @@ def check_flags(flags: Flags) -> None:
         raise UserError(f"--eps {flags.eps!r}: attack takes one size; advbench evaluate takes a list")
     if flags.out is not None and flags.out.exists() and not (flags.force or flags.resume):
         raise UserError(f"{flags.out} exists: replace what it holds with --force, or name another --out")
-
-
-def choose_size(flags: Flags, target: Target) -> Eps:
-    """The eps given, else the training eps, else the dataset's usual one. Raises UserError."""
-    images, norm = target.data.name, target.norm
-    size = parse_eps(flags.eps, norm) if flags.eps else target.train_eps or reference_eps(images, norm)
-    if size is None:
-        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps 8/255")
-    return size
 
 
 def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:

@@ -8,10 +8,7 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
-from advbench.errors import unknown
-from advbench.registry import entries
-
-KINDS = ("methods", "attacks", "models", "datasets", "analyses")
+from advbench.defaults.listing import KINDS, listing
 
 
 def command(
@@ -36,15 +33,3 @@ def command(
             screen.table(("name", "summary"), cells, title=f"{name} ({len(rows)}{extra})")
             if name != kinds[-1]:
                 screen.say("")
-
-
-def listing(kind: str) -> list[dict[str, object]]:
-    """All entries of `kind` as plain values with at least `name` and `summary`. Raises UserError."""
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    if kind == "models":
-        from advbench.models.external import listing
-
-        return [dict(row) for row in listing()]
-    folder = {"datasets": "data"}.get(kind, kind)
-    return [{"name": name, "summary": entry.summary, **entry.about} for name, entry in entries(folder).items()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
 from advbench.engine.attack import Attack
-from advbench.eps import Eps, parse_eps
-from advbench.errors import UserError, unknown
+from advbench.eps import Eps, as_eps
+from advbench.errors import UserError, shortened, unknown
 
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
@@ -65,6 +65,13 @@ class Settings:
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
+        for what, number, least in (("seed", self.seed, 0), ("slots", self.slots, 1), ("processes", self.processes, 1)):
+            if number is None and what != "seed":
+                continue
+            if not isinstance(number, SupportsIndex) or isinstance(number, bool) or number.__index__() < least:
+                raise UserError(f"{what} is {shortened(number)}: it must be a whole number from {least}")
+        if not isinstance(self.attack_settings, Mapping):
+            raise UserError(f"settings are {shortened(self.attack_settings)}: give a dict, such as {{'steps': 40}}")
         if not self.attacks:
             raise UserError("no attack was named: choose at least one (advbench list attacks)")
         if not self.grid:
@@ -80,7 +87,7 @@ class Settings:
         """The eps grid, rising, each size once. Raises UserError for a size that the norm cannot have."""
         sizes: dict[float, Eps] = {}
         for size in self.eps:
-            made = parse_eps(size.text if isinstance(size, Eps) else str(size), self.norm)
+            made = as_eps(size, self.norm)
             sizes.setdefault(made.value, made)
         return tuple(sizes[value] for value in sorted(sizes))
 
