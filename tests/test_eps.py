@@ -110,7 +110,8 @@ def test_every_spelling_of_a_size_has_one(spellings: tuple[str, ...], plain: str
         (1, "1"),
         (Eps("0.10", 0.1), "0.10"),
         ("8/255", "8/255"),
-        (1 / 3, repr(1 / 3)),
+        (1 / 3, "85/255"),
+        (0.123456789, "0.123456789"),
     ],
 )
 def test_numbers_are_written_plainly_and_texts_stay(size: float | str | Eps, text: str) -> None:

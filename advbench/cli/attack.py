@@ -16,7 +16,7 @@ from advbench.cli.console import Screen
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.choice import check_asked, choose_rows, choose_size
-from advbench.eps import Eps
+from advbench.eps import CORRUPTIONS, Eps
 from advbench.errors import Interrupted, UserError, unknown
 from advbench.files import check_writable
 from advbench.registry import find
@@ -177,6 +177,8 @@ def check_flags(flags: Flags) -> None:
             raise unknown("format", name, FORMATS)
     other_norms = Path(flags.model or "runs").is_dir()  # only a run may have been trained in another norm
     check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
+    if flags.norm == CORRUPTIONS:
+        raise UserError("corruptions are no perturbations in a ball: measure them with advbench evaluate")
     if flags.eps is not None and "," in flags.eps:
         raise UserError(f"--eps {flags.eps!r}: attack takes one size; advbench evaluate takes a list")
     if flags.out is not None and flags.out.exists() and not (flags.force or flags.resume):

@@ -13,6 +13,9 @@ from advbench.defaults.listing import KINDS, listing
 
 def command(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    text: Annotated[
+        str | None, typer.Option("--filter", metavar="TEXT", help="only those with TEXT in their name or summary")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """List methods, attacks, models, datasets and analyses.
@@ -21,7 +24,7 @@ def command(
     """
     with Screen(as_json=as_json).ready() as screen:
         kinds = (kind,) if kind is not None else KINDS
-        found = {name: listing(name) for name in kinds}
+        found = {name: listing(name, text) for name in kinds}
         if as_json:
             screen.json([{"list": name, **row} if kind is None else row for name in kinds for row in found[name]])
             return
