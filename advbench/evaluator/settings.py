@@ -34,7 +34,7 @@ class Settings:
       they are those of the launcher.
     - `indices`: a short form of which images these are, such as "first:1000"; None records all positions.
     - `name`: what tables and figures call the model; None for its spec.
-    - `keep_points`: keep the adversarial examples.
+    - `keep_points`: keep the adversarial examples, and the strongest attempts on images that stand.
     - `probes`: look for signs that the attacks were misled; without it the record is suspect.
     - `command`, `supersedes`: copied into the record.
     """

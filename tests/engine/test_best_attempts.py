@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +138,21 @@ def test_an_interrupted_search_keeps_them() -> None:
     found = second.run().attempts
     assert found.keys() == whole.attempts.keys()
     assert all(found[row][:2] == one[:2] and torch.equal(found[row][2], one[2]) for row, one in whole.attempts.items())
+
+
+def test_replayed_turns_keep_the_same() -> None:
+    def capture(body: Callable[[], None]) -> Callable[[], None]:
+        body()
+        return body
+
+    attack = Path(name="path", paths=((0.05, 0.15, 0.1), (0.0, 0.1, 0.16)), restarts=2)
+    found = []
+    for how in ({}, {"capture": capture, "stride": 2}):
+        running = search(attack, Rising(0.9), count=5, **how)
+        found.append(running.run().attempts)
+        assert running.eager == ""
+    assert found[0].keys() == found[1].keys()
+    assert all(one[:2] == found[1][row][:2] and torch.equal(one[2], found[1][row][2]) for row, one in found[0].items())
 
 
 @pytest.fixture(scope="module")
