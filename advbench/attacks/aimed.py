@@ -128,7 +128,7 @@ def aimed_at(settings: Mapping[str, Any], logits: Tensor, data: Dataset, seed: i
     if isinstance(target, int):
         return torch.full_like(data.labels, target)
     if target == LEAST_LIKELY:
-        return least_likely(logits, data.labels)
+        return least_likely(logits[:, : data.num_classes], data.labels)
     if target != RANDOM and "target_sha256" not in settings:
         return None
     goals = goals_of(str(target), data, seed)

@@ -13,12 +13,12 @@ from advbench.threat import Linf, Region
 LEVELS = 255
 
 
-def rounded(logits: Callable[[Tensor], Tensor], region: Region, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(judge: Callable[[Tensor, Tensor], Tensor], region: Region, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The points z (n, C, H, W) in 8 bit, uint8, and the answers (n,) to those that stay adversarial, -1 for others.
 
     Each point is rounded to the nearest value (in Linf the nearest inside the ball), and where that does not do,
-    towards the clean image, then away from it. The first that lies in the ball and that the model, which gives `logits`
-    (m, K) for m images, gets wrong for y (n,) stays; if none does, the nearest is returned.
+    towards the clean image, then away from it. The first that lies in the ball and that the model gets wrong for y (n,)
+    stays; if none does, the nearest is returned. `judge` gives its logits (m, K) for m images and their labels.
     """
     answers = torch.full_like(y, -1)
     kept: Tensor | None = None
@@ -27,7 +27,7 @@ def rounded(logits: Callable[[Tensor], Tensor], region: Region, z: Tensor, y: Te
         points = pixels(levels)
         rows = ((answers < 0) & region.contains(points)).nonzero()[:, 0]
         if len(rows):
-            given = logits(points[rows])
+            given = judge(points[rows], y[rows])
             fooled = wrong(given, y[rows])
             kept[rows[fooled]] = levels[rows[fooled]]
             answers[rows[fooled]] = given[fooled].argmax(1)

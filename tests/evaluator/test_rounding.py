@@ -10,13 +10,13 @@ from advbench.evaluator.rounding import pixels, rounded
 from advbench.threat import around
 
 
-def never(z: Tensor) -> Tensor:
+def never(z: Tensor, y: Tensor) -> Tensor:
     """Logits of class 0, for labels 0."""
     return torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
 
 
-def always(z: Tensor) -> Tensor:
-    return -never(z)
+def always(z: Tensor, y: Tensor) -> Tensor:
+    return -never(z, y)
 
 
 @pytest.mark.parametrize("scale", [16, 255])
@@ -46,7 +46,7 @@ def test_a_ball_without_8_bit_values_loses_the_point() -> None:
 def test_other_roundings_are_tried_where_the_nearest_does_not_do(level: int, answer: int) -> None:
     """The model errs at one level alone; z lies between the levels 10 and 11, nearer to 10, above the image."""
 
-    def at_level(z: Tensor) -> Tensor:
+    def at_level(z: Tensor, y: Tensor) -> Tensor:
         hit = ((z * 255).round() == level).all((1, 2, 3))
         return torch.stack([torch.zeros(len(z)), torch.where(hit, 1.0, -1.0)], 1)
 
