@@ -2,16 +2,24 @@
 
     import advbench
 
-    result = advbench.evaluate(net, "cifar10", eps=["0", "4/255", "8/255"])   # any nn.Module on [0, 1]
-    print(result.record.clean, [point.accuracy for point in result.record.curve])
+    result = advbench.evaluate(net, "cifar10", eps=[0, 4/255, 8/255])   # any nn.Module on [0, 1]
+    print(result.curve_frame())                 # accuracy at each eps; result.frame() has a row for each image
     result.record.save("leaderboards", result.fates)
 
-The functions here import what they need when they are called; importing advbench loads no torch.
+    found = advbench.attack(net, (x, y), eps=8/255)
+    found.adversarials, found.found             # (n, C, H, W), and where they fool the net
+
+    advbench.compare(result, "runs/a", fail_if="acc@8/255 < baseline - 1").verdict   # help(advbench.compare)
+    advbench.leaderboard("leaderboards")        # a DataFrame; help(advbench.leaderboard)
+
+The functions here import what they need when they are called; importing advbench loads no torch. What is wrong with an
+argument is told by a UserError of one line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,32 +27,98 @@ from advbench.errors import Interrupted, UserError
 from advbench.version import __version__
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from advbench.analyses.base import Analysis
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
+    from advbench.defaults.progress import Show
+    from advbench.engine.attack import Attack
     from advbench.eps import Eps
-    from advbench.evaluator import Evaluation
+    from advbench.evaluator import Evaluation, Journal
+    from advbench.models.normalized import Written
 
-__all__ = ["Interrupted", "UserError", "__version__", "attack", "evaluate", "load_data", "load_model", "train"]
+__all__ = [
+    "Interrupted",
+    "UserError",
+    "__version__",
+    "analyze",
+    "attack",
+    "compare",
+    "evaluate",
+    "leaderboard",
+    "list_entries",
+    "load_data",
+    "load_model",
+    "train",
+]
+_CALLED = ("compare", "leaderboard")  # packages that can be called, loaded when they are first named
 
 
-def load_data(name: str, split: str = "test") -> Dataset:
-    """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError."""
+def __getattr__(name: str) -> Any:
+    if name in _CALLED:
+        return importlib.import_module(f"advbench.{name}")
+    raise AttributeError(f"module 'advbench' has no attribute {name!r}")
+
+
+def load_data(name: str, split: str = "test", *, progress: bool | Show | None = None) -> Dataset:
+    """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError.
+
+    `progress`: as in `evaluate`.
+    """
     from advbench.data import load
+    from advbench.defaults.progress import reporting
 
-    return load(name, split)
+    with reporting(progress) as report:
+        return load(name, split, progress=lambda done, total, what: report(what, done, total))
 
 
-def load_model(spec: str, **how: Any) -> Loaded:
+def load_model(
+    spec: str | Path,
+    *,
+    arch: str | None = None,
+    dataset: Dataset | str | None = None,
+    norm: str | None = None,
+    device: str = "cpu",
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
+) -> Loaded:
     """A model by its specification: a run folder, a weight file, `robustbench:NAME`, ... Its network is `.net`.
 
-    `how` are arguments of `advbench.checkpoint.load_model`: arch, dataset, norm, device, trust_pickle, trust_code.
+    - `arch`: the architecture of a weight file that does not name it.
+    - `dataset`: the model must fit it; it also chooses between models of one name, as `norm` does.
+    - `mean`, `std`: normalisation put in front: a name (imagenet, cifar10, mnist, half), a number, or one a channel.
+      `abstain`: "last" if the last of K + 1 logits rejects the input.
+    - `trust_pickle`, `trust_code`: load a pickle that could run code; run code that only the run folder names.
+
     Raises UserError.
     """
     from advbench.checkpoint import load_model as load
+    from advbench.defaults.target import pick_device
 
-    return load(spec, **how)
+    return load(
+        str(spec),
+        arch=arch,
+        dataset=dataset,
+        norm=norm,
+        device=pick_device(device),
+        mean=mean,
+        std=std,
+        abstain=abstain,
+        trust_pickle=trust_pickle,
+        trust_code=trust_code,
+    )
+
+
+def list_entries(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
+    """The methods, attacks, models, datasets or analyses: a dict for each, with at least `name` and `summary`.
+
+    `filter`: only those whose name or summary contains this text. Raises UserError for another `kind`.
+    """
+    from advbench.defaults.listing import listing
+
+    return listing(kind, filter)
 
 
 def train(
@@ -53,7 +127,7 @@ def train(
     dataset: str | None = None,
     arch: str | None = None,
     norm: str | None = None,
-    eps: str | float | None = None,
+    eps: Eps | str | float | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -62,18 +136,22 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    progress: bool | Show | None = None,
     trust_pickle: bool = False,
     trust_code: bool = False,
 ) -> Path:
     """Train a model and return its run folder, which `evaluate` and `load_model` take.
 
     `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
-    get the defaults of `advbench train`. A pickle that can run code is loaded only with `trust_pickle`; code that only
-    `config` names, or the run folder of a teacher, runs only with `trust_code`. Raises UserError.
+    get the defaults of `advbench train`. `progress`: as in `evaluate`. A pickle that can run code is loaded only with
+    `trust_pickle`; code that only `config` names, or the run folder of a teacher, runs only with `trust_code`. Raises
+    UserError.
     """
     from advbench import consent
+    from advbench.defaults.progress import reporting, watch_of
     from advbench.defaults.run_folders import choose_data, place_runs
     from advbench.defaults.target import pick_device
+    from advbench.eps import as_eps
     from advbench.recipe import Recipe
     from advbench.trainer import train as run
 
@@ -88,93 +166,224 @@ def train(
             dataset=dataset,
             arch=arch,
             norm=norm,
-            eps=None if eps is None else str(eps),
+            eps=None if eps is None else str(as_eps(eps, norm or "l2")),
             config=None if config is None else Path(config),
             flags={"epochs": epochs, "seed": seed, **(settings or {})},
         )
         (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
-        return run(recipe, task.out, device=str(place), resume=resume, force=force)
+        with reporting(progress) as report:
+            return run(recipe, task.out, device=str(place), resume=resume, force=force, watch=watch_of(report))
 
 
 def evaluate(
-    model: str | nn.Module | Loaded,
+    model: str | Path | Loaded | Callable[..., Any],
     dataset: Any = None,
     *,
     attack: Any = "autoattack",
-    eps: str | Sequence[Eps | str | float] | None = None,
+    eps: Eps | str | float | Sequence[Eps | str | float] | None = None,
     norm: str | None = None,
     n: int | None = None,
+    subset: str = "first",
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[Any, int] | None = None,
+    layout: str | None = None,
+    arch: str | None = None,
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
+    name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
-    **how: Any,
+    precision: str = "auto",
+    engine: str = "own",
+    curve: str = "fast",
+    slots: int | None = None,
+    processes: int | None = None,
+    probes: bool = True,
+    keep_points: bool = False,
+    journal: Journal | str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Show | None = None,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> Evaluation:
     """Accuracy of `model` on test images at each of `eps`, under the worst of the attacks.
 
-    - `model`: a specification as in `load_model`, or a network that takes images in [0, 1], (B, C, H, W) float32, and
-      returns logits (B, K).
+    - `model`: a specification as in `load_model`; a network that takes images in [0, 1], (B, C, H, W) float32, and
+      returns logits (B, K); or a function or predictor, which has no gradient.
     - `dataset`: a name, a Dataset, a pair (x, y) of tensors or arrays, a dataset of PyTorch or a DataLoader; None: the
-      dataset of the model. Of one's own data, `how` may have num_classes, class_names, class_map and layout (see
-      `advbench.data.tensors.from_tensors`); without them the model says how many classes there are.
+      dataset of the model. `num_classes`, `class_names`, `class_map` and `layout` describe one's own data, as in
+      `advbench.data.tensors.from_tensors`; without them the model says how many classes there are.
     - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/own-attacks.md).
-    - `dataset`: a name, a Dataset, or a pair (x, y) of tensors or arrays; None: the dataset of the model.
-    - `eps`: None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of the dataset.
-    - `n`: how many of the first images are used; None: 1,000 of a named dataset, all of a given one.
-    - `how`: further fields of `advbench.evaluator.Settings` (precision, curve, engine, keep_points, ...), and `journal`
-      and `resume`.
+      `settings`: fields of ours by name.
+    - `eps`: numbers or texts ("8/255"), one or several; None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of
+      the dataset.
+    - `n`: how many images are used; None: 1,000 of a named dataset, all of a given one. `subset`: which ones, "first",
+      "random:SEED" or a file of positions.
+    - `arch`, `mean`, `std`, `abstain`: as in `load_model`. `name`: what tables call the model.
+    - `precision`, `engine`, `curve`, `slots`, `processes`, `probes`, `keep_points`: as in
+      `advbench.evaluator.Settings`.
+    - `journal`: a file in which progress is kept, from which `resume` continues.
+    - `progress`: True for a line on stderr, or a function of (stage, done, total or None), which may raise to stop.
+    - `trust_pickle`, `trust_code`: as in `load_model`.
 
     Raises UserError.
     """
-    from advbench.checkpoint import Loaded
-    from advbench.data.dataset import Dataset
-    from advbench.data.tensors import CLASSES, from_object
-    from advbench.defaults.choice import check_count, choose_eps, choose_rows
-    from advbench.defaults.target import Target, load_target, pick_device
-    from advbench.evaluator import Settings, bare
-    from advbench.evaluator import evaluate as measure
+    from advbench.defaults.choice import choose_eps
+    from advbench.defaults.measure import measure
 
-    place = pick_device(device)
-    check_count(n)
-    told = {word: how.pop(word) for word in CLASSES if word in how}
-    if told and (dataset is None or isinstance(dataset, str)):
-        raise UserError(f"a named dataset says what its classes are: leave out {', '.join(told)}")
-    given = dataset if dataset is None or isinstance(dataset, str) else from_object(dataset, n=n, **told)
-    if isinstance(model, str):
-        name = given.name if isinstance(given, Dataset) else given
-        cache = {given.name: given} if isinstance(given, Dataset) else {}
-        target = load_target(model, dataset=name, arch=None, norm=norm, device=place, cache=cache)
-    elif given is None:
-        raise UserError("which images? name a dataset, or give a pair (x, y)")
-    else:
-        data = given if isinstance(given, Dataset) else load_data(given)
-        loaded = model if isinstance(model, Loaded) else bare(model, data)
-        target = Target.of(loaded, data, norm=norm)
-    if eps is None or isinstance(eps, str):
-        eps, _ = choose_eps(eps, target.norm, target.train_eps, target.data.name)
-    count = len(target.data) if n is None and isinstance(given, Dataset) else n
-    rows, indices, _ = choose_rows(target.data, count, "first")
-    journal, resume = how.pop("journal", None), how.pop("resume", False)
-    chosen = Settings(
+    return measure(
+        model,
+        dataset,
+        sizes=lambda target: choose_eps(eps, target.norm, target.train_eps, target.data.name)[0],
+        curve=curve,
+        keep_points=keep_points,
+        norm=norm,
+        n=n,
+        subset=subset,
+        classes={
+            "num_classes": num_classes,
+            "class_names": class_names,
+            "class_map": class_map,
+            "layout": layout,
+        },
+        arch=arch,
+        mean=mean,
+        std=std,
+        abstain=abstain,
+        name=name,
         attack=attack,
-        attack_settings=settings or {},
-        eps=eps,
-        norm=target.norm,
+        settings=settings,
         seed=seed,
-        device=place,
-        indices=None if isinstance(given, Dataset) else indices,
-        **how,
+        device=device,
+        precision=precision,
+        engine=engine,
+        slots=slots,
+        processes=processes,
+        probes=probes,
+        journal=journal,
+        resume=resume,
+        progress=progress,
+        trust_pickle=trust_pickle,
+        trust_code=trust_code,
     )
-    return measure(target.loaded, target.data.subset(rows), chosen, journal=journal, resume=resume)
 
 
 def attack(
-    model: str | nn.Module | Loaded,
+    model: str | Path | Loaded | Callable[..., Any],
     dataset: Any = None,
     *,
-    eps: str | float,
     attack: Any = "pgd",
+    eps: Eps | str | float | None = None,
+    norm: str | None = None,
     n: int | None = None,
-    **how: Any,
+    subset: str = "first",
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[Any, int] | None = None,
+    layout: str | None = None,
+    arch: str | None = None,
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "own",
+    slots: int | None = None,
+    processes: int | None = None,
+    probes: bool = True,
+    journal: Journal | str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Show | None = None,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> Evaluation:
-    """As `evaluate`, at one eps, and keep the adversarial examples: `.points` maps a row to its image (C, H, W)."""
-    return evaluate(model, dataset, attack=attack, eps=[eps], n=n, keep_points=True, **how)
+    """As `evaluate`, at one eps, and keep the images after the attack.
+
+    `.adversarials` (n, C, H, W) are all of them, the strongest attempt where the attack failed; `.found` (n,) says
+    where it did not. `eps` None: the training eps, or the usual eps of the dataset. Raises UserError.
+    """
+    from advbench.defaults.choice import choose_size
+    from advbench.defaults.measure import measure
+
+    return measure(
+        model,
+        dataset,
+        sizes=lambda target: [choose_size(eps, target)],
+        keep_points=True,
+        norm=norm,
+        n=n,
+        subset=subset,
+        classes={
+            "num_classes": num_classes,
+            "class_names": class_names,
+            "class_map": class_map,
+            "layout": layout,
+        },
+        arch=arch,
+        mean=mean,
+        std=std,
+        abstain=abstain,
+        name=name,
+        attack=attack,
+        settings=settings,
+        seed=seed,
+        device=device,
+        precision=precision,
+        engine=engine,
+        slots=slots,
+        processes=processes,
+        probes=probes,
+        journal=journal,
+        resume=resume,
+        progress=progress,
+        trust_pickle=trust_pickle,
+        trust_code=trust_code,
+    )
+
+
+def analyze(
+    name: str,
+    runs: str | Path | Sequence[str | Path] = (),
+    *,
+    dataset: str | None = None,
+    norm: str | None = None,
+    eps: Eps | str | float | Sequence[Eps | str | float] | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    precision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    progress: bool | Show | None = None,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
+) -> Analysis:
+    """The analysis `name` of run folders: `.tables` (DataFrames by name), `.figures` (matplotlib), `.notes`.
+
+    `settings` are its own parameters. The other arguments are as in `evaluate`; an analysis takes only those that it
+    has (`advbench.list_entries("analyses")`). Raises UserError.
+    """
+    from advbench import consent
+    from advbench.defaults.analysis import run_analysis
+    from advbench.defaults.choice import check_count
+    from advbench.defaults.progress import reporting
+    from advbench.defaults.target import pick_device
+    from advbench.eps import as_eps_list
+
+    check_count(n)
+    sizes = None if eps is None else ",".join(map(str, as_eps_list(eps, norm or "l2")))
+    flags = {"dataset": dataset, "norm": norm, "eps": sizes, "n": n, "seed": seed, "precision": precision}
+    with consent.also(pickle=trust_pickle, code=trust_code).given(), reporting(progress) as report:
+        return run_analysis(
+            name,
+            [runs] if isinstance(runs, str | Path) else list(runs),
+            device=pick_device(device),
+            flags={key: value for key, value in flags.items() if value is not None},
+            settings=settings or {},
+            progress=report,
+        )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from advbench.errors import UserError
+from advbench.errors import UserError, shortened
 
 NORMS = ("linf", "l2", "l1", "fourier-linf")
 CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
@@ -58,6 +60,33 @@ def parse_eps(text: str, norm: str = "linf") -> Eps:
         hint = f"; {written}/255 was probably meant" if match[2] is None and value <= 255 else ""
         raise UserError(f"eps {text!r} is above 1, but linf eps lies in [0, 1] as inputs do{hint}")
     return Eps(written, value)
+
+
+def as_eps(size: Any, norm: str = "linf") -> Eps:
+    """A size in any form: an Eps, a text as `parse_eps` reads it, or a number, which is written plainly (8/255, 0.1).
+
+    Raises UserError.
+    """
+    if isinstance(size, Eps | str):
+        return parse_eps(str(size), norm)
+    number = size.item() if hasattr(size, "item") and getattr(size, "ndim", 0) == 0 else size
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        raise UserError(f"eps {shortened(size)} is not a size: write a number such as 0.031, or a text such as '8/255'")
+    return parse_eps(Eps("", float(number)).plain, norm)
+
+
+def as_eps_list(sizes: Any, norm: str = "linf") -> list[Eps]:
+    """One size, a comma list, or several sizes in any form, sorted by value, each value once. Raises UserError."""
+    if isinstance(sizes, str):
+        return parse_eps_list(sizes, norm)
+    several = isinstance(sizes, Iterable) and getattr(sizes, "ndim", 1) > 0
+    found: dict[float, Eps] = {}
+    for size in sizes if several else [sizes]:
+        eps = as_eps(size, norm)
+        found.setdefault(eps.value, eps)
+    if not found:
+        raise UserError("no eps was given: write a list such as '0,2/255,4/255,8/255'")
+    return [found[value] for value in sorted(found)]
 
 
 def parse_eps_list(text: str, norm: str = "linf") -> list[Eps]:

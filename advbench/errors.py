@@ -11,6 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 class UserError(ValueError):
     """Wrong input. The message is one line that names the valid choices. Exit code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook (IPython) shows of this error."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Untrusted(UserError):
     """The user has not consented to the code that would run. The message names the flag that consents."""

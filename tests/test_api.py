@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,6 +66,216 @@ def test_tensors_that_are_no_images(net: nn.Module, x: torch.Tensor, y: torch.Te
     with pytest.raises(advbench.UserError) as raised:
         advbench.evaluate(net, (x, y), attack="fgsm", eps="0.1")
     assert reason in str(raised.value)
+
+
+def test_importing_loads_neither_torch_nor_pandas() -> None:
+    script = (
+        "import advbench, sys; dir(advbench); advbench.attack; sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
+def test_every_function_names_its_arguments() -> None:
+    for name in advbench.__all__:
+        function = getattr(advbench, name)
+        if callable(function) and not isinstance(function, type):
+            parameters = inspect.signature(function).parameters.values()
+            assert all(one.kind is not one.VAR_KEYWORD and one.annotation is not one.empty for one in parameters), name
+            with pytest.raises(TypeError, match="unexpected keyword"):
+                function(nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("eps", "texts"),
+    [
+        (8 / 255, ["8/255"]),
+        (0.1, ["0.1"]),
+        (0, ["0"]),
+        (np.float32(0.5), ["0.5"]),
+        (torch.tensor(0.25), ["0.25"]),
+        ("0.1,4/255", ["4/255", "0.1"]),
+        ([0.1, 0, "0.10", 1 / 255], ["0", "1/255", "0.1"]),
+        ((0.02, 0.01), ["0.01", "0.02"]),
+        (np.array([0.0, 0.5]), ["0", "0.5"]),
+        (torch.tensor([0.0, 0.5]), ["0", "0.5"]),
+    ],
+)
+def test_sizes_in_any_form(net: nn.Module, eps: Any, texts: list[str]) -> None:
+    record = advbench.evaluate(net, "digits", attack="fgsm", eps=eps, n=4, probes=False).record
+    assert [point.eps_text for point in record.curve] == texts
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"n": 0}, "at least 1 image"),
+        ({"n": -3}, "at least 1 image"),
+        ({"n": 2.5}, "a whole number"),
+        ({"n": True}, "a whole number"),
+        ({"n": 10**6}, "choose at most"),
+        ({"eps": -0.1}, "is not a size"),
+        ({"eps": float("nan")}, "is not a size"),
+        ({"eps": [None]}, "is not a size"),
+        ({"eps": True}, "is not a size"),
+        ({"eps": {}}, "no eps was given"),
+        ({"eps": 8}, "8/255 was probably meant"),
+        ({"eps": object()}, "is not a size"),
+        ({"norm": "l7"}, "choose from"),
+        ({"seed": -1}, "seed"),
+        ({"seed": None}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"slots": 0}, "slots"),
+        ({"processes": "2"}, "processes"),
+        ({"attack": "pdg"}, "did you mean"),
+        ({"attack": []}, "no attack was named"),
+        ({"settings": {"stepz": 3}}, "unknown attack setting"),
+        ({"settings": ["steps=3"]}, "give a dict"),
+        ({"precision": "fp16"}, "choose from"),
+        ({"curve": "slow"}, "choose from"),
+        ({"engine": "theirs"}, "choose from"),
+        ({"device": "tpu"}, "choose from"),
+        ({"subset": "last"}, "choose first"),
+        ({"arch": "mlp"}, "leave it out"),
+        ({"progress": "yes"}, "give True"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(net: nn.Module, how: dict[str, Any], words: str) -> None:
+    given = {"attack": "fgsm", "eps": 0.1, "n": 4, "processes": 1, **how}
+    with pytest.raises(advbench.UserError) as raised:
+        advbench.evaluate(net, "digits", **given)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_other_functions_tell_theirs() -> None:
+    for call in (
+        lambda: advbench.load_data("digitz"),
+        lambda: advbench.load_data("digits", "tset"),
+        lambda: advbench.load_model("nothing"),
+        lambda: advbench.list_entries("attack"),
+        lambda: advbench.train("pgdat"),
+        lambda: advbench.train(eps=[0.1], arch="mlp"),
+        lambda: advbench.analyze("filterz"),
+        lambda: advbench.analyze("filters", ["nothing"]),
+        lambda: advbench.leaderboard("nothing"),
+        lambda: advbench.compare("nothing", "else"),
+        lambda: advbench.compare(3, 4),
+        lambda: advbench.evaluate("nothing", "digits"),
+    ):
+        with pytest.raises(advbench.UserError) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+def test_a_notebook_shows_one_line() -> None:
+    with pytest.raises(advbench.UserError) as raised:
+        advbench.list_entries("attack")
+    assert raised.value._render_traceback_() == [f"UserError: {raised.value}"]
+
+
+def test_an_image_a_row(net: nn.Module) -> None:
+    data = advbench.load_data("digits").subset(range(10, 60))
+    result = advbench.evaluate(net, data, attack=["fgsm", "apgd-ce"], eps=[0, 0.02, 0.05], settings={"steps": 5})
+    frame, x = result.frame(), data.batch(slice(None))[0]
+    assert frame["index"].tolist() == list(range(10, 60)) and frame["label"].tolist() == data.labels.tolist()
+    with torch.no_grad():
+        logits = net(x)
+    assert frame["clean"].tolist() == logits.argmax(1).tolist()
+    assert frame["right"].tolist() == (logits.argmax(1) == data.labels).tolist()
+    assert ((frame["margin"] < 0) == frame["right"]).all()
+    for point, row in zip(result.record.curve, result.curve_frame().itertuples(), strict=True):
+        assert (frame["fell_at"].isna() | (frame["fell_at"] > point.eps)).sum() == point.robust == row.robust
+        assert (row.eps, row.eps_text, row.accuracy) == (point.eps, point.eps_text, point.accuracy)
+    fell = frame[frame["right"] & frame["fell_at"].notna()]
+    assert len(fell) and set(fell["by"]) <= {"fgsm", "apgd-ce"} and (fell["distance"] <= fell["fell_at"]).all()
+    assert set(frame.loc[~frame["right"], "fell_at"]) == {0.0} and set(frame.loc[~frame["right"], "distance"]) == {0.0}
+    assert set(frame.loc[frame["fell_at"].isna(), "by"]) <= {""}
+
+
+def test_distances_are_those_of_the_nearest_points(net: nn.Module) -> None:
+    data = advbench.load_data("digits").subset(range(30))
+    result = advbench.evaluate(net, data, attack="fmn", eps=[0.01, 0.5], settings={"steps": 20}, keep_points=True)
+    x = data.batch(slice(None))[0]
+    away = (result.adversarials.double() - x.double()).abs().amax((1, 2, 3)).numpy()
+    right = result.frame()["right"].to_numpy()
+    assert result.frame()["distance"].to_numpy()[right] == pytest.approx(away[right])
+
+
+def test_attack_keeps_images_of_all(net: nn.Module) -> None:
+    data = advbench.load_data("digits").subset(range(40))
+    result = advbench.attack(net, data, eps=0.03)
+    x, y = data.batch(slice(None))
+    z, right = result.adversarials, torch.from_numpy(result.fates.clean)
+    assert z.shape == x.shape and z.dtype == torch.float32 and result.found.dtype == torch.bool
+    with torch.no_grad():
+        wrong = net(z).argmax(1) != y
+    assert wrong[result.found].all() and not wrong[right & ~result.found].any()
+    assert ((z - x).abs().amax((1, 2, 3)) > 0)[right].all()
+    assert int(result.found.sum()) == 40 - int((~right).sum()) - result.record.curve[0].robust
+    with pytest.raises(advbench.UserError, match="not a size"):
+        advbench.attack(net, data, eps=[0.1, 0.2])
+    assert advbench.attack(net, "digits", n=3).record.curve[0].eps_text == "0.1"  # the usual one
+
+
+def test_progress_is_told_and_can_stop_the_work(net: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, float, float | None]] = []
+    advbench.evaluate(net, "digits", attack="pgd", eps=0.1, n=20, progress=lambda *told: seen.append(told))
+    assert any(stage == "pgd" and total and 0 <= done <= total <= 20 for stage, done, total in seen)
+
+    def stop(stage: str, done: float, total: float | None) -> None:
+        if stage == "pgd":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        advbench.evaluate(net, "digits", attack="pgd", eps=0.1, n=20, progress=stop)
+    capsys.readouterr()
+    advbench.evaluate(net, "digits", attack="pgd", eps=0.1, n=20, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "pgd" in err and err.endswith("\n")
+    advbench.evaluate(net, "digits", attack="pgd", eps=0.1, n=20)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_results_are_compared_and_published(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    worse = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    worse[1].load_state_dict(net[1].state_dict())
+    worse[1].weight.data[3:] *= -1
+    one, two = (
+        advbench.evaluate(model, "digits", attack="fgsm", eps=[0, 0.02], n=200, name=name)
+        for model, name in ((net, "good"), (worse, "bad"))
+    )
+    flags = [flag.name for result in (one, two) for flag in result.record.doubts()]
+    found = advbench.compare(one, two, fail_if="clean < baseline - 5", allow_flags=flags)
+    assert found.failed and found.verdict == "Regression: bad against good" and found.verdict in found.report
+    frame = found.frame()
+    clean = frame[frame["quantity"] == "clean"].iloc[0]
+    assert clean["difference"] == pytest.approx(two.record.clean - one.record.clean)
+    assert not advbench.compare(two, one, fail_if="clean < baseline - 5", allow_flags=flags).failed
+    for result in (one, two):
+        result.record.save(Path("board"), result.fates)
+    table = advbench.leaderboard("board")
+    assert (tmp_path / "board" / "digits-linf.csv").is_file()
+    assert sorted(zip(table["model"], table["eps"], table["accuracy"], strict=True)) == sorted(
+        (result.record.model.title, point.eps, point.accuracy) for result in (one, two) for point in result.record.curve
+    )
+    stored = advbench.compare(f"board/{one.record.id}", two, allow_flags=flags)
+    assert stored.frame()["difference"].tolist() == pytest.approx(frame["difference"].tolist())
+
+
+def test_the_packages_can_be_called_and_imported() -> None:
+    import advbench.compare.gate
+    from advbench import compare, leaderboard
+
+    assert callable(compare) and callable(leaderboard) and compare is advbench.compare
+    assert leaderboard.COLUMNS and advbench.compare.gate.parse_gate("clean < 80")
+
+
+def test_entries_by_kind_and_text() -> None:
+    names = {row["name"] for row in advbench.list_entries("attacks")}
+    assert {"pgd", "autoattack"} <= names
+    found = advbench.list_entries("attacks", "SQUARE")
+    assert "square" in {row["name"] for row in found} and len(found) < len(names)
+    assert advbench.list_entries("datasets", "no such thing") == []
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "8", True])
@@ -139,7 +353,11 @@ def test_a_run_by_its_folder_alone(tmp_path: Path) -> None:
     run = advbench.train("pgd-at", arch="mlp", eps=0.1, epochs=1, settings=settings, device="cpu", out=tmp_path / "r")
     result = advbench.evaluate(str(run), attack="fgsm", n=20)
     assert [point.eps_text for point in result.record.curve][-1] == "0.2"
-    assert advbench.load_model(str(run)).arch == "mlp"
+    assert advbench.load_model(run).arch == "mlp"
+    assert advbench.attack(run, n=5).record.curve[0].eps_text == "0.1"
+    seen: list[str] = []
+    analysis = advbench.analyze("features", run, n=16, eps=0.1, progress=lambda stage, done, total: seen.append(stage))
+    assert analysis.tables and seen
     with pytest.raises(advbench.UserError, match="--resume"):
         advbench.train("pgd-at", arch="mlp", eps=0.1, epochs=1, settings=settings, device="cpu", out=run)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from advbench.eps import NORMS, Eps, parse_eps, parse_eps_list
+from advbench.eps import NORMS, Eps, as_eps, as_eps_list, parse_eps, parse_eps_list
 from advbench.errors import UserError
 
 
@@ -99,3 +99,36 @@ def test_the_one_spelling_has_the_value(value: float) -> None:
 )
 def test_every_spelling_of_a_size_has_one(spellings: tuple[str, ...], plain: str) -> None:
     assert {parse_eps(text).plain for text in spellings} == {plain}
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (8 / 255, "8/255"),
+        (0.1, "0.1"),
+        (0, "0"),
+        (1, "1"),
+        (Eps("0.10", 0.1), "0.10"),
+        ("8/255", "8/255"),
+        (1 / 3, "85/255"),
+        (0.123456789, "0.123456789"),
+    ],
+)
+def test_numbers_are_written_plainly_and_texts_stay(size: float | str | Eps, text: str) -> None:
+    made = as_eps(size)
+    assert made.text == text and made.value == (size if isinstance(size, float | int) else parse_eps(text).value)
+
+
+@pytest.mark.parametrize("size", [None, True, [0.1], "", -0.1, float("inf"), 1j])
+def test_what_is_no_size(size: object) -> None:
+    with pytest.raises(UserError, match="not a size"):
+        as_eps(size)
+
+
+def test_several_sizes_in_any_form() -> None:
+    assert [eps.text for eps in as_eps_list([0.5, "1/4", Eps("0.50", 0.5), 0])] == ["0", "1/4", "0.5"]
+    assert [eps.text for eps in as_eps_list("0.1,0")] == ["0", "0.1"] and [eps.text for eps in as_eps_list(0.1)] == [
+        "0.1"
+    ]
+    with pytest.raises(UserError, match="no eps"):
+        as_eps_list([])

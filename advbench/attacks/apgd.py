@@ -17,8 +17,8 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks import apgd_l1
+from advbench.attacks.aimed import Aimed
 from advbench.engine.attack import Answer, Attack, Problem, State
-from advbench.engine.losses import aims, check_target
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
 from advbench.recipe.fields import Count, Share, Size
@@ -63,12 +63,11 @@ class APGDState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Attack):
+class APGD(Aimed):
     """`n_targets`: one item for each of that many likeliest wrong classes, or 0 for an untargeted attack.
 
-    `target`: the class to aim at; images of that class are attacked untargeted. Any misclassification counts, as
-    everywhere. `larger_eps` (L1 only): take the first 60 % of the steps in larger balls. `band` (fourier-linf only): as
-    in `threat.banded`.
+    `target`: as in `Aimed`. `larger_eps` (L1 only): take the first 60 % of the steps in larger balls. `band`
+    (fourier-linf only): as in `threat.banded`.
     """
 
     norms = ("linf", "l2", "l1", "fourier-linf")
@@ -76,7 +75,6 @@ class APGD(Attack):
     steps: Count = 100
     rho: Share = 0.75
     n_targets: Size = 0
-    target: Size | None = None
     larger_eps: bool = False
     band: tuple[float, float] | None = None
 
@@ -85,13 +83,9 @@ class APGD(Attack):
         check_band(self.band, norm)
         if self.larger_eps and norm != "l1":
             raise UserError(f"{self.name}: larger_eps is for norm l1, not {norm}")
-        check_target(self.name, self.target, classes, self.loss)
         if (self.n_targets or self.target is not None) and self.loss == "dlr" and classes < 4:
             return replace(attack, loss="cw")
         return attack
-
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        return aims(logits, y, self.n_targets, self.target)
 
     def start(self, p: Problem) -> State:
         if p.region.norm == "l1":

@@ -51,14 +51,14 @@ class FeaturePGD(PGD):
         net = context.loaded.net
         if not isinstance(net, Model):
             raise UserError(f"{self.name} reads features, which this model does not show: it must be one of the zoo's")
-        return replace(self, centres=class_centres(net, context.data))
+        return replace(self.with_goals(context), centres=class_centres(net, context.data))
 
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         assert self.centres is not None
         return FeatureOracle(oracle, self.centres)
 
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        classes = super().targets(logits, y)
+    def targets(self, logits: Tensor, y: Tensor, goals: Tensor | None = None) -> Tensor:
+        classes = super().targets(logits, y, goals)
         return torch.where(classes < 0, likeliest(logits, y, 1), classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advbench.attacks.aimed import Aimed
 from advbench.engine.attack import Answer, Attack, Problem, State
-from advbench.engine.losses import KL, aims, check_target
+from advbench.engine.losses import KL
 from advbench.errors import UserError, unknown
 from advbench.recipe.fields import Count, NotNegative, Size
 from advbench.rng import normal, signs, uniform
@@ -72,10 +73,10 @@ class PGDState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
+class PGD(Aimed):
     """`rel_step`: step size / eps; `step_size`: absolute step size, overrides `rel_step`. `sparsity` (L1 only): the
-    share of the elements that a step does not change. `n_targets` and `target`: as in APGD. `band` (fourier-linf only):
-    as in `threat.banded`.
+    share of the elements that a step does not change. `n_targets`: as in APGD; `target`: as in `Aimed`. `band`
+    (fourier-linf only): as in `threat.banded`.
 
     Without `random_start` the first query is x. With it, `init` chooses the first query:
 
@@ -94,7 +95,6 @@ class PGD(Attack):
     init: str = "uniform"
     momentum: NotNegative = 0.0
     n_targets: Size = 0
-    target: Size | None = None
     sparsity: float = 0.99
     band: tuple[float, float] | None = None
 
@@ -111,13 +111,9 @@ class PGD(Attack):
         check_band(self.band, norm)
         if self.init in ("signs", "noise") and norm != "linf":
             raise UserError(f"{self.name}: init {self.init} has no form for norm {norm}: choose linf")
-        check_target(self.name, self.target, classes, self.loss)
         attack = super().for_model(norm, classes)
         aimed = self.n_targets or self.target is not None
         return replace(attack, loss="cw") if aimed and self.loss == "dlr" and classes < 4 else attack
-
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        return aims(logits, y, self.n_targets, self.target)
 
     def start(self, p: Problem) -> PGDState:
         region, x = banded(p.region, self.band), p.region.x

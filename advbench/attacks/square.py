@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from advbench import rng
+from advbench.attacks.aimed import Aimed
 from advbench.engine.attack import Answer, Asks, Attack, Problem, State
-from advbench.engine.losses import aims, check_target
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
-from advbench.recipe.fields import Count, Size
+from advbench.recipe.fields import Count
 from advbench.threat import Linf
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -50,11 +50,11 @@ class SquareState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(Attack):
+class Square(Aimed):
     """`n_queries`: number of changes tried after the start; `p_init`: the first square's share of the image's area.
 
     `rescale_schedule`: scale the halvings of p from 10,000 queries to `n_queries`; AutoAttack does not. `target`: as in
-    APGD. UserError if `p_init` is not in (0, 1].
+    `Aimed`. UserError if `p_init` is not in (0, 1].
     """
 
     asks: ClassVar[Asks] = "logits"
@@ -65,7 +65,6 @@ class Square(Attack):
     loss: str = "cw"
     n_queries: Count = 5000
     p_init: float = 0.8
-    target: Size | None = None
     rescale_schedule: bool = False
 
     def __post_init__(self) -> None:
@@ -75,13 +74,9 @@ class Square(Attack):
             raise UserError(f"{self.name}: p_init is {self.p_init:g}, but must lie in (0, 1]")
 
     def for_model(self, norm: str, classes: int) -> Attack:
-        check_target(self.name, self.target, classes, self.loss)
         attack = super().for_model(norm, classes)
         aimed = self.target is not None and self.loss == "dlr" and classes < 4
         return replace(attack, loss="cw") if aimed else attack
-
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
-        return aims(logits, y, 0, self.target)
 
     def start(self, p: Problem) -> SquareState:
         region, x = p.region, p.region.x

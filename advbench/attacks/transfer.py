@@ -63,7 +63,7 @@ class Transfer(APGD):
                 f"{self.source_sha256[:12]}...: name the one that was meant by --set source=MODEL"
             )
         net = loaded.net.eval().requires_grad_(False)
-        return replace(self, source=loaded.spec, source_sha256=digest, source_net=net)
+        return replace(self.with_goals(context), source=loaded.spec, source_sha256=digest, source_net=net)
 
     def follows_gradient(self) -> bool:
         return False

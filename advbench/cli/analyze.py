@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
-from advbench.cli.settings import fit_settings
+from advbench.cli.settings import parse_settings, written_settings
 from advbench.cli.stop import Stop
-from advbench.errors import UserError, unknown
+from advbench.defaults.analysis import find_analysis, run_analysis
+from advbench.errors import UserError
 from advbench.files import check_writable
-from advbench.registry import entries, find
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from advbench.analyses.base import Analysis
 
 ANALYSES = Path("analyses")
-_SUPPLIED = {"runs", "device", "progress"}
-_FLAGS = {"dataset", "norm", "eps", "n", "seed", "precision"}
 
 
 def command(
@@ -88,38 +85,26 @@ def analyze(
     Raises UserError for an unknown name or setting, a folder that is not a run, and what the analysis refuses.
     """
     screen = screen or Screen()
-    if name is None:
-        raise UserError(
-            f"which analysis? choose from {', '.join(entries('analyses')) or 'none: there are no analyses'}"
-        )
-    entry = find("analyses", name)
+    find_analysis(name)
     if out is not None and out.exists() and not force:
         raise UserError(f"{out} exists: replace what it holds with --force, or name another --out")
-    out = out or _free(ANALYSES / name.replace(":", "-"))
+    out = out or _free(ANALYSES / str(name).replace(":", "-"))
 
-    from advbench.checkpoint import read_card
     from advbench.defaults.target import pick_device
-    from advbench.engine.kernels import exact_kernels
 
-    for run in runs:
-        read_card(Path(run))
+    given = parse_settings(settings)
     check_writable(out)
     place = pick_device(device)
-    with Stop() as stop, screen.bar(name) as bar:
+    with Stop() as stop, screen.bar(str(name)) as bar:
 
         def progress(stage: str, done: float, total: float | None) -> None:
             stop.check()
             bar.update(stage, lambda: (done, total, ""))
 
-        known = inspect.signature(entry.load()).parameters
-        for flag in flags or {}:
-            if flag not in known:
-                raise unknown(f"flag of analyze {name}", flag, _FLAGS & known.keys())
-        supplied: dict[str, Any] = {"device": place, "progress": progress}
-        supplied = {key: value for key, value in supplied.items() if key in known}
-        given = {**(flags or {}), **fit_settings(entry.load(), settings, apart=_SUPPLIED | _FLAGS)}
-        with exact_kernels(place):  # no TF32 on CUDA
-            found: Analysis = entry.create(runs=list(map(Path, runs)), **supplied, **given)
+        found = run_analysis(
+            name, runs, device=place, flags=flags or {}, settings=given, written=written_settings(settings),
+            progress=progress,
+        )  # fmt: skip
     write(found, out)
     show(found, out, screen)
     return found

@@ -13,11 +13,11 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
-from advbench.cli.settings import parse_settings
+from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
-from advbench.defaults.choice import check_asked, choose_rows, reference_eps
-from advbench.eps import Eps, parse_eps
-from advbench.errors import Interrupted, UserError
+from advbench.defaults.choice import check_asked, choose_rows, choose_size
+from advbench.eps import CORRUPTIONS, Eps
+from advbench.errors import Interrupted, UserError, unknown
 from advbench.files import check_writable
 from advbench.registry import find
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from advbench.cli.examples import Examples
     from advbench.defaults.target import Target
 
-FILES = ("examples.npz", "examples.csv", "examples.png", "attack.json")
+FILES = ("examples.csv", "examples.png", "attack.json")
+FORMATS = {"npz": "examples.npz", "png": "images"}
 ATTACKS = Path("attacks")
 IMAGES = 64
 
@@ -56,6 +57,14 @@ def command(
     precision: options.Precision = "auto",
     settings: options.Set = None,
     config: options.Flags = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="NAMES",
+            help="npz: arrays; png: 8-bit images, those that stay adversarial; repeatable [default: npz]",
+        ),
+    ] = None,
     out: options.Out = None,
     resume: options.Resume = False,
     force: options.Force = False,
@@ -66,7 +75,8 @@ def command(
     """Write adversarial examples, a table and a picture of them.
 
     The files go to --out, by default a folder under attacks. examples.npz holds x, x_adv, y, the predictions before
-    and after, and the positions in the test split.
+    and after, and the positions in the test split. Where no adversarial example was found, x_adv is the strongest
+    attempt. --set target=N|random|least-likely|FILE aims at a class, or at one for each image.
     """
     with options.consent(context).given(), Screen(as_json=as_json).ready() as screen:
         flags = Flags(
@@ -84,6 +94,7 @@ def command(
             device=device,
             precision=precision,
             settings=parse_settings(settings or []),
+            formats=tuple(split_names(formats or ["npz"])),
             out=out,
             resume=resume,
             force=force,
@@ -109,6 +120,7 @@ class Flags:
     device: str = "auto"
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    formats: Sequence[str] = ("npz",)
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -134,9 +146,11 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
                 spec, dataset=flags.dataset, arch=flags.arch, norm=flags.norm, device=device,
                 mean=flags.mean, std=flags.std, abstain=flags.abstain, fetching=fetching,
             )  # fmt: skip
-        size = choose_size(flags, target)
+        size = choose_size(flags.eps, target)
         rows, indices, about = choose_rows(target.data, flags.n or min(IMAGES, len(target.data)), "first")
         data = target.data.subset(rows)
+        if "png" in flags.formats and data.shape[0] not in (1, 3):
+            raise UserError(f"--format png: {data.name} has {data.shape[0]} channels, a PNG has 1 or 3: choose npz")
         settings = Settings(
             attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
             device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
@@ -158,10 +172,10 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
                 result = evaluate(target.loaded, data, settings, journal=journal, resume=flags.resume)
             except Interrupted as error:
                 raise Halted(str(error), {"--model": spec, "--out": str(out)}) from error
-        examples = collect(target.loaded.net, data.to(device), result)
-        write(examples, result.record, out)
+        examples = collect(target.loaded.net, data.to(device), result, images="png" in flags.formats)
+        write(examples, result.record, out, flags.formats)
         journal.finish()
-    show(examples, result.record.model_dump(mode="json", by_alias=True), out, screen)
+    show(examples, result.record.model_dump(mode="json", by_alias=True), out, screen, flags.formats)
     return examples
 
 
@@ -172,21 +186,17 @@ def check_flags(flags: Flags) -> None:
         from advbench.checkpoint import check_reading
 
         check_reading(flags.mean, flags.std, flags.abstain)
+    for name in flags.formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
     other_norms = Path(flags.model or "runs").is_dir()  # only a run may have been trained in another norm
     check_asked(eps=flags.eps, norm=flags.norm or (None if other_norms else "linf"), n=flags.n, subset="first")
+    if flags.norm == CORRUPTIONS:
+        raise UserError("corruptions are no perturbations in a ball: measure them with advbench evaluate")
     if flags.eps is not None and "," in flags.eps:
         raise UserError(f"--eps {flags.eps!r}: attack takes one size; advbench evaluate takes a list")
     if flags.out is not None and flags.out.exists() and not (flags.force or flags.resume):
         raise UserError(f"{flags.out} exists: replace what it holds with --force, or name another --out")
-
-
-def choose_size(flags: Flags, target: Target) -> Eps:
-    """The eps given, else the training eps, else the dataset's usual one. Raises UserError."""
-    images, norm = target.data.name, target.norm
-    size = parse_eps(flags.eps, norm) if flags.eps else target.train_eps or reference_eps(images, norm)
-    if size is None:
-        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps 8/255")
-    return size
 
 
 def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:
@@ -218,20 +228,25 @@ def free(folder: Path, question: str, *, resume: bool) -> Path:
     return place
 
 
-def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen) -> None:
+def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen, formats: Sequence[str]) -> None:
     """Print how many images fell and where the files are, or one JSON object."""
     summary = {"out": str(out), "n": len(examples.y), **examples.counts, "seconds": record["seconds"]}
     if screen.as_json:
         screen.json({**summary, "record": record})
         return
     counts = examples.counts
-    target = examples.target
-    reached = "" if target is None else f", {counts['reached']} of them to {examples.name(target)}"
+    reached = f", {counts['reached']} of them to {examples.aim}" if "reached" in counts else ""
     screen.say(
-        f"{counts['felled']} of {counts['right']} correctly classified images felled{reached} "
-        f"({len(examples.y) - counts['right']} of {len(examples.y)} were misclassified already), "
+        f"{counts['felled']} of {counts['right']} correctly classified images felled{reached}, {counts['robust']} "
+        f"stood ({len(examples.y) - counts['right']} of {len(examples.y)} were misclassified already), "
         f"robust accuracy {counts['robust'] / len(examples.y):.1%}, {record['seconds']:.1f} s"
     )
     for flag in record["flags"]:
         screen.say(f"{flag['severity']}: {flag['name']}: {flag['detail']}")
-    screen.say(f"{out}: {', '.join(FILES)}")
+    if "survived" in counts:
+        lost = counts["felled"] - counts["survived"]
+        screen.say(
+            f"{counts['survived']} of {counts['felled']} adversarial examples stay so in 8 bit, inside the ball"
+            + (f"; of the other {lost} there is no PNG" if lost else "")
+        )
+    screen.say(f"{out}: {', '.join((*(FORMATS[name] for name in formats), *FILES))}")

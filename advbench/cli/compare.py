@@ -15,7 +15,7 @@ from advbench.cli.settings import split_names
 from advbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from advbench.compare import Comparison, Link, Side
+    from advbench.compare import Comparison, Link
     from advbench.record import Record
 
 FORMATS = ("table", "csv", "markdown", "junit", "json")
@@ -145,8 +145,8 @@ def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
     }
     try:
         found = comparing.compare(
-            [read(text, flags) for text in flags.models],
-            None if flags.baseline is None else read(flags.baseline, flags),
+            [comparing.read_some(text, flags.dataset, flags.norm) for text in flags.models],
+            None if flags.baseline is None else comparing.read_some(flags.baseline, flags.dataset, flags.norm),
             fail_if=flags.fail_if,
             alpha=flags.alpha,
             strict=flags.strict,
@@ -167,23 +167,6 @@ def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
     if flags.plot is not None:
         screen.note(f"figure {flags.plot}")
     return found
-
-
-def read(text: str, flags: Flags) -> Side:
-    """The measurements that `text` names, on the dataset and in the norm that the flags ask for. Raises UserError."""
-    from advbench.compare import read_side
-
-    side = read_side(text)
-    units = tuple(
-        unit
-        for unit in side.units
-        if flags.dataset in (None, unit.record.dataset.name) and flags.norm in (None, unit.record.norm)
-    )
-    if not units:
-        asked = " and ".join(word for word in (flags.dataset, flags.norm) if word)
-        choices = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
-        raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(choices)}")
-    return replace(side, units=units)
 
 
 def show(found: Comparison, screen: Screen) -> None:

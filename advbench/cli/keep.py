@@ -8,13 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from advbench import ranks
 from advbench.cli.console import Bar, Screen
 from advbench.engine.search import Search
 from advbench.errors import UserError
-from advbench.evaluator import Journal, answers
+from advbench.evaluator import Journal, answers, progress_of
 from advbench.evaluator.identity import agree
 from advbench.files import check_writable, locked
 from advbench.record import Fates, Record, load_record, load_records
@@ -129,14 +127,4 @@ def save_baseline(record: Record, fates: Fates, file: Path, screen: Screen) -> N
 def search_progress(bar: Bar) -> Callable[[str, Search], None]:
     """A callback for `Journal` that shows in a bar how many items ended and how many samples fell."""
 
-    def measure(search: Search) -> tuple[float, float, str]:
-        slots = torch.tensor([item >= 0 for item in search.item])
-        shares = search.state.i.cpu()[slots] / (search.attack.steps + 1)
-        fell = search.verdicts.fell
-        return (
-            search.finished + float(shares.clamp(max=1).sum()),
-            len(search.queue),
-            f"{fell.sum()} of {len(fell)} fell",
-        )
-
-    return lambda stage, search: bar.update(stage, lambda: measure(search))
+    return lambda stage, search: bar.update(stage, lambda: progress_of(search))

@@ -56,7 +56,7 @@ def leaderboard(
     action, *rest = words
     if action not in FORMS:
         raise unknown("action", action, FORMS)
-    place = _checked(folder)
+    place = boards.find_folder(folder)
     boards.check_folder(place)
     if len(rest) != len(FORMS[action].partition(" --")[0].split()) - 2 or (action == "retire") != (why is not None):
         raise UserError(f"{action}: write advbench leaderboard {FORMS[action]}")
@@ -93,15 +93,3 @@ def show(built: Built, screen: Screen) -> None:
         rows.append((str(page), *map(str, counts.values())))
     screen.table(("page", "rankings", "ranked", "below the line", "not shown"), rows)
     screen.note("beside each page lie its numbers as .csv and its figure as .svg")
-
-
-def _checked(folder: Path | None) -> Path:
-    """`folder`. Raises UserError, naming those that are here, unless it holds records."""
-    if folder is not None and (folder / "records").is_dir():
-        return folder
-    places = [path.parent for path in Path().glob("*/records") if path.is_dir()]
-    here = sorted(str(place) for place in places if not (place / "run.json").is_file())
-    known = f"choose from {', '.join(here)}" if here else "advbench evaluate --leaderboard DIR makes one"
-    if folder is None:
-        raise UserError(f"which leaderboard? {known}")
-    raise UserError(f"{folder} is no leaderboard, since it holds no records: {known}")

@@ -8,14 +8,14 @@ import typer
 
 from advbench.cli import options
 from advbench.cli.console import Screen
-from advbench.errors import unknown
-from advbench.registry import entries
-
-KINDS = ("methods", "attacks", "models", "datasets", "analyses")
+from advbench.defaults.listing import KINDS, listing
 
 
 def command(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    text: Annotated[
+        str | None, typer.Option("--filter", metavar="TEXT", help="only those with TEXT in their name or summary")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """List methods, attacks, models, datasets and analyses.
@@ -24,7 +24,7 @@ def command(
     """
     with Screen(as_json=as_json).ready() as screen:
         kinds = (kind,) if kind is not None else KINDS
-        found = {name: listing(name) for name in kinds}
+        found = {name: listing(name, text) for name in kinds}
         if as_json:
             screen.json([{"list": name, **row} if kind is None else row for name in kinds for row in found[name]])
             return
@@ -36,15 +36,3 @@ def command(
             screen.table(("name", "summary"), cells, title=f"{name} ({len(rows)}{extra})")
             if name != kinds[-1]:
                 screen.say("")
-
-
-def listing(kind: str) -> list[dict[str, object]]:
-    """All entries of `kind` as plain values with at least `name` and `summary`. Raises UserError."""
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    if kind == "models":
-        from advbench.models.external import listing
-
-        return [dict(row) for row in listing()]
-    folder = {"datasets": "data"}.get(kind, kind)
-    return [{"name": name, "summary": entry.summary, **entry.about} for name, entry in entries(folder).items()]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Iterable
+from typing import Any
 
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WORDS = {"true": True, "false": False, "none": None}
@@ -39,31 +38,9 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def fit_settings(maker: Callable[..., Any], texts: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, Any]:
-    """FIELD=VALUE texts converted to the annotated types of the parameters of `maker`; names in `apart` are no fields.
-
-    Raises UserError for an unknown field or a value of the wrong type.
-    """
-    from advbench.recipe.fields import converted
-
-    hints = get_type_hints(maker, include_extras=True)
-    known = [name for name in inspect.signature(maker).parameters if name not in apart]
-    found = parse_settings(texts)
-    written = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in texts}
-    for name in found:
-        if not known:
-            raise UserError(f"unknown setting {name!r}: there are none")
-        if name not in known:
-            raise unknown("setting", name, known)
-        kind = hints.get(name, Any)
-        try:
-            found[name] = converted(kind, found[name])
-        except ValueError:
-            try:
-                found[name] = converted(kind, written[name])
-            except ValueError as error:
-                raise UserError(f"--set {name}={written[name]}: {error}") from error
-    return found
+def written_settings(texts: Iterable[str]) -> dict[str, str]:
+    """The fields of FIELD=VALUE texts with their values as they are written."""
+    return {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in texts}
 
 
 def split_names(texts: Iterable[str]) -> list[str]:

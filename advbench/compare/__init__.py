@@ -1,5 +1,13 @@
-"""Comparison of records: paired differences, a gate, reports, and the chain behind a number. Loads no torch."""
+"""Comparison of records: paired differences, a gate, reports, and the chain behind a number. Loads no torch.
 
+In a Python program the package itself can be called: `advbench.compare("runs/a", "runs/b", fail_if="clean < 80")` is
+`compare_models`.
+"""
+
+import sys
+from types import ModuleType
+
+from advbench.compare.call import compare_models
 from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts
 from advbench.compare.gate import parse_gate
@@ -17,7 +25,7 @@ from advbench.compare.report import (
     verdict,
 )
 from advbench.compare.results import Check, Comparison, Drop, Finding, Gate, Refused, Row
-from advbench.compare.sides import Measured, Side, find_record, read_side
+from advbench.compare.sides import Measured, Side, find_record, read_side, read_some
 
 __all__ = [
     "HEADER",
@@ -33,12 +41,14 @@ __all__ = [
     "Side",
     "cells",
     "compare",
+    "compare_models",
     "explain",
     "find_record",
     "headline",
     "parse_gate",
     "plot",
     "read_side",
+    "read_some",
     "reason",
     "rule",
     "to_csv",
@@ -48,3 +58,12 @@ __all__ = [
     "verdict",
     "whereabouts",
 ]
+
+
+class _Package(ModuleType):
+    """The package as a function: a function of its name beside it would be replaced by the package once imported."""
+
+    __call__ = staticmethod(compare_models)
+
+
+sys.modules[__name__].__class__ = _Package

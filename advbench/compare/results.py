@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Literal
 
 from advbench.compare.sides import Side
 from advbench.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,31 @@ class Comparison:
     def models(self) -> list[str]:
         """The sides that are compared with the baseline; all if there is none."""
         return [side.label for side in self.sides[self.baseline is not None :]]
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is a gate, and it failed."""
+        return self.gate is not None and self.gate.failed
+
+    @property
+    def verdict(self) -> str:
+        """One line: whether the gate failed, and for which models."""
+        from advbench.compare.report import verdict
+
+        return verdict(self)
+
+    @property
+    def report(self) -> str:
+        """Markdown: verdict, gate, table and notes."""
+        from advbench.compare.report import to_markdown
+
+        return to_markdown(self)
+
+    def frame(self) -> DataFrame:
+        """A pandas DataFrame of the rows, with the fields of `Row` as columns."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows], columns=[field.name for field in fields(Row)])
 
 
 class Refused(UserError):

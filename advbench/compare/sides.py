@@ -91,6 +91,19 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     return Side(text, _of_newest_weights(_current(measured(file, places) for file in found)))
 
 
+def read_some(text: str, dataset: str | None, norm: str | None) -> Side:
+    """As `read_side`, but only the measurements on `dataset` and in `norm`, where these are given."""
+    side = read_side(text)
+    units = tuple(
+        unit for unit in side.units if dataset in (None, unit.record.dataset.name) and norm in (None, unit.record.norm)
+    )
+    if not units:
+        asked = " and ".join(word for word in (dataset, norm) if word)
+        choices = sorted({f"{unit.record.dataset.name} in {unit.record.norm}" for unit in side.units})
+        raise UserError(f"there is no record of {text} on {asked}: choose from {', '.join(choices)}")
+    return replace(side, units=units)
+
+
 def measured(file: Path, places: Iterable[Path] = PLACES) -> Measured:
     """The record `file`, as notices rename and retire it.
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps, parse_eps_list
+from advbench.eps import CORRUPTIONS, NORMS, Eps, as_eps, as_eps_list, parse_eps, parse_eps_list
 from advbench.errors import UserError, reading, unknown
 from advbench.registry import entries
 
@@ -65,10 +65,13 @@ def choose_points(target: Target, *, eps: str | None, n: int | None, subset: str
     return Choice(sizes, about_eps, rows, indices, about_rows)
 
 
-def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) -> tuple[list[Eps], str]:
-    """The eps grid, and why: as `given`, else 0 to 2 x the training eps, else 0 to 2 x the dataset's usual one."""
+def choose_eps(given: Any, norm: str, train: Eps | None, dataset: str) -> tuple[list[Eps], str]:
+    """The eps grid, and why: as `given`, else 0 to 2 x the training eps, else 0 to 2 x the dataset's usual one.
+
+    `given`: None, or as in `eps.as_eps_list`. Raises UserError.
+    """
     if given is not None:
-        return parse_eps_list(given, norm), "given"
+        return as_eps_list(given, norm), "given"
     if norm == CORRUPTIONS:
         return [parse_eps(str(severity), norm) for severity in range(6)], "all severities"
     base, about = train, "the training eps"
@@ -77,6 +80,17 @@ def choose_eps(given: str | None, norm: str, train: Eps | None, dataset: str) ->
     if base is None:
         raise UserError(f"there is no usual {norm} eps for {dataset}: write a list such as --eps 0,2/255,4/255,8/255")
     return grid(base, norm), f"0 to 2 x {about} {base}"
+
+
+def choose_size(given: Any, target: Target) -> Eps:
+    """The one eps that is given, else the training eps, else the dataset's usual one. Raises UserError."""
+    images, norm = target.data.name, target.norm
+    if given is not None:
+        return as_eps(given, norm)
+    size = target.train_eps or reference_eps(images, norm)
+    if size is None:
+        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps 8/255")
+    return size
 
 
 def reference_eps(dataset: str, norm: str) -> Eps | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advbench import consent
 from advbench.eps import Eps, parse_eps
@@ -76,6 +77,45 @@ def newest_run() -> str:
     from advbench.checkpoint import newest_run
 
     return str(newest_run(Path("runs")))
+
+
+def target_of(
+    model: Any,
+    data: Dataset | str | None,
+    *,
+    arch: str | None,
+    norm: str | None,
+    device: torch.device,
+    mean: Written = None,
+    std: Written = None,
+    abstain: str | None = None,
+    fetching: Progress | None = None,
+) -> Target:
+    """The target that a Python program names: a spec (text or path), a Loaded or a network, and images. UserError."""
+    from advbench.checkpoint import Loaded
+    from advbench.data import load
+    from advbench.data.dataset import Dataset
+    from advbench.evaluator import bare
+
+    if isinstance(model, str | Path):
+        name, cache = (data.name, {data.name: data}) if isinstance(data, Dataset) else (data, None)
+        return load_target(
+            str(model), dataset=name, arch=arch, norm=norm, device=device, mean=mean, std=std, abstain=abstain,
+            fetching=fetching, cache=cache,
+        )  # fmt: skip
+    if arch is not None:
+        raise UserError(f"arch {arch!r} is for the weights in a file, not for a network: leave it out")
+    about = "given"
+    with ExitStack() as stack:
+        if data is None and isinstance(model, Loaded) and model.dataset is not None:
+            data, about = training_dataset(model.dataset), "what the model is for"
+            stack.enter_context(consent.reading(model.spec).given())
+        if data is None:
+            raise UserError("which images? name a dataset, or give a pair (x, y)")
+        images = data if isinstance(data, Dataset) else load(data, "test", progress=fetching)
+    loaded = model if isinstance(model, Loaded) else bare(model, images)
+    loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=images.shape[0])
+    return Target.of(loaded, images, about, norm=norm)
 
 
 def load_target(

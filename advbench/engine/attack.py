@@ -182,6 +182,10 @@ class Attack:
         """Target classes (n, T) for clean `logits` (n, K) and labels y (n,): each sample has T items per restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
+    def targets_of(self, samples: Samples) -> Tensor:
+        """The target classes (n, T) of the samples: those of `targets`, unless the attack has some for each sample."""
+        return self.targets(samples.logits, samples.y)
+
     def items(self, classes: int) -> int:
         """The number of items per sample: one for each target and restart."""
         return self.restarts * self.targets(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from advbench.errors import UserError
-
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -37,26 +35,16 @@ def likeliest(logits: Tensor, y: Tensor, n: int) -> Tensor:
     return others.topk(min(n, logits.shape[1] - 1), dim=1).indices
 
 
-def aims(logits: Tensor, y: Tensor, n: int, target: int | None) -> Tensor:
+def aims(logits: Tensor, y: Tensor, n: int, target: int | Tensor | None) -> Tensor:
     """Target classes (S, T) by an attack's settings.
 
-    With `target`, T = 1: that class, and -1 (untargeted) for its own images. Otherwise the `n` likeliest wrong classes;
-    with n = 0, -1 and T = 1.
+    With `target`, a class or one for each row (S,), T = 1: that class, and -1 (untargeted) for its own images.
+    Otherwise the `n` likeliest wrong classes; with n = 0, -1 and T = 1.
     """
     none = torch.full_like(y, -1)
     if target is not None:
         return torch.where(y == target, none, target)[:, None]
     return likeliest(logits, y, n) if n else none[:, None]
-
-
-def check_target(name: str, target: int | None, classes: int, loss: str) -> None:
-    """UserError if `target` is no class of the model, or `loss` has no targeted form."""
-    if target is None:
-        return
-    if not 0 <= target < classes:
-        raise UserError(f"{name}: target is {target}, but the classes are 0 to {classes - 1}")
-    if loss == KL:
-        raise UserError(f"{name}: the loss {KL} has no targeted form: choose from {', '.join(LOSSES)}")
 
 
 def ce(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ from advbench.engine.slots import Hits, Slots, copied, cpu_copies
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
 
+Attempt = tuple[float, int, Tensor]
+"""The margin on the search copy, the item's place in the queue, and the point (C, H, W) on the CPU."""
+
 # Shares of an image's largest logit: rounding that a search copy may have added to a margin, and the most of it.
 ROUNDING, MAX_ROUNDING = 2.0**-19, 2.0**-5
 
@@ -38,8 +41,10 @@ class Verdicts:
     `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
     `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
     by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: the size of the nearest hit that the model
-    refused, inf if there is none. `unverified` counts the refused hits, `nonfinite` hits with NaN or infinite logits,
-    `outside` points returned by the attack that lie outside the ball.
+    refused, inf if there is none. `attempts`: of the samples that stand, by row and if asked for, the query of the
+    largest margin inside the ball; none in a search for the nearest adversarial example. `unverified` counts the
+    refused hits, `nonfinite` hits with NaN or infinite logits, `outside` points returned by the attack that lie outside
+    the ball.
     """
 
     fell: Tensor
@@ -47,6 +52,7 @@ class Verdicts:
     best_margin: Tensor
     refused: Tensor
     points: dict[int, Tensor] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
     unverified: int = 0
     nonfinite: int = 0
     outside: int = 0
@@ -70,6 +76,7 @@ class Search:
         seed: int,
         stride: int = 1,
         keep_points: bool = False,
+        keep_attempts: bool = False,
         capture: Capture | None = None,
         before: Verdicts | None = None,
     ) -> None:
@@ -77,13 +84,14 @@ class Search:
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
         n, slots, device = len(samples.y), oracle.slots, samples.y.device
         self.minimum_norm = bool(samples.eps.isinf().any())
+        self.keep_attempts = keep_attempts and not self.minimum_norm
         self.verdicts = before or Verdicts(
             torch.zeros(n, dtype=torch.bool),
             torch.full((n,), torch.inf, dtype=torch.float64),
             torch.full((n,), -torch.inf),
             torch.full((n,), torch.inf, dtype=torch.float64),
         )
-        self.targets = attack.targets(samples.logits, samples.y)
+        self.targets = attack.targets_of(samples)
         by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
             (row, rank, restart)
@@ -102,6 +110,8 @@ class Search:
             torch.empty_like(problem.region.x),
             torch.zeros(slots, dtype=torch.bool, device=device),
             torch.zeros(slots, device=device),
+            torch.zeros(slots, device=device),
+            torch.zeros_like(problem.region.x) if self.keep_attempts else torch.zeros(slots, 1, device=device),
             torch.zeros(slots, device=device),
         )
         self.unchecked: list[Hits] = []
@@ -150,6 +160,8 @@ class Search:
             "best_size": copied(self.slots.best_size),
             "has_candidate": copied(self.slots.has_candidate),
             "margin_to_beat": copied(self.slots.margin_to_beat),
+            "attempt": copied(self.slots.attempt),
+            "attempt_margin": copied(self.slots.attempt_margin),
             "unchecked": [
                 (copied(hits.items), copied(hits.points), cpu_copies(hits.states), copied(hits.margin_to_beat))
                 for hits in self.unchecked
@@ -158,6 +170,7 @@ class Search:
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
+            "attempts": dict(v.attempts),
             "unverified": v.unverified,
             "nonfinite": v.nonfinite,
             "best_margin": copied(v.best_margin),
@@ -177,6 +190,7 @@ class Search:
             self._problem([max(item, 0) for item in self.item]),
             state(saved["state"]),
             *(copied(saved[name], device) for name in ("candidate", "has_candidate", "best_size", "margin_to_beat")),
+            *(copied(saved[name], device) for name in ("attempt", "attempt_margin")),
         )
         self.unchecked = [
             Hits(copied(items), copied(points, device), state(fields), copied(to_beat, device))
@@ -186,7 +200,8 @@ class Search:
         self.refused = [(item, state(fields), copied(to_beat, device)) for item, fields, to_beat in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]),
-            copied(saved["refused_size"]), dict(saved["points"]), saved["unverified"], saved["nonfinite"],
+            copied(saved["refused_size"]), dict(saved["points"]), dict(saved["attempts"]), saved["unverified"],
+            saved["nonfinite"],
         )  # fmt: skip
 
     def _problem(self, items: list[int]) -> Problem:
@@ -228,6 +243,7 @@ class Search:
         self.slots.has_candidate[at] = False
         self.slots.best_size[at] = torch.inf
         self.slots.margin_to_beat[at] = to_beat
+        self.slots.attempt_margin[at] = -torch.inf
         self._busy[at] = True
         for slot, item in zip(slots, items, strict=True):
             self.item[slot] = item
@@ -254,12 +270,26 @@ class Search:
                 Hits(items, self.slots.candidate[at], take(self.state, at), self.slots.margin_to_beat[at])
             )
             self._waiting += len(hits)
+        if self.keep_attempts:
+            self._collect([slot for slot in range(len(over)) if over[slot]])
         reached = self.attack.best_margin(self.state)
         if reached is not None:
             ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
             of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
             self.verdicts.best_margin.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")
         self._leave(over)
+
+    def _collect(self, slots: list[int]) -> None:
+        """Keep the attempts of the items that end in `slots` where they are the strongest of their samples."""
+        margins, kept = self.slots.attempt_margin.tolist(), self.verdicts.attempts
+        for slot in slots:
+            item = self.item[slot]
+            row, rank = self.queue[item][0], (margins[slot], -item)  # of equal ones, that of the first item
+            before = kept.get(row)
+            if self.verdicts.fell[row] or margins[slot] == -torch.inf:
+                continue
+            if before is None or rank > (before[0], -before[1]):
+                kept[row] = margins[slot], item, copied(self.slots.attempt[slot])
 
     def _leave(self, slots: list[bool]) -> None:
         """Make `slots` idle: those whose entry is true."""
@@ -287,8 +317,10 @@ class Search:
 
     def _with_candidates(self, slots: Slots, query: Tensor, answer: Answer) -> Slots:
         """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong."""
-        p = slots.problem
-        hit, best, to_beat = answer.wrong & ~self.attack.done(slots.state), slots.best_size, slots.margin_to_beat
+        p, going = slots.problem, ~self.attack.done(slots.state)
+        if self.keep_attempts:
+            slots = self._attempted(slots, query, answer, going)
+        hit, best, to_beat = answer.wrong & going, slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
             hit = hit & ~slots.has_candidate
         if surely_none(hit):  # the common case; what follows is slow
@@ -304,7 +336,19 @@ class Search:
                 hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
                 to_beat = torch.where(hit, reached, to_beat)
         candidate = rows(hit, query, slots.candidate)
-        return Slots(p, slots.state, candidate, slots.has_candidate | hit, best, to_beat)
+        return replace(
+            slots, candidate=candidate, has_candidate=slots.has_candidate | hit, best_size=best, margin_to_beat=to_beat
+        )
+
+    def _attempted(self, slots: Slots, query: Tensor, answer: Answer, going: Tensor) -> Slots:
+        """`slots` with those queries as attempts that are inside the ball and have a larger margin, if `going` (S,)."""
+        reached = margin(answer.logits, slots.problem.y)
+        better = going & (reached > slots.attempt_margin)
+        if surely_none(better):
+            return slots
+        better = better & slots.problem.region.contains(query)
+        attempt = rows(better, query, slots.attempt)
+        return replace(slots, attempt=attempt, attempt_margin=torch.where(better, reached, slots.attempt_margin))
 
     def _record(self, capture: Capture) -> None:
         """Record a turn and replay it from now on, or note in `eager` why not."""
@@ -355,6 +399,7 @@ class Search:
             row = self.queue[item][0]
             if good[place]:
                 self.verdicts.fell[row] = True
+                self.verdicts.attempts.pop(row, None)
                 if size[place] < self.verdicts.distance[row]:
                     self.verdicts.distance[row] = size[place]
                     if self.keep_points:

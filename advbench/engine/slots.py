@@ -21,6 +21,9 @@ class Slots:
     `margin_to_beat` (S,): the margin on the search copy that the next hit must exceed. It is -inf for a new item, the
     candidate's margin once there is one, and after a refusal the amount by which the copy overstated the margin. In a
     search for the nearest one it is -inf, and after a refusal the handicap of the oracle's answers.
+
+    `attempt` (S, C, H, W): the query of the largest margin on the search copy, `attempt_margin` (S,), so far inside the
+    ball; (S, 1) where attempts are not kept.
     """
 
     problem: Problem
@@ -29,6 +32,8 @@ class Slots:
     has_candidate: Tensor
     best_size: Tensor
     margin_to_beat: Tensor
+    attempt: Tensor
+    attempt_margin: Tensor
 
 
 @dataclass

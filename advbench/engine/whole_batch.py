@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from advbench import rng
 from advbench.engine.attack import Attack
 from advbench.engine.kernels import out_of_memory
-from advbench.engine.losses import wrong
+from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import in_8_bit
 from advbench.engine.tensors import rows
@@ -79,7 +79,9 @@ def attack_batch(
 
     Returns `fell`, `distance`, `nonfinite` and `outside` as in `Verdicts`; `points` (F, C, H, W), those of the images
     that fell, in order; `forwards` and `backwards`, the passes of single images, and `counted`, whether these are all.
-    UserError if the attack raises, or does not return a tensor of the shape of x.
+    For the images that stand, `margin` (B,) and `attempts` (S, C, H, W): the margin of the returned point, -inf for an
+    image that fell or whose point is outside the ball, and the points of the others, in order. UserError if the attack
+    raises, or does not return a tensor of the shape of x.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
     net = copied(oracle.net)  # the attack may change its mode, weights or gradients
@@ -98,11 +100,14 @@ def attack_batch(
         rounded = in_8_bit(region, z)
         better = ~fell & wrong(oracle.logits(rounded, y), y) & region.contains(rounded)
         z, fell = rows(better, rounded, z), fell | better
+    stands = inside & ~fell
     size = region.size(z.double() - x.double())
     return {
         "fell": fell.cpu(),
         "distance": torch.where(fell, size, torch.inf).cpu(),
         "points": z[fell].cpu(),
+        "margin": torch.where(stands, margin(logits, y), -torch.inf).cpu(),
+        "attempts": z[stands].cpu(),
         "nonfinite": int(((~logits.isfinite()).any(1) & inside).sum()),
         "outside": int((~inside).sum()) if attack.knows_eps() else 0,
         "forwards": passes.forwards + oracle.forwards - before,
@@ -114,7 +119,8 @@ def attack_batch(
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results of `attack_batch` on several batches, concatenated."""
     counts = {name: sum(part[name] for part in parts) for name in ("nonfinite", "outside", "forwards", "backwards")}
-    found = {name: torch.cat([part[name] for part in parts]) for name in ("fell", "distance", "points")}
+    names = ("fell", "distance", "points", "margin", "attempts")
+    found = {name: torch.cat([part[name] for part in parts]) for name in names}
     return {**found, **counts, "counted": all(part["counted"] for part in parts)}
 
 

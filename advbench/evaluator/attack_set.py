@@ -7,8 +7,9 @@ from typing import Any
 
 from advbench.attacks.base import make, taken, with_settings
 from advbench.engine.attack import Attack
-from advbench.errors import unknown
+from advbench.errors import UserError, unknown
 from advbench.record import AttackRef
+from advbench.registry import entries
 
 
 def resolve(
@@ -27,6 +28,9 @@ def resolve(
     fields = {field for _, member in members for field in member.setting_names()}
     for key in settings:
         if key not in fields:
+            if having := having_setting(key):
+                names = "+".join(dict.fromkeys(name for name, _ in members))
+                raise UserError(f"{names} has no setting {key!r}: attacks that have it are {', '.join(having)}")
             raise unknown("attack setting", key, fields)
     attacks, refs = [], []
     for name, member in members:
@@ -34,3 +38,13 @@ def resolve(
         attacks.append(made)
         refs.append(AttackRef(name=made.name, version=str(made.version), settings={**made.settings(), "set": name}))
     return attacks, refs
+
+
+def having_setting(field: str) -> list[str]:
+    """The registered single attacks that have the setting `field`, sorted by name."""
+    makers = {name: entry.load() for name, entry in entries("attacks").items()}
+    return [
+        name
+        for name, maker in makers.items()
+        if isinstance(maker, type) and issubclass(maker, Attack) and field in maker.setting_names()
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator.evaluation import Evaluation
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
@@ -35,15 +36,6 @@ from advbench.evaluator.slots import choose_slots
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A record, the fates that it is counted from, and adversarial examples (C, H, W) by row, where they were kept."""
-
-    record: Record
-    fates: Fates
-    points: dict[int, Tensor]
 
 
 class Judged(NamedTuple):
@@ -96,7 +88,14 @@ def evaluate(
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
     outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
     record = make_record(loaded, data, settings, run, runner, outcome, judged)
-    return Evaluation(record, outcome.fates, runner.points)
+    return Evaluation(
+        record,
+        outcome.fates,
+        runner.points,
+        attempts={row: point for row, (_, point) in runner.attempts.items()} if settings.keep_points else None,
+        logits=runner.logits.cpu(),
+        data=data.to("cpu"),
+    )
 
 
 def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:

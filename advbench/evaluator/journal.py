@@ -232,6 +232,15 @@ class Journal:
         self._saved_at = time.monotonic()
 
 
+def progress_of(search: Search) -> tuple[float, float, str]:
+    """How many items of a search are done (a running one counts in part), of how many, and how many images fell."""
+    slots = torch.tensor([item >= 0 for item in search.item])
+    shares = search.state.i.cpu()[slots] / (search.attack.steps + 1)
+    fell = search.verdicts.fell
+    done = search.finished + float(shares.clamp(max=1).sum())
+    return done, len(search.queue), f"{fell.sum()} of {len(fell)} fell"
+
+
 def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:

@@ -42,8 +42,9 @@ class Runner:
     `logits` (n, K) and `correct` (n,) belong to the clean images. `rejects`: the model has one more logit, in `logits`
     too, by which it rejects an input; a clean image that it rejects is not `correct`. `precision` "bf16" searches in
     bf16 and verifies in fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest
-    verified adversarial example (C, H, W). When memory runs out, the number of slots is halved. `eager` holds the
-    reasons why steps did not run as CUDA graphs.
+    verified adversarial example (C, H, W), and `attempts` the point of the largest margin that failed, after that
+    margin. When memory runs out, the number of slots is halved. `eager` holds the reasons why steps did not run as CUDA
+    graphs.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Runner:
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
+        self.keep_attempts = keep_points
         self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
@@ -76,6 +78,7 @@ class Runner:
         self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
+        self.attempts: dict[int, tuple[float, Tensor]] = {}
         self.eager: dict[str, None] = {}
         self.oracle.random = self.halving_slots(
             lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
@@ -140,6 +143,10 @@ class Runner:
             place, size = int(rows[row]), float(verdicts.distance[row])
             if size <= self._sizes.get(place, np.inf):
                 self.points[place], self._sizes[place] = point, size
+        for row, (reached, _, point) in verdicts.attempts.items():
+            place = int(rows[row])
+            if place not in self.attempts or reached > self.attempts[place][0]:
+                self.attempts[place] = reached, point
         return verdicts
 
     def _search(self, attack: Attack, rows: NDArray[np.int64], eps: NDArray[np.float64], in_fp32: bool) -> Verdicts:
@@ -165,6 +172,7 @@ class Runner:
                 seed=self.seed,
                 stride=STRIDE[self.data.device.type],
                 keep_points=self.keep_points,
+                keep_attempts=self.keep_attempts,
                 capture=cuda_graph if graphs else None,
                 before=so_far,
             )
@@ -190,12 +198,17 @@ class Runner:
         self._used_gradients[attack.name] = used or self._used_gradients.get(attack.name, False)
         self.first_batches[attack.name, size] = rows[: self.slots], found[0]["fell"].numpy()
         felled = whole["fell"].nonzero()[:, 0].tolist() if self.keep_points else []
+        tried = (whole["margin"] > -torch.inf).nonzero()[:, 0].tolist() if self.keep_attempts else []
+        attempts = {
+            row: (float(whole["margin"][row]), 0, point) for row, point in zip(tried, whole["attempts"], strict=True)
+        }
         return Verdicts(
             whole["fell"],
             whole["distance"],
             torch.full((len(rows),), -torch.inf),
             torch.full((len(rows),), torch.inf, dtype=torch.float64),
             dict(zip(felled, whole["points"], strict=True)),
+            attempts,
             nonfinite=whole["nonfinite"],
             outside=whole["outside"],
         )
@@ -206,7 +219,9 @@ class Runner:
         for some in torch.from_numpy(rows).to(self.data.device).split(self.oracle.slots):
             x, y = self.data.batch(some)
             part = attack_batch(attack, self.oracle, x, y, self.data.indices[some], eps, norm=self.norm, seed=self.seed)
-            parts.append(part if self.keep_points else {**part, "points": part["points"][:0]})
+            left_out = [] if self.keep_attempts else ["attempts"]
+            left_out += [] if self.keep_points else ["points"]
+            parts.append({**part, **{name: part[name][:0] for name in left_out}})
         return joined(parts)
 
     def as_seen(self, attack: Attack) -> Attack:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
 from advbench.engine.attack import Attack
-from advbench.eps import Eps, parse_eps
-from advbench.errors import UserError, unknown
+from advbench.eps import Eps, as_eps
+from advbench.errors import UserError, shortened, unknown
 
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
@@ -35,7 +35,7 @@ class Settings:
       they are those of the launcher.
     - `indices`: a short form of which images these are, such as "first:1000"; None records all positions.
     - `name`: what tables and figures call the model; None for its spec.
-    - `keep_points`: keep the adversarial examples.
+    - `keep_points`: keep the adversarial examples, and the strongest attempts on images that stand.
     - `probes`: look for signs that the attacks were misled; without it the record is suspect.
     - `command`, `supersedes`: copied into the record.
     """
@@ -66,6 +66,13 @@ class Settings:
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
+        for what, number, least in (("seed", self.seed, 0), ("slots", self.slots, 1), ("processes", self.processes, 1)):
+            if number is None and what != "seed":
+                continue
+            if not isinstance(number, SupportsIndex) or isinstance(number, bool) or number.__index__() < least:
+                raise UserError(f"{what} is {shortened(number)}: it must be a whole number from {least}")
+        if not isinstance(self.attack_settings, Mapping):
+            raise UserError(f"settings are {shortened(self.attack_settings)}: give a dict, such as {{'steps': 40}}")
         if not self.attacks:
             raise UserError("no attack was named: choose at least one (advbench list attacks)")
         if not self.grid:
@@ -82,7 +89,7 @@ class Settings:
         """The eps grid, rising, each size once. Raises UserError for a size that the norm cannot have."""
         sizes: dict[float, Eps] = {}
         for size in self.eps:
-            made = parse_eps(size.text if isinstance(size, Eps) else str(size), self.norm)
+            made = as_eps(size, self.norm)
             sizes.setdefault(made.value, made)
         return tuple(sizes[value] for value in sorted(sizes))
 

@@ -3,20 +3,25 @@
 A leaderboard is a folder. `folder/records/<dataset>/<norm>/<id>.json` are its records, beside which a notice may retire
 or rename one; `folder/<dataset>-<norm>.csv`, `.md` and `.svg` are generated from them. Damaged records and notices are
 left out and reported.
+
+In a Python program the package itself can be called: `advbench.leaderboard(folder)` is `build_frame`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
 
 from advbench.errors import UserError
 from advbench.files import locked, write_atomic
-from advbench.leaderboard.csv import COLUMNS, to_csv
+from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
 from advbench.leaderboard.ranking import Board, board, reference_eps
@@ -33,6 +38,9 @@ from advbench.record import (
     write_notice,
 )
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 __all__ = [
     "COLUMNS",
     "Board",
@@ -40,8 +48,10 @@ __all__ = [
     "Published",
     "board",
     "build",
+    "build_frame",
     "check",
     "check_folder",
+    "find_folder",
     "publish",
     "reference_eps",
     "rename",
@@ -76,6 +86,34 @@ def build(records_folder: Path, out_folder: Path) -> Built:
     check_folder(out_folder)
     with locked(out_folder / ".lock"):
         return _build(records_folder, out_folder)
+
+
+def build_frame(folder: str | Path) -> DataFrame:
+    """Build the leaderboard `folder`, and return its CSV as a pandas DataFrame: one row for each record and eps.
+
+    Accuracies are fractions. A warning names each damaged file, which is left out. Raises UserError for a folder
+    without records, and when a file cannot be written.
+    """
+    import pandas as pd
+
+    place = find_folder(Path(folder))
+    built = build(place / "records", place)
+    for damage in built.damaged:
+        warnings.warn(f"left out of the tables: {damage.reason}", stacklevel=2)
+    cells = [row for one in built.boards for row in rows(one.records)]
+    return pd.DataFrame(cells, columns=[name for name, _ in COLUMNS])
+
+
+def find_folder(folder: Path | None) -> Path:
+    """`folder`. Raises UserError, naming those that are here, unless it holds records."""
+    if folder is not None and (folder / "records").is_dir():
+        return folder
+    places = [path.parent for path in Path().glob("*/records") if path.is_dir()]
+    here = sorted(str(place) for place in places if not (place / "run.json").is_file())
+    known = f"choose from {', '.join(here)}" if here else "advbench evaluate --leaderboard DIR makes one"
+    if folder is None:
+        raise UserError(f"which leaderboard? {known}")
+    raise UserError(f"{folder} is no leaderboard, since it holds no records: {known}")
 
 
 def publish(record: Record, fates: Fates, folder: Path) -> Published:
@@ -210,3 +248,12 @@ def _same(existing: bytes, wanted: bytes) -> bool:
     old_numbers, old_version = (match[0] for match in old if match)
     new_numbers, new_version = (match[0] for match in new if match)
     return old_numbers == new_numbers and old_version != new_version
+
+
+class _Package(ModuleType):
+    """The package as a function: a function of its name beside it would be replaced by the package once imported."""
+
+    __call__ = staticmethod(build_frame)
+
+
+sys.modules[__name__].__class__ = _Package

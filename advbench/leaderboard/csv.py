@@ -52,11 +52,15 @@ def to_csv(records: Iterable[Record]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(name for name, _ in COLUMNS)
-    for record in sorted(records, key=lambda record: (record.model.title, record.id)):
-        for point in record.curve:
-            cells = [cell(record, point) for _, cell in COLUMNS]
-            writer.writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
+    for cells in rows(records):
+        writer.writerow([csv_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return stream.getvalue()
+
+
+def rows(records: Iterable[Record]) -> list[list[Cell]]:
+    """The cells under COLUMNS, a row for each record and eps, sorted by model, record and eps."""
+    ordered = sorted(records, key=lambda record: (record.model.title, record.id))
+    return [[cell(record, point) for _, cell in COLUMNS] for record in ordered for point in record.curve]
 
 
 def _flag(flag: Flag) -> str:

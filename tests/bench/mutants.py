@@ -14,7 +14,8 @@ def _in(file: str) -> str:
 
 BALLS, LOSSES, PGD = _in("test_threat"), _in("engine/test_losses"), _in("attacks/test_pgd")
 FAB, HALFSPACE, STEPS = _in("attacks/test_fab"), _in("engine/test_hyperplane"), _in("attacks/test_nearest")
-REFUSED = _in("engine/test_refused_hits")
+REFUSED, ATTEMPTS = _in("engine/test_refused_hits"), _in("engine/test_best_attempts")
+TARGETS, ROUNDING = _in("attacks/test_targets"), _in("evaluator/test_rounding")
 SEARCH, PROMISES, SETS = _in("engine/test_search"), _in("engine/test_promises"), _in("attacks/test_autoattack")
 CORRUPTIONS, SECOND = _in("evaluator/test_corruptions"), _in("evaluator/test_fp32_recheck")
 EVALUATE = _in("evaluator/test_evaluate")
@@ -144,6 +145,15 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{STANDARD}[linf]": [
             ("apgd-steps", "steps: Count = 100", "steps: Count = 10"),
             ("apgd-rho", "rho: Share = 0.75", "rho: Share = 0.5"),
+        ],
+    },
+    "advbench/attacks/aimed.py": {
+        f"{TARGETS}random_targets_are_wrong_classes_and_hang_on_seed_and_place_alone[pgd]": [
+            ("target-is-the-label", "(drawn >= data.labels)", "(drawn > data.labels)"),
+            ("target-without-seed", 'rng.keys(seed, "target"', 'rng.keys(0, "target"'),
+        ],
+        f"{TARGETS}the_least_likely_class_is_that_of_the_least_logit": [
+            ("target-likeliest", "y[:, None], torch.inf).argmin(1)", "y[:, None], -torch.inf).argmax(1)"),
         ],
     },
     "advbench/attacks/apgd_l1.py": {
@@ -331,7 +341,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("ball-not-checked", "& p.region.contains(query)", ""),
         ],
         f"{SEARCH}the_point_after_the_last_update_is_judged_and_none_after_it": [
-            ("hit-after-the-end", "answer.wrong & ~self.attack.done(slots.state)", "answer.wrong"),
+            ("hit-after-the-end", "answer.wrong & going", "answer.wrong"),
+        ],
+        f"{ATTEMPTS}the_query_of_the_largest_margin_in_the_ball": [
+            ("attempt-outside", "better & slots.problem.region.contains(query)", "better"),
+            ("attempt-after-the-end", "going & (reached >", "(reached >"),
+            ("attempt-last", "(reached > slots.attempt_margin)", "(reached > -9)"),
         ],
         f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
             ("refused-given-up", "if again[place]:", "if False:"),
@@ -466,6 +481,15 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SECOND}every_norm_and_number_of_classes_has_a_recheck": [
             ("second-look-targets", "TARGETS = 3", "TARGETS = 1"),
             ("second-look-no-gradients", "through = any(attack.straight_through", "through = any(False"),
+        ],
+    },
+    "advbench/evaluator/rounding.py": {
+        f"{ROUNDING}the_nearest_value_inside_the_ball": [
+            ("rounded-too-low", "low + (pixels(low) < region.low).float()", "low"),
+            ("rounded-too-high", "high - (pixels(high) > region.high).float()", "high"),
+        ],
+        f"{ROUNDING}other_roundings_are_tried_where_the_nearest_does_not_do": [
+            ("rounded-once", "torch.where(above, exact.ceil(), exact.floor())", "exact.round()"),
         ],
     },
     "advbench/evaluator/runner.py": {

@@ -19,6 +19,7 @@ from advbench.checkpoint import load_model
 from advbench.cli import attack as attack_module
 from advbench.cli import keep
 from advbench.data import load
+from advbench.engine.losses import margin
 
 OUT = "attacks/pgd-a-digits-linf-0.1"
 
@@ -28,8 +29,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attack_module, "attack", lambda flags, **given: seen.append((flags, given)))
     argv = shlex.split(
         "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --mean mnist --std 0.5 "
-        "--abstain last --norm l2 --seed 3 --device cpu "
-        "--precision fp32 --set restarts=2 --out o --resume --force --trust-pickle --json"
+        "--abstain last --norm l2 --seed 3 --device cpu --precision fp32 "
+        "--set restarts=2 --format npz,png --out o --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
     ((flags, given),) = seen
@@ -49,6 +50,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "device": "cpu",
         "precision": "fp32",
         "settings": {"restarts": 2},
+        "formats": ("npz", "png"),
         "out": Path("o"),
         "resume": True,
         "force": True,
@@ -72,7 +74,12 @@ def test_the_examples_fool_the_model_inside_the_ball(cli: Any, run_folder: Path)
     assert before.tolist() == arrays["before"].tolist() and after.tolist() == arrays["after"].tolist()
     assert arrays["index"].tolist() == list(range(64))
     assert felled.any() and bool((after != y)[felled].all()) and bool((before == y)[felled].all())
-    assert torch.equal(x_adv[~felled], x[~felled])
+    tried = ~felled & (before == y)
+    assert torch.equal(x_adv[before != y], x[before != y])  # was not attacked
+    with torch.no_grad():
+        rises = margin(net(x_adv), y) - margin(net(x), y)
+    assert (rises[tried] > 0).all() and tried.any()  # an attempt, not the clean image
+    assert arrays["margin"] == pytest.approx(margin(net(x_adv), y).detach().numpy(), abs=1e-4)
     bound = torch.tensor(0.1)
     assert bool((x_adv >= (x - bound).clamp_min(0)).all() & (x_adv <= (x + bound).clamp_max(1)).all())
     assert arrays["size"] == pytest.approx((x_adv.double() - x.double()).abs().amax((1, 2, 3)).numpy())
@@ -90,7 +97,15 @@ def test_the_table_and_the_numbers_agree(cli: Any, run_folder: Path) -> None:
         printed["felled"],
         printed["robust"],
     )
-    assert all(float(row["size"]) <= 0.1 + 1e-6 for row in rows)
+    assert all(float(row["size"]) == float(row["linf"]) <= 0.1 + 1e-6 for row in rows)
+    assert all(
+        float(row["linf"]) <= float(row["l2"]) <= 8 * float(row["linf"]) * (1 + 1e-5) for row in rows
+    )  # 64 elements
+    assert all(row["by"] == ("pgd" if row["felled"] == "true" else "") for row in rows)
+    for when in ("before", "after"):
+        for row in rows:
+            sure, label = float(row[f"confidence_{when}"]), float(row[f"label_{when}"])
+            assert 0 <= label <= sure <= 1 and (label == sure) == (row[when] == row["label"])
     record = json.loads((cli.folder / OUT / "attack.json").read_text())
     assert record == printed["record"]
     assert record["curve"][0]["robust"] == printed["robust"]
@@ -116,6 +131,40 @@ def test_the_nearest_points_may_lie_outside_the_ball(cli: Any, run_folder: Path)
     assert (size > 0.05 + 1e-6).any() and wrong[size > 0].all()
     assert (size[felled] <= 0.05 + 1e-6).all() and felled.sum() == printed["felled"]
     assert printed["robust"] == printed["record"]["curve"][0]["robust"]
+
+
+def test_images_stay_adversarial_as_png_and_lie_in_the_ball(cli: Any, run_folder: Path) -> None:
+    eps, out = "0.06", cli.folder / "o"
+    for norm, size in (("linf", eps), ("l2", "0.4")):
+        ran = cli(
+            "attack", "--norm", norm, "--eps", size, "--format", "png", "--format", "npz", "--out", "o", "--force"
+        )
+        assert ran.code == 0
+        with np.load(out / "examples.npz") as stored:
+            arrays = dict(stored)
+        net, place = (
+            load_model(str(cli.folder / "runs/a")).net,
+            {index: row for row, index in enumerate(arrays["index"])},
+        )
+        shown = sorted((out / "images/adversarial").iterdir())
+        for path in shown:
+            index, label, before, after = map(int, path.stem.split("-"))
+            with Image.open(path) as image:
+                assert image.mode == "L"
+                z = torch.from_numpy(np.asarray(image).copy())[None, None].float() / 255
+            x, y = arrays["x"][place[index]], arrays["y"][place[index]]
+            change = z[0].double().numpy() - x
+            length = np.abs(change).max() if norm == "linf" else np.sqrt((change**2).sum())
+            assert length <= float(size) * (1 + 1e-5) + 1e-6
+            with torch.no_grad():
+                assert int(net(z).argmax()) == after != label == before == y
+        felled = int(arrays["felled"].sum())
+        assert 0 < len(shown) <= felled and f"{len(shown)} of {felled} adversarial examples stay" in ran.out
+        assert len(list((out / "images/clean").iterdir())) == 64
+    assert cli("attack", "-n", "3", "--out", "o", "--force").code == 0
+    assert not list(out.glob("images/*/*.png"))  # of another attack
+    refused = cli("attack", "--format", "jpg")
+    assert refused.is_one_clear_line and "npz, png" in refused.err
 
 
 def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
@@ -149,3 +198,19 @@ def test_interrupted_and_resumed(cli: Any, run_folder: Path, monkeypatch: pytest
         np.load(cli.folder / "attacks/square-a-digits-linf-0.1/examples.npz") as part,
     ):
         assert all(np.array_equal(whole[name], part[name]) for name in whole)
+
+
+def test_a_misspelt_target_and_an_attack_without_one(cli: Any, run_folder: Path) -> None:
+    ran = cli("attack", "-n", "5", "--set", "target=randon")
+    assert ran.is_one_clear_line and "random, least-likely or a file" in ran.err
+    ran = cli("attack", "-n", "5", "--attack", "fab", "--set", "target=random")
+    assert ran.is_one_clear_line and "fab has no setting 'target'" in ran.err and "pgd, " in ran.err
+    ran = cli("attack", "-n", "5", "--set", "stepz=3")
+    assert ran.is_one_clear_line and "did you mean steps" in ran.err
+
+
+def test_sources_and_features_aim_too(cli: Any, run_folder: Path) -> None:
+    for attack, more in (("transfer", ["--set", "source=runs/a"]), ("feature-pgd", [])):
+        aimed = ["--eps", "0.5", "--set", "target=random", "--set", "steps=20", *more, "--json"]
+        printed = json.loads(cli("attack", "-n", "20", "--attack", attack, *aimed).out)
+        assert printed["felled"] > 0 and printed["record"]["attack"][0]["settings"]["target"] == "random"

@@ -88,6 +88,13 @@ def test_list_names_every_kind_of_model(cli: Any) -> None:
     assert sum(name.startswith("robustbench:") for name in names) > 200
 
 
+def test_list_filters_by_name_and_summary(cli: Any) -> None:
+    rows = json.loads(cli("list", "attacks", "--filter", "CROCE", "--json").out)
+    assert rows and all("croce" in f"{row['name']} {row['summary']}".lower() for row in rows)
+    assert {"fab", "apgd-ce"} <= {row["name"] for row in rows} and "pgd" not in {row["name"] for row in rows}
+    assert cli("list", "--filter", "no such thing").code == 0
+
+
 def test_list_everything_is_one_screen_of_each(cli: Any) -> None:
     ran = cli("list")
     assert ran.code == 0

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from advbench.cli.settings import fit_settings, parse_settings, split_names
+from advbench.cli.settings import parse_settings, split_names, written_settings
+from advbench.defaults.analysis import fitted
 from advbench.errors import UserError
 
 
@@ -60,10 +61,14 @@ def _maker(runs: list[str], *, steps: int = 3, name: str = "a", share: float | N
     """Has fields of several kinds."""
 
 
+def fit(maker: Any, texts: list[str]) -> dict[str, Any]:
+    return fitted(maker, parse_settings(texts), written_settings(texts), apart=["runs"])
+
+
 def test_values_take_the_type_of_the_parameter() -> None:
     texts = ["steps=4", "name=5", "share=1/4", "free=yes"]
-    assert fit_settings(_maker, texts, apart=["runs"]) == {"steps": 4, "name": "5", "share": 0.25, "free": "yes"}
-    assert fit_settings(_maker, ["share=none"], apart=["runs"]) == {"share": None}
+    assert fit(_maker, texts) == {"steps": 4, "name": "5", "share": 0.25, "free": "yes"}
+    assert fit(_maker, ["share=none"]) == {"share": None}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,6 @@ def test_values_take_the_type_of_the_parameter() -> None:
 )
 def test_values_that_do_not_fit(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        fit_settings(_maker, [text], apart=["runs"])
+        fit(_maker, [text])
     with pytest.raises(UserError, match="there are none"):
-        fit_settings(lambda: None, [text])
+        fit(lambda: None, [text])

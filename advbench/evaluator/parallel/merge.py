@@ -42,6 +42,7 @@ class ShareResult:
     halvings: list[tuple[int, int]]
     eager: list[str]
     points: dict[int, Tensor]
+    attempts: dict[int, tuple[float, Tensor]]
     slots: int
 
     @classmethod
@@ -63,6 +64,7 @@ class ShareResult:
             journal.halvings,
             list(runner.eager),
             {row if all_images else int(rows[row]): point for row, point in runner.points.items()},
+            {row if all_images else int(rows[row]): tried for row, tried in runner.attempts.items()},
             runner.oracle.slots,
         )
 
@@ -78,6 +80,7 @@ def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
     journal.halvings = [halving for one in every for halving in one.halvings]
     runner.eager = {why: None for one in every for why in one.eager}
     runner.points = {row: point for one in every for row, point in one.points.items()}
+    runner.attempts = {row: tried for one in every for row, tried in one.attempts.items()}
     runner.oracle.slots = min(one.slots for one in every)
     place = np.argsort(np.concatenate([one.rows for one in every]))
     runner.refused = np.concatenate([one.refused for one in every])[place]
