@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
     from advbench.defaults.progress import Show
-    from advbench.engine.attack import Attack
     from advbench.eps import Eps
     from advbench.evaluator import Evaluation, Journal
     from advbench.models.normalized import Written
