@@ -18,6 +18,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError
 from advbench.files import plain_path, sha256_file
 from advbench.models import external
+from advbench.models.adapted import adapted
 from advbench.models.described import rebuild_for
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
@@ -82,14 +83,12 @@ def _load(
         classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
         if not classes:
             raise UserError(f"{spec} does not say its number of classes: name the --dataset")
-        notes = found.notes
-        if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
-            notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
-            found.net.float()
         digest = weights_sha256(found.net)
         spec = plain_path(spec) if os.path.isfile(spec) else spec
-        loaded = Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
+        loaded = Loaded(found.net, spec, found.arch, digest, None, classes, found.notes, found.dataset)
     if shape is not None:
+        fitting, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5))
+        loaded = replace(loaded, net=fitting, notes=(*loaded.notes, *notes))
         _check_fits(loaded, shape)
     net, name = loaded.net, loaded.arch
     loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))

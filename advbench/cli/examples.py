@@ -17,10 +17,11 @@ from torch import nn
 from advbench import rng
 from advbench.cli.picture import Panel, picture
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.kernels import exact_kernels
 from advbench.escape import csv_text
 from advbench.evaluator import Evaluation
 from advbench.files import write_atomic
+from advbench.models.untouched import untouched
 from advbench.record import Record
 from advbench.threat import around
 

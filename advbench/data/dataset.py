@@ -30,8 +30,9 @@ class Dataset:
     """Images of one split, all or some of them.
 
     `images` uint8 (N, C, H, W), whose values divided by `scale` lie in [0, 1]; `labels` int64 (N,) in
-    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split. Raises UserError if
-    these do not fit together.
+    [0, num_classes); `indices` int64 (N,), the place of each image in the whole split. `num_classes_known`: False where
+    the labels alone say how many classes there are, so that a model may have more. Raises UserError if these do not fit
+    together.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Dataset:
     indices: Tensor
     scale: float = 255.0
     class_names: tuple[str, ...] = ()
+    num_classes_known: bool = True
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -110,6 +112,16 @@ class Dataset:
                 f"{self.name} {self.split} has no image {int(outside[0])}: choose from 0 to {len(self) - 1}"
             )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], indices=self.indices[chosen])
+
+    def with_classes(self, count: int) -> Dataset:
+        """The same data for a model of `count` classes.
+
+        Raises UserError if the data say that there are fewer or more, or have a label that the model lacks.
+        """
+        if count != self.num_classes and (self.num_classes_known or count < self.num_classes):
+            least = "" if self.num_classes_known else "at least "
+            raise UserError(f"the model has {count} classes, {self.name} has {least}{self.num_classes}")
+        return replace(self, num_classes=count, num_classes_known=True)
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on `device`."""

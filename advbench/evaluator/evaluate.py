@@ -19,7 +19,7 @@ from advbench import ranks, rng
 from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
+from advbench.engine.kernels import exact_kernels, out_of_memory
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
@@ -33,8 +33,11 @@ from advbench.evaluator.precision import bf16_failure, bf16_pays
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
+from advbench.models.adapted import adapted, plain
+from advbench.models.untouched import untouched
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
+TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
@@ -64,13 +67,14 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K). It is moved to the device and
-    otherwise left unchanged. `resume` continues the evaluation in `journal`, with the number of processes, the
-    precision and the slots that it was started with. Within `ranks.joined` all processes get the same result.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K), or needs no more
+    for that than `models.adapted` gives it. It is moved to the device and otherwise left unchanged. `resume` continues
+    the evaluation in `journal`, with the number of processes, the precision and the slots that it was started with.
+    Within `ranks.joined` all processes get the same result.
     Raises UserError for a model, data and settings that do not go together, and Interrupted when the journal's `stop`
     returns true or a worker process was ended from outside.
     """
-    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    loaded = fitted(model, data)
     journal = journal or Journal()
     device = torch.device(settings.device)
     if device.type == "cpu":
@@ -78,7 +82,7 @@ def evaluate(
     net, data = loaded.net.to(device), data.to(device)
     in_train_mode = net.training
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        data = check_shapes(net, data)
         with enough_memory():
             journal.logits = ranks.first(lambda: known_logits(loaded, data, settings.seed))
         saved = ranks.first(lambda: journal.saved() if resume else None)
@@ -105,11 +109,11 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
 
     Raises UserError for a model, data and settings that `evaluate` would refuse, before anything is measured.
     """
-    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    loaded = fitted(model, data)
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
-        check_shapes(net, data)
+        data = check_shapes(net, data)
         return name_of(loaded, data, settings, resolve(loaded, data, settings))
 
 
@@ -233,24 +237,39 @@ def make_record(
     )
 
 
+def fitted(model: nn.Module | Loaded, data: Dataset) -> Loaded:
+    """`model` with a network that takes the images of `data` and returns logits, where it can be made to."""
+    if not isinstance(model, Loaded):
+        return bare(model, data)
+    with enough_memory():
+        net, notes = adapted(model.net, data.batch(TRIED)[0])
+    return replace(model, net=net, notes=(*model.notes, *notes))
+
+
 def bare(net: nn.Module, data: Dataset) -> Loaded:
     """`net` as a loaded model that comes from no file, with the number of classes of `data`."""
-    name = type(net).__name__
+    with enough_memory():
+        net, notes = adapted(net, data.batch(TRIED)[0])
+    name = getattr(plain(net), "original_name", type(plain(net)).__name__)  # TorchScript keeps the name of the class
     return Loaded(
         net=net,
         spec=f"python:{name}",
-        arch=getattr(net, "arch", name),
+        arch=getattr(plain(net), "arch", name),
         weights_sha256=weights_sha256(net),
         trained=None,
         num_classes=data.num_classes,
+        notes=notes,
         code_sha256=code_sha256(net, name),
         outside=True,  # hooks and patches can change any network
     )
 
 
-def check_shapes(net: nn.Module, data: Dataset) -> None:
-    """Raise UserError unless `net`, in eval mode, takes the images and returns one logit for each class."""
-    x, _ = data.batch(slice(0, 2))
+def check_shapes(net: nn.Module, data: Dataset) -> Dataset:
+    """`data` with the number of classes of `net`, in eval mode, whose classes may be more if labels alone tell them.
+
+    Raises UserError unless `net` takes the images and returns one logit for each class.
+    """
+    x, _ = data.batch(TRIED)
     shape = "x".join(map(str, data.shape))
     try:
         with torch.no_grad():
@@ -259,5 +278,4 @@ def check_shapes(net: nn.Module, data: Dataset) -> None:
         raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
-    if logits.shape[1] != data.num_classes:
-        raise UserError(f"the model has {logits.shape[1]} classes, {data.name} has {data.num_classes}")
+    return data.with_classes(logits.shape[1])

@@ -17,7 +17,7 @@ from torch import nn
 from advbench import rng
 from advbench.attacks.transfer import SourceOracle
 from advbench.engine.attack import Answer, Problem, Samples, members
-from advbench.engine.kernels import untouched
+from advbench.models.untouched import untouched
 from advbench.engine.losses import margin
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
