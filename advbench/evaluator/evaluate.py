@@ -6,8 +6,8 @@ Nothing here knows how a model was trained, so that no number can depend on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from advbench import ranks, rng
 from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
+from advbench.engine.attack import Attack
 from advbench.engine.kernels import exact_kernels, out_of_memory
+from advbench.engine.oracle import gradient
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
@@ -34,6 +36,7 @@ from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
 from advbench.models.adapted import adapted, plain
+from advbench.models.base import straight_through
 from advbench.models.untouched import untouched
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
@@ -136,6 +139,7 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
+    check_gradient(net, data, run.attacks)
     for attack in run.attacks:
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
             raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
@@ -279,3 +283,22 @@ def check_shapes(net: nn.Module, data: Dataset) -> Dataset:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         raise UserError(f"the model does not return logits (B, K) for {shape} images")
     return data.with_classes(logits.shape[1])
+
+
+def check_gradient(net: nn.Module, data: Dataset, attacks: Sequence[Attack]) -> None:
+    """Raise UserError if one of `attacks` follows the gradient of `net`, in eval mode, and a backward pass fails."""
+    followed = [one for one in attacks if one.follows_gradient() and not isinstance(one, WholeBatch)]
+    if not followed:
+        return
+    query = data.batch(TRIED)[0].requires_grad_()
+    through = straight_through(net) if followed[0].straight_through else nullcontext()
+    try:
+        with enough_memory(), torch.enable_grad(), through:
+            gradient(net(query).float(), query)
+    except UserError:
+        raise
+    except Exception as error:  # a model from elsewhere may raise anything
+        raise UserError(
+            f"the model gives no gradient for {followed[0].name} ({one_line(error)}): choose attacks without "
+            "gradients, such as --attack square, or rays"
+        ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import UserError
+from advbench.errors import Interrupted, UserError
 from advbench.models.untouched import untouched
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -149,7 +149,7 @@ def _needs(net: nn.Module, x: Tensor) -> tuple[Needs, tuple[str, ...]]:
         before, version = images.clone(), images._version
         try:
             answer = net(images)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, Interrupted):
             raise
         except Exception as error:  # a network from elsewhere may raise anything
             said.append(str(error))

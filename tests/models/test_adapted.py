@@ -109,7 +109,7 @@ KINDS: dict[str, tuple[Made, str]] = {
 
 
 def within(x: Tensor) -> Tensor:
-    if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+    if not 0 <= float(x.detach().min()) <= float(x.detach().max()) <= 1:
         raise ValueError("images must lie in [0, 1]")
     return x
 
@@ -275,6 +275,25 @@ def test_a_network_that_cannot_be_copied_is_searched_itself(digits: Dataset, tra
     copy, notes = search_copy(net, example=digits.batch(slice(0, 1))[0])
     assert copy.net is net and "cannot pickle" in copy.fault and len(notes) == 1
     assert [flag.severity for flag in evaluated(net, digits).record.flags if flag.name == "search-copy"] == ["note"]
+
+
+class Numpy(nn.Module):
+    """Its images leave PyTorch, so that they take no gradient."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(torch.from_numpy(x.numpy()))
+
+
+def test_a_network_without_a_backward_pass(digits: Dataset, trained: dict[str, Tensor]) -> None:
+    net = Numpy(plain(trained))
+    with pytest.raises(UserError, match=r"no gradient for pgd .*numpy.* without gradients, such as --attack square"):
+        evaluated(net, digits, attack=["square", "pgd"])
+    found, wanted = (evaluated(one, digits, attack="square") for one in (net, net.net))
+    assert np.mean(found.fates.fell == wanted.fates.fell) >= 0.95
 
 
 def test_labels_that_name_fewer_classes_than_the_model_has(digits: Dataset, trained: dict[str, Tensor]) -> None:
