@@ -19,8 +19,8 @@ from advbench.errors import Interrupted, UserError
 from advbench.models.untouched import untouched
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_BATCH_SIZES = (1, 4, 8, 10, 16, 32, 50, 64, 100, 128, 256)  # tried where a network refuses two images
-_MAX_BATCH_SIZE = 1024  # of those that an error message names
+_BATCH_SIZES = (4, 8, 16, 32)  # tried where a network refuses one image and two; few, since most errors are others
+_MAX_BATCH_SIZE = 512  # of those that its error messages name
 _DTYPES = (torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -168,7 +168,7 @@ def _attempts(net: nn.Module, said: list[str]) -> Iterator[Needs]:
     """What may be needed to run `net` at all, the likeliest first. `said`: the errors of the attempts so far."""
     own = {value.dtype for value in net.parameters() if value.is_floating_point()}
     dtypes = [None, *(dtype for dtype in _DTYPES if dtype in own or not own)]
-    yield from (Needs(dtype=dtype) for dtype in dtypes)
+    yield from (Needs(dtype=dtype, batch_size=size) for size in (None, 1) for dtype in dtypes)
     named = [int(number) for text in said for number in re.findall(r"\b[1-9]\d{0,3}\b", text)]
     sizes = [size for size in named if size <= _MAX_BATCH_SIZE]
     for size in dict.fromkeys((*sizes, *_BATCH_SIZES)):

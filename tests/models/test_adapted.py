@@ -198,6 +198,13 @@ def test_what_no_adaptation_helps_is_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_refusal_takes_few_images(digits: Dataset) -> None:
+    net, seen = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, CLASSES)), []
+    net[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    assert adapted(net, digits.batch(slice(0, 2))[0]) == (net, ())
+    assert 0 < sum(seen) < 100
+
+
 def test_a_network_that_needs_nothing_is_left_as_it_is(digits: Dataset, trained: dict[str, Tensor]) -> None:
     net = plain(trained)
     assert adapted(net, digits.batch(slice(0, 2))[0]) == (net, ())
