@@ -18,6 +18,7 @@ from advbench.data.dataset import Dataset
 from advbench.errors import UserError, unknown
 from advbench.files import plain_path, sha256_file
 from advbench.models import external
+from advbench.models.adapted import adapted
 from advbench.models.described import rebuild_for
 from advbench.models.normalized import Normalized, Written, by_channel, normalises, parse_statistics
 from advbench.models.state_files import fit_state, read_state
@@ -105,6 +106,9 @@ def load_model(
     with consent.also(pickle=trust_pickle, code=trust_code).given():
         shape = _shape(dataset)
         loaded = _load(spec, arch, shape, norm)
+        if shape is not None:
+            net, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5))
+            loaded = replace(loaded, net=net, notes=(*loaded.notes, *notes))
         channels = shape.image[0] if shape is not None else getattr(loaded.net, "in_channels", None)
         loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=channels)
         if shape is not None:
@@ -125,13 +129,9 @@ def _load(spec: str, arch: str | None, shape: external.Shape | None, norm: str |
     classes = found.num_classes or (shape.num_classes if shape else _outputs(found.net))
     if not classes:
         raise UserError(f"{spec} does not say its number of classes: name the --dataset")
-    notes = found.notes
-    if any(value.is_floating_point() and value.dtype != torch.float32 for value in found.net.parameters()):
-        notes = (*notes, f"{spec} was stored in another precision and is used in fp32")
-        found.net.float()
     digest = weights_sha256(found.net)
     spec = plain_path(spec) if os.path.isfile(spec) else spec
-    return Loaded(found.net, spec, found.arch, digest, None, classes, notes, found.dataset)
+    return Loaded(found.net, spec, found.arch, digest, None, classes, found.notes, found.dataset)
 
 
 def _in_run(path: Path) -> tuple[Path, str] | None:

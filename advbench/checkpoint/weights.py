@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.files import write_atomic
 from advbench.models import describe
+from advbench.models.adapted import plain
 from advbench.models.base import Model
 from advbench.models.external import METADATA
 
@@ -19,14 +21,25 @@ from advbench.models.external import METADATA
 def weights_sha256(net: nn.Module) -> str:
     """sha256 (hex) of all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
 
-    It does not depend on the file, device or memory layout.
+    The constants of TorchScript, into which freezing turns parameters, count as well. It does not depend on the file,
+    device or memory layout, nor on what `adapted` puts around `net`.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted([*net.named_parameters(), *net.named_buffers()], key=lambda pair: pair[0]):
+    net, digest = plain(net), hashlib.sha256()
+    tensors = [*net.named_parameters(), *net.named_buffers(), *_constants(net)]
+    for name, value in sorted(tensors, key=lambda pair: pair[0]):
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _constants(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the tensors in the code of the TorchScript modules in `net`."""
+    for path, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "forward"):
+            for name, value in module.code_with_constants[1].const_mapping.items():
+                if isinstance(value, Tensor):
+                    yield f"{path}.forward.{name}", value
 
 
 def save_weights(net: nn.Module, path: Path) -> str:

@@ -21,13 +21,14 @@ from advbench import rng
 from advbench.attacks.aimed import aimed_at
 from advbench.cli.picture import Panel, picture
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.kernels import exact_kernels
 from advbench.engine.losses import margin
 from advbench.engine.oracle import Oracle
 from advbench.escape import csv_text
 from advbench.evaluator import Evaluation
 from advbench.evaluator.rounding import LEVELS, rounded
 from advbench.files import write_atomic
+from advbench.models.untouched import untouched
 from advbench.record import Record
 from advbench.threat import around
 

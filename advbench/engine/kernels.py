@@ -1,4 +1,4 @@
-"""Contexts that set the state of a model and of PyTorch during an attack; recognition of out-of-memory errors."""
+"""How PyTorch computes during an attack; recognition of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-
-from advbench import rng
 
 _MEMORY_ERRORS = (
     "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory",
     "unable to find an engine to execute this computation",  # from cuDNN, if no workspace fits
 )  # fmt: skip
-
-
-@contextmanager
-def untouched(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside. Every module's mode and the global random states are restored at the end."""
-    modes = {module: module.training for module in net.modules()}
-    with rng.kept():
-        try:
-            net.eval()
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
 
 @contextmanager

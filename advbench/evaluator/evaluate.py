@@ -6,8 +6,8 @@ Nothing here knows how a model was trained, so that no number can depend on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -19,7 +19,10 @@ from advbench import ranks, rng
 from advbench.allocator import keep_freed
 from advbench.checkpoint import Loaded, check_classes, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, out_of_memory, untouched
+from advbench.engine.attack import Attack
+from advbench.engine.kernels import exact_kernels, out_of_memory
+from advbench.engine.oracle import gradient
+from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
@@ -33,8 +36,12 @@ from advbench.evaluator.precision import bf16_failure, bf16_pays
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
+from advbench.models.adapted import adapted, plain
+from advbench.models.base import straight_through
+from advbench.models.untouched import untouched
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
+TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
@@ -55,13 +62,14 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of `model` on `data` at each eps, against the worst of the attacks.
 
-    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K), with `Loaded.abstain` (B, K + 1).
-    It is moved to the device and otherwise left unchanged. `resume` continues the evaluation in `journal`, with the
-    number of processes, the precision and the slots that it was started with. Within `ranks.joined` all processes get
-    the same result. Raises UserError for a model, data and settings that do not go together, and Interrupted when the
-    journal's `stop` returns true or a worker process was ended from outside.
+    `model` takes images in [0, 1], (B, C, H, W) float32, and returns logits (B, K), with `Loaded.abstain` (B, K + 1),
+    or needs no more for that than `models.adapted` gives it. It is moved to the device and otherwise left unchanged.
+    `resume` continues the evaluation in `journal`, with the number of processes, the precision and the slots that it
+    was started with. Within `ranks.joined` all processes get the same result. Raises UserError for a model, data and
+    settings that do not go together, and Interrupted when the journal's `stop` returns true or a worker process was
+    ended from outside.
     """
-    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    loaded = fitted(model, data)
     journal = journal or Journal()
     device = torch.device(settings.device)
     if device.type == "cpu":
@@ -103,7 +111,7 @@ def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
 
     Raises UserError for a model, data and settings that `evaluate` would refuse, before anything is measured.
     """
-    loaded = model if isinstance(model, Loaded) else bare(model, data)
+    loaded = fitted(model, data)
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
@@ -130,6 +138,7 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
+    check_gradient(net, data, run.attacks)
     for attack in run.attacks:
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
             raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
@@ -231,16 +240,28 @@ def make_record(
     )
 
 
+def fitted(model: nn.Module | Loaded, data: Dataset) -> Loaded:
+    """`model` with a network that takes the images of `data` and returns logits, where it can be made to."""
+    if not isinstance(model, Loaded):
+        return bare(model, data)
+    with enough_memory():
+        net, notes = adapted(model.net, data.batch(TRIED)[0])
+    return replace(model, net=net, notes=(*model.notes, *notes))
+
+
 def bare(net: nn.Module, data: Dataset) -> Loaded:
     """`net` as a loaded model that comes from no file, with the number of classes of `data`."""
-    name = type(net).__name__
+    with enough_memory():
+        net, notes = adapted(net, data.batch(TRIED)[0])
+    name = getattr(plain(net), "original_name", type(plain(net)).__name__)  # TorchScript keeps the name of the class
     return Loaded(
         net=net,
         spec=f"python:{name}",
-        arch=getattr(net, "arch", name),
+        arch=getattr(plain(net), "arch", name),
         weights_sha256=weights_sha256(net),
         trained=None,
         num_classes=data.num_classes,
+        notes=notes,
         code_sha256=code_sha256(net, name),
         outside=True,  # hooks and patches can change any network
     )
@@ -252,7 +273,7 @@ def check_shapes(net: nn.Module, data: Dataset, abstain: str | None = None) -> D
     Raises UserError unless `net`, in eval mode, takes the images and returns one logit for each class, and with
     `abstain` one more.
     """
-    x, _ = data.batch(slice(0, 2))
+    x, _ = data.batch(TRIED)
     shape = "x".join(map(str, data.shape))
     try:
         with torch.no_grad():
@@ -264,3 +285,22 @@ def check_shapes(net: nn.Module, data: Dataset, abstain: str | None = None) -> D
     known = data.num_classes_known
     count = check_classes("the model", logits.shape[1], data.name, data.num_classes, known=known, abstain=abstain)
     return data.with_classes(count)
+
+
+def check_gradient(net: nn.Module, data: Dataset, attacks: Sequence[Attack]) -> None:
+    """Raise UserError if one of `attacks` follows the gradient of `net`, in eval mode, and a backward pass fails."""
+    followed = [one for one in attacks if one.follows_gradient() and not isinstance(one, WholeBatch)]
+    if not followed:
+        return
+    query = data.batch(TRIED)[0].requires_grad_()
+    through = straight_through(net) if followed[0].straight_through else nullcontext()
+    try:
+        with enough_memory(), torch.enable_grad(), through:
+            gradient(net(query).float(), query)
+    except UserError:
+        raise
+    except Exception as error:  # a model from elsewhere may raise anything
+        raise UserError(
+            f"the model gives no gradient for {followed[0].name} ({one_line(error)}): choose attacks without "
+            "gradients, such as --attack square, or rays"
+        ) from error

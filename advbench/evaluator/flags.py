@@ -115,7 +115,7 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
     low, high = wilson(n // 2, n)
     if n < 1000:
         found.append(note("small-n", f"{n} images: intervals up to +-{50 * (high - low):.1f} points"))
-    if any(module.training for module in runner.net.modules()):
+    if any(getattr(module, "training", False) for module in runner.net.modules()):
         found.append(Flag(name="train-mode", severity="suspect", detail="the model stays in train mode"))
     elif in_train_mode:
         found.append(note("train-mode", "the model came in train mode; eval mode was used"))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMS = (
-    "a run folder, FILE.safetensors or FILE.pt with --arch, robustbench:NAME, torchvision:NAME, timm:NAME, "
-    "pyautoattack:model_test, package.module:callable"
+    "a run folder, FILE.safetensors or FILE.pt with --arch, a TorchScript FILE, robustbench:NAME, torchvision:NAME, "
+    "timm:NAME, pyautoattack:model_test, package.module:callable"
 )
 MODEL_TEST_SHA256 = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
 METADATA = "advbench"  # the key of the network's description, in JSON, in the headers of our safetensors files
@@ -69,6 +69,7 @@ def listing() -> list[dict[str, str]]:
         ("timm:NAME[:random]", "form", "timm's weights, or random ones"),
         ("FILE.safetensors", "form", "weights; --arch names the architecture unless the file does"),
         ("FILE.pt", "form", "weights, loaded without running code; --arch names the architecture"),
+        ("FILE of torch.jit.save", "form", "a TorchScript module; runs its code, which is no Python"),
         ("package.module:callable", "form", "returns an nn.Module; runs its code"),
     ]
     return [{"name": name, "kind": kind, "summary": summary} for name, kind, summary in found]
@@ -98,8 +99,13 @@ def load(
 def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) -> Foreign:
     from advbench.models.libraries import call, from_timm, from_torchvision
     from advbench.models.state_files import SUFFIXES
+    from advbench.models.torchscript import is_torchscript
+    from advbench.models.torchscript import load as load_torchscript
 
     kind, _, name = spec.partition(":")
+    if arch is None and is_torchscript(Path(spec)):
+        net = load_torchscript(Path(spec))
+        return Foreign(net, str(getattr(net, "original_name", "TorchScript")), None, None, None, ())
     if Path(spec).suffix.lower() in SUFFIXES and (os.path.exists(spec) or not _SPEC.fullmatch(spec)):
         return _file(Path(spec), arch, shape)
     if arch is not None:

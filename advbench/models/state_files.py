@@ -116,7 +116,7 @@ def _read_torch(path: Path) -> Any:
         raise
     except Exception as error:  # a file from elsewhere may make the reader fail in any way
         if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript archive: save net.state_dict() instead") from error
+            raise UserError(f"{path} is a TorchScript archive: leave out --arch, or save net.state_dict()") from error
         if isinstance(error, AttributeError | ImportError) and consent.current().pickle:
             raise UserError(f"{path} needs code that cannot be imported: {_line(error)}") from error
         raise UserError(f"{path} is truncated, altered or no torch file: {_line(error)}") from error

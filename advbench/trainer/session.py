@@ -17,10 +17,11 @@ from advbench.allocator import keep_freed
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
-from advbench.engine.kernels import out_of_memory, untouched
+from advbench.engine.kernels import out_of_memory
 from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
+from advbench.models.untouched import untouched
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged

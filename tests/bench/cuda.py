@@ -24,7 +24,7 @@ from training import matrix_rate
 from advbench.checkpoint import Loaded, load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.kernels import exact_kernels
 from advbench.engine.search_copy import search_copy
 from advbench.environment import environment
 from advbench.eps import parse_eps
@@ -32,6 +32,7 @@ from advbench.evaluator import Evaluation, Settings, evaluate
 from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.runner import Runner
+from advbench.models.untouched import untouched
 
 TITLE = """# AutoAttack on a GPU
 

@@ -27,12 +27,12 @@ from advbench.allocator import keep_freed
 from advbench.checkpoint import load_model, weights_sha256
 from advbench.data import load
 from advbench.data.dataset import Dataset
-from advbench.engine.kernels import untouched
 from advbench.engine.search_copy import search_copy
 from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.slots import choose_slots
+from advbench.models.untouched import untouched
 
 EVERY, WARM_UP, TIMES = 0.5, 3, 4
 

@@ -17,7 +17,6 @@ from torch import nn
 from advbench import rng
 from advbench.attacks.transfer import SourceOracle
 from advbench.engine.attack import Answer, Problem, Samples, members
-from advbench.engine.kernels import untouched
 from advbench.engine.losses import margin
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
@@ -25,6 +24,7 @@ from advbench.engine.tensors import take
 from advbench.errors import UserError
 from advbench.models.quantize import Quantizer
 from advbench.models.tasks import Jigsaw, Rotation, make_heads
+from advbench.models.untouched import untouched
 from advbench.registry import entries, find
 from advbench.threat import around
 

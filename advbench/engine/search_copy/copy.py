@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from advbench.engine.kernels import out_of_memory
 from advbench.engine.search_copy.first_layer import NarrowConv2d
 from advbench.engine.search_copy.pool_first import pool_first
 from advbench.engine.search_copy.winograd import WinogradConv2d
-from advbench.errors import UserError
 from advbench.models.base import straight_through
 
 # Largest allowed difference of fp32 logits, relative to the largest logit.
@@ -95,8 +95,22 @@ def search_copy(
     `dtype`: what the copy computes in, such as torch.bfloat16; that of `net` by default. `channels_last`: the memory
     layout, if `net` runs in it; by default used everywhere but on CUDA in fp32, where the fast convolutions without
     TF32 need contiguous tensors. `example` (B, C, H, W): gives the shape and device of the random images; not needed
-    for a zoo's Model. Raises UserError if `net` cannot be copied.
+    for a zoo's Model. A model that cannot be copied is searched itself, but not in another `dtype`: that raises.
     """
+    try:
+        return _faster(net, dtype, channels_last, example)
+    except Exception as error:  # a model from elsewhere may raise anything
+        if dtype is not None or out_of_memory(error):
+            raise
+        twin = SearchCopy(net)
+        twin.training, twin.fault = False, f"{type(error).__name__}: {_line(error)}"
+        return twin, [f"searched itself: a copy fails ({twin.fault})"]
+
+
+def _faster(
+    net: nn.Module, dtype: torch.dtype | None, channels_last: bool | None, example: Tensor | None
+) -> tuple[SearchCopy, list[str]]:
+    """What `search_copy` returns. Raises anything where `net` cannot be copied."""
     frozen = _frozen(net)
     devices = {value.device for value in net.parameters() if value.device.type == "cuda"}
     if channels_last is None:
@@ -331,11 +345,11 @@ def prepacked(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 
 def _frozen(net: nn.Module) -> nn.Module:
-    try:
-        twin = copy.deepcopy(net)
-    except Exception as error:  # a module may hold objects that cannot be copied
-        raise UserError(f"the model cannot be copied: {type(error).__name__}: {_line(error)}") from error
-    return twin.eval().requires_grad_(False)
+    with torch.no_grad():  # under which TorchScript's parameters are copied without their history
+        twin = copy.deepcopy(net).eval()
+    for parameter in twin.parameters():  # TorchScript has no `requires_grad_`
+        parameter.requires_grad_(False)
+    return twin
 
 
 def _difference(one: nn.Module, other: nn.Module, example: Tensor | None) -> float | None:

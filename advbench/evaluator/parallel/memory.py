@@ -24,13 +24,13 @@ def processes_that_fit(net: nn.Module, x: Tensor) -> int:
 
 
 def _kept(net: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass of x keeps for its gradient; 0 where the model has no gradient."""
+    """Bytes that a forward pass of x keeps for its gradient; 0 where the model has no gradient or refuses x."""
     sizes: list[int] = []
 
     def keep(value: Tensor) -> Tensor:
         sizes.append(value.nbytes)
         return value
 
-    with suppress(RuntimeError), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+    with suppress(Exception), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         net(x.clone().requires_grad_())
     return sum(sizes)

@@ -15,7 +15,7 @@ import torch
 
 from advbench import rng
 from advbench.allocator import keep_freed
-from advbench.engine.kernels import exact_kernels, untouched
+from advbench.engine.kernels import exact_kernels
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import attack_images
@@ -24,6 +24,7 @@ from advbench.evaluator.parallel.processes import READY, Job
 from advbench.evaluator.runner import Runner
 from advbench.files import locked
 from advbench.models import robustbench_zoo
+from advbench.models.untouched import untouched
 from advbench.signals import handle
 
 
