@@ -33,7 +33,7 @@ from advbench.evaluator.precision import bf16_failure, bf16_pays
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
-from advbench.models.black_box import black_box, is_black_box
+from advbench.models.black_box import BlackBox, black_box
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
@@ -240,7 +240,7 @@ def bare(net: Any, data: Dataset) -> Loaded:
     Raises UserError for what is no model (see `black_box`).
     """
     net = black_box(net, data.num_classes)
-    name = str(net.arch) if is_black_box(net) else type(net).__name__
+    name = net.arch if isinstance(net, BlackBox) else type(net).__name__
     return Loaded(
         net=net,
         spec=f"python:{name}",

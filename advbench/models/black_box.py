@@ -44,6 +44,7 @@ class BlackBox(nn.Module):
 
     digest: Tensor
     forms: ClassVar[tuple[str, ...]]
+    shared: ClassVar[tuple[str, ...]] = ("subject",)  # by copies: it may hold what cannot be copied
 
     def __init__(self, subject: Any, classes: int | None, contents: bytes | None) -> None:
         super().__init__()
@@ -68,12 +69,9 @@ class BlackBox(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlackBox:
         twin = self.__class__.__new__(self.__class__)
-        memo |= {id(self): twin, id(self.subject): self.subject}  # shared: it may hold what cannot be copied
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        memo |= {id(self): twin, **{id(vars(self)[name]): vars(self)[name] for name in self.shared}}
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
         return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
 
     @abstractmethod
     def answer(self, images: Any) -> Any:

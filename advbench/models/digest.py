@@ -15,15 +15,16 @@ from torch import Tensor, nn
 _NOT_DATA = (ModuleType, FunctionType, BuiltinFunctionType, type)  # their source files have a hash of their own
 
 
-def digest(thing: Any) -> bytes | None:
+def digest(thing: Any, inside: frozenset[int] = frozenset()) -> bytes | None:
     """The sha256 (32 bytes) of `thing`, the same in every process; None where it cannot be pickled.
 
     Of arrays, tensors and networks the values count, not where or how they lie in memory. Of a function its name and
-    the values count that it reads from around it: its source file has a hash of its own.
+    the values count that it reads from around it: its source file has a hash of its own. `inside`: the functions (by
+    id) around `thing`, which are not followed again.
     """
     sink = _Sink()
     try:
-        _Contents(sink).dump(thing)
+        _Contents(sink, inside).dump(thing)
     except Exception:  # whatever the parts of `thing` raise when they are pickled
         return None
     return sink.hash.digest()
@@ -39,8 +40,9 @@ class _Sink:
 
 
 class _Contents(pickle.Pickler):
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: _Sink, inside: frozenset[int]) -> None:
         super().__init__(sink, protocol=4)
+        self.inside = inside
         self.fast = True  # equal parts are written alike, whether or not they are one object
 
     def reducer_override(self, part: Any) -> Any:
@@ -52,9 +54,16 @@ class _Contents(pickle.Pickler):
         if isinstance(part, nn.Module):
             return tuple, (repr(part), [*part.named_parameters(), *part.named_buffers()])
         if isinstance(part, FunctionType):
-            around = inspect.getclosurevars(part)
-            seen = {**around.nonlocals, **around.globals}
-            data = {name: value for name, value in sorted(seen.items()) if not isinstance(value, _NOT_DATA)}
             place = part.__module__, part.__qualname__, part.__code__.co_firstlineno
-            return tuple, (place, data, part.__defaults__, part.__kwdefaults__)
+            return tuple, (place, [] if id(part) in self.inside else self.around(part))
         return NotImplemented
+
+    def around(self, function: FunctionType) -> list[Any]:
+        """What `function` reads: its defaults, the variables around it, and the data among its module's."""
+        seen = inspect.getclosurevars(function)
+        data = {name: value for name, value in seen.globals.items() if not isinstance(value, _NOT_DATA)}
+        inside = self.inside | {id(function)}
+        named = sorted({**data, **seen.nonlocals}.items())
+        return [(name, digest(value, inside)) for name, value in named] + [
+            digest(value, inside) for value in (function.__defaults__, function.__kwdefaults__)
+        ]

@@ -126,7 +126,8 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
         net = call(spec, shape.num_classes if shape else None)
         notes = [f"{spec} ran its own code"]
         if is_black_box(net):
-            notes.append(f"{spec} is a black box ({net.arch}): attacks see its answers alone")
+            what = getattr(net, "arch", type(net).__name__)
+            notes.append(f"{spec} is a black box ({what}): attacks see its answers alone")
         return Foreign(net, spec, getattr(net, "num_classes", None), None, None, tuple(notes))
     raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
 

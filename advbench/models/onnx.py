@@ -55,6 +55,7 @@ class Runtime(BlackBox):
     """The file `content` as onnxruntime runs it on the CPU. `subject` is its bytes; a session is made when needed."""
 
     forms: ClassVar[tuple[str, ...]] = ("a tensor on the CPU",)
+    shared: ClassVar[tuple[str, ...]] = ("subject", "session")
 
     def __init__(self, content: bytes, classes: int | None, contents: bytes) -> None:
         super().__init__(content, classes, contents)
@@ -62,7 +63,7 @@ class Runtime(BlackBox):
         self.interface = interface(self.session)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "session": None}  # copies and other processes make their own
+        return {**vars(self), "session": None}  # another process makes its own
 
     def answer(self, images: Tensor) -> Tensor:
         self.session = self.session or new_session(self.subject)

@@ -166,8 +166,8 @@ def test_an_onnx_file_in_both_forms(own: Any, convert: bool, monkeypatch: pytest
     exec(EXPORT, {})
     if not convert:
         monkeypatch.setitem(sys.modules, "onnx2pytorch", None)
-    model = ("--model", "digits.onnx", "--dataset", "digits", "--eps", "0,0.05,0.1", "-n", "100", "--json")
-    ran = own("evaluate", *model, "--attack", "square", "--attack", "rays", "--set", "n_queries=2000")
+    model = ("--model", "digits.onnx", "--dataset", "digits", "--eps", "0,0.05,0.1", "-n", "64", "--json")
+    ran = own("evaluate", *model, "--attack", "square", "--attack", "rays", "--set", "n_queries=1000")
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     assert not [flag for flag in record["flags"] if flag["severity"] != "note"], record["flags"]

@@ -255,8 +255,19 @@ def test_functions_differ_by_what_they_hold_on_to() -> None:
     assert None not in found and len(set(found)) == len(values)
     assert digest(around(copy.deepcopy(nets[0]))) == digest(around(nets[0]))
     assert digest(around(np.asfortranarray(np.eye(3)))) == digest(around(np.eye(3)))
+    inner = [digest(partial(linear_nchw, around(value))) for value in nets]  # by what it binds
+    outer = [digest(wrapped(around(value))) for value in nets]  # by what is around a function around it
+    assert len({*found, *inner, *outer}) == len(values) + 4
     with open(os.devnull) as held:
         assert digest(held) is None
+        assert None is not digest(wrapped(held)) != digest(wrapped(nets[0]))
+
+
+def wrapped(inner: Any) -> Callable[[Any], Any]:
+    def again(x: Any, times: int = 1) -> Any:
+        return inner(x) if times == 0 else again(x, times - 1)
+
+    return again
 
 
 def test_the_code_of_a_function_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,3 +357,19 @@ def test_transfer_to_a_black_box_works_and_from_one_is_refused(tmp_path: Path, m
     assert not {"zero-gradient", "nan-gradient"} & {flag.name for flag in found.record.flags}
     with pytest.raises(UserError, match=r"the source .* is a black box: it has no gradient to search with"):
         advbench.evaluate(linear_tensor, "digits", settings={"source": f"{name}:f", "steps": 2}, **how)
+
+
+def test_a_part_that_is_a_black_box_is_named_and_evaluated() -> None:
+    net = nn.Sequential(black_box(linear_tensor), nn.Softmax(1))
+    found = advbench.evaluate(net, "digits", attack="square", eps=["0.1"], n=8, probes=False, settings={"n_queries": 2})
+    assert found.record.model.spec == "python:Sequential"
+    with pytest.raises(UserError, match="python:Sequential is a black box: it has no gradient"):
+        advbench.evaluate(net, "digits", attack="pgd", eps=["0.1"], n=8)
+
+
+def test_processes_share_the_images_of_a_predictor(rows: Any) -> None:
+    forest = RandomForestClassifier(3, random_state=0).fit(*rows)
+    how: dict[str, Any] = {"attack": "square", "eps": ["0", "0.1"], "n": 32, "settings": {"n_queries": 10}}
+    one, two = (advbench.evaluate(forest, "digits", **how, probes=False, processes=count) for count in (1, 2))
+    assert np.array_equal(one.fates.fell, two.fates.fell)
+    assert one.record.question == two.record.question
