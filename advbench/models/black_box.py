@@ -79,7 +79,12 @@ class BlackBox(nn.Module):
 
     def _ask(self, x: Tensor) -> Any:
         if self.form is not None:
-            return self.answer(_TO_FORM[self.form](x.clone()))
+            try:
+                return self.answer(_TO_FORM[self.form](x.clone()))
+            except (UserError, Interrupted, RuntimeError, MemoryError):  # out of memory among them
+                raise
+            except Exception as error:  # such as a lost connection
+                raise UserError(f"{self.arch} failed: {type(error).__name__}: {one_line(error)}") from error
         reasons: dict[str, str] = {}
         for form in self.forms:
             try:

@@ -111,6 +111,21 @@ def test_what_no_form_suits_is_refused_in_one_line(images: Tensor) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_what_fails_later_ends_in_one_line_too(images: Tensor) -> None:
+    calls = 0
+
+    def tired(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise OSError("connection\nlost")
+        return linear_tensor(x)
+
+    with pytest.raises(UserError, match="tired failed: OSError: connection lost") as caught:
+        advbench.evaluate(tired, "digits", attack="square", eps=["0.1"], n=8)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("answer", "logits"),
     [
