@@ -20,6 +20,7 @@ from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import never_rejecting
 from advbench.errors import UserError
+from advbench.models.black_box import is_black_box
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "transfer": {
@@ -54,6 +55,8 @@ class Transfer(APGD):
             raise UserError(f"{self.name} needs the model on which it searches for points: --set source=MODEL")
         data = context.data
         loaded = load_model(self.source, dataset=data, device=data.device)
+        if is_black_box(loaded.net):
+            raise UserError(f"{self.name}: the source {self.source} is a black box: it has no gradient to search with")
         digest = loaded.weights_sha256
         if loaded.code_sha256 is not None:
             digest = hashlib.sha256(f"{digest} {loaded.code_sha256}".encode()).hexdigest()

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from advbench.models.black_box import BlackBox
+
 _INSTALLED = ("site-packages", "dist-packages")
 _PACKAGES = [os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _PACKAGES.append(str(Path(__file__).resolve().parent.parent))  # advbench itself
@@ -78,7 +80,7 @@ def modules_sha256(roots: set[str]) -> str | None:
 
 
 def _module(part: nn.Module) -> str:
-    return type(part).__module__
+    return part.code if isinstance(part, BlackBox) else type(part).__module__
 
 
 def _is_outside(name: str) -> bool:

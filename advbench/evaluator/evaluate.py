@@ -38,6 +38,7 @@ from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
 from advbench.models.adapted import adapted, plain
 from advbench.models.base import straight_through
+from advbench.models.black_box import BlackBox, black_box
 from advbench.models.untouched import untouched
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
@@ -249,15 +250,21 @@ def fitted(model: nn.Module | Loaded, data: Dataset) -> Loaded:
     return replace(model, net=net, notes=(*model.notes, *notes))
 
 
-def bare(net: nn.Module, data: Dataset) -> Loaded:
-    """`net` as a loaded model that comes from no file, with the number of classes of `data`."""
+def bare(net: Any, data: Dataset) -> Loaded:
+    """`net` as a loaded model that comes from no file, with the number of classes of `data`.
+
+    Raises UserError for what is no model (see `black_box`).
+    """
+    net = black_box(net, data.num_classes)
     with enough_memory():
         net, notes = adapted(net, data.batch(TRIED)[0])
-    name = getattr(plain(net), "original_name", type(plain(net)).__name__)  # TorchScript keeps the name of the class
+    inner = plain(net)
+    name = inner.arch if isinstance(inner, BlackBox) else type(inner).__name__
+    name = getattr(inner, "original_name", name)  # TorchScript keeps the name of the class
     return Loaded(
         net=net,
         spec=f"python:{name}",
-        arch=getattr(plain(net), "arch", name),
+        arch=getattr(inner, "arch", name),
         weights_sha256=weights_sha256(net),
         trained=None,
         num_classes=data.num_classes,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from advbench import ranks
+from advbench.attacks.base import make
+from advbench.attacks.function import Function
 from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack, Context
@@ -16,9 +18,13 @@ from advbench.errors import UserError
 from advbench.evaluator import attack_set, reference
 from advbench.evaluator.fp32_recheck import covered, recheck_attacks
 from advbench.evaluator.settings import Settings
+from advbench.models.black_box import Function as BlackBoxFunction
+from advbench.models.black_box import is_black_box
 from advbench.record import AttackRef, Engine
 
 ENGINE_VERSION = "4"  # raise it when a change of the engine may change verdicts by more than rounding
+
+BLACK_BOX_ATTACKS = ("square", "rays")  # which need nothing but the model's answers
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def plan(
         raise UserError("--engine reference has no form for models that may reject: leave out --abstain")
     if by_reference:
         attacks, refs = reference.attacks(refs, settings, classes)
-    else:
+    if is_black_box(loaded.net):
+        check_black_box(loaded, attacks, norm)
+    if not by_reference:
         context = Context(loaded, data, norm, settings.seed)
         attacks = [one.prepare(context) for one in attacks]
         refs = [
@@ -99,7 +107,7 @@ def plan(
     elif all(one.minimum_norm for one in attacks):
         kind = "nearest"
     # The nearest adversarial example of a bf16 copy lies on that copy's decision boundary, and rarely fools the model.
-    only_fp32 = kind in ("severity", "nearest") or bool(whole_batches)
+    only_fp32 = kind in ("severity", "nearest") or bool(whole_batches) or is_black_box(loaded.net)
     recheck: list[Attack] = []
     asked = settings.precision
     if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered(attacks))):
@@ -116,4 +124,22 @@ def plan(
         precision="bf16" if recheck else "fp32",
         curve=kind,
         exact=settings.curve == "exact" or kind in ("exact", "severity"),
+    )
+
+
+def check_black_box(loaded: Loaded, attacks: Sequence[Attack], norm: str) -> None:
+    """Raise UserError where one of `attacks` follows a gradient, which the model has not.
+
+    A function of one's own may ask for what it likes.
+    """
+    refused = [one.name for one in attacks if one.follows_gradient() and not isinstance(one, Function)]
+    if not refused:
+        return
+    work = [f"--attack {name}" for name in BLACK_BOX_ATTACKS if norm in make(name, norm)[0].norms]
+    choice = f"choose {' '.join(work)}" if work else f"norm {norm} has no attack without gradients"
+    hint = (
+        ", or wrap it in a torch.nn.Module if it is differentiable" if isinstance(loaded.net, BlackBoxFunction) else ""
+    )
+    raise UserError(
+        f"{loaded.spec} is a black box: it has no gradient, which {', '.join(refused)} would follow: {choice}{hint}"
     )

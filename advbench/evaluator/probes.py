@@ -23,6 +23,7 @@ from advbench.engine.losses import LOSSES, margin, wrong
 from advbench.engine.oracle import Oracle, gradient
 from advbench.evaluator.runner import Runner
 from advbench.models.base import straight_through
+from advbench.models.black_box import is_black_box
 from advbench.record import Fates
 from advbench.threat import around
 
@@ -85,7 +86,8 @@ class Probe:
     """Probes on images of a runner, evenly spread: `rows` of all images, `correct_rows` of the correctly classified.
 
     `ascent_rows` are the correctly classified images for PGD: MIN_PROBED_IMAGES, or more if MAX_COST allows.
-    `differentiable`: whether the model can be asked for a gradient at all.
+    `followed`: the attacks that follow the model's gradient, none on a black box. `differentiable`: whether the model
+    can be asked for a gradient at all.
     """
 
     def __init__(self, runner: Runner, attacks: Sequence[Attack]) -> None:
@@ -96,7 +98,8 @@ class Probe:
         affordable = math.ceil(MAX_COST * steps * len(runner.correct) / (LONG_PGD_STEPS + SHORT_PGD_STEPS))
         self.ascent_rows = spread(self.correct_rows, min(max(affordable, MIN_PROBED_IMAGES), MAX_PROBED_IMAGES))
         self.straight_through = any(one.straight_through for one in attacks)
-        self.differentiable = any(one.follows_gradient() for one in attacks) or self.has_gradient()
+        self.followed = () if is_black_box(self.net) else tuple(one for one in attacks if one.follows_gradient())
+        self.differentiable = bool(self.followed) or self.has_gradient()
 
     def has_gradient(self) -> bool:
         """Whether a backward pass works and is not zero everywhere; a black box may raise any error."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMS = (
-    "a run folder, FILE.safetensors or FILE.pt with --arch, a TorchScript FILE, robustbench:NAME, torchvision:NAME, "
-    "timm:NAME, pyautoattack:model_test, package.module:callable"
+    "a run folder, FILE.safetensors or FILE.pt with --arch, a TorchScript FILE, FILE.onnx, robustbench:NAME, "
+    "torchvision:NAME, timm:NAME, pyautoattack:model_test, "
+    "package.module:name of a network, a predictor, a function of a batch or what makes one"
 )
 MODEL_TEST_SHA256 = "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7"
 METADATA = "advbench"  # the key of the network's description, in JSON, in the headers of our safetensors files
@@ -70,7 +71,12 @@ def listing() -> list[dict[str, str]]:
         ("FILE.safetensors", "form", "weights; --arch names the architecture unless the file does"),
         ("FILE.pt", "form", "weights, loaded without running code; --arch names the architecture"),
         ("FILE of torch.jit.save", "form", "a TorchScript module; runs its code, which is no Python"),
-        ("package.module:callable", "form", "returns an nn.Module; runs its code"),
+        ("FILE.onnx", "form", "a network, in PyTorch where that gives the same logits, else a black box"),
+        (
+            "package.module:name",
+            "form",
+            "an nn.Module, a predictor, a function of a batch, or what makes one; runs its code",
+        ),
     ]
     return [{"name": name, "kind": kind, "summary": summary} for name, kind, summary in found]
 
@@ -97,7 +103,9 @@ def load(
 
 
 def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) -> Foreign:
+    from advbench.models.black_box import is_black_box
     from advbench.models.libraries import call, from_timm, from_torchvision
+    from advbench.models.onnx import SUFFIX, from_onnx
     from advbench.models.state_files import SUFFIXES
     from advbench.models.torchscript import is_torchscript
     from advbench.models.torchscript import load as load_torchscript
@@ -110,6 +118,11 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
         return _file(Path(spec), arch, shape)
     if arch is not None:
         raise UserError(f"--arch is for weight files (.safetensors, .pt): {spec} already says what it is")
+    if Path(spec).suffix.lower() == SUFFIX:
+        net, classes, notes = from_onnx(
+            Path(spec), shape.image if shape else None, shape.num_classes if shape else None
+        )
+        return Foreign(net, "onnx", classes, None, None, tuple(notes))
     if kind == "robustbench":
         model, notes = robustbench_zoo.choose(name, shape.name if shape else None, norm)
         net = robustbench_zoo.load(model)
@@ -122,7 +135,11 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
         return _pyautoattack(spec)
     if _SPEC.fullmatch(spec):
         net = call(spec, shape.num_classes if shape else None, known=shape is None or shape.known)
-        return Foreign(net, spec, getattr(net, "num_classes", None), None, None, (f"{spec} ran its own code",))
+        notes = [f"{spec} ran its own code"]
+        if is_black_box(net):
+            what = getattr(net, "arch", type(net).__name__)
+            notes.append(f"{spec} is a black box ({what}): attacks see its answers alone")
+        return Foreign(net, spec, getattr(net, "num_classes", None), None, None, tuple(notes))
     raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
 
 

@@ -6,16 +6,21 @@ import difflib
 import importlib
 import inspect
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from advbench.errors import Untrusted, UserError, one_line, unknown
 from advbench.models.base import STATISTICS
+from advbench.models.black_box import black_box, is_predictor
 from advbench.models.normalized import Normalized
 from advbench.models.pickles import guarded
 from advbench.registry import outside, parameters
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
@@ -87,23 +92,36 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
 
 
 def call(spec: str, num_classes: int | None, kind: str = "model", *, known: bool = True) -> nn.Module:
-    """The module that `package.module:name` returns. It is called with num_classes if it has that parameter,
-    unless that has a default and is not `known` (there may be more classes).
+    """The module that `package.module:name` names or returns.
 
-    Raises UserError as `registry.outside` does, if the code fails, and if it returns anything but an nn.Module.
+    A class, or a function that needs no argument but num_classes, is called, with num_classes if it has that parameter,
+    unless that has a default and is not `known` (there may be more classes). As a model, the name may also be a module,
+    a function of a batch (one required argument of another name), or a predictor, and what is called may return one of
+    these (see `black_box`). Raises UserError as `registry.outside` does, if the code fails, and for anything else.
     """
     entry = outside(kind, spec)
-    parameter = parameters(entry.load()).get("num_classes")
-    if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
-        raise UserError(f"{spec} needs num_classes: name the --dataset")
-    wanted = parameter is not None and (known or parameter.default is inspect.Parameter.empty)
-    settings = {"num_classes": num_classes} if wanted and num_classes is not None else {}
-    try:
-        net = entry.create(**settings)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(f"model {spec} failed: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(net, nn.Module):
-        raise UserError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
-    return net
+    named = entry.load()
+    if kind == "model" and (isinstance(named, nn.Module) or is_predictor(named) or takes_a_batch(named, entry.set)):
+        made = named
+    else:
+        parameter = parameters(named).get("num_classes")
+        if parameter is not None and num_classes is None and parameter.default is inspect.Parameter.empty:
+            raise UserError(f"{spec} needs num_classes: name the --dataset")
+        wanted = parameter is not None and (known or parameter.default is inspect.Parameter.empty)
+        given = {"num_classes": num_classes} if wanted and num_classes is not None else {}
+        made = entry.create(**given)
+    if kind == "model":
+        return black_box(made, num_classes, spec)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{spec} returned {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def takes_a_batch(named: Any, bound: Mapping[str, Any]) -> bool:
+    """Whether `named` is a function of images alone: it requires one argument that is neither bound nor num_classes."""
+    if isinstance(named, type):
+        return False
+    needed = [
+        p for p in parameters(named).values() if p.default is p.empty and p.kind not in _ANY and p.name not in bound
+    ]
+    return len(needed) == 1 and needed[0].kind is not inspect.Parameter.KEYWORD_ONLY and needed[0].name != "num_classes"

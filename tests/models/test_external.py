@@ -91,7 +91,7 @@ def test_other_precisions_are_kept(code: str) -> None:
     [
         ("nothing", "digits", "cannot load model .* has no attribute 'nothing'"),
         ("broken", "digits", "failed: ValueError: no weights"),
-        ("number", "digits", "returned int, not a torch.nn.Module"),
+        ("number", "digits", "number is of type int: a model is a torch.nn.Module, a function of a batch"),
         ("constant", "digits", "is a int: a class or a function is needed"),
         ("sized", None, "needs num_classes: name the --dataset"),
         ("plain", "mnist", "does not take the 1x28x28 images of mnist"),
