@@ -8,6 +8,7 @@ from typing import Literal
 
 from advbench import ranks
 from advbench.attacks.base import make
+from advbench.attacks.external import External
 from advbench.attacks.function import Function
 from advbench.checkpoint import Loaded
 from advbench.data.dataset import Dataset
@@ -130,9 +131,9 @@ def plan(
 def check_black_box(loaded: Loaded, attacks: Sequence[Attack], norm: str) -> None:
     """Raise UserError where one of `attacks` follows a gradient, which the model has not.
 
-    A function of one's own may ask for what it likes.
+    Attacks from outside may ask for what they like.
     """
-    refused = [one.name for one in attacks if one.follows_gradient() and not isinstance(one, Function)]
+    refused = [one.name for one in attacks if one.follows_gradient() and not isinstance(one, Function | External)]
     if not refused:
         return
     work = [f"--attack {name}" for name in BLACK_BOX_ATTACKS if norm in make(name, norm)[0].norms]
