@@ -62,7 +62,12 @@ Dataset = Annotated[
     str | None, typer.Option("--dataset", metavar="NAME", help="digits, cifar10, ... (advbench list datasets)")
 ]
 Arch = Annotated[
-    str | None, typer.Option("--arch", metavar="NAME", help="resnet18, small_cnn, ... (advbench list models)")
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        help="resnet18, ... (advbench list models), torchvision:NAME, timm:NAME or package.module:callable",
+    ),
 ]
 Norm = Annotated[
     str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")

@@ -83,6 +83,14 @@ class GREAT(Method):
     def attacks(self) -> bool:
         return False
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features", "head") if self.form == "multi-task" else ()
+
+    @property
+    def is_paced(self) -> bool:
+        return self.ramp > 0
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         activation = recipe.model.settings.get("activation", "relu")
@@ -102,7 +110,7 @@ class GREAT(Method):
                 torch.default_generator.manual_seed(setup.seed)
                 size, width = setup.feature_dim, 64
                 auxiliary = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
-                head = Rotation().head(size, (setup.in_channels, setup.image_size, setup.image_size))
+                head = Rotation().head(size, setup.shape)
             return {"auxiliary": auxiliary, "turns": head, "alignment": Alignment(2, size)}
         parts: dict[str, nn.Module] = {"auxiliary": setup.build(setup.seed)}
         if self.form == "distillation":

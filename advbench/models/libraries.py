@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,36 @@ class Normalized(nn.Module):
         return logits
 
 
+def check_name(library: str, name: str) -> None:
+    """Raise UserError unless `library`, torchvision or timm, has the classifier `name` and is installed."""
+    if library == "torchvision":
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if name not in known:
+            raise unknown("torchvision model", name, known)
+        return
+    timm = _timm()
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
+
+
+def untrained(library: str, name: str, **settings: Any) -> nn.Module:
+    """A network of `library`, torchvision or timm, with random weights, which takes images of 3 channels.
+
+    `settings` (num_classes, ...) go to the library, which raises what it likes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constructors warn about changed defaults
+        if library == "timm":
+            return _timm().create_model(name, pretrained=False, **settings)  # type: ignore[no-any-return]
+        from torchvision import models
+
+        return models.get_model(name, weights=None, **settings)  # type: ignore[no-any-return]
+
+
 def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
     """(network, classes, notes) for `NAME[:WEIGHTS]`: with the default weights, those named, or `random` ones.
 
@@ -44,9 +75,7 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
     from torchvision import models
 
     name, _, which = name.partition(":")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise unknown("torchvision model", name, known)
+    check_name("torchvision", name)
     enum = models.get_model_weights(name)
     if which and which != "random" and which not in enum.__members__:
         raise unknown(f"weights of torchvision:{name}", which, ["random", *enum.__members__])
@@ -78,16 +107,8 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     """
     random = name.endswith(":random")
     name = name.removesuffix(":random")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError("timm: models need the package timm: pip install timm") from error
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
+    check_name("timm", name)
+    timm = _timm()
     try:
         with guarded():
             net = timm.create_model(name, pretrained=not random)
@@ -101,6 +122,16 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     settings = timm.data.resolve_model_data_config(net)
     notes = [f"timm:{name} has random weights"] if random else []
     return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
+
+
+def _timm() -> Any:
+    """The package timm. Raises UserError where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError("timm: models need the package timm: pip install timm") from error
 
 
 def call(spec: str, num_classes: int | None, kind: str = "model") -> nn.Module:

@@ -22,6 +22,7 @@ from advbench.recipe.fields import (
     Average,
     Awp,
     Count,
+    Init,
     Inner,
     MethodSpec,
     ModelSpec,
@@ -45,7 +46,8 @@ class Recipe(Part):
     `train_n`: how many training images are used, the first ones; 0 for all. `precision`: "auto" is bf16 on CUDA and
     fp32 on a CPU. `bn`: with several processes BatchNorm normalises by each process's share of a batch ("local"; the
     running statistics are averaged), or by the whole batch ("sync", only on CUDA). `compile`: the backend of
-    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
+    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU. `init`: the weights to start from; None
+    for new ones.
     """
 
     format: Literal[1] = 1
@@ -60,6 +62,7 @@ class Recipe(Part):
     label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     method: MethodSpec
     model: ModelSpec
+    init: Init | None = None
     threat: Threat
     inner: Inner = Inner()
     optim: Optim = Optim()
@@ -171,6 +174,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
 
 
+def is_longer(old: Recipe, new: Recipe) -> bool:
+    """Whether `new` is `old` with more epochs."""
+    return new.epochs > old.epochs and not differences(old, new.model_copy(update={"epochs": old.epochs}))
+
+
 def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields `given` for the dataclass `maker` of a method, converted to their annotated types, also from texts.
 
@@ -234,7 +242,9 @@ def _explained(error: ValidationError) -> UserError:
 
 
 def _plain(tree: Tree) -> Tree:
-    """`tree` with the one spelling of its eps."""
+    """`tree` with the one spelling of its eps, and without the path of the initial weights, which their hash names."""
+    if isinstance(tree.get("init"), dict):
+        tree = {**tree, "init": {name: value for name, value in tree["init"].items() if name != "path"}}
     threat = tree.get("threat", {})
     if "eps" not in threat or "eps_value" not in threat:
         return tree

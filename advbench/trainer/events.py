@@ -23,6 +23,7 @@ class Began:
     device: str
     precision: str
     best: dict[str, Any] | None  # the best epoch's row of metrics.jsonl, None before the first epoch
+    notes: tuple[str, ...] = ()  # on the network, for the user
 
 
 @dataclass(frozen=True)
