@@ -64,6 +64,7 @@ class GREAT(Method):
 
     `scale`: factor on the gradients that A receives; with `relative`, after their mean square over the batch is made 1.
     `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
+    A net from outside without the setting `activation` must be smooth by itself.
     alpha = beta = 0 is standard training, bit for bit, in the forms defence and distillation.
     """
 
@@ -93,8 +94,8 @@ class GREAT(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        activation = recipe.model.settings.get("activation", "relu")
-        if self.form != "multi-task" and activation not in SMOOTH:
+        activation = recipe.model.settings.get("activation", "" if ":" in recipe.model.arch else "relu")
+        if self.form != "multi-task" and activation and activation not in SMOOTH:
             raise UserError(
                 f"{recipe.method.name} differentiates gradients, which {activation} does not allow: "
                 f"set model.activation to one of {', '.join(SMOOTH)}"

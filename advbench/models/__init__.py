@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, explained, unknown
-from advbench.registry import Entry, entries, find
+from advbench.registry import LIBRARIES, Entry, entries, find
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ImageSize = int | Sequence[int]
 """The side of square images, or (height, width)."""
-LIBRARIES = ("torchvision", "timm")  # whose networks `LIBRARY:NAME` names
 FORMS = "torchvision:NAME, timm:NAME or package.module:callable"
 """The forms of an architecture beside the names of the zoo."""
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from advbench.errors import UserError, one_line
-from advbench.models import LIBRARIES, architectures, rebuild, sides
+from advbench.models import architectures, rebuild, sides
 from advbench.models.base import Model
+from advbench.registry import LIBRARIES
 
 # Whole numbers up to this, such as the levels of a quantised layer or the pixels of an image, need no tensor.
 _FREE = 2**22

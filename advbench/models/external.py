@@ -19,7 +19,8 @@ from advbench import consent
 from advbench.errors import UserError, one_line, unknown
 from advbench.files import sha256_file
 from advbench.models import FORMS as ARCH_FORMS
-from advbench.models import LIBRARIES, ImageSize, architectures, build, check_arch, robustbench_zoo, sides, wrappers
+from advbench.models import ImageSize, architectures, build, check_arch, robustbench_zoo, sides, wrappers
+from advbench.registry import LIBRARIES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

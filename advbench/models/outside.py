@@ -14,10 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from advbench import rng
 from advbench.errors import UserError, unknown
-from advbench.models import LIBRARIES, ImageSize
+from advbench.models import ImageSize
 from advbench.models.base import Model, statistics
 from advbench.models.libraries import untrained
-from advbench.registry import find, parameters
+from advbench.registry import LIBRARIES, find, parameters
 
 _OWN = ("normalize", "features", "maps")  # settings of Outside; all others go to what makes the network
 
@@ -155,11 +155,11 @@ class Outside(Model):
                 held.callback(hook.remove)
             device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
             logits = self.forward(torch.rand(3, *self.shape).to(device))
-        ends = [
-            (key, seen[0][0])
-            for key, seen in calls.items()
-            if len(seen) == 1 and seen[0][0].dim() == 2 and torch.equal(self.logits_of(seen[0][1]), logits)
-        ]
+        ends = []
+        for key, seen in calls.items():
+            out = self._as_logits(seen[0][1])
+            if len(seen) == 1 and seen[0][0].dim() == 2 and out is not None and torch.equal(out, logits):
+                ends.append((key, seen[0][0]))
         head, features = ends[-1] if ends else ("", None)
         if name:
             if not named or not isinstance(named[-1], Tensor) or len(named[-1]) != 3:
@@ -170,23 +170,26 @@ class Outside(Model):
 
     def logits_of(self, answer: Any) -> Tensor:
         """The logits (B, K) in what the net returned. Raises UserError where there are none."""
-        found = answer
-        if not isinstance(found, Tensor):
-            named = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
-            values = (
-                list(found.values()) if isinstance(found, Mapping) else found if isinstance(found, tuple | list) else []
-            )
-            two_d = [value for value in values if isinstance(value, Tensor) and value.dim() == 2]
-            found = named if isinstance(named, Tensor) else two_d[0] if len(two_d) == 1 else None
-        if isinstance(found, Tensor) and self.num_classes == 2 and found.shape[1:] in ((), (1,)):
-            z = found.reshape(-1, 1)
-            return torch.cat([torch.zeros_like(z), z], 1)
-        if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] != self.num_classes:
+        found: Any = answer
+        if not isinstance(answer, Tensor):
+            found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+            parts = answer.values() if isinstance(answer, Mapping) else answer
+            if found is None and isinstance(answer, Mapping | tuple | list):
+                fitting = [one for one in parts if self._as_logits(one) is not None]
+                found = fitting[0] if len(fitting) == 1 else None
+        logits = self._as_logits(found)
+        if logits is None:
             given = tuple(found.shape) if isinstance(found, Tensor) else type(answer).__name__
-            raise UserError(
-                f"{self.arch} returns {given}, not logits (B, {self.num_classes}) of {self.num_classes} classes"
-            )
-        return found
+            raise UserError(f"{self.arch} returns {given}, not logits (B, {self.num_classes})")
+        return logits
+
+    def _as_logits(self, answer: Any) -> Tensor | None:
+        """`answer` as logits (B, K); None if it is none."""
+        if isinstance(answer, Tensor) and self.num_classes == 2 and answer.shape[1:] in ((), (1,)):
+            z = answer.reshape(-1, 1)
+            return torch.cat([torch.zeros_like(z), z], 1)
+        fits = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] == self.num_classes
+        return answer if fits else None
 
 
 def stored(net: nn.Module) -> nn.Module:

@@ -126,6 +126,10 @@ class Rotation(Drawn):
     def __init__(self) -> None:
         super().__init__(4)
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        if shape[1] != shape[2]:
+            raise UserError(f"rotation needs square images, not {shape[1]}x{shape[2]}")
+
     def views(self, x: Tensor) -> list[Tensor]:
         return [torch.rot90(x, turns, (2, 3)) for turns in range(4)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import re
 import typing
@@ -37,7 +38,7 @@ from advbench.recipe.fields import (
     converted,
 )
 from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
-from advbench.registry import Entry, find, plain_dataset
+from advbench.registry import LIBRARIES, Entry, find, parameters, plain_dataset
 
 
 class Recipe(Part):
@@ -111,7 +112,9 @@ class Recipe(Part):
         if names["threat.norm"] in sizes:
             put(tree, "threat.eps", sizes[names["threat.norm"]])
         for path, value in entry.about.get("recipe", {}).items():
-            put(tree, path, value)
+            section, _, setting = path.rpartition(".")
+            if section != "model" or _takes(names["model.arch"], setting):
+                put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
         tree["dataset"] = plain_dataset(str(tree["dataset"]))
         for section in ("method", "model"):
@@ -158,6 +161,15 @@ class Recipe(Part):
         eps = Eps(self.threat.eps, self.threat.eps_value).plain
         words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, eps, f"s{self.seed}")
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+
+def _takes(arch: str, setting: str) -> bool:
+    """Whether a method's default for a setting of the model suits `arch`: code from outside may not have it."""
+    library, colon, _ = arch.partition(":")
+    if not colon or library in LIBRARIES:
+        return not colon
+    known = parameters(find("models", arch).load())
+    return setting in known or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
 
 
 def saved_sha256(path: Path) -> str:

@@ -138,7 +138,8 @@ class Session:
             with untouched(f), torch.no_grad():
                 f.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 f(self.data.batch(slice(0, 2))[0].contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # any other error appears again at the first step
+        except Exception:  # if it is another fault, it appears again where f is tried, or at the first step
+            f.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             return torch.contiguous_format
         return torch.channels_last
 

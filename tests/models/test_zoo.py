@@ -171,7 +171,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "json:dumps"}, "json:dumps needs obj: give defaults where it is defined"),
     (
         {"arch": "unittest.mock:Mock"},
-        "unittest.mock:Mock made a Mock: an architecture derives from advbench.models.base.Model",
+        "unittest.mock:Mock made a Mock: an architecture makes an nn.Module",
     ),
     ({"arch": "json:nothing"}, "cannot load architecture 'json:nothing'"),
 ]
