@@ -52,7 +52,7 @@ def check_arch(arch: str) -> None:
     Loads torch for what is not of the zoo.
     """
     library, colon, name = arch.partition(":")
-    if library in LIBRARIES:
+    if colon and library in LIBRARIES:
         from advbench.models.libraries import check_name
 
         check_name(library, name)
