@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from advbench.errors import unknown
 from advbench.models.base import Wrapper, check_positive
-from advbench.models.outside import stored
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "quantize": {
@@ -43,16 +42,16 @@ class Quantizer(nn.Module):
 
 
 class Quantize(Wrapper):
-    """A copy of `net` whose module `layer` (as in `named_modules()` of the net itself) has quantised outputs."""
+    """A copy of `net` whose module `layer` (as in `net.named_modules()`) has quantised outputs."""
 
     def __init__(self, *, net: nn.Module, layer: str, levels: int) -> None:
         super().__init__(net)
         check_positive(levels=levels)
-        names = [name for name, _ in stored(net).named_modules(remove_duplicate=False) if name]
+        names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
         if layer not in names:
             raise unknown("layer", str(layer), names)
         parent_name, _, child = layer.rpartition(".")
-        parent = stored(self.net).get_submodule(parent_name)
+        parent = self.net.get_submodule(parent_name)
         inner = getattr(parent, child)
         setattr(parent, child, nn.Sequential(OrderedDict(layer=inner, quantizer=Quantizer(levels))))
 

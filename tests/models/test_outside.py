@@ -262,7 +262,7 @@ def test_saved_with_the_keys_of_the_net_and_loaded_again(settings: dict[str, Any
 
 
 def test_a_wrapper_around_a_net_from_outside() -> None:
-    net = wrap(make("Net"), "quantize", layer="conv", levels=4).eval()
+    net = wrap(make("Net"), "quantize", layer="net.conv", levels=4).eval()
     again = rebuild(describe(net), seed=0).eval()
     assert torch.equal(again(some()), net(some())) and net.features_and_logits(some())[0].shape == (5, 7)
     focused = wrap(make("Net", maps="bn"), "attention", width=3)
