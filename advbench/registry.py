@@ -26,6 +26,7 @@ from advbench.consent import check_code
 from advbench.errors import CodeRuns, Interrupted, UserError, one_line, reading, unknown
 from advbench.files import plain_path
 
+LIBRARIES = ("torchvision", "timm")  # whose networks `LIBRARY:NAME` names
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 

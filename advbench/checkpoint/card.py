@@ -40,19 +40,21 @@ class ModelCard(_Card):
     settings: dict[str, JsonValue] = {}
     num_classes: Count
     in_channels: Count
-    image_size: Count
+    image_size: Count | tuple[Count, Count]  # (height, width) where these differ
     wrappers: tuple[WrapperCard, ...] = ()
 
 
 class RunCard(_Card):
     """The content of `run.json`: what a run folder holds and how it was made.
 
+    `name`: what tables and figures call the model, unless an evaluation says otherwise.
     `files` maps each weight file to the sha256 of its bytes. `series_sha256` is the recipe's without its seed. The
     trainer chooses the keys of `cost` (seconds, passes) and `results` (accuracies). `finished` is False while the run
     can be resumed.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str | None = None
     model: ModelCard
     files: dict[str, Sha256]
     method: str

@@ -31,9 +31,10 @@ class Loaded:
 
     `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
     `file`: the run folder and the file in it that holds the network, None for other models. `code_sha256`: hash of its
-    source files from outside, if any. `outside`: whether code from outside decides what it answers. `mean` and `std`:
-    the normalisation put in front of it, one number a channel, which `net` includes and `weights_sha256` does not.
-    `abstain`: "last" if the last of its K + 1 logits means that it rejects the input.
+    source files from outside, if any. `name`: what its run calls it, if anything. `outside`: whether code from outside
+    decides what it answers. `mean` and `std`: the normalisation put in front of it, one number a channel, which `net`
+    includes and `weights_sha256` does not. `abstain`: "last" if the last of its K + 1 logits means that it rejects the
+    input.
     """
 
     net: nn.Module = field(repr=False)
@@ -47,6 +48,7 @@ class Loaded:
     folder: Path | None = None
     file: str | None = None
     code_sha256: str | None = None
+    name: str | None = None
     outside: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -172,7 +174,10 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None) -> Loaded:
         net, name, classes = part.net, part.arch, part.num_classes or model.num_classes
     notes = () if card.finished else (f"{folder} was not trained to the end",)
     digest = weights_sha256(net)
-    return Loaded(net.eval(), plain_path(spec), name, digest, card.trained, classes, notes, card.dataset, folder, file)
+    loaded = Loaded(
+        net.eval(), plain_path(spec), name, digest, card.trained, classes, notes, card.dataset, folder, file
+    )
+    return replace(loaded, name=card.name if file == BEST else None)
 
 
 def _shape(dataset: Dataset | str | None) -> external.Shape | None:

@@ -16,6 +16,7 @@ from advbench.models import describe
 from advbench.models.adapted import plain
 from advbench.models.base import Model
 from advbench.models.external import METADATA
+from advbench.models.outside import stored
 
 
 def weights_sha256(net: nn.Module) -> str:
@@ -45,15 +46,15 @@ def _constants(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def save_weights(net: nn.Module, path: Path) -> str:
     """Write the state dict as safetensors, atomically. Returns the sha256 (hex) of the file's bytes.
 
-    The header contains a Model's description, so the file loads without --arch. Raises UserError if it cannot be
-    written.
+    The keys of a network from outside are its own. The header contains a Model's description, so the file of a net of
+    the zoo loads without --arch. Raises UserError if it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    stored: set[int] = set()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in stored(net).state_dict().items()}
+    seen: set[int] = set()
     for name, value in tensors.items():
-        if value.numel() and value.data_ptr() in stored:  # safetensors refuses tensors that share memory
+        if value.numel() and value.data_ptr() in seen:  # safetensors refuses tensors that share memory
             tensors[name] = value.clone()
-        stored.add(value.data_ptr())
+        seen.add(value.data_ptr())
     about = {METADATA: json.dumps(describe(net), sort_keys=True)} if isinstance(net, Model) else None
     content = safetensors.torch.save(tensors, metadata=about)
     write_atomic(path, content)

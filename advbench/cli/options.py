@@ -65,7 +65,12 @@ Dataset = Annotated[
     ),
 ]
 Arch = Annotated[
-    str | None, typer.Option("--arch", metavar="NAME", help="resnet18, small_cnn, ... (advbench list models)")
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        help="resnet18, ... (advbench list models), torchvision:NAME, timm:NAME or package.module:callable",
+    ),
 ]
 Mean = Annotated[
     str | None,

@@ -19,6 +19,7 @@ from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
 from advbench.errors import Interrupted, UserError, shortened, unknown
+from advbench.models import check_arch
 from advbench.registry import entries, find
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ def command(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help=f"images in a batch {_RECIPE}")
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init", metavar="WEIGHTS", help="start from a weights file, or a run's weights, that fit --arch"
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option("--lr", metavar="X", help=f"learning rate {_RECIPE}")] = None,
     seed: Annotated[
         str | None, typer.Option("--seed", metavar="LIST", help="seed of all random numbers [default: 0]")
@@ -62,6 +69,7 @@ def command(
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML")] = None,
     out: options.Out = None,
+    name: options.Name = None,
     resume: options.Resume = False,
     force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
@@ -87,12 +95,13 @@ def command(
             dataset=dataset,
             arch=arch,
             norm=norm,
-            recipe={"epochs": epochs, "batch_size": batch_size, "optim.lr": lr},
+            recipe={"epochs": epochs, "batch_size": batch_size, "optim.lr": lr, "init": init},
             sets=settings or (),
             config=config,
             device=device,
             precision=precision,
             out=out,
+            name=name,
             resume=resume,
             force=force,
             dry_run=dry_run,
@@ -121,6 +130,7 @@ class Flags:
     device: str = "auto"
     precision: str = "auto"
     out: Path | None = None
+    name: str | None = None
     resume: bool = False
     force: bool = False
     dry_run: bool = False
@@ -136,6 +146,8 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
     screen = screen or Screen()
     place = parse_place(flags.on)
     recipes, device, why = resolve(flags, here=place is None)
+    if flags.name is not None and (len(recipes) > 1 or not flags.name.strip()):
+        raise UserError("--name is the name of one model, and not empty: train the others by themselves")
     if flags.dry_run:
         return _dry_run(recipes, device, why, screen)
     _check_methods(recipes)
@@ -169,9 +181,10 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
         check_log()
     given = _given(flags.config, flags.sets)
     dataset, arch = flags.dataset or given.get("dataset"), flags.arch or given.get("model.arch")
-    for kind, names in (("methods", flags.methods), ("models", [arch] if arch else [])):
-        for name in names:
-            find(kind, name)
+    for name in flags.methods:
+        find("methods", name)
+    if arch:
+        check_arch(arch)
     if dataset is not None:
         from advbench.data import parse
 
@@ -237,12 +250,13 @@ def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen
     from advbench.cli.watch import ScreenWatch
     from advbench.trainer import folder, train
 
-    if task.going_on and folder.finished(task.out):
+    if task.going_on and folder.finished(task.out, task.recipe):
         screen.note(f"{task.out} is finished: nothing to do")
     else:
         with screen.bar("") as bar:
             watch = ScreenWatch(bar, stop, log=flags.log)
-            train(task.recipe, task.out, device=device, resume=flags.resume, force=flags.force, watch=watch)
+            how: dict[str, Any] = {"device": device, "resume": flags.resume, "force": flags.force, "name": flags.name}
+            train(task.recipe, task.out, watch=watch, **how)
     _show(task.out, screen)
 
 
@@ -250,7 +264,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
     """Train the runs that are not finished as tasks of a Ray cluster."""
     from advbench.trainer import folder
 
-    left = [task for task in tasks if not (task.going_on and folder.finished(task.out))]
+    left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
     for task in tasks:
         if task not in left:
             screen.note(f"{task.out} is finished: nothing to do")
@@ -267,6 +281,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
                     "out": str(task.out),
                     "device": cluster.device,
                     "log": flags.log,
+                    "name": flags.name,
                     "allowed": consent.current(),
                 },
             )
@@ -276,7 +291,14 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
 
 
 def train_task(
-    working_folder: str, *, recipe: dict[str, Any], out: str, device: str, log: str | None, allowed: Consent
+    working_folder: str,
+    *,
+    recipe: dict[str, Any],
+    out: str,
+    device: str,
+    log: str | None,
+    name: str | None,
+    allowed: Consent,
 ) -> str:
     """A task of a cluster: train into the folder `out`, resuming what was saved."""
     from advbench.cli.watch import ScreenWatch
@@ -286,7 +308,7 @@ def train_task(
     enter(working_folder)
     with Stop() as stop, allowed.given():
         watch = ScreenWatch(Bar(), stop, log=log)
-        return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, watch=watch))
+        return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, name=name, watch=watch))
 
 
 def _show(out: Path, screen: Screen) -> None:

@@ -12,6 +12,7 @@ from advbench.cli.stop import Stop
 from advbench.errors import UserError
 from advbench.trainer import Began, EpochDone, StepDone, Watch
 
+FEW_HELD_OUT = 100
 _LINE_SECONDS = 5.0  # between two lines about epochs if there is no live bar
 
 
@@ -34,6 +35,17 @@ class ScreenWatch(Watch):
             self._bar.line(text)
         if event.best and "robust" in event.best:
             self._best = _best(event.best["clean"], event.best["robust"], event.best["epoch"])
+        for note in event.notes:
+            self._bar.line(f"note: {note}")
+        held_out = event.validation_images
+        self._bar.line(f"{event.train_images:,} training images, {held_out:,} held out for validation")
+        if not held_out:
+            self._bar.line("warning: no images are held out: the last epoch becomes the model")
+        elif held_out < FEW_HELD_OUT:
+            self._bar.line(
+                f"warning: {held_out} held-out images choose the best epoch with much chance: raise "
+                "validation.fraction, or set validation.select=last"
+            )
         if event.epoch:
             self._bar.line(f"resuming after epoch {event.epoch} of {event.epochs}")
 

@@ -75,8 +75,11 @@ def place_runs(recipes: Sequence[Recipe], out: Path | None, *, resume: bool, for
 
 
 def _default_folder(recipe: Recipe, taken: set[Path], *, resume: bool) -> Path:
-    """runs/NAME, or NAME-2, ...: when resuming, the last one that this recipe has begun, else the first free one."""
-    from advbench.recipe import Recipe, differences
+    """runs/NAME, or NAME-2, ...: when resuming, the last one that this recipe, or one of fewer epochs, has begun.
+
+    Otherwise the first free one.
+    """
+    from advbench.recipe import Recipe, differences, is_longer
 
     number, found = 1, None
     while True:
@@ -84,6 +87,7 @@ def _default_folder(recipe: Recipe, taken: set[Path], *, resume: bool) -> Path:
         if not place.exists() and place not in taken:
             return found or place
         kept = place / "recipe.toml"
-        if resume and kept.is_file() and place not in taken and not differences(Recipe.load(kept), recipe):
-            found = place
+        if resume and kept.is_file() and place not in taken:
+            old = Recipe.load(kept)
+            found = place if not differences(old, recipe) or is_longer(old, recipe) else found
         number += 1

@@ -53,6 +53,10 @@ class ACT(Method):
     b_warmup: Share = 0.0
     reduction: Literal["released", "mean"] = "released"
 
+    @property
+    def is_paced(self) -> bool:
+        return self.b_warmup > 0
+
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         return {"natural": setup.build(setup.seed)}
 

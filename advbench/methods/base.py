@@ -60,9 +60,8 @@ class Setup:
 
     recipe: Recipe
     num_classes: int
-    in_channels: int
-    image_size: int
-    feature_dim: int
+    shape: tuple[int, int, int]  # (C, H, W) of an image
+    feature_dim: int  # 0 where the net has no features
     batch_size: int  # rows of a full batch, all views together
     class_names: tuple[str, ...]
     seed: int  # for the parts' initial weights
@@ -109,13 +108,22 @@ class Method:
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
     views: ClassVar[int] = 1  # augmented copies of each sample; a batch holds all first copies, then all second ones
-    needs_maps: ClassVar[bool] = False  # whether the method uses the model's feature_maps
     compiles: ClassVar[bool] = True  # False where a gradient is differentiated: torch.compile cannot do that
 
     @property
     def attacks(self) -> bool:
         """Whether f is trained on adversarial examples of the recipe's eps."""
         return True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the method uses of the net beside its logits: "features", "head", "maps"."""
+        return ()
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether a step depends on `nets.progress`, so that a finished run cannot be trained on for more epochs."""
+        return False
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         """Raise UserError, before training, for a recipe that the method does not support."""

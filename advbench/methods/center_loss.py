@@ -92,6 +92,10 @@ class CenterLoss(Method):
     def attacks(self) -> bool:
         return self.base == "at"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features",)
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if self.lam < 0:
@@ -128,8 +132,8 @@ class CenterLoss(Method):
 
     def _terms(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The loss terms, and the features (B, D) that L_C used, detached."""
-        z = nets.f.features(x_adv)
-        terms = {"ce": nets.ce(nets.f.head(z), y)}
+        z, logits = nets.f.features_and_logits(x_adv)
+        terms = {"ce": nets.ce(logits, y)}
         if self.lam and self.base == "at" and self.on == "clean":
             z = nets.f.features(x)
         c = _centers(nets).c

@@ -93,6 +93,10 @@ class Compactness(Method):
     natural: bool = False
     beta: float = 6.0
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features",)
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if ranks.world() > 1 and (self.gc or self.gs):
@@ -147,8 +151,7 @@ class Compactness(Method):
 
 def _outputs(nets: Nets, x: Tensor) -> tuple[Tensor, Tensor]:
     """The features (B, D) and logits (B, K) of images x."""
-    z = nets.f.features(x)
-    return z, nets.f.head(z)
+    return nets.f.features_and_logits(x)
 
 
 def compact(z: Tensor, logits: Tensor, z_adv: Tensor, logits_adv: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -51,6 +51,10 @@ class FeaturePrioritization(Method):
     width: Count = 64
     lam: float = 0.01
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features", "head") if self.lam or self.attention else ()
+
     def wrap(self, f: Model, seed: int) -> Model:
         return wrap(f, "attention", seed=seed, width=self.width) if self.attention else f
 

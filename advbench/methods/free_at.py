@@ -54,8 +54,7 @@ class FreeAT(Method):
             raise UserError(f"method.m is {self.m}: a batch is used at least once")
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
-        image = (setup.in_channels, setup.image_size, setup.image_size)
-        return {"perturbation": Perturbation((setup.batch_size, *image))}
+        return {"perturbation": Perturbation((setup.batch_size, *setup.shape))}
 
     def step(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> dict[str, Tensor]:
         perturbation = nets.parts["perturbation"]

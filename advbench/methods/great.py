@@ -64,6 +64,7 @@ class GREAT(Method):
 
     `scale`: factor on the gradients that A receives; with `relative`, after their mean square over the batch is made 1.
     `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
+    A net from outside without the setting `activation` must be smooth by itself.
     alpha = beta = 0 is standard training, bit for bit, in the forms defence and distillation.
     """
 
@@ -83,10 +84,18 @@ class GREAT(Method):
     def attacks(self) -> bool:
         return False
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features", "head") if self.form == "multi-task" else ()
+
+    @property
+    def is_paced(self) -> bool:
+        return self.ramp > 0
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        activation = recipe.model.settings.get("activation", "relu")
-        if self.form != "multi-task" and activation not in SMOOTH:
+        activation = recipe.model.settings.get("activation", "" if ":" in recipe.model.arch else "relu")
+        if self.form != "multi-task" and activation and activation not in SMOOTH:
             raise UserError(
                 f"{recipe.method.name} differentiates gradients, which {activation} does not allow: "
                 f"set model.activation to one of {', '.join(SMOOTH)}"
@@ -102,7 +111,7 @@ class GREAT(Method):
                 torch.default_generator.manual_seed(setup.seed)
                 size, width = setup.feature_dim, 64
                 auxiliary = nn.Sequential(nn.Linear(size, width), nn.Softplus(), nn.Linear(width, 2))
-                head = Rotation().head(size, (setup.in_channels, setup.image_size, setup.image_size))
+                head = Rotation().head(size, setup.shape)
             return {"auxiliary": auxiliary, "turns": head, "alignment": Alignment(2, size)}
         parts: dict[str, nn.Module] = {"auxiliary": setup.build(setup.seed)}
         if self.form == "distillation":

@@ -150,6 +150,10 @@ class LearnedOptimizer(Method):
     def attacks(self) -> bool:
         return False
 
+    @property
+    def is_paced(self) -> bool:
+        return True
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         if ranks.world() > 1:
@@ -172,8 +176,7 @@ class LearnedOptimizer(Method):
         state = OptimizerState(weights, self.units)
         if self.source:
             return {PART: load_optimizer(m, Path(self.source)), "state": state}
-        image = (setup.in_channels, setup.image_size, setup.image_size)
-        memory = Memory(self.memory, (setup.batch_size, *image))
+        memory = Memory(self.memory, (setup.batch_size, *setup.shape))
         return {PART: m, "optimisee": optimisee, "memory": memory, "state": state}
 
     def part_optim(self, name: str) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class MultiTask(Method):
     def attacks(self) -> bool:
         return self.attacked != "none"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("features",)
+
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
         self.tasks_for(recipe.dataset, num_classes)
@@ -79,8 +83,7 @@ class MultiTask(Method):
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         tasks = self.tasks_for(setup.recipe.dataset, setup.num_classes)
-        shape = (setup.in_channels, setup.image_size, setup.image_size)
-        return {**make_heads(tasks, setup.feature_dim, shape, setup.seed)}
+        return {**make_heads(tasks, setup.feature_dim, setup.shape, setup.seed)}
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
         if not self.attacks:

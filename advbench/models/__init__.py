@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, explained, unknown
-from advbench.registry import Entry, entries, find
+from advbench.registry import LIBRARIES, Entry, entries, find
 
 if TYPE_CHECKING:
     from torch import nn
 
     from advbench.models.base import Model
 
+
+ImageSize = int | Sequence[int]
+"""The side of square images, or (height, width)."""
+FORMS = "torchvision:NAME, timm:NAME or package.module:callable"
+"""The forms of an architecture beside the names of the zoo."""
 
 _GIVEN = ("num_classes", "in_channels", "image_size", "net")  # arguments from the dataset or the caller, not settings
 
@@ -33,35 +38,59 @@ def wrappers() -> dict[str, Entry]:
     return {name: entry for name, entry in entries("models").items() if _is_wrapper(entry)}
 
 
-def build(
-    arch: str, *, num_classes: int, in_channels: int, image_size: int, seed: int | None = None, **settings: Any
-) -> Model:
-    """A new network for square images (B, in_channels, image_size, image_size) in [0, 1], in train mode.
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) of images of `image_size`."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width
 
-    `seed` decides the initial weights and leaves the global random state unchanged. Without it the weights are drawn
-    from the global random numbers. `settings` are the architecture's own (JSON values). Raises UserError for an
-    unknown architecture or setting, or a size that the architecture does not support.
+
+def check_arch(arch: str) -> None:
+    """Raise UserError unless `arch` names an architecture: one of the zoo, or of FORMS. Code from outside is imported.
+
+    Loads torch for what is not of the zoo.
     """
-    from advbench.models.base import Model
+    library, colon, name = arch.partition(":")
+    if colon and library in LIBRARIES:
+        from advbench.models.libraries import check_name
 
-    registered = arch in architectures()
-    if not registered and ":" not in arch:
-        if arch in wrappers():
-            raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
-        raise unknown("architecture", arch, architectures())
-    entry = find("models", arch)
-    if registered:
-        known = settings_of(entry)
-        for key in settings:
-            if key not in known:
-                raise unknown(f"setting of {arch}", key, known)
+        check_name(library, name)
+    elif colon:
+        find("models", arch)
+    elif arch in wrappers():
+        raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
+    elif arch not in architectures():
+        raise UserError(f"{unknown('architecture', arch, architectures())}, or write {FORMS}")
+
+
+def build(
+    arch: str, *, num_classes: int, in_channels: int, image_size: ImageSize, seed: int | None = None, **settings: Any
+) -> Model:
+    """A new network for images (B, in_channels, H, W) in [0, 1], in train mode.
+
+    `arch`: a name of the zoo, or one of FORMS, whose networks are made a Model (`models/outside.py`). `image_size`: H
+    if H = W, else (H, W). `seed` decides the initial weights and leaves the global random state unchanged. Without it
+    the weights are drawn from the global random numbers. `settings` are the architecture's own (JSON values). Raises
+    UserError for an unknown architecture or setting, or a size that the architecture does not support.
+    """
+    from advbench.models.outside import from_outside
+
+    check_arch(arch)
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    settings = _checked_json(arch, settings)
     with explained(f"architecture {arch} failed"), _seeded(seed):
-        net = entry.create(**sizes, **_checked_json(arch, settings))
-    if not isinstance(net, Model):
-        raise UserError(f"{arch} made a {type(net).__name__}: an architecture derives from advbench.models.base.Model")
+        if arch in architectures():
+            entry = find("models", arch)
+            known = settings_of(entry)
+            for key in settings:
+                if key not in known:
+                    raise unknown(f"setting of {arch}", key, known)
+            net = entry.create(**sizes, **settings)
+        else:
+            net = from_outside(arch, sizes, settings)
     net.arch, net.settings = arch, settings
-    return net
+    return net  # type: ignore[no-any-return]
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
@@ -123,7 +152,7 @@ def describe(net: Model) -> dict[str, Any]:
         "settings": net.settings,
         "num_classes": net.num_classes,
         "in_channels": net.in_channels,
-        "image_size": net.image_size,
+        "image_size": net.image_size if isinstance(net.image_size, int) else list(net.image_size),
         "wrappers": net.wrappers,
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench.errors import UserError
 from advbench.models.base import Wrapper, check_positive
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -37,6 +38,10 @@ class Attention(Wrapper):
     def __init__(self, *, net: nn.Module, width: int = 64) -> None:
         super().__init__(net)
         check_positive(width=width)
+        if not self.has_head:
+            raise UserError(
+                f"attention needs a net whose logits are a linear layer of its features: {self.arch} is none"
+            )
         channels, size = self._shapes()
         self.local = nn.Conv2d(channels, width, 1)
         self.whole = nn.Linear(size, width, bias=False)
@@ -67,8 +72,6 @@ class Attention(Wrapper):
         self.net.eval()
         device = next(self.net.parameters()).device
         with torch.no_grad():
-            maps, g = self.net.maps_and_features(
-                torch.zeros(1, self.in_channels, self.image_size, self.image_size, device=device)
-            )
+            maps, g = self.net.maps_and_features(torch.zeros(1, *self.shape, device=device))
         self.net.train(training)
         return maps.shape[1], g.shape[1]

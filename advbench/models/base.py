@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.errors import UserError, unknown
-from advbench.models import architectures
+from advbench.models import ImageSize, architectures, sides
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 
@@ -28,7 +28,9 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class Model(nn.Module):
-    """Base class: `forward(x) = head(features(x))` for x (B, in_channels, image_size, image_size) in [0, 1].
+    """Base class: `forward(x) = head(features(x))` for x (B, in_channels, H, W) in [0, 1].
+
+    `image_size` is H where H = W, else (H, W).
 
     Normalisation is part of the network: `normalize` is None (no normalisation, the default in robustness work), a
     dataset's name, or [means, standard deviations]. The buffers `mean` and `std` (1, C, 1, 1) are settings, not
@@ -40,7 +42,7 @@ class Model(nn.Module):
     wrappers: list[dict[str, Any]]
     num_classes: int
     in_channels: int
-    image_size: int
+    image_size: ImageSize
     feature_dim: int
     mean: Tensor
     std: Tensor
@@ -50,12 +52,13 @@ class Model(nn.Module):
         *,
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: ImageSize,
         activation: str = "relu",
         normalize: str | Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        height, width = sides(image_size)
+        check_positive(num_classes=num_classes, in_channels=in_channels, image_size=min(height, width))
         if num_classes < 2:
             raise UserError(f"num_classes is {num_classes}: a classifier has at least 2")
         if activation not in ACTIVATIONS:
@@ -63,10 +66,15 @@ class Model(nn.Module):
         self.arch, self.settings, self.wrappers = type(self).__name__, {}, []
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
         self.act = ACTIVATIONS[activation]()
-        mean, std = _statistics(normalize, in_channels)
+        mean, std = statistics(normalize, in_channels)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self._normalizes = normalize is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.in_channels, *sides(self.image_size))
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std, or x itself without normalisation."""
@@ -93,6 +101,16 @@ class Model(nn.Module):
     def has_maps(self) -> bool:
         """Whether the architecture has `maps_and_features` and `feature_maps`."""
         return type(self).maps_and_features is not Model.maps_and_features
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the architecture has `features` and `features_and_logits`."""
+        return True
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the architecture has `head`."""
+        return True
 
     def head(self, z: Tensor) -> Tensor:
         """Logits (B, num_classes) of features z (B, feature_dim)."""
@@ -137,6 +155,14 @@ class Wrapper(Model):
     def has_maps(self) -> bool:
         return bool(getattr(self.net, "has_maps", False))
 
+    @property
+    def has_features(self) -> bool:
+        return bool(getattr(self.net, "has_features", False))
+
+    @property
+    def has_head(self) -> bool:
+        return bool(getattr(self.net, "has_head", False))
+
     def head(self, z: Tensor) -> Tensor:
         return self.net.head(z)  # type: ignore[no-any-return]
 
@@ -166,10 +192,11 @@ def check_positive(**values: int) -> None:
             raise UserError(f"{name} is {value!r}: write a whole number above 0")
 
 
-def check_size(arch: str, image_size: int, smallest: int) -> None:
-    """Raise UserError if the images are smaller than `smallest`, too small for the pooling of `arch`."""
-    if image_size < smallest:
-        raise UserError(f"{arch} needs images of at least {smallest}x{smallest}, not {image_size}x{image_size}")
+def check_size(arch: str, image_size: ImageSize, smallest: int) -> None:
+    """Raise UserError if a side of the images is below `smallest`, too small for the pooling of `arch`."""
+    height, width = sides(image_size)
+    if min(height, width) < smallest:
+        raise UserError(f"{arch} needs images of at least {smallest}x{smallest}, not {height}x{width}")
 
 
 def check_dropout(dropout: float) -> None:
@@ -178,7 +205,8 @@ def check_dropout(dropout: float) -> None:
         raise UserError(f"dropout is {dropout!r}: write a number from 0 to below 1")
 
 
-def _statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int) -> tuple[Tensor, Tensor]:
+def statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (1, C, 1, 1) of the setting `normalize`. Raises UserError."""
     if normalize is None:
         return torch.zeros(1, channels, 1, 1), torch.ones(1, channels, 1, 1)
     if isinstance(normalize, str):

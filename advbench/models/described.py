@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from advbench.errors import UserError, one_line
-from advbench.models import architectures, rebuild
+from advbench.models import architectures, rebuild, sides
 from advbench.models.base import Model
+from advbench.registry import LIBRARIES
 
 # Whole numbers up to this, such as the levels of a quantised layer or the pixels of an image, need no tensor.
 _FREE = 2**22
@@ -25,10 +26,11 @@ def rebuild_for(state: Mapping[str, Tensor], description: dict[str, Any], source
     has tensors, before such a network takes time or memory. Code from outside builds what it wants.
     """
     try:
-        if description["arch"] in architectures():
-            fault = f"{source} does not fit {description['arch']}"
+        arch, library = description["arch"], description["arch"].partition(":")[0]
+        if arch in architectures() or library in LIBRARIES:
+            fault = f"{source} does not fit {arch}"
             _check_numbers(state, description, fault)
-            with sketching(state, fault):
+            with sketching(state, fault, memory=library == "timm"):  # whose nets cannot be built without
                 rebuild(description)
         return rebuild(description, seed=0)
     except UserError:
@@ -38,8 +40,8 @@ def rebuild_for(state: Mapping[str, Tensor], description: dict[str, Any], source
 
 
 @contextmanager
-def sketching(state: Mapping[str, Tensor], fault: str) -> Iterator[None]:
-    """Inside, networks are built without memory, and one larger than `state` raises UserError, which `fault` begins."""
+def sketching(state: Mapping[str, Tensor], fault: str, *, memory: bool = False) -> Iterator[None]:
+    """Inside, a network larger than `state` raises UserError, which `fault` begins; without `memory` it has none."""
     tensors, elements = len(state), _elements(state)
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
@@ -50,7 +52,7 @@ def sketching(state: Mapping[str, Tensor], fault: str) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with nullcontext() if memory else torch.device("meta"):
             yield
     finally:
         hook.remove()
@@ -59,7 +61,8 @@ def sketching(state: Mapping[str, Tensor], fault: str) -> Iterator[None]:
 def _check_numbers(state: Mapping[str, Tensor], description: dict[str, Any], fault: str) -> None:
     """Raise UserError for a whole number, an image or a pile of wrappers too large to belong to `state`."""
     bound = max(_FREE, _elements(state))
-    pixels = description["in_channels"] * description["image_size"] ** 2
+    height, width = sides(description["image_size"])
+    pixels = description["in_channels"] * height * width
     if max([pixels, *_integers(description)]) > bound or len(description["wrappers"]) > len(state):
         raise _too_large(state, fault)
 

@@ -10,14 +10,17 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advbench import consent
 from advbench.errors import UserError, one_line, unknown
 from advbench.files import sha256_file
-from advbench.models import architectures, build, robustbench_zoo, wrappers
+from advbench.models import FORMS as ARCH_FORMS
+from advbench.models import ImageSize, architectures, build, check_arch, robustbench_zoo, sides, wrappers
+from advbench.registry import LIBRARIES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +48,11 @@ class Shape:
     image: tuple[int, int, int]
     known: bool = True
 
+    @property
+    def image_size(self) -> ImageSize:
+        """The side of square images, or (height, width)."""
+        return self.image[1] if self.image[1] == self.image[2] else self.image[1:]
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -66,8 +74,12 @@ def listing() -> list[dict[str, str]]:
     for model in robustbench_zoo.zoo():
         found.append((model.spec, "trained", f"RobustBench, {model.dataset}, {model.threat}"))
     found += [
-        ("torchvision:NAME[:random]", "form", "ImageNet weights, or random ones"),
-        ("timm:NAME[:random]", "form", "timm's weights, or random ones"),
+        (
+            "torchvision:NAME[:random]",
+            "form",
+            "ImageNet weights, or random ones; as --arch untrained, for your classes",
+        ),
+        ("timm:NAME[:random]", "form", "timm's weights, or random ones; as --arch untrained, for your classes"),
         ("FILE.safetensors", "form", "weights; --arch names the architecture unless the file does"),
         ("FILE.pt", "form", "weights, loaded without running code; --arch names the architecture"),
         ("FILE of torch.jit.save", "form", "a TorchScript module; runs its code, which is no Python"),
@@ -75,7 +87,8 @@ def listing() -> list[dict[str, str]]:
         (
             "package.module:name",
             "form",
-            "an nn.Module, a predictor, a function of a batch, or what makes one; runs its code",
+            "an nn.Module, a predictor, a function of a batch, or what makes one; as --arch what makes an nn.Module; "
+            "runs its code",
         ),
     ]
     return [{"name": name, "kind": kind, "summary": summary} for name, kind, summary in found]
@@ -154,27 +167,38 @@ def _file(path: Path, arch: str | None, shape: Shape | None) -> Foreign:
     if isinstance(state, nn.Module):
         return Foreign(state, type(state).__name__, None, None, None, tuple(notes))
     net: nn.Module
-    if arch is not None:
+    if METADATA in metadata and arch in (None, _arch_in(metadata[METADATA])):
+        net = _described(metadata[METADATA], state, path, arch)
+    elif arch is not None:
         net = _skeleton(arch, state, shape, str(path))
-        if arch not in architectures():
-            notes.append(f"{arch} ran its own code")
-    elif METADATA in metadata:
-        net = _described(metadata[METADATA], state, path)
     else:
-        raise UserError(f"{path} does not say its architecture: pass --arch, one of {', '.join(architectures())}")
+        raise UserError(
+            f"{path} does not say its architecture: pass --arch, one of {', '.join(architectures())}, or {ARCH_FORMS}"
+        )
+    if arch is not None and ":" in arch and arch.partition(":")[0] not in LIBRARIES:
+        notes.append(f"{arch} ran its own code")
     name = arch or str(getattr(net, "arch", "unknown"))
     fit_state(net, state, str(path), name)
     return Foreign(net, name, getattr(net, "num_classes", None), None, None, tuple(notes))
 
 
-def _described(text: str, state: Mapping[str, Tensor], path: Path) -> nn.Module:
+def _arch_in(text: str) -> str | None:
+    """The architecture that a description names; None for a faulty one."""
+    try:
+        return str(json.loads(text)["arch"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _described(text: str, state: Mapping[str, Tensor], path: Path, named: str | None) -> nn.Module:
+    """The network of the description `text`, which may name code from outside only where `named` names it too."""
     from advbench.models.described import rebuild_for
 
     try:
         description = json.loads(text)
         arch = description["arch"]
-        known = arch in architectures()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        known = arch in architectures() or arch == named or arch.partition(":")[0] in LIBRARIES
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} has a faulty description of its architecture ({one_line(error)}): pass --arch"
         ) from error
@@ -186,40 +210,45 @@ def _described(text: str, state: Mapping[str, Tensor], path: Path) -> nn.Module:
 def _skeleton(arch: str, state: Mapping[str, Tensor], shape: Shape | None, source: str) -> nn.Module:
     """A network of `arch` with the classes, channels and image size that fit `state`.
 
-    If none fits, the likeliest form is returned without memory, and loading `state` into it says what does not fit.
-    Raises UserError for an unknown architecture.
+    If none fits, the likeliest form is returned, one of the zoo without memory, and loading `state` into it says what
+    does not fit. Raises UserError for an unknown architecture.
     """
     import torch
 
     from advbench.models.described import sketching
-    from advbench.models.libraries import call
+    from advbench.models.outside import Outside, stored
     from advbench.models.state_files import match_prefix
 
-    if arch not in architectures():
-        if not _SPEC.fullmatch(arch):
-            raise unknown("architecture", arch, architectures())
-        return call(arch, shape.num_classes if shape else None, "architecture", known=shape is None or shape.known)
+    check_arch(arch)
+    in_zoo = arch in architectures()
     classes = [value.shape[0] for value in state.values() if value.dim() == 2][-1:] or [0]
     convs = [value.shape[1] for value in state.values() if value.dim() == 4][:1]
-    sides = {1: (28, 8, 32), 3: (32, 64, 224, 28)}
-    candidates = [(shape.image[0], shape.image[-1])] if shape else []
-    candidates += [(c, side) for c in (convs or (1, 3)) for side in sides.get(c, (32, 28, 8, 64, 224))]
+    squares = {1: (28, 8, 32), 3: (32, 64, 224, 28)}
+    candidates = [(shape.image[0], shape.image_size)] if shape else []
+    candidates += [(c, side) for c in (convs or (1, 3)) for side in squares.get(c, (32, 28, 8, 64, 224))]
+    if not in_zoo:
+        del candidates[1:]
     counts = [*classes, *([shape.num_classes] if shape else [])]
-    for channels, side in candidates:
+    for channels, size in candidates:
         for count in counts:
+            sizes: dict[str, Any] = {"num_classes": count, "in_channels": channels, "image_size": size}
             try:
-                with sketching(state, source):
-                    trial = build(arch, num_classes=count, in_channels=channels, image_size=side).state_dict()
+                with sketching(state, source) if in_zoo else nullcontext():
+                    made = build(arch, **sizes, seed=0)
+                trial = stored(made).state_dict()
             except (UserError, RuntimeError):  # RuntimeError: a tensor without elements may claim any number of rows
                 continue
             inner = match_prefix(state, trial)
             if all(key in inner and inner[key].shape == value.shape for key, value in trial.items() if value.dim()):
-                return build(arch, num_classes=count, in_channels=channels, image_size=side, seed=0)
+                made = build(arch, **sizes, seed=0) if in_zoo else made
+                return made.net if isinstance(made, Outside) and made.repeat == 1 else made
     if shape is None:
-        shape = Shape("", max(2, classes[0]), (candidates[0][0], candidates[0][1], candidates[0][1]))
+        shape = Shape("", max(2, classes[0]), (candidates[0][0], *sides(candidates[0][1])))
     try:
-        with torch.device("meta"):
-            return build(arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image[-1])
+        with torch.device("meta") if in_zoo else nullcontext():
+            return build(
+                arch, num_classes=shape.num_classes, in_channels=shape.image[0], image_size=shape.image_size, seed=0
+            )
     except RuntimeError as error:
         raise UserError(f"{source} does not fit {arch}: {one_line(error)}") from error
 

@@ -26,7 +26,8 @@ class LeNet5(Model):
         check_size("lenet5", self.image_size, 4)
         self.conv1 = nn.Conv2d(self.in_channels, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1 = nn.Linear(64 * (self.image_size // 4) ** 2, 200)
+        _, height, width = self.shape
+        self.linear1 = nn.Linear(64 * (height // 4) * (width // 4), 200)
         self.linear2 = nn.Linear(200, self.num_classes)
         self.feature_dim = 200
 

@@ -23,6 +23,36 @@ from advbench.registry import outside, parameters
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+def check_name(library: str, name: str) -> None:
+    """Raise UserError unless `library`, torchvision or timm, has the classifier `name` and is installed."""
+    if library == "torchvision":
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if name not in known:
+            raise unknown("torchvision model", name, known)
+        return
+    timm = _timm()
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
+
+
+def untrained(library: str, name: str, **settings: Any) -> nn.Module:
+    """A network of `library`, torchvision or timm, with random weights, which takes images of 3 channels.
+
+    `settings` (num_classes, ...) go to the library, which raises what it likes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constructors warn about changed defaults
+        if library == "timm":
+            return _timm().create_model(name, pretrained=False, **settings)  # type: ignore[no-any-return]
+        from torchvision import models
+
+        return models.get_model(name, weights=None, **settings)  # type: ignore[no-any-return]
+
+
 def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
     """(network, classes, notes) for `NAME[:WEIGHTS]`: with the default weights, those named, or `random` ones.
 
@@ -32,9 +62,7 @@ def from_torchvision(name: str) -> tuple[nn.Module, int, list[str]]:
     from torchvision import models
 
     name, _, which = name.partition(":")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise unknown("torchvision model", name, known)
+    check_name("torchvision", name)
     enum = models.get_model_weights(name)
     if which and which != "random" and which not in enum.__members__:
         raise unknown(f"weights of torchvision:{name}", which, ["random", *enum.__members__])
@@ -66,16 +94,8 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     """
     random = name.endswith(":random")
     name = name.removesuffix(":random")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError("timm: models need the package timm: pip install timm") from error
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UserError(f"unknown timm model {name!r}: {hint}timm.list_models() names all")
+    check_name("timm", name)
+    timm = _timm()
     try:
         with guarded():
             net = timm.create_model(name, pretrained=not random)
@@ -91,17 +111,27 @@ def from_timm(name: str) -> tuple[nn.Module, int, list[str]]:
     return Normalized(net, settings["mean"], settings["std"]), int(net.num_classes), notes
 
 
-def call(spec: str, num_classes: int | None, kind: str = "model", *, known: bool = True) -> nn.Module:
+def _timm() -> Any:
+    """The package timm. Raises UserError where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError("timm: models need the package timm: pip install timm") from error
+
+
+def call(spec: str, num_classes: int | None, *, known: bool = True) -> nn.Module:
     """The module that `package.module:name` names or returns.
 
     A class, or a function that needs no argument but num_classes, is called, with num_classes if it has that parameter,
-    unless that has a default and is not `known` (there may be more classes). As a model, the name may also be a module,
-    a function of a batch (one required argument of another name), or a predictor, and what is called may return one of
-    these (see `black_box`). Raises UserError as `registry.outside` does, if the code fails, and for anything else.
+    unless that has a default and is not `known` (there may be more classes). The name may also be a module, a function
+    of a batch (one required argument of another name), or a predictor, and what is called may return one of these (see
+    `black_box`). Raises UserError as `registry.outside` does, if the code fails, and for anything else.
     """
-    entry = outside(kind, spec)
+    entry = outside("model", spec)
     named = entry.load()
-    if kind == "model" and (isinstance(named, nn.Module) or is_predictor(named) or takes_a_batch(named, entry.set)):
+    if isinstance(named, nn.Module) or is_predictor(named) or takes_a_batch(named, entry.set):
         made = named
     else:
         parameter = parameters(named).get("num_classes")
@@ -110,11 +140,7 @@ def call(spec: str, num_classes: int | None, kind: str = "model", *, known: bool
         wanted = parameter is not None and (known or parameter.default is inspect.Parameter.empty)
         given = {"num_classes": num_classes} if wanted and num_classes is not None else {}
         made = entry.create(**given)
-    if kind == "model":
-        return black_box(made, num_classes, spec)
-    if not isinstance(made, nn.Module):
-        raise UserError(f"{spec} returned {type(made).__name__}, not a torch.nn.Module")
-    return made
+    return black_box(made, num_classes, spec)
 
 
 def takes_a_batch(named: Any, bound: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Linear(Model):
 
     def __init__(self, *, bias: bool = True, **common: Any) -> None:
         super().__init__(**common)
-        self.feature_dim = self.in_channels * self.image_size**2
+        self.feature_dim = prod(self.shape)
         self.linear = nn.Linear(self.feature_dim, self.num_classes, bias=bias)
 
     def features(self, x: Tensor) -> Tensor:

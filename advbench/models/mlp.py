@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class MLP(Model):
     def __init__(self, *, width: int = 256, depth: int = 2, **common: Any) -> None:
         super().__init__(**common)
         check_positive(width=width, depth=depth)
-        sizes = [self.in_channels * self.image_size**2, *[width] * depth]
+        sizes = [prod(self.shape), *[width] * depth]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.linear = nn.Linear(width, self.num_classes)
         self.feature_dim = width

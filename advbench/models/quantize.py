@@ -57,3 +57,6 @@ class Quantize(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)  # type: ignore[no-any-return]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.features_and_logits(x)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class SmallCNN(Model):
     """The net of Carlini and Wagner 2017 (arXiv:1608.04644), with the form and keys of TRADES (arXiv:1901.08573).
 
-    On images smaller than 16x16 the convolutions are padded, since unpadded ones would leave no pixels.
+    On images with a side below 16 the convolutions are padded, since unpadded ones would leave no pixels.
     `dropout` (0.5 in TRADES' code) acts between the two hidden layers.
     """
 
@@ -34,10 +34,10 @@ class SmallCNN(Model):
         super().__init__(**common)
         check_size("small_cnn", self.image_size, 4)
         check_dropout(dropout)
-        pad = 0 if self.image_size >= 16 else 1
-        side = self.image_size
+        _, height, width = self.shape
+        pad = 0 if min(height, width) >= 16 else 1
         for _ in range(2):
-            side = (side - 4 * (1 - pad)) // 2
+            height, width = ((side - 4 * (1 - pad)) // 2 for side in (height, width))
         self.feature_extractor = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(self.in_channels, 32, 3, padding=pad),
@@ -54,7 +54,7 @@ class SmallCNN(Model):
         self.pool = nn.MaxPool2d(2)
         self.classifier = nn.Sequential(
             OrderedDict(
-                fc1=nn.Linear(64 * side**2, 200),
+                fc1=nn.Linear(64 * height * width, 200),
                 relu1=self.act,
                 drop=nn.Dropout(dropout),
                 fc2=nn.Linear(200, 200),
@@ -89,7 +89,8 @@ class StridedCNN(Model):
         check_size("small_cnn_16_32_100", self.image_size, 4)
         self.conv1 = nn.Conv2d(self.in_channels, 16, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 4, stride=2, padding=1)
-        self.linear1 = nn.Linear(32 * (self.image_size // 4) ** 2, 100)
+        _, height, width = self.shape
+        self.linear1 = nn.Linear(32 * (height // 4) * (width // 4), 100)
         self.linear2 = nn.Linear(100, self.num_classes)
         self.feature_dim = 100
 

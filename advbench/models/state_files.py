@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advbench import consent
 from advbench.errors import Untrusted, UserError
 from advbench.models import pickles
+from advbench.models.outside import stored
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 
@@ -62,6 +63,7 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
     """Load `state` into `net`, without prefixes such as "module.". Raises UserError that names what does not fit."""
+    net = stored(net)
     wanted = net.state_dict()
     state = match_prefix(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]

@@ -37,8 +37,8 @@ class Encoder(Protocol):
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) of images x (B, C, H, W)."""
 
-    def head(self, z: Tensor) -> Tensor:
-        """Logits (B, K) of the main task, from features z (B, D)."""
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of images x, and the logits (B, K) of the main task."""
 
 
 class Task(Protocol):
@@ -125,6 +125,10 @@ class Rotation(Drawn):
 
     def __init__(self) -> None:
         super().__init__(4)
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        if shape[1] != shape[2]:
+            raise UserError(f"rotation needs square images, not {shape[1]}x{shape[2]}")
 
     def views(self, x: Tensor) -> list[Tensor]:
         return [torch.rot90(x, turns, (2, 3)) for turns in range(4)]
@@ -231,8 +235,8 @@ def make_heads(tasks: Mapping[str, Task], features: int, shape: tuple[int, int, 
 
 def answers(f: Encoder, heads: Mapping[str, Head], x: Tensor, key: Tensor) -> dict[str, Tensor]:
     """The outputs of the main head and of each task's head for x (B, C, H, W); shared features are computed once."""
-    z = f.features(x)
-    found = {MAIN: f.head(z)}
+    z, logits = f.features_and_logits(x)
+    found = {MAIN: logits}
     for name, head in heads.items():
         seen = head.task.view(x, task_key(name, key))
         found[name] = head(z if seen is x else f.features(seen))

@@ -9,6 +9,7 @@ from advbench.recipe.fields import (
     Augment,
     Average,
     Awp,
+    Init,
     Inner,
     MethodSpec,
     ModelSpec,
@@ -17,13 +18,14 @@ from advbench.recipe.fields import (
     Threat,
     Validation,
 )
-from advbench.recipe.recipe import Recipe, differences, method_fields, saved_sha256
+from advbench.recipe.recipe import Recipe, differences, is_longer, method_fields, saved_sha256
 from advbench.recipe.trees import parse_set
 
 __all__ = [
     "Augment",
     "Average",
     "Awp",
+    "Init",
     "Inner",
     "MethodSpec",
     "ModelSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "Threat",
     "Validation",
     "differences",
+    "is_longer",
     "method_fields",
     "parse_set",
     "saved_sha256",

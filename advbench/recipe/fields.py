@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,7 +17,8 @@ from pydantic import (
 )
 
 from advbench.eps import parse_eps
-from advbench.errors import UserError
+from advbench.errors import UserError, reading
+from advbench.files import plain_path, sha256_file
 from advbench.recipe.trees import listed
 
 
@@ -103,6 +105,38 @@ class Threat(Part):
         if not fits:
             raise UserError(f"threat.eps_value is {given!r}, but threat.eps = {eps.text} is {eps.value!r}")
         return {**data, "eps": eps.text, "eps_value": eps.value}
+
+
+class Init(Part):
+    """The weights from which the net starts. `path`: a weights file, or a run folder for its best weights.
+
+    `sha256`: of the file, which a recipe without it reads: so another file of the same name is another recipe.
+    """
+
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def file(self) -> Path:
+        """The weights file."""
+        return _weights_file(self.path)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        data = {"path": data} if isinstance(data, str) else data
+        if not isinstance(data, dict) or not isinstance(data.get("path"), str) or "sha256" in data:
+            return data
+        with reading(f"init {data['path']}"):
+            path = plain_path(data["path"])
+            file = _weights_file(path)
+            if not file.is_file():
+                raise UserError(f"init: there is no weights file {file}: name a file, or the folder of a run")
+            return {**data, "path": path, "sha256": sha256_file(file)}
+
+
+def _weights_file(path: str) -> Path:
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
 class Inner(Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import re
 import typing
@@ -22,6 +23,7 @@ from advbench.recipe.fields import (
     Average,
     Awp,
     Count,
+    Init,
     Inner,
     MethodSpec,
     ModelSpec,
@@ -36,7 +38,7 @@ from advbench.recipe.fields import (
     converted,
 )
 from advbench.recipe.trees import Tree, get, leaves, listed, merged, parse_set, plain, put, read_toml, shipped_recipe
-from advbench.registry import Entry, find, plain_dataset, training_dataset
+from advbench.registry import LIBRARIES, Entry, find, parameters, plain_dataset, training_dataset
 
 
 class Recipe(Part):
@@ -45,7 +47,8 @@ class Recipe(Part):
     `train_n`: how many training images are used, the first ones; 0 for all. `precision`: "auto" is bf16 on CUDA and
     fp32 on a CPU. `bn`: with several processes BatchNorm normalises by each process's share of a batch ("local"; the
     running statistics are averaged), or by the whole batch ("sync", only on CUDA). `compile`: the backend of
-    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
+    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU. `init`: the weights to start from; None
+    for new ones.
     """
 
     format: Literal[1] = 1
@@ -60,6 +63,7 @@ class Recipe(Part):
     label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     method: MethodSpec
     model: ModelSpec
+    init: Init | None = None
     threat: Threat
     inner: Inner = Inner()
     optim: Optim = Optim()
@@ -108,7 +112,9 @@ class Recipe(Part):
         if names["threat.norm"] in sizes:
             put(tree, "threat.eps", sizes[names["threat.norm"]])
         for path, value in entry.about.get("recipe", {}).items():
-            put(tree, path, value)
+            section, _, setting = path.rpartition(".")
+            if section != "model" or _takes(names["model.arch"], setting):
+                put(tree, path, value)
         tree = merged(merged(tree, shipped), upper)
         tree["dataset"] = training_dataset(str(tree["dataset"]))
         for section in ("method", "model"):
@@ -157,6 +163,15 @@ class Recipe(Part):
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
+def _takes(arch: str, setting: str) -> bool:
+    """Whether a method's default for a setting of the model suits `arch`: code from outside may not have it."""
+    library, colon, _ = arch.partition(":")
+    if not colon or library in LIBRARIES:
+        return not colon
+    known = parameters(find("models", arch).load())
+    return setting in known or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+
+
 def saved_sha256(path: Path) -> str:
     """The `Recipe.sha256` that a saved TOML recipe had when it was written, whatever fields were added since.
 
@@ -169,6 +184,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"; other spellings are none."""
     a, b = ({**leaves(_plain(recipe.tree())), "dataset": plain_dataset(recipe.dataset)} for recipe in (old, new))
     return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
+
+
+def is_longer(old: Recipe, new: Recipe) -> bool:
+    """Whether `new` is `old` with more epochs."""
+    return new.epochs > old.epochs and not differences(old, new.model_copy(update={"epochs": old.epochs}))
 
 
 def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +254,9 @@ def _explained(error: ValidationError) -> UserError:
 
 
 def _plain(tree: Tree) -> Tree:
-    """`tree` with the one spelling of its eps."""
+    """`tree` with the one spelling of its eps, and without the path of the initial weights, which their hash names."""
+    if isinstance(tree.get("init"), dict):
+        tree = {**tree, "init": {name: value for name, value in tree["init"].items() if name != "path"}}
     threat = tree.get("threat", {})
     if "eps" not in threat or "eps_value" not in threat:
         return tree

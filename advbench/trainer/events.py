@@ -23,7 +23,7 @@ class Began:
     device: str
     precision: str
     best: dict[str, Any] | None  # the best epoch's row of metrics.jsonl, None before the first epoch
-    notes: tuple[str, ...] = ()  # on the training images
+    notes: tuple[str, ...] = ()  # on the network and the training images, for the user
 
 
 @dataclass(frozen=True)

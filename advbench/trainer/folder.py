@@ -28,8 +28,9 @@ from advbench.checkpoint import (
 from advbench.environment import environment
 from advbench.errors import UserError, reading
 from advbench.files import write_atomic
+from advbench.methods.base import make
 from advbench.models import describe
-from advbench.recipe import Recipe, differences
+from advbench.recipe import Recipe, differences, is_longer
 from advbench.trainer.history import History
 from advbench.trainer.session import Session
 from advbench.trainer.validation import catastrophic_overfitting
@@ -47,7 +48,8 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     """Whether `out` holds a saved run of this recipe that is to be resumed. Writes nothing.
 
     Raises UserError if `out` holds anything other than a run, a run without `resume` or `force`, or, with `resume`, a
-    run of another recipe, or one that is not finished and has lost its state.
+    run of another recipe, one that is not finished and has lost its state, or one of fewer epochs that more would have
+    changed so far.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out")
@@ -59,14 +61,22 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
         return False
     if not resume:
         raise UserError(f"{out} exists: resume it with --resume, overwrite it with --force, or name another --out")
-    changed = differences(Recipe.load(out / RECIPE), recipe)
+    old = Recipe.load(out / RECIPE)
+    longer = is_longer(old, recipe)
+    changed = [] if longer else differences(old, recipe)
     if changed:
         raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or --force")
+    if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
+        raise UserError(
+            f"{out} cannot be trained for {recipe.epochs} epochs instead of {old.epochs}, on which {', '.join(why)} "
+            f"depended so far: start a new run from its weights with --init {out}"
+        )
     if (out / STATE).is_dir() and any((out / STATE).iterdir()):
         return True
-    if (out / CARD).is_file() and not finished(out):
-        raise UserError(f"{out} cannot be resumed: {STATE} is missing; --force trains it again over its weights")
-    return finished(out)
+    if (out / CARD).is_file() and not finished(out, recipe):
+        start = f"start a new run from its weights with --init {out}" if longer else "--force trains it again over them"
+        raise UserError(f"{out} cannot be resumed: {STATE} is missing; {start}")
+    return (out / CARD).is_file()
 
 
 def begin(out: Path, recipe: Recipe) -> None:
@@ -78,21 +88,50 @@ def begin(out: Path, recipe: Recipe) -> None:
     write_atomic(out / RECIPE, recipe.to_toml())
 
 
-def finished(out: Path) -> bool:
-    """Whether the run in `out` is finished."""
-    return (out / CARD).is_file() and read_card(out).finished
+def lengthen(out: Path, recipe: Recipe) -> None:
+    """Write `recipe` over that of the run in `out` if it has more epochs. Raises UserError if it cannot be written."""
+    if is_longer(Recipe.load(out / RECIPE), recipe):
+        write_atomic(out / RECIPE, recipe.to_toml())
 
 
-def save(out: Path, session: Session, history: History, *, done: bool = False) -> None:
+def finished(out: Path, recipe: Recipe) -> bool:
+    """Whether the run in `out` is finished, with all epochs of `recipe`."""
+    if not (out / CARD).is_file():
+        return False
+    card = read_card(out)
+    epochs = card.results.get("epochs")
+    return card.finished and (not isinstance(epochs, int) or epochs >= recipe.epochs)
+
+
+def shortened_by(old: Recipe, new: Recipe) -> list[str]:
+    """The fields whose effect in a run of `old` so far would have been another with the epochs of `new`, if any.
+
+    They say when something happens as a share of the epochs.
+    """
+    paced = {
+        f"schedule.name={old.schedule.name}": old.schedule.name != "constant",
+        "schedule.warmup": old.schedule.warmup,
+        "inner.warmup": old.inner.warmup,
+        "awp.warmup": old.awp.gamma and old.awp.warmup,
+        "average.start": old.average.name != "none" and old.average.start,
+        f"method {old.method.name}": make(new).is_paced,
+    }
+    return [field for field, does in paced.items() if does]
+
+
+def save(out: Path, session: Session, history: History, *, name: str | None = None, done: bool = False) -> None:
     """Write the state, then the weight files, the metrics and the card. Raises UserError if that fails.
 
-    With several processes all must call it; the first one writes.
+    `name`: what tables call the model; None for the name that the run has. With several processes all must call it; the
+    first one writes.
     """
     state = {**session.state(), "history": history.state(), "data_sha256": session.data_sha256}
-    ranks.first(lambda: _write(out, state, session, history, done))
+    ranks.first(lambda: _write(out, state, session, history, name, done))
 
 
-def _write(out: Path, state: dict[str, Any], session: Session, history: History, done: bool) -> None:
+def _write(out: Path, state: dict[str, Any], session: Session, history: History, name: str | None, done: bool) -> None:
+    if name is None and (out / CARD).is_file():
+        name = read_card(out).name
     state["advbench"] = __version__
     save_train_state(out, state)
     files = {LAST: save_weights(session.deployed, out / LAST)}
@@ -100,14 +139,15 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
         best = copy.deepcopy(session.deployed)
         best.load_state_dict(history.best["f"])
         files[BEST] = save_weights(best, out / BEST)
-        for name, part in session.nets.parts.items():
+        for part_name, part in session.nets.parts.items():
             best_part = copy.deepcopy(part)
-            best_part.load_state_dict(history.best["parts"][name])
-            files[f"{PARTS}/{name}.safetensors"] = save_weights(best_part, out / PARTS / f"{name}.safetensors")
+            best_part.load_state_dict(history.best["parts"][part_name])
+            file = f"{PARTS}/{part_name}.safetensors"
+            files[file] = save_weights(best_part, out / file)
     write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
     if done and history.rows:
         write_atomic(out / FIGURE, _figure(session.recipe, history))
-    write_card(out, _card(session, history, files, done))
+    write_card(out, _card(session, history, files, name, done))
 
 
 def restore(out: Path, session: Session) -> History:
@@ -134,10 +174,11 @@ def _figure(recipe: Recipe, history: History) -> bytes:
         return figure.render(drawing)
 
 
-def _card(session: Session, history: History, files: dict[str, str], done: bool) -> RunCard:
+def _card(session: Session, history: History, files: dict[str, str], name: str | None, done: bool) -> RunCard:
     recipe, counter = session.recipe, session.counter
     flags = catastrophic_overfitting(history.scores, session.data.num_classes, history.best_epoch)
     return RunCard(
+        name=name,
         model=ModelCard.model_validate(describe(session.deployed)),
         files=files,
         method=recipe.method.name,

@@ -57,43 +57,47 @@ def train(
     device: str = "auto",
     resume: bool = False,
     force: bool = False,
+    name: str | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Train by `recipe` into the run folder `out`, and return `out`.
 
-    With `resume` an interrupted run continues from where it was saved (bit for bit on a CPU), and a finished one is
-    left as it is; `force` overwrites a run. Within `ranks.joined` the processes share each batch, and only the first
-    one writes and reports events to `watch`.
+    With `resume` an interrupted run continues from where it was saved (bit for bit on a CPU), a finished one is left as
+    it is, and one of fewer epochs is trained on, unless more epochs would have changed what it did so far; `force`
+    overwrites a run. `name`: what tables call the model. Within `ranks.joined` the processes share each batch, and only
+    the first one writes and reports events to `watch`.
 
     Raises UserError for a recipe, device or folder that does not fit, and for a loss that is not finite; Interrupted,
     after saving, when `watch.stop()` returns True.
     """
     resuming = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
-    if resuming and ranks.first(lambda: folder.finished(out)):
+    if resuming and ranks.first(lambda: folder.finished(out, recipe)):
         return out
     where = device_of(device)
     with explained("this recipe cannot be trained"):
-        session = Session(recipe, where)
+        session = Session(recipe, where, fresh=not resuming)
     generators = [where] if where.type == "cuda" else []
     with ExitStack() as held, torch.random.fork_rng(devices=generators):
         ranks.first(lambda: held.enter_context(locked(out / folder.LOCK, timeout=0)))
         resuming = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
-        if resuming and ranks.first(lambda: folder.finished(out)):  # another process may have finished it meanwhile
+        if resuming and ranks.first(lambda: folder.finished(out, recipe)):  # by another process, meanwhile
             return out
         # For layers that draw random numbers, such as dropout. Everything else uses keys of its own.
         torch.manual_seed(recipe.seed ^ (ranks.rank() << 48))
         if resuming:
             history = folder.restore(out, session)
+            ranks.first(lambda: folder.lengthen(out, recipe))
         else:
             ranks.first(lambda: folder.begin(out, recipe))
             history = History()
-        _Run(session, history, out, watch or Watch()).go()
+        _Run(session, history, out, watch or Watch(), name).go()
     return out
 
 
 class _Run:
-    def __init__(self, session: Session, history: History, out: Path, watch: Watch) -> None:
+    def __init__(self, session: Session, history: History, out: Path, watch: Watch, name: str | None) -> None:
         self.session = session
+        self.name = name
         self.history = history
         self.out = out
         self.watch = watch
@@ -115,7 +119,7 @@ class _Run:
             device=str(session.device),
             precision=session.precision,
             best=self.history.best_row,
-            notes=tuple(f"{session.data.name}: {text}" for text in session.data.notes),
+            notes=(*session.notes, *(f"{session.data.name}: {text}" for text in session.data.notes)),
         )
         if self.is_first:
             self.watch.on_begin(began)
@@ -217,7 +221,7 @@ class _Run:
     def _save(self, *, done: bool = False) -> None:
         self._check()
         before = time.monotonic()
-        folder.save(self.out, self.session, self.history, done=done)
+        folder.save(self.out, self.session, self.history, name=self.name, done=done)
         self.saved = time.monotonic()
         self.save_took = self.saved - before
         self.ticked += self.save_took  # saving is not training

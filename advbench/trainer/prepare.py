@@ -20,8 +20,6 @@ from advbench.recipe import Recipe
 def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
     """A network of the recipe's architecture for the images of `data`, in the recipe's wrappers. Raises UserError."""
     channels, height, width = data.shape
-    if height != width:
-        raise UserError(f"{data.name} has images of {height}x{width}: they must be square")
     outer = {name: value for name, value in recipe.model.settings.items() if name in wrappers()}
     own = {name: value for name, value in recipe.model.settings.items() if name not in outer}
     for name in ("num_classes", "in_channels", "image_size", "seed"):
@@ -31,7 +29,7 @@ def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
         recipe.model.arch,
         num_classes=data.num_classes,
         in_channels=channels,
-        image_size=height,
+        image_size=height if height == width else (height, width),
         seed=seed,
         **own,  # type: ignore[arg-type]
     )

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advbench import ranks
+from advbench import ranks, rng
 from advbench.allocator import keep_freed
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
@@ -21,6 +22,7 @@ from advbench.engine.kernels import out_of_memory
 from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
+from advbench.models.outside import Outside
 from advbench.models.untouched import untouched
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
@@ -28,13 +30,24 @@ from advbench.trainer.averaging import Averaged
 from advbench.trainer.compiled import Compiled, without_weight_gradients
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
+from advbench.trainer.start import start_from
 from advbench.trainer.tools import Counter, Tools
+
+_NEEDS = {
+    "features": "a net that ends in a linear layer, or model.features=LAYER, the layer whose output are the features",
+    "head": "a net whose logits are a linear layer of its features",
+    "maps": "a net with feature maps, or model.maps=LAYER, the layer whose output they are",
+}
 
 
 class Session:
-    """The run of a recipe on a device. Raises UserError if parts of the recipe do not fit together."""
+    """The run of a recipe on a device. Raises UserError if parts of the recipe do not fit together.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    `fresh`: whether it starts from the recipe's initial weights, if it has any; else `restore` follows. `notes`: for
+    the user.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, fresh: bool = True) -> None:
         self.recipe = recipe
         self.device = device
         if device.type == "cpu":
@@ -56,10 +69,15 @@ class Session:
             )
         self.autocast, self.precision = precision(recipe, device)
         f = self.method.wrap(network(recipe, self.data, recipe.seed), recipe.seed)
+        repeating = [net for net in f.modules() if isinstance(net, Outside) and net.repeat > 1]
+        self.notes = [f"{net.arch} receives the grey images' channel {net.repeat} times" for net in repeating]
+        if recipe.init is not None and fresh:
+            self.notes += start_from(f, recipe.init)
         self.layout = self._layout(f.to(device))
-        self._check_batch(f)
-        if self.method.needs_maps and not f.has_maps:
-            raise UserError(f"{recipe.method.name} needs a model with feature maps, which {recipe.model.arch} lacks")
+        self._try(f)
+        for what in self.method.needs:
+            if not getattr(f, f"has_{what}"):
+                raise UserError(f"{recipe.method.name} needs {_NEEDS[what]}, which {recipe.model.arch} lacks")
         parts = self.method.parts(self._setup(f))
         if ranks.world() > 1 and recipe.bn == "sync":
             if device.type != "cuda":
@@ -121,16 +139,40 @@ class Session:
             with untouched(f), torch.no_grad():
                 f.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 f(self.data.batch(slice(0, 2))[0].contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # any other error appears again at the first step
+        except Exception:  # if it is another fault, it appears again where f is tried, or at the first step
+            f.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             return torch.contiguous_format
         return torch.channels_last
 
-    def _check_batch(self, f: Model) -> None:
-        """Raise UserError where f cannot be trained on batches of one image, as some nets with BatchNorm cannot."""
-        if self.rows * self.method.views > 1 or (ranks.world() > 1 and self.recipe.bn == "sync"):
+    def _try(self, f: Model) -> None:
+        """Raise UserError where a net from outside cannot be trained or attacked, or any net on batches of one image.
+
+        Tried on a copy of f, before anything is written.
+        """
+        alone = self.rows * self.method.views == 1 and not (ranks.world() > 1 and self.recipe.bn == "sync")
+        outside = ":" in f.arch
+        if not (alone or outside):
             return
-        with explained(f"{f.arch} cannot be trained on one image at a time: set batch_size to 2 or more"):
-            copy.deepcopy(f).train()(self.data.batch(slice(0, 1))[0])
+        x, y = self.data.batch(slice(0, self.rows if alone else max(self.rows, 2)))
+        x = x.repeat(self.method.views, 1, 1, 1).contiguous(memory_format=self.layout)
+        trial = copy.deepcopy(f)
+        with rng.kept():
+            if outside:
+                if not any(weight.requires_grad for weight in f.parameters()):
+                    raise UserError(f"{f.arch} has no weights to train")
+                with explained(f"{f.arch} cannot be trained on {'x'.join(map(str, self.data.shape))} images"):
+                    x.requires_grad_()
+                    logits = trial.eval()(x)
+                    if logits.shape != (len(x), self.data.num_classes):
+                        known = f"(B, {self.data.num_classes}), as {self.data.name} has classes"
+                        raise UserError(f"{f.arch} returns logits {tuple(logits.shape)}, not {known}")
+                    loss = functional.cross_entropy(logits.float(), y.repeat(self.method.views))
+                    reached = loss.requires_grad and torch.autograd.grad(loss, x, allow_unused=True)[0] is not None
+                if not reached:
+                    raise UserError(f"{f.arch} gives no gradient with respect to the image: it cannot be attacked")
+            hint = " on one image at a time: set batch_size to 2 or more" if alone else " in train mode"
+            with explained(f"{f.arch} cannot be trained{hint}"):
+                trial.train()(x)
 
     def step(self, order: Tensor) -> None:
         """Train on the next batch of this epoch's `order`. Nothing here makes the host wait for the device."""
@@ -143,13 +185,14 @@ class Session:
         first = self.position * self.batch_size + ranks.rank() * self.rows
         x, y = self._batch(order[first : first + self.rows])
         nets.notes.clear()
-        try:
-            with self.autocast():
-                terms = self.method.step(nets, x, y, self.tools)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError("out of memory: choose a smaller batch_size or model") from error
+        with explained(f"{nets.f.arch} failed in training") if ":" in nets.f.arch else nullcontext():
+            try:
+                with self.autocast():
+                    terms = self.method.step(nets, x, y, self.tools)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise UserError("out of memory: choose a smaller batch_size or model") from error
         self._add_to_sums(terms, nets.notes)
         self._average_statistics()
         self.position += 1
@@ -300,8 +343,7 @@ class Session:
         return Setup(
             recipe=self.recipe,
             num_classes=f.num_classes,
-            in_channels=f.in_channels,
-            image_size=f.image_size,
+            shape=f.shape,
             feature_dim=f.feature_dim,
             batch_size=self.rows * self.method.views,
             class_names=self.data.class_names,

@@ -13,6 +13,7 @@ from advbench import ranks
 from advbench.attacks.pgd import PGD
 from advbench.engine.attack import Attack, Problem, solve
 from advbench.methods.base import Losses, Nets, Objective
+from advbench.models.outside import Outside
 from advbench.recipe import Inner, Recipe
 from advbench.threat import Region, around
 from advbench.trainer.awp import perturbed
@@ -44,10 +45,14 @@ class Counter:
 
     def watch(self, net: nn.Module) -> None:
         """Count the passes through `net` from now on."""
+        foreign = next((module for module in net.modules() if isinstance(module, Outside)), None)
+        if foreign is not None:  # it may not use its first layer, or use it twice
+            foreign.net.register_forward_hook(lambda _net, _args, out: self._count(foreign.logits_of(out)))
+            return
         first = next(module for module in net.modules() if next(module.parameters(recurse=False), None) is not None)
-        first.register_forward_hook(self._count)
+        first.register_forward_hook(lambda _module, _args, out: self._count(out))
 
-    def _count(self, module: nn.Module, args: Any, out: Tensor) -> None:
+    def _count(self, out: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.add(out)
 

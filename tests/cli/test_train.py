@@ -32,8 +32,9 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(train_module, "train", lambda flags, screen: seen.append({**asdict(flags), "screen": screen}))
     argv = shlex.split(
         "train --method act,trades --eps 4/255,8/255 --dataset mnist --arch lenet5 --norm l2 --epochs 3 "
-        "--batch-size 16 --lr 0.2 --seed 1,2 --dry-run --log tensorboard --device cpu --precision fp32 "
-        "--set awp.gamma=0.005 --set method.beta=3 --config r.toml --out o --resume --force --on local --json"
+        "--batch-size 16 --lr 0.2 --init w.pt --name mine --seed 1,2 --dry-run --log tensorboard --device cpu "
+        "--precision fp32 --set awp.gamma=0.005 --set method.beta=3 --config r.toml --out o --resume --force "
+        "--on local --json"
     )
     assert cli(*argv).code == 0
     (given,) = seen
@@ -45,12 +46,13 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "dataset": "mnist",
         "arch": "lenet5",
         "norm": "l2",
-        "recipe": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2},
+        "recipe": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2, "init": "w.pt"},
         "sets": ["awp.gamma=0.005", "method.beta=3"],
         "config": Path("r.toml"),
         "device": "cpu",
         "precision": "fp32",
         "out": Path("o"),
+        "name": "mine",
         "resume": True,
         "force": True,
         "dry_run": True,
@@ -66,7 +68,7 @@ def test_without_flags_nothing_is_given(cli: Any, monkeypatch: pytest.MonkeyPatc
     (given,) = seen
     del given["screen"]
     usual = {"device": "auto", "precision": "auto", "on": "local"}
-    empty = {"recipe": {"epochs": None, "batch_size": None, "optim.lr": None}}
+    empty = {"recipe": {"epochs": None, "batch_size": None, "optim.lr": None, "init": None}}
     assert {key: value for key, value in given.items() if value} == usual | empty
 
 

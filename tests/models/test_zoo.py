@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from advbench.checkpoint import load_model, save_weights, weights_sha256
 from advbench.errors import UserError
-from advbench.models import architectures, build, describe, parse_wrapper, rebuild, settings_of, wrappers
+from advbench.models import architectures, build, describe, parse_wrapper, rebuild, settings_of, wrap, wrappers
 from advbench.models.base import ACTIVATIONS, STATISTICS, Model
 from advbench.registry import find
 
@@ -41,6 +42,22 @@ def test_images_become_logits_and_every_parameter_gets_a_gradient(arch: str, cha
     assert x.grad is not None and x.grad.abs().sum() > 0
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("sides", [(40, 24), (8, 13)])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_images_need_not_be_square(arch: str, sides: tuple[int, int]) -> None:
+    net = build(arch, num_classes=2, in_channels=1, image_size=sides, seed=0, **small(arch)).eval()
+    x = torch.rand(3, 1, *sides, generator=torch.Generator().manual_seed(0))
+    assert net.shape == (1, *sides) and net(x).shape == (3, 2)
+    assert net.features(x).shape == (3, net.feature_dim)
+    again = rebuild(json.loads(json.dumps(describe(net))), seed=0).eval()
+    assert torch.equal(again(x), net(x))
+    if net.has_maps:
+        assert wrap(net, "attention", width=2)(x).shape == (3, 2)
+    square = build(arch, num_classes=2, in_channels=1, image_size=(16, 16), seed=0, **small(arch))
+    plain = build(arch, num_classes=2, in_channels=1, image_size=16, seed=0, **small(arch))
+    assert weights_sha256(square) == weights_sha256(plain)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -164,6 +181,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "mlp", "width": torch.tensor(3)}, "settings of mlp must be numbers, texts"),
     ({"arch": "small_cnn", "dropout": 1.0}, "dropout is 1.0: write a number from 0 to below 1"),
     ({"arch": "small_cnn", "image_size": 3}, "small_cnn needs images of at least 4x4, not 3x3"),
+    ({"arch": "lenet5", "image_size": (9, 3)}, "lenet5 needs images of at least 4x4, not 9x3"),
     ({"arch": "wrn-28-10", "depth": 29}, "depth is 29: a wide ResNet has 10, 16, 22, 28, 34"),
     ({"arch": "resnet18", "blocks": [1, 1]}, "blocks is .*4 stages"),
     ({"arch": "resnet18", "num_classes": 1}, "num_classes is 1: a classifier has at least 2"),
@@ -171,7 +189,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "json:dumps"}, "json:dumps needs obj: give defaults where it is defined"),
     (
         {"arch": "unittest.mock:Mock"},
-        "unittest.mock:Mock made a Mock: an architecture derives from advbench.models.base.Model",
+        "unittest.mock:Mock made a Mock: an architecture makes an nn.Module",
     ),
     ({"arch": "json:nothing"}, "cannot load architecture 'json:nothing'"),
 ]

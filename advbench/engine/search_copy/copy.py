@@ -16,6 +16,7 @@ from advbench.engine.kernels import out_of_memory
 from advbench.engine.search_copy.first_layer import NarrowConv2d
 from advbench.engine.search_copy.pool_first import pool_first
 from advbench.engine.search_copy.winograd import WinogradConv2d
+from advbench.models import sides
 from advbench.models.base import straight_through
 
 # Largest allowed difference of fp32 logits, relative to the largest logit.
@@ -372,7 +373,7 @@ def _images(net: nn.Module, example: Tensor | None) -> Tensor | None:
         shape, device = tuple(example.shape[1:]), example.device
     elif first is not None and hasattr(net, "in_channels") and hasattr(net, "image_size"):
         side: Any = net.image_size
-        shape, device = (int(net.in_channels), side, side), first.device  # type: ignore[arg-type]
+        shape, device = (int(net.in_channels), *sides(side)), first.device  # type: ignore[arg-type]
     else:
         return None
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
