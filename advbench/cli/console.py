@@ -78,16 +78,20 @@ class Screen:
 
     @contextmanager
     def ready(self) -> Iterator[Screen]:
-        """Inside, warnings of this package are one line each and others are hidden, unless `python -W` was used."""
+        """Inside, each warning of this package is one line, once, and others are hidden, unless `python -W` was used."""
         if sys.warnoptions:
             yield self
             return
 
+        said = set[str]()
+
         def show(
             message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any, **named: Any
         ) -> None:
-            if filename.startswith(_PACKAGE):
-                self.warn(" ".join(str(message).split()))
+            text = " ".join(str(message).split())
+            if filename.startswith(_PACKAGE) and text not in said:
+                said.add(text)
+                self.warn(text)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
