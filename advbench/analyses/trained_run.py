@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench import consent
+from advbench.attacks.aimed import Aimed
 from advbench.attacks.base import make as make_attack
 from advbench.attacks.base import with_settings
 from advbench.attacks.pgd import PGD
@@ -98,7 +99,7 @@ def named_attack(name: str, norm: str, steps: int | None = None) -> tuple[Attack
     settings = {} if steps is None else {"steps": steps}
     found = tuple(with_settings(one, settings) for one in make_attack(name, norm))
     for one in found:
-        if type(one).prepare is not Attack.prepare:
+        if type(one).prepare not in (Attack.prepare, Aimed.prepare):
             raise UserError(f"{one.name} reads more than logits, which analyses do not provide: choose another attack")
     return found
 

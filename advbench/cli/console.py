@@ -78,7 +78,7 @@ class Screen:
 
     @contextmanager
     def ready(self) -> Iterator[Screen]:
-        """Inside, each warning of this package is one line, once, and others are hidden, unless `python -W` was used."""
+        """Inside, each warning of this package is one line, once, all others hidden, unless `python -W` is used."""
         if sys.warnoptions:
             yield self
             return

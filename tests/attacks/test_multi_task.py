@@ -158,6 +158,10 @@ class Halves(nn.Module):
         score = (z * self.w).sum(1)
         return torch.stack([score, -score, *[torch.full_like(score, -20.0)] * 8], 1)
 
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.features(x)
+        return z, self.head(z)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 

@@ -1,4 +1,4 @@
-"""The pages of docs/ whose snippets make up one session run as they stand there, in an empty folder, from top to bottom."""
+"""The pages of docs/ whose snippets are one session run as they stand there, in an empty folder, from top to bottom."""
 
 from __future__ import annotations
 
