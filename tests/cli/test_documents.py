@@ -1,4 +1,4 @@
-"""The pages of docs/ whose snippets are one session run as they stand there, in an empty folder, from top to bottom."""
+"""README and docs say what works: their snippets run, and their command lines have the right flags."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from torch import nn
 
-DOCS = Path(__file__).parents[2] / "docs"
+from advbench.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^(?:### [^\n]*`(?P<file>[\w.]+\.py)`\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
@@ -39,6 +44,7 @@ def session(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_your_own(session: Any) -> None:
+    """The page is one session in an empty folder."""
     ran = list(snippets("your-own.md"))
     assert {kind for kind, _ in ran} >= {"file mynet.py", "file forest.py", "python", "command"}
     for kind, text in ran:
@@ -57,3 +63,31 @@ def test_your_own(session: Any) -> None:
             done = session(*argv)
             wanted = int(said.partition(":")[0].removeprefix("exit ")) if said else 0
             assert done.code == wanted, f"{text}\n{done.out}{done.err}"
+
+
+def command_lines(text: str) -> list[str]:
+    """The `advbench ...` and `python -m advbench ...` in the blocks of a page, without comments and what they print."""
+    blocks = re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)
+    found = re.findall(r"^(?:\$ )?(?:torchrun [^\n]*-m )?advbench ([^\n#]*)", "\n".join(blocks), re.M)
+    return [line.strip() for line in found if "..." not in line]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/your-own.md", "docs/own-attacks.md"])
+def test_command_lines_have_the_right_flags(page: str) -> None:
+    lines = command_lines((ROOT / page).read_text(encoding="utf-8"))
+    assert len(lines) > 1
+    program: Any = typer.main.get_command(app)
+    for line in lines:
+        name, *argv = shlex.split(line)
+        command = program.commands[name]
+        with command.make_context(name, argv) as context:  # raises a UsageError
+            assert context.params
+
+
+def test_the_five_lines_of_the_readme(session: Any) -> None:
+    (text,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    exec(text.replace('"cifar10"', '"digits"'), {"net": net})
+    assert "accuracy" in session.capture.readouterr().out
+    kept = session.folder.rglob("records/digits/linf/*.*")
+    assert sorted(path.suffix for path in kept) == [".json", ".npz"]
