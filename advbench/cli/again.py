@@ -99,7 +99,8 @@ def _repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                probes=all(flag.name != NOT_PROBED for flag in was.flags), name=was.model.name, command=("advbench", *argv),
+                probes=all(flag.name != NOT_PROBED for flag in was.flags),
+                name=was.model.name, command=("advbench", *argv),
             )  # fmt: skip
             result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
     now = result.record

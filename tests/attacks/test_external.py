@@ -184,6 +184,7 @@ def test_boards_keep_them_apart(stand_ins: None, net: nn.Module, digits: Dataset
     assert len({one.key for one in found}) == len(found)
     assert max(found, key=lambda one: one.strength) is found[0]
 
+
 class Holder:
     """An attack that keeps the network under a name of its own."""
 
@@ -231,7 +232,6 @@ def test_what_a_partial_function_or_an_object_holds_is_another_question(
     one, two = (measured(net, digits, made(number), probes=False).record for number in (3, 30))
     assert (one.attack[0].settings["steps"], two.attack[0].settings["steps"]) == (3, 30)
     assert one.question != two.question and protocol(one).key != protocol(two).key
-
 
 
 @pytest.mark.parametrize("attack", [peers.Nearest, peers.nearest])
