@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from advbench import rng
 from advbench.attacks.function import Function, is_attack
-from advbench.attacks.peers import PLAIN, Peer, Task, peer_of, unwrapped
+from advbench.attacks.peers import PLAIN, Peer, Task, held, peer_of, unwrapped
 from advbench.checkpoint import maker_sha256
 from advbench.engine.attack import Attack, Context, prepared
 from advbench.engine.whole_batch import WholeBatch, copied, others_code
@@ -78,7 +78,8 @@ class External(WholeBatch):
 
     def settings(self) -> dict[str, Any]:
         code = maker_sha256(self.thing)
-        return {**({} if code is None else {"code_sha256": code}), **self.bound, **self.described}
+        own = held(self.thing) if peer_of(self.thing) is None else {}
+        return {**({} if code is None else {"code_sha256": code}), **own, **self.bound, **self.described}
 
     @property
     def _takes_eps(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from advbench.attacks.peers import held
 from advbench.checkpoint import maker_sha256
 from advbench.engine.attack import prepared
 from advbench.engine.whole_batch import WholeBatch
@@ -19,7 +20,8 @@ from advbench.registry import required
 
 @dataclass(frozen=True, kw_only=True)
 class Function(WholeBatch):
-    """`code`, the hash of the function's source files, distinguishes its versions in records; "" in an interpreter."""
+    """`code`, the hash of the function's source files, distinguishes its versions in records; "" in an interpreter.
+    What a partial function or an object holds is among its settings."""
 
     code: str = ""
     bound: Mapping[str, Any] = field(default_factory=dict)  # arguments that ENTRIES sets
@@ -35,7 +37,7 @@ class Function(WholeBatch):
         return self.function(net, x, y, eps, **self.bound)  # type: ignore[no-any-return]
 
     def settings(self) -> dict[str, Any]:
-        return {"code_sha256": self.code, **self.bound}
+        return {"code_sha256": self.code, **held(self.function), **self.bound}
 
 
 def is_attack(maker: Callable[..., Any]) -> bool:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,7 +113,10 @@ class Peer:
                 yield one
 
     def plain(self, value: Any) -> Any:
-        """`value` as JSON has it. What it cannot hold becomes a name, and an array its hash."""
+        """`value` as JSON has it. What it cannot hold becomes a name, and an array its hash; a network, or a method of
+        one, is none of the attack's settings, so that all models are attacked alike."""
+        if isinstance(getattr(value, "__self__", value), nn.Module):
+            return "network"
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float | np.floating):
@@ -269,6 +273,17 @@ def unwrapped(thing: Any) -> Any:
     while isinstance(thing, partial):
         thing = thing.func
     return thing
+
+
+def held(thing: Any) -> dict[str, Any]:
+    """The public settings that a partial function, an object or its method holds, as plain values."""
+    found: dict[str, Any] = {}
+    while isinstance(thing, partial):
+        found = {**{f"argument {place}": one for place, one in enumerate(thing.args)}, **thing.keywords, **found}
+        thing = thing.func
+    owner = getattr(thing, "__self__", thing)
+    own = {} if isinstance(owner, type | ModuleType) or not hasattr(owner, "__dict__") else PLAIN.settings(owner)
+    return {**own, **{name: PLAIN.plain(value) for name, value in found.items()}}
 
 
 def norm_name(value: Any) -> str | None:

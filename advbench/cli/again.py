@@ -20,7 +20,7 @@ from advbench.evaluator import Journal, Settings, evaluate
 from advbench.evaluator.attack_set import resolve
 from advbench.files import check_writable
 from advbench.leaderboard import check_folder
-from advbench.record import RECHECK_SET, Record, load_record
+from advbench.record import NOT_PROBED, RECHECK_SET, Record, load_record
 
 if TYPE_CHECKING:
     from advbench.data.dataset import Dataset
@@ -99,6 +99,7 @@ def _repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
+                probes=all(flag.name != NOT_PROBED for flag in was.flags),
                 name=was.model.name, command=("advbench", *argv),
             )  # fmt: skip
             result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
@@ -180,6 +181,10 @@ def attack_names(record: Record) -> list[str]:
 
 
 def arch_of(spec: str, record: Record) -> str | None:
-    """The architecture, for weight files that do not name it themselves; else None."""
-    suffix = Path(spec).suffix.lower()
-    return record.model.arch if Path(spec).is_file() and suffix in (".pt", ".pth", ".ckpt", ".tar", ".bin") else None
+    """The architecture, for files of weights, most of which do not name it; else None."""
+    from advbench.models.state_files import SUFFIXES
+    from advbench.models.torchscript import is_torchscript
+
+    path = Path(spec)
+    is_weights = path.is_file() and path.suffix.lower() in SUFFIXES and not is_torchscript(path)
+    return record.model.arch if is_weights else None

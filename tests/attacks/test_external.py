@@ -185,6 +185,55 @@ def test_boards_keep_them_apart(stand_ins: None, net: nn.Module, digits: Dataset
     assert max(found, key=lambda one: one.strength) is found[0]
 
 
+class Holder:
+    """An attack that keeps the network under a name of its own."""
+
+    def __init__(self, net: nn.Module, eps: float, steps: int) -> None:
+        self.net, self.logits, self.steps = net, net.forward, steps
+        self.eps = eps
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return peers.loop(self.net, x, y, self.eps)
+
+
+def test_all_models_are_attacked_alike(net: nn.Module, digits: Dataset) -> None:
+    other = nn.Sequential(nn.Flatten(), copy.deepcopy(net.linear))  # type: ignore[arg-type]
+    one, two = (measured(each, digits, lambda model, eps: Holder(model, eps, 3)).record for each in (net, other))
+    assert one.attack == two.attack and one.attack[0].settings["steps"] == 3
+    assert protocol(one).key == protocol(two).key
+
+
+def steps_of(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, steps: int = 4) -> Tensor:
+    return x
+
+
+class Steps:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        return x
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        return x
+
+
+def maker(model: nn.Module, *, steps: int) -> Any:
+    return lambda x, y: x
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda n: partial(steps_of, steps=n), Steps, lambda n: Steps(n).attack, lambda n: partial(maker, steps=n)],
+)
+def test_what_a_partial_function_or_an_object_holds_is_another_question(
+    net: nn.Module, digits: Dataset, made: Any
+) -> None:
+    one, two = (measured(net, digits, made(number), probes=False).record for number in (3, 30))
+    assert (one.attack[0].settings["steps"], two.attack[0].settings["steps"]) == (3, 30)
+    assert one.question != two.question and protocol(one).key != protocol(two).key
+
+
 @pytest.mark.parametrize("attack", [peers.Nearest, peers.nearest])
 def test_points_far_away_are_no_fault_of_an_attack_without_eps(
     stand_ins: None, net: nn.Module, digits: Dataset, attack: Any

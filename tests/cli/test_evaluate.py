@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from advbench.checkpoint import load_model
 from advbench.cli import again as again_module
 from advbench.cli import evaluate as evaluate_module
 from advbench.cli import keep
@@ -268,6 +271,29 @@ def test_again_with_other_weights_or_attacks(cli: Any, run_folder: Path, monkeyp
     monkeypatch.setattr(again_module, "asked", lambda *given: (real(*given)[0], {"steps": 4}))
     ran = cli("evaluate", "--again", path)
     assert ran.code == 0 and "not the same" in ran.out and "the attacks changed since" in ran.out
+
+
+def test_again_without_probes(cli: Any, run_folder: Path) -> None:
+    assert cli("evaluate", "-n", "10", *PGD, "--probes", "off").code == 0
+    (path,) = records(cli.folder)
+    assert "the same: record" in cli("evaluate", "--again", path).out
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("file", ["net.pt", "net.safetensors", "traced.pt"])
+def test_again_of_a_file(cli: Any, run_folder: Path, file: str) -> None:
+    net = load_model(str(run_folder)).net
+    arch = () if file == "traced.pt" else ("--arch", "mlp")
+    if file == "traced.pt":
+        torch.jit.trace(net, torch.zeros(2, 1, 8, 8)).save(file)  # type: ignore[no-untyped-call]
+    elif file == "net.pt":
+        torch.save(net.state_dict(), file)
+    else:
+        save_file(net.state_dict(), file)
+    assert cli("evaluate", "-n", "10", *PGD, "--model", file, *arch, "--dataset", "digits", "--out", "o").code == 0
+    (path,) = records(Path("o"))
+    ran = cli("evaluate", "--again", path)
+    assert "the same: record" in ran.out, ran
 
 
 def test_a_set_with_its_settings_is_made_again(cli: Any, run_folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_change_of_its_code_is_another_question(own: Any, run_folder: Path, na
 
 def test_set_is_for_our_own_attacks(own: Any, run_folder: Path) -> None:
     ran = own(*EVALUATE, "torchattacks:PGD", "--set", "steps=3")
-    assert ran.code == 2 and "unknown attack setting 'steps'" in ran.err.splitlines()[-1]
+    assert ran.code == 2 and "torchattacks:PGD has no setting 'steps'" in ran.err.splitlines()[-1]
 
 
 def test_a_library_that_is_not_installed_is_one_line(own: Any, run_folder: Path, monkeypatch: Any) -> None:

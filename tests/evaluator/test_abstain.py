@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,8 @@ from advbench.engine.attack import Attack
 from advbench.engine.losses import margin, wrong
 from advbench.engine.rejection import accepted, in_8_bit, never_rejecting
 from advbench.engine.whole_batch import WholeBatch
-from advbench.errors import UserError
-from advbench.evaluator import Evaluation, Settings, bare, evaluate
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator import Evaluation, Journal, Settings, bare, evaluate
 from advbench.models import build
 from advbench.threat import around
 
@@ -278,6 +280,26 @@ def test_only_last_and_only_our_engine(doubtful: nn.Module, digits: Dataset) -> 
         measured(doubtful, digits, "square", engine="reference")
 
 
-def test_processes_that_share_the_images_judge_alike(doubtful: nn.Module, digits: Dataset) -> None:
-    one, two = (measured(doubtful, digits, "pgd", processes=count, slots=16) for count in (1, 2))
-    assert (one.fates.fell == two.fates.fell).all() and one.record.id == two.record.id
+@pytest.mark.parametrize(
+    ("attack", "how"),
+    [("fmn", {"attack_settings": {"steps": 20}}), ("apgd-ce", {"precision": "bf16"})],
+)
+def test_sharing_order_and_interruption_change_nothing(
+    doubtful: nn.Module, digits: Dataset, tmp_path: Path, attack: str, how: dict[str, Any]
+) -> None:
+    def run(data: Dataset = digits, **more: Any) -> Evaluation:
+        resumed = {key: more.pop(key) for key in ("journal", "resume") if key in more}
+        settings = Settings(attack=attack, eps=("0", "0.1", str(EPS)), slots=16, probes=False, **how, **more)
+        return evaluate(loaded(doubtful, data), data, settings, **resumed)
+
+    whole = run(processes=1)
+    assert 0 < (whole.fates.fell > 0).sum() < N
+    assert run(processes=2).record.id == whole.record.id
+    backwards = run(digits.subset(list(reversed(range(N)))), processes=1)
+    assert backwards.fates.fell.tolist() == whole.fates.fell.tolist()[::-1]
+    for number, allowed in enumerate([2, 9, 10**9]):
+        left = iter(range(allowed))
+        journal = Journal(tmp_path / "journal", stop=lambda left=left: next(left, None) is None)  # type: ignore[misc]
+        with suppress(Interrupted):
+            resumed = run(processes=1, journal=journal, resume=number > 0)
+    assert resumed.record.id == whole.record.id

@@ -20,7 +20,7 @@ from advbench.data.corruptions import COMMON, PACKAGE, corrupted, source_of
 from advbench.data.dataset import Dataset
 from advbench.eps import parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import Evaluation, Settings, evaluate
+from advbench.evaluator import Evaluation, Settings, bare, evaluate
 from advbench.leaderboard import build
 from advbench.record import load_record
 
@@ -143,6 +143,35 @@ def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_p
     }
     ball = evaluate(Threshold(0.5), grey(LEVELS), Settings(attack="fgsm", eps=["0.1"]))
     assert "corruptions" not in json.loads(ball.record.save(tmp_path, ball.fates).read_text())
+
+
+class Doubtful(Threshold):
+    """Rejects images whose mean is from `at` to `beyond`, and answers class 1 above that."""
+
+    def __init__(self, at: float, beyond: float) -> None:
+        super().__init__(at)
+        self.beyond = beyond
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        zero, one = (self.at - mean).sign(), (mean - self.beyond).sign()
+        return torch.stack([zero, one, torch.minimum(-zero, -one)], 1) + 0 * x.flatten(1)[:, :1]
+
+
+def test_a_corrupted_image_that_is_rejected_is_withstood_and_a_clean_one_wrong(package: None) -> None:
+    data, settings = grey(LEVELS), Settings(attack="corruptions", eps="012345", norm="corruptions")
+
+    def of(net: nn.Module) -> Evaluation:
+        return evaluate(bare(net, data).read_as(abstain="last"), data, settings)
+
+    right = sum(level < 0.3 * 255 for level in LEVELS)
+    cautious, bold = of(Doubtful(0.3, 2.0)), of(Doubtful(0.3, 0.5))
+    assert [point.robust for point in cautious.record.curve] == [right] * 6  # what gets too bright is rejected
+    assert cautious.record.corruptions is not None and cautious.record.corruptions.mce == 0
+    beyond = measured(Threshold(0.5), data)
+    fell = [place >= 0 and level < 0.3 * 255 for place, level in zip(beyond.fates.fell, LEVELS, strict=True)]
+    assert bold.record.curve[0].robust == right > bold.record.curve[5].robust == right - sum(fell)
+    assert bold.record.corruptions == beyond.record.corruptions  # of all images, as for other models
 
 
 @pytest.mark.parametrize("text", ["6", "-1", "0.5", "8/255", "", "1.0"])
