@@ -109,7 +109,8 @@ def load_model(
         shape = _shape(dataset)
         loaded = _load(spec, arch, shape, norm)
         if shape is not None:
-            net, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5))
+            classes = shape.num_classes if shape.known else None
+            net, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5), classes)
             loaded = replace(loaded, net=net, notes=(*loaded.notes, *notes))
         channels = shape.image[0] if shape is not None else getattr(loaded.net, "in_channels", None)
         loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=channels)

@@ -16,6 +16,7 @@ from advbench.models import describe
 from advbench.models.adapted import plain
 from advbench.models.base import Model
 from advbench.models.external import METADATA
+from advbench.models.normalized import normalises
 from advbench.models.outside import stored
 
 
@@ -23,9 +24,11 @@ def weights_sha256(net: nn.Module) -> str:
     """sha256 (hex) of all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
 
     The constants of TorchScript, into which freezing turns parameters, count as well. It does not depend on the file,
-    device or memory layout, nor on what `adapted` puts around `net`.
+    device or memory layout, nor on what `adapted` puts around `net`, nor on `Outside` unless that normalises: a run
+    of one's own network and a file of its weights are one model.
     """
     net, digest = plain(net), hashlib.sha256()
+    net = net if normalises(net) else stored(net)
     tensors = [*net.named_parameters(), *net.named_buffers(), *_constants(net)]
     for name, value in sorted(tensors, key=lambda pair: pair[0]):
         tensor = value.detach().cpu().contiguous()
