@@ -23,18 +23,28 @@ from advbench.models.outside import stored
 def weights_sha256(net: nn.Module) -> str:
     """sha256 (hex) of all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
 
-    The constants of TorchScript, into which freezing turns parameters, count as well. It does not depend on the file,
-    device or memory layout, nor on what `adapted` puts around `net`, nor on `Outside` unless that normalises: a run
-    of one's own network and a file of its weights are one model.
+    The packed weights of quantised layers and the constants of TorchScript, into which freezing turns parameters, count
+    as well. It does not depend on the file, device or memory layout, nor on what `adapted` puts around `net`, nor on
+    `Outside` unless that normalises: a run of one's own network and a file of its weights are one model.
     """
     net, digest = plain(net), hashlib.sha256()
     net = net if normalises(net) else stored(net)
-    tensors = [*net.named_parameters(), *net.named_buffers(), *_constants(net)]
+    tensors = [*net.named_parameters(), *net.named_buffers(), *_packed(net), *_constants(net)]
     for name, value in sorted(tensors, key=lambda pair: pair[0]):
-        tensor = value.detach().cpu().contiguous()
+        tensor = (value.dequantize() if value.is_quantized else value).detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _packed(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the tensors in the state of `net` that are neither parameters nor buffers."""
+    known = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    for name, value in net.state_dict().items():
+        if name not in known:
+            parts = (value,) if isinstance(value, Tensor) else value if isinstance(value, tuple | list) else ()
+            yield from ((f"{name}.{at}", part) for at, part in enumerate(parts) if isinstance(part, Tensor))
 
 
 def _constants(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
