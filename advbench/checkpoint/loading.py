@@ -32,9 +32,9 @@ class Loaded:
     `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
     `file`: the run folder and the file in it that holds the network, None for other models. `code_sha256`: hash of its
     source files from outside, if any. `name`: what its run calls it, if anything. `outside`: whether code from outside,
-    or a pickled object, decides what it answers. `mean` and `std`: the normalisation put in front of it, one number a channel, which `net`
-    includes and `weights_sha256` does not. `abstain`: "last" if the last of its K + 1 logits means that it rejects the
-    input.
+    or a pickled object, decides what it answers. `mean` and `std`: the normalisation put in front of it, one number a
+    channel, which `net` includes and `weights_sha256` does not. `abstain`: "last" if the last of its K + 1 logits means
+    that it rejects the input.
     """
 
     net: nn.Module = field(repr=False)

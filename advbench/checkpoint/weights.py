@@ -41,7 +41,11 @@ def _packed(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the tensors in the state of `net` that are neither parameters nor buffers."""
     known = {name for name, _ in net.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in net.named_buffers(remove_duplicate=False)}
-    for name, value in net.state_dict().items():
+    try:
+        state = net.state_dict()
+    except Exception:  # one's own `get_extra_state` may raise anything: then there is nothing more to count
+        return
+    for name, value in state.items():
         if name not in known:
             parts = (value,) if isinstance(value, Tensor) else value if isinstance(value, tuple | list) else ()
             yield from ((f"{name}.{at}", part) for at, part in enumerate(parts) if isinstance(part, Tensor))
