@@ -127,8 +127,14 @@ def train(
     arch: str | None = None,
     norm: str | None = None,
     eps: Eps | str | float | None = None,
+    mean: Written = None,
+    std: Written = None,
     epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    init: str | Path | None = None,
     seed: int | None = None,
+    name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     config: str | Path | None = None,
     device: str = "auto",
@@ -141,19 +147,27 @@ def train(
 ) -> Path:
     """Train a model and return its run folder, which `evaluate` and `load_model` take.
 
-    `settings` are fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
-    get the defaults of `advbench train`. `progress`: as in `evaluate`. A pickle that can run code is loaded only with
-    `trust_pickle`; code that only `config` names, or the run folder of a teacher, runs only with `trust_code`. Raises
-    UserError.
+    - `arch`: a name of the zoo, `torchvision:NAME`, `timm:NAME` or `module:callable`. `mean`, `std`: normalisation in
+      front of it, as in `load_model`. `init`: a weights file, or a run folder, from which it starts.
+    - `settings`: fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
+      get the defaults of `advbench train`. `name`: what tables call the model. `progress`: as in `evaluate`.
+    - `trust_pickle`, `trust_code`: load a pickle that can run code; run code that only `config` names, or the run
+      folder of a teacher.
+
+    Raises UserError.
     """
     from advbench import consent
     from advbench.defaults.progress import reporting, watch_of
-    from advbench.defaults.run_folders import choose_data, place_runs
+    from advbench.defaults.run_folders import choose_data, place_runs, recipe_fields
     from advbench.defaults.target import pick_device
     from advbench.eps import as_eps
     from advbench.recipe import Recipe
     from advbench.trainer import train as run
 
+    if name is not None and not name.strip():
+        raise UserError("name is what tables call the model: it is not empty")
+    start = None if init is None else str(init)
+    given = {"epochs": epochs, "batch_size": batch_size, "optim.lr": lr, "init": start, "seed": seed}
     named = (method, dataset, arch, *(settings or {}).values())
     with consent.also(pickle=trust_pickle, code=trust_code).given(), consent.reading(config, *named).given():
         place = pick_device(device)
@@ -167,11 +181,12 @@ def train(
             norm=norm,
             eps=None if eps is None else str(as_eps(eps, norm or "l2")),
             config=None if config is None else Path(config),
-            flags={"epochs": epochs, "seed": seed, **(settings or {})},
+            flags={**recipe_fields(mean=mean, std=std, **given), **(settings or {})},
         )
         (task,) = place_runs([recipe], None if out is None else Path(out), resume=resume, force=force)
         with reporting(progress) as report:
-            return run(recipe, task.out, device=str(place), resume=resume, force=force, watch=watch_of(report))
+            watch = watch_of(report)
+            return run(recipe, task.out, device=str(place), resume=resume, force=force, name=name, watch=watch)
 
 
 def evaluate(

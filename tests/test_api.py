@@ -362,6 +362,27 @@ def test_a_run_by_its_folder_alone(tmp_path: Path) -> None:
         advbench.train("pgd-at", arch="mlp", eps=0.1, epochs=1, settings=settings, device="cpu", out=run)
 
 
+def test_arguments_of_train_are_fields_of_the_recipe(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"dataset": "digits", "arch": "mlp", "eps": 0.1, "epochs": 1, "device": "cpu"}
+    short = {"train_n": 64, "validation.n": 16}
+    first = advbench.train("standard", settings=short, out=tmp_path / "a", mean=0.5, std=[0.25], name="mine", **how)
+    assert advbench.evaluate(first, attack="fgsm", eps=0.1, n=8, subset="random:1").record.model.name == "mine"
+    second = advbench.train("standard", settings=short, out=tmp_path / "b", init=first, batch_size=16, lr=0.01, **how)
+    a, b = (tomllib.loads((run / "recipe.toml").read_text()) for run in (first, second))
+    assert a["model"]["normalize"] == [[0.5], [0.25]] and "normalize" not in b["model"]
+    assert (b["batch_size"], b["optim"]["lr"], b["init"]["path"]) == (16, 0.01, str(first))
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"mean": 0.5}, "--mean without --std"),
+        ({"name": " "}, "not empty"),
+        ({"init": tmp_path / "no"}, "no weights file"),
+        ({"batch_size": 0}, "batch_size"),
+    ]
+    for wrong, message in bad:
+        with pytest.raises(advbench.UserError, match=message):
+            advbench.train("standard", settings=short, out=tmp_path / "c", **how, **wrong)
+    assert not (tmp_path / "c" / "recipe.toml").exists()
+
+
 def test_a_module_needs_images(net: nn.Module) -> None:
     with pytest.raises(advbench.UserError, match="which images"):
         advbench.evaluate(net)

@@ -31,10 +31,10 @@ class Loaded:
 
     `trained`: what its run's card says of the training, None for other models. `notes`: for the user. `folder` and
     `file`: the run folder and the file in it that holds the network, None for other models. `code_sha256`: hash of its
-    source files from outside, if any. `name`: what its run calls it, if anything. `outside`: whether code from outside
-    decides what it answers. `mean` and `std`: the normalisation put in front of it, one number a channel, which `net`
-    includes and `weights_sha256` does not. `abstain`: "last" if the last of its K + 1 logits means that it rejects the
-    input.
+    source files from outside, if any. `name`: what its run calls it, if anything. `outside`: whether code from outside,
+    or a pickled object, decides what it answers. `mean` and `std`: the normalisation put in front of it, one number a
+    channel, which `net` includes and `weights_sha256` does not. `abstain`: "last" if the last of its K + 1 logits means
+    that it rejects the input.
     """
 
     net: nn.Module = field(repr=False)
@@ -109,14 +109,15 @@ def load_model(
         shape = _shape(dataset)
         loaded = _load(spec, arch, shape, norm)
         if shape is not None:
-            net, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5))
+            classes = shape.num_classes if shape.known else None
+            net, notes = adapted(loaded.net, torch.full((2, *shape.image), 0.5), classes)
             loaded = replace(loaded, net=net, notes=(*loaded.notes, *notes))
         channels = shape.image[0] if shape is not None else getattr(loaded.net, "in_channels", None)
         loaded = loaded.read_as(mean=mean, std=std, abstain=abstain, channels=channels)
         if shape is not None:
             loaded = replace(loaded, num_classes=_check_fits(loaded, shape))
         net, name = loaded.net, loaded.arch
-        loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=is_outside(net, name))
+        loaded = replace(loaded, code_sha256=code_sha256(net, name), outside=loaded.outside or is_outside(net, name))
         loaded.net.to(device)
         return loaded
 
@@ -133,7 +134,7 @@ def _load(spec: str, arch: str | None, shape: external.Shape | None, norm: str |
         raise UserError(f"{spec} does not say its number of classes: name the --dataset")
     digest = weights_sha256(found.net)
     spec = plain_path(spec) if os.path.isfile(spec) else spec
-    return Loaded(found.net, spec, found.arch, digest, None, classes, found.notes, found.dataset)
+    return Loaded(found.net, spec, found.arch, digest, None, classes, found.notes, found.dataset, outside=found.whole)
 
 
 def _in_run(path: Path) -> tuple[Path, str] | None:

@@ -16,22 +16,39 @@ from advbench.models import describe
 from advbench.models.adapted import plain
 from advbench.models.base import Model
 from advbench.models.external import METADATA
+from advbench.models.normalized import normalises
 from advbench.models.outside import stored
 
 
 def weights_sha256(net: nn.Module) -> str:
     """sha256 (hex) of all parameters and buffers: name, dtype, shape and bytes of each, sorted by name.
 
-    The constants of TorchScript, into which freezing turns parameters, count as well. It does not depend on the file,
-    device or memory layout, nor on what `adapted` puts around `net`.
+    The packed weights of quantised layers and the constants of TorchScript, into which freezing turns parameters, count
+    as well. It does not depend on the file, device or memory layout, nor on what `adapted` puts around `net`, nor on
+    `Outside` unless that normalises: a run of one's own network and a file of its weights are one model.
     """
     net, digest = plain(net), hashlib.sha256()
-    tensors = [*net.named_parameters(), *net.named_buffers(), *_constants(net)]
+    net = net if normalises(net) else stored(net)
+    tensors = [*net.named_parameters(), *net.named_buffers(), *_packed(net), *_constants(net)]
     for name, value in sorted(tensors, key=lambda pair: pair[0]):
-        tensor = value.detach().cpu().contiguous()
+        tensor = (value.dequantize() if value.is_quantized else value).detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _packed(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the tensors in the state of `net` that are neither parameters nor buffers."""
+    known = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    try:
+        state = net.state_dict()
+    except Exception:  # one's own `get_extra_state` may raise anything: then there is nothing more to count
+        return
+    for name, value in state.items():
+        if name not in known:
+            parts = (value,) if isinstance(value, Tensor) else value if isinstance(value, tuple | list) else ()
+            yield from ((f"{name}.{at}", part) for at, part in enumerate(parts) if isinstance(part, Tensor))
 
 
 def _constants(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

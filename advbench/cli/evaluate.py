@@ -312,7 +312,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         probes=flags.probes == "on",
         engine=flags.engine,
         indices=choice.indices,
-        name=flags.name or target.loaded.name,
+        name=flags.name,
         command=("advbench", *argv),
     )
     question = check(target.loaded, target.data.subset(choice.rows), settings)

@@ -17,7 +17,7 @@ from advbench.cli.console import Bar, Screen
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
-from advbench.defaults.run_folders import Task, choose_data, describe, place_runs
+from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
 from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.models import check_arch
 from advbench.registry import entries, find
@@ -43,6 +43,8 @@ def command(
     dataset: options.Dataset = None,
     arch: options.Arch = None,
     norm: options.Norm = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help=_RECIPE)] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help=f"images in a batch {_RECIPE}")
@@ -95,7 +97,9 @@ def command(
             dataset=dataset,
             arch=arch,
             norm=norm,
-            recipe={"epochs": epochs, "batch_size": batch_size, "optim.lr": lr, "init": init},
+            recipe=recipe_fields(
+                mean=mean, std=std, **{"epochs": epochs, "batch_size": batch_size, "optim.lr": lr, "init": init}
+            ),
             sets=settings or (),
             config=config,
             device=device,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advbench.files import check_writable
 from advbench.registry import entries
 
 if TYPE_CHECKING:
+    from advbench.models.normalized import Written
     from advbench.recipe import Recipe
 
 RUNS = Path("runs")
@@ -42,6 +43,19 @@ def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[s
             f"the usual model for {'colour' if colour else 'grey'} images",
         )
     return dataset, arch, "given"
+
+
+def recipe_fields(*, mean: Written, std: Written, **fields: Any) -> dict[str, Any]:
+    """`fields` of the recipe by their dotted names, None for those that are not given, with the normalisation.
+
+    `mean` and `std`: see `normalized.parse_statistics`, which raises UserError.
+    """
+    if mean is None and std is None:
+        return fields
+    from advbench.models.normalized import parse_statistics
+
+    found = parse_statistics(mean, std)
+    return {**fields, "model.normalize": found and [list(numbers) for numbers in found]}
 
 
 def describe(recipe: Recipe, why: str) -> str:

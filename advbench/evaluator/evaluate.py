@@ -246,7 +246,7 @@ def fitted(model: nn.Module | Loaded, data: Dataset) -> Loaded:
     if not isinstance(model, Loaded):
         return bare(model, data)
     with enough_memory():
-        net, notes = adapted(model.net, data.batch(TRIED)[0])
+        net, notes = adapted(model.net, data.batch(TRIED)[0], data.num_classes if data.num_classes_known else None)
     return replace(model, net=net, notes=(*model.notes, *notes))
 
 
@@ -257,7 +257,7 @@ def bare(net: Any, data: Dataset) -> Loaded:
     """
     net = black_box(net, data.num_classes)
     with enough_memory():
-        net, notes = adapted(net, data.batch(TRIED)[0])
+        net, notes = adapted(net, data.batch(TRIED)[0], data.num_classes if data.num_classes_known else None)
     inner = plain(net)
     name = inner.arch if isinstance(inner, BlackBox) else type(inner).__name__
     name = getattr(inner, "original_name", name)  # TorchScript keeps the name of the class

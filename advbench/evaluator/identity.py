@@ -25,11 +25,11 @@ _MODEL = {"weights_sha256", "arch", "settings", "code_sha256", "mean", "std", "a
 
 
 def model_ref(loaded: Loaded, name: str | None = None) -> ModelRef:
-    """The reference in the record to the model, which tables call `name` (None: by its spec)."""
+    """The reference in the record to the model, which tables call `name` (None: as its run says, or by its spec)."""
     net = loaded.net
     wrapped = getattr(net, "wrappers", [])
     return ModelRef(
-        name=name,
+        name=name or loaded.name,
         spec=loaded.spec,
         arch=loaded.arch,
         settings={**getattr(net, "settings", {}), **({"wrappers": wrapped} if wrapped else {})},

@@ -71,10 +71,7 @@ class Adapted(nn.Module):
             x = x.clone()
         answer = self.net(x if needs.dtype is None else x.to(needs.dtype))
         z: Tensor = answer if needs.pick is None else needs.pick(answer)
-        if needs.single:
-            z = z.reshape(-1, 1)
-            z = torch.cat([torch.zeros_like(z), z], 1)
-        return z.float()
+        return (of_two(z) if needs.single else z).float()
 
 
 def plain(net: nn.Module) -> nn.Module:
@@ -82,16 +79,22 @@ def plain(net: nn.Module) -> nn.Module:
     return _unwrapped(net.net if isinstance(net, Adapted) else net)[0]
 
 
-def adapted(net: nn.Module, x: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
+def of_two(z: Tensor) -> Tensor:
+    """The logits (B, 2) of two classes, 0 and z, of one output z (B,) or (B, 1)."""
+    z = z.reshape(-1, 1)
+    return torch.cat([torch.zeros_like(z), z], 1)
+
+
+def adapted(net: nn.Module, x: Tensor, classes: int | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A module that runs `net` on float32 images in [0, 1] and returns float32 logits (B, K), and notes for the user.
 
     `net` is tried on images x, (B, C, H, W) with B >= 2, in eval mode, and stays as it is. What torch.compile and
     DataParallel put around it or its parts is left out. The module is `net` itself where it needs nothing, or does not
-    work on these images at all. Raises UserError where several parts of its answer may be the logits.
+    work on these images at all. `classes`: see `reading`, which raises UserError.
     """
     inner, notes = _unwrapped(net)
     with untouched(Adapted(inner, Needs())), torch.no_grad():
-        needs, more = _needs(inner, x)
+        needs, more = _needs(inner, x, classes)
         if needs == Needs() and not isinstance(inner, torch.jit.ScriptModule) and _has_modes(inner):
             return inner, (*notes, *more)
     return Adapted(inner, needs), (*notes, *more)
@@ -140,7 +143,7 @@ def _has_modes(net: nn.Module) -> bool:
     return True
 
 
-def _needs(net: nn.Module, x: Tensor) -> tuple[Needs, tuple[str, ...]]:
+def _needs(net: nn.Module, x: Tensor, classes: int | None) -> tuple[Needs, tuple[str, ...]]:
     """What `net`, in eval mode, needs to answer images like x, with notes; nothing where it does not work at all."""
     place = next((value.device for value in (*net.parameters(), *net.buffers())), x.device)
     said: list[str] = []
@@ -154,7 +157,7 @@ def _needs(net: nn.Module, x: Tensor) -> tuple[Needs, tuple[str, ...]]:
         except Exception as error:  # a network from elsewhere may raise anything
             said.append(str(error))
             continue
-        read = _reading(answer, len(images))
+        read = reading(answer, classes, rows=len(images))
         if read is None:
             break
         copies = images._version != version or not torch.equal(images, before)
@@ -185,7 +188,7 @@ def _notes(needs: Needs) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """How logits are read from an answer: see `Needs`."""
 
     pick: Callable[[Any], Any] | None = None
@@ -193,10 +196,11 @@ class _Reading:
     notes: tuple[str, ...] = ()
 
 
-def _reading(answer: Any, rows: int) -> _Reading | None:
-    """How the logits are read from the answer to `rows` images; None where it has none.
+def reading(answer: Any, classes: int | None = None, *, rows: int | None = None) -> Reading | None:
+    """How the logits are read from the answer to `rows` images (None: any number); None where it has none.
 
-    Raises UserError where several tensors may be the logits, and none is called so.
+    Of several tensors it is the one that is called logits, or else that fits `classes`, if these are known, by its
+    number of columns (one more for a rejection). Raises UserError where that leaves more than one.
     """
     if isinstance(answer, Tensor):
         return _of_tensor(answer, rows)
@@ -204,6 +208,12 @@ def _reading(answer: Any, rows: int) -> _Reading | None:
     each = {name: found for name, (value, _) in parts.items() if (found := _of_tensor(value, rows))}
     if "logits" in parts:
         each = {name: found for name, found in each.items() if name == "logits"}
+    fitting = [
+        {name: found for name, found in each.items() if (2 if found.single else parts[name][0].shape[1]) == count}
+        for count in (() if classes is None else (classes, classes + 1))
+    ]
+    if one := next((found for found in fitting if len(found) == 1), None):
+        each = one
     elif not all(found.single for found in each.values()):
         each = {name: found for name, found in each.items() if not found.single}
     if len(each) > 1:
@@ -220,14 +230,14 @@ def _reading(answer: Any, rows: int) -> _Reading | None:
     return None
 
 
-def _of_tensor(answer: Any, rows: int) -> _Reading | None:
-    if not isinstance(answer, Tensor) or len(answer.shape) not in (1, 2) or len(answer) != rows:
+def _of_tensor(answer: Any, rows: int | None) -> Reading | None:
+    if not isinstance(answer, Tensor) or len(answer.shape) not in (1, 2) or rows not in (None, len(answer)):
         return None
     if answer.dim() == 2 and answer.shape[1] > 1:
-        return _Reading()
-    if answer.numel() != rows or not answer.is_floating_point():
+        return Reading()
+    if answer.numel() != len(answer) or not answer.is_floating_point():
         return None
-    return _Reading(single=True, notes=("the model's one output z is taken as the logits [0, z] of two classes",))
+    return Reading(single=True, notes=("the model's one output z is taken as the logits [0, z] of two classes",))
 
 
 def _parts(answer: Any) -> dict[Any, tuple[Any, Callable[[Any], Any]]]:

@@ -15,7 +15,7 @@ from advbench.models import ImageSize, architectures, sides
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 
-# Mean and standard deviation of the training images by channel, on the [0, 1] scale.
+# Mean and standard deviation by channel, or one for all channels, on the [0, 1] scale.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3053,), (0.3760,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -24,6 +24,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,), (0.5,)),
 }
 
 
@@ -33,7 +34,7 @@ class Model(nn.Module):
     `image_size` is H where H = W, else (H, W).
 
     Normalisation is part of the network: `normalize` is None (no normalisation, the default in robustness work), a
-    dataset's name, or [means, standard deviations]. The buffers `mean` and `std` (1, C, 1, 1) are settings, not
+    name of STATISTICS, or [means, standard deviations]. The buffers `mean` and `std` (1, C, 1, 1) are settings, not
     weights: they are not in the state dict, so states saved elsewhere load.
     """
 
@@ -214,11 +215,12 @@ def statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int)
             raise unknown("normalize", normalize, STATISTICS)
         normalize = STATISTICS[normalize]
     try:
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1) for values in normalize)
+        given = [torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in normalize]
+        mean, std = (values.expand(1, channels, 1, 1).clone() for values in given)
     except Exception as error:  # torch refuses numbers and shapes with many kinds of error
         raise UserError(
-            f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], "
-            f"[{channels} deviations]] or one of {', '.join(STATISTICS)}"
+            f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], [{channels} deviations]] "
+            f"(--mean and --std), one number each, or one of {', '.join(STATISTICS)}"
         ) from error
     deviations = torch.tensor(normalize[1], device="cpu")  # where the network itself may be on the meta device
     if not bool((deviations > 0).all()):

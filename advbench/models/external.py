@@ -56,7 +56,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network from elsewhere, in eval mode on the CPU, and what is known about it. `notes` are for the user."""
+    """A network from elsewhere, in eval mode on the CPU, and what is known about it. `notes` are for the user.
+
+    `whole`: whether it was pickled as it was, so that more than its tensors and its code decides what it answers.
+    """
 
     net: nn.Module = field(repr=False)
     arch: str
@@ -64,6 +67,7 @@ class Foreign:
     dataset: str | None
     norm: str | None
     notes: tuple[str, ...]
+    whole: bool = False
 
 
 def listing() -> list[dict[str, str]]:
@@ -165,7 +169,7 @@ def _file(path: Path, arch: str | None, shape: Shape | None) -> Foreign:
     unpickled = consent.current().pickle and path.suffix != ".safetensors"
     notes = [f"{path} was unpickled: it may have run code"] if unpickled else []
     if isinstance(state, nn.Module):
-        return Foreign(state, type(state).__name__, None, None, None, tuple(notes))
+        return Foreign(state, type(state).__name__, None, None, None, tuple(notes), whole=True)
     net: nn.Module
     if METADATA in metadata and arch in (None, _arch_in(metadata[METADATA])):
         net = _described(metadata[METADATA], state, path, arch)

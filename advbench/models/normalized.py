@@ -13,7 +13,6 @@ from advbench.models.base import STATISTICS
 
 Numbers = tuple[float, ...]
 Written = str | float | Sequence[float] | None
-NAMED: dict[str, tuple[Numbers, Numbers]] = {**STATISTICS, "half": ((0.5,), (0.5,))}
 # What others read of a network beside its outputs.
 _ABOUT = ("arch", "settings", "wrappers", "num_classes", "in_channels", "image_size")
 
@@ -46,7 +45,7 @@ def normalises(net: nn.Module) -> bool:
 def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | None:
     """Means and standard deviations on the [0, 1] scale, one number for all channels or one each; None without both.
 
-    Each is a name of NAMED, a comma list such as "0.5,0.5,0.5", a number or several. One name gives both. Raises
+    Each is a name of STATISTICS, a comma list such as "0.5,0.5,0.5", a number or several. One name gives both. Raises
     UserError for other texts, a mean that is not finite, a deviation that is not above 0, and one without the other.
     """
     if mean is None and std is None:
@@ -55,7 +54,9 @@ def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | N
     deviations = _numbers("--std", std if std is not None else _name(mean), 1)
     if means is None or deviations is None:
         given, missing = ("--std", "--mean") if means is None else ("--mean", "--std")
-        raise UserError(f"{given} without {missing}: give both, or one of the names {', '.join(NAMED)}, which has both")
+        raise UserError(
+            f"{given} without {missing}: give both, or one of the names {', '.join(STATISTICS)}, which has both"
+        )
     if min(deviations) <= 0:
         raise UserError(f"--std {shortened(std)}: standard deviations are above 0")
     return means, deviations
@@ -71,14 +72,14 @@ def by_channel(flag: str, numbers: Numbers, channels: int) -> Numbers:
 
 def _name(written: Written) -> Written:
     """`written` if it is a name, which gives the other flag too."""
-    return written if isinstance(written, str) and written.strip() in NAMED else None
+    return written if isinstance(written, str) and written.strip() in STATISTICS else None
 
 
 def _numbers(flag: str, written: Written, place: int) -> Numbers | None:
     if written is None:
         return None
-    if isinstance(written, str) and written.strip() in NAMED:
-        return NAMED[written.strip()][place]
+    if isinstance(written, str) and written.strip() in STATISTICS:
+        return STATISTICS[written.strip()][place]
     parts = written.split(",") if isinstance(written, str) else written
     try:
         found = tuple(float(part) for part in ([parts] if isinstance(parts, int | float) else parts))
@@ -87,6 +88,6 @@ def _numbers(flag: str, written: Written, place: int) -> Numbers | None:
     if not found or not all(math.isfinite(number) for number in found):
         raise UserError(
             f"{flag} {shortened(written)}: write a number, one for each channel such as 0.5,0.5,0.5, or one of the "
-            f"names {', '.join(NAMED)}"
+            f"names {', '.join(STATISTICS)}"
         )
     return found

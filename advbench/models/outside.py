@@ -15,8 +15,10 @@ from torch.nn.parameter import is_lazy
 from advbench import rng
 from advbench.errors import UserError, unknown
 from advbench.models import ImageSize
+from advbench.models.adapted import of_two, reading
 from advbench.models.base import Model, statistics
 from advbench.models.libraries import untrained
+from advbench.models.normalized import normalises
 from advbench.registry import LIBRARIES, find, parameters
 
 _OWN = ("normalize", "features", "maps")  # settings of Outside; all others go to what makes the network
@@ -170,13 +172,8 @@ class Outside(Model):
 
     def logits_of(self, answer: Any) -> Tensor:
         """The logits (B, K) in what the net returned. Raises UserError where there are none."""
-        found: Any = answer
-        if not isinstance(answer, Tensor):
-            found = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-            parts = answer.values() if isinstance(answer, Mapping) else answer
-            if found is None and isinstance(answer, Mapping | tuple | list):
-                fitting = [one for one in parts if self._as_logits(one) is not None]
-                found = fitting[0] if len(fitting) == 1 else None
+        read = None if isinstance(answer, Tensor) else reading(answer, self.num_classes)
+        found = read.pick(answer) if read is not None and read.pick is not None else answer
         logits = self._as_logits(found)
         if logits is None:
             given = tuple(found.shape) if isinstance(found, Tensor) else type(answer).__name__
@@ -186,8 +183,7 @@ class Outside(Model):
     def _as_logits(self, answer: Any) -> Tensor | None:
         """`answer` as logits (B, K); None if it is none."""
         if isinstance(answer, Tensor) and self.num_classes == 2 and answer.shape[1:] in ((), (1,)):
-            z = answer.reshape(-1, 1)
-            return torch.cat([torch.zeros_like(z), z], 1)
+            return of_two(answer)
         fits = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] == self.num_classes
         return answer if fits else None
 
@@ -201,8 +197,8 @@ def from_outside(arch: str, sizes: Mapping[str, Any], settings: Mapping[str, Any
     """The network of torchvision, timm or code from outside that `arch` names, as a Model.
 
     `sizes`: num_classes, in_channels and image_size. A callable receives those that it has parameters for, and the
-    settings but Outside's own; a class derived from Model, or a function that takes any, receives all. Raises UserError
-    for anything but an nn.Module, and whatever the maker raises.
+    settings but Outside's own; a class derived from Model, or a function that takes any, receives all. A network itself
+    is copied. Raises UserError for anything but an nn.Module, and whatever the maker raises.
     """
     library, _, name = arch.partition(":")
     own = {key: value for key, value in settings.items() if key in _OWN}
@@ -214,18 +210,27 @@ def from_outside(arch: str, sizes: Mapping[str, Any], settings: Mapping[str, Any
         return Outside(net, **sizes, **own, repeat=3 // sizes["in_channels"])
     entry = find("models", arch)
     maker: Any = entry.load()
+    if isinstance(maker, nn.Module) and not others:
+        made: Any = copy.deepcopy(maker)
+        return made if isinstance(made, Model) and not own else _outside(arch, made, sizes, own)
     known = parameters(maker)
     given = {key: value for key, value in sizes.items() if key in known}
     takes_any = any(one.kind is Parameter.VAR_KEYWORD for one in known.values())
     is_class = isinstance(maker, type)
     ours = (is_class and issubclass(maker, Model)) or (takes_any and not (given or is_class))
     if ours:
-        given, own, others = dict(sizes) if takes_any else given, {}, dict(settings)
+        given, others = dict(sizes) if takes_any else given, dict(settings)
     net = entry.create(**given, **others)
-    if isinstance(net, Model) and not own:
+    if isinstance(net, Model) and (ours or not own):
         return net
-    if not isinstance(net, nn.Module) or isinstance(net, Model):
+    return _outside(arch, net, sizes, own)
+
+
+def _outside(arch: str, net: Any, sizes: Mapping[str, Any], own: Mapping[str, Any]) -> Outside:
+    if not isinstance(net, nn.Module):
         raise UserError(f"{arch} made a {type(net).__name__}: an architecture makes an nn.Module")
+    if "normalize" in own and normalises(net):
+        raise UserError(f"{arch} normalises its images itself: leave out --mean, --std and model.normalize")
     return Outside(net, **sizes, **own)
 
 

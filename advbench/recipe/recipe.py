@@ -168,7 +168,10 @@ def _takes(arch: str, setting: str) -> bool:
     library, colon, _ = arch.partition(":")
     if not colon or library in LIBRARIES:
         return not colon
-    known = parameters(find("models", arch).load())
+    maker = find("models", arch).load()
+    if not (isinstance(maker, type) or inspect.isroutine(maker)):  # a network
+        return False
+    known = parameters(maker)
     return setting in known or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
 
 

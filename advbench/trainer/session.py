@@ -158,6 +158,10 @@ class Session:
         trial = copy.deepcopy(f)
         with rng.kept():
             if outside:
+                if any(isinstance(part, torch.jit.ScriptModule) for part in f.modules()):
+                    raise UserError(
+                        f"{f.arch} is TorchScript, which is not trained: name the class that it was made of"
+                    )
                 if not any(weight.requires_grad for weight in f.parameters()):
                     raise UserError(f"{f.arch} has no weights to train")
                 with explained(f"{f.arch} cannot be trained on {'x'.join(map(str, self.data.shape))} images"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from advbench.checkpoint import (
     BEST,
@@ -206,6 +207,16 @@ def test_plug_in_architectures_load_when_named(tmp_path: Path, monkeypatch: pyte
         load_model(folder)
     assert load_model(folder, arch="plug_in_arch:Mine").weights_sha256 == weights_sha256(net)
     assert load_model(folder, trust_code=True).arch == "plug_in_arch:Mine"
+
+
+def test_what_is_pickled_as_a_whole_is_asked_what_it_answers(tmp_path: Path) -> None:
+    """Its tensors and its code may be those of another model."""
+    layer = nn.Linear(64, 10)
+    for name, last in (("a", nn.Tanh()), ("b", nn.Identity())):
+        torch.save(nn.Sequential(nn.Flatten(), layer, last), tmp_path / f"{name}.pt")
+    a, b = (load_model(str(tmp_path / f"{name}.pt"), dataset="digits", trust_pickle=True) for name in "ab")
+    assert a.weights_sha256 == b.weights_sha256 and a.code_sha256 is b.code_sha256 is None and a.arch == b.arch
+    assert a.outside and b.outside
 
 
 def test_arch_must_be_that_of_the_run(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -77,3 +78,20 @@ def test_shared_weights_are_saved(tmp_path: Path) -> None:
     save_weights(net, tmp_path / "x.safetensors")
     stored = safetensors.torch.load_file(tmp_path / "x.safetensors")
     assert torch.equal(stored["0.weight"], stored["1.weight"]) and len(stored) == 4
+
+
+def test_tensors_that_are_neither_parameters_nor_buffers_count() -> None:
+    """Such as the packed weights of quantised layers."""
+
+    class Packed(Tiny):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def get_extra_state(self) -> tuple[torch.Tensor, None]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch deprecates these tensors
+                return torch.quantize_per_tensor(torch.full((2,), 1 / self.value), 0.5, 0, torch.qint8), None
+
+    assert len(weights_sha256(Packed(0.0))) == 64  # its state cannot be read
+    assert weights_sha256(Packed(1.0)) == weights_sha256(Packed(1.0)) != weights_sha256(Packed(0.5))

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from advbench.checkpoint import read_card
+from advbench.checkpoint import load_model, read_card
 
 NET = """
 import torch
@@ -94,6 +95,36 @@ def test_a_weights_file_of_ones_own_net(mine: Any) -> None:
     assert recipe["init"]["path"] == "w.pt" and len(recipe["init"]["sha256"]) == 64
     ran = mine(*training, "--init", "runs/tuned", "--out", "runs/again")
     assert ran.code == 0, ran.err
+
+
+def test_a_run_and_a_file_of_its_weights_are_one_model(mine: Any) -> None:
+    training = ["train", "--arch", mine.net, "--dataset", "npz:mine.npz", "--method", "standard", *SHORT]
+    assert mine(*training, "--out", "runs/a").code == 0
+    torch.save(load_file("runs/a/model.safetensors"), "w.pt")
+    ids = []
+    for model in ("runs/a", "w.pt"):
+        ran = mine("evaluate", "--model", model, "--arch", mine.net, "--dataset", "npz:mine.npz", "--attack", "fgsm",
+                   "--eps", "0,0.05", "-n", "16", "--json")  # fmt: skip
+        assert ran.code == 0, ran.err
+        ids.append(json.loads(ran.out)["id"])
+    assert ids[0] == ids[1]
+
+
+def test_normalisation_in_front_of_any_net(mine: Any) -> None:
+    few = ["--dataset", "npz:mine.npz", "--method", "standard", *SHORT]
+    for arch, out in ((mine.net, "runs/a"), ("mlp", "runs/b")):
+        ran = mine("train", "--arch", arch, *few, "--mean", "0.4", "--std", "0.2", "--out", out)
+        assert ran.code == 0, ran.err
+        assert tomllib.loads(Path(out, "recipe.toml").read_text())["model"]["normalize"] == [[0.4], [0.2]]
+        net = load_model(out, trust_code=True).net
+        assert net.normalise(torch.full((1, 1, 20, 12), 0.8)).mean() == pytest.approx(2.0)
+    ran = mine("evaluate", "--model", "runs/a", "--arch", mine.net, "--mean", "half", "--attack", "fgsm")
+    assert ran.code == 2 and "normalises its images itself" in ran.err.splitlines()[-1]
+    for wrong, message in ((["--mean", "0.4"], "--mean without --std"),
+                           (["--mean", "imagenet"], "normalize is [[0.485")):  # fmt: skip
+        ran = mine("train", "--arch", "mlp", *few, *wrong, "--out", "runs/c")
+        assert ran.code == 2 and message in ran.err.splitlines()[-1], ran.err
+        assert "runs/c/recipe.toml" not in mine.files()
 
 
 def test_a_pickle_to_start_from_needs_trust(mine: Any) -> None:

@@ -84,6 +84,7 @@ def exported(net: nn.Module) -> nn.Module:
 # What is made of a plain network, and a word of the note that says how it is used ("": there is no note).
 KINDS: dict[str, tuple[Made, str]] = {
     "a tuple": (lambda net: Around(net, lambda z: (z.mean(), z)), "element 1 of the tuple"),
+    "a tuple with features": (lambda net: Around(net, lambda z: (z[:, :5], z)), "element 1 of the tuple"),
     "a list": (lambda net: Around(net, lambda z: [z]), "element 0 of the list"),
     "a dict": (lambda net: Around(net, lambda z: {"features": z, "logits": z}), "logits of the dict"),
     "a named tuple": (lambda net: Around(net, lambda z: Output(z[:, :2], z)), "logits of the Output"),
@@ -181,7 +182,7 @@ def test_one_logit_is_that_of_the_second_class(digits: Dataset, trained: dict[st
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda net: Around(net, lambda z: (z, z[:, :5])), r"may be the logits \(0 \(2, 10\), 1 \(2, 5\)\): return"),
+        (lambda net: Around(net, lambda z: (z, 2 * z)), r"may be the logits \(0 \(2, 10\), 1 \(2, 10\)\): return"),
         (lambda net: Around(net, lambda z: None), r"does not return logits \(B, K\) for 1x8x8 images"),
         (lambda net: Around(net, lambda z: z[:, :, None]), r"does not return logits \(B, K\)"),
         (lambda net: Around(net, lambda z: z.argmax(1)), r"does not return logits \(B, K\)"),

@@ -100,6 +100,9 @@ MAKERS: dict[str, Any] = {
     "Greedy": Greedy,
     "Lazy": Lazy,
     "shared": lambda: SHARED,
+    "instance": SHARED,
+    "any": lambda **_settings: Net(),
+    "zoo": lambda: build("mlp", num_classes=3, in_channels=1, image_size=IMAGE[1:], normalize="half"),
     "double": lambda num_classes: Net(num_classes).double(),
     "ours": lambda **common: Ours(**common),
     "sized": lambda num_classes, in_channels, image_size: Net(num_classes, width=in_channels + image_size[0] - 10),
@@ -209,7 +212,7 @@ def test_logits_are_found_in_an_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Unclear", "Flat"])
 def test_an_answer_without_logits_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"not logits \(B, 3\)"):
+    with pytest.raises(UserError, match=r"not logits \(B, 3\)|several tensors may be the logits"):
         make(name)(some())
 
 
@@ -235,16 +238,24 @@ def test_lazy_layers_get_their_shapes() -> None:
     assert make("Lazy")(some()).shape == (5, 3) and make("Lazy").feature_dim == 60
 
 
-def test_every_net_is_a_copy() -> None:
-    a, b = make("shared"), make("shared")
+@pytest.mark.parametrize("name", ["shared", "instance"])
+def test_every_net_is_a_copy(name: str) -> None:
+    a, b = make(name), make(name)
+    assert torch.equal(a.eval()(some()), SHARED.eval()(some()))
     assert stored(a).conv.weight is not stored(b).conv.weight is not SHARED.conv.weight
 
 
-def test_normalisation_is_a_setting_of_the_model() -> None:
-    net = make("Net", normalize=[[0.5], [0.25]]).eval()
+@pytest.mark.parametrize("name", ["Net", "any", "instance"])
+def test_normalisation_is_a_setting_of_the_model(name: str) -> None:
+    net = make(name, normalize=[[0.5], [0.25]]).eval()
     assert torch.equal(net(some()), net.net((some() - 0.5) / 0.25))
-    assert weights_sha256(net) != weights_sha256(make("Net"))
+    assert weights_sha256(net) != weights_sha256(make(name))
     assert "mean" not in net.state_dict()
+
+
+def test_the_weights_are_those_of_the_net_itself() -> None:
+    net = make("Net")
+    assert weights_sha256(net) == weights_sha256(stored(net))
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalize": [[0.5], [0.25]], "features": "fc1", "width": 5}])
@@ -274,6 +285,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("Net", {"hight": 3}, "unknown setting of their_nets:Net 'hight'"),
     ("Net", {"width": "x"}, "their_nets:Net failed: TypeError"),
     ("Net", {"normalize": [[0.5] * 3, [1.0] * 3]}, "for 1 channels write"),
+    ("zoo", {"normalize": "half"}, "their_nets:zoo normalises its images itself: leave out --mean"),
     ("text", {}, "their_nets:text made a str: an architecture makes an nn.Module"),
     ("Nte", {}, "cannot load architecture 'their_nets:Nte'"),
 ]

@@ -83,6 +83,12 @@ class Late(Plain):
         return super().forward(x)
 
 
+def scripted() -> nn.Module:
+    net = Empty()
+    net.part = torch.jit.ScriptModule()  # type: ignore[no-untyped-call]
+    return net
+
+
 class Empty(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return x.flatten(1)[:, :2]
@@ -94,6 +100,7 @@ def _nets(monkeypatch: pytest.MonkeyPatch) -> None:
     for net in (Plain, Smooth, Used, Wide, Cut, Late, Empty):
         setattr(module, net.__name__, net)
     module.ten = lambda: Plain(10)  # type: ignore[attr-defined]
+    module.scripted = scripted  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_nets", module)
 
 
@@ -163,6 +170,7 @@ def test_a_plain_net_resumes_to_the_bit(recipe: Make, tmp_path: Path) -> None:
     [
         ("own_nets:Wide", "pgd-at", "own_nets:Wide cannot be trained on 1x8x8 images: ValueError: I want colour"),
         ("own_nets:Cut", "pgd-at", "own_nets:Cut gives no gradient with respect to the image"),
+        ("own_nets:scripted", "pgd-at", "own_nets:scripted is TorchScript, which is not trained: name the class"),
         ("own_nets:Empty", "pgd-at", "own_nets:Empty has no weights to train"),
         ("own_nets:Plain", "feature-prioritization", "own_nets:Plain has no feature maps: set model.maps=LAYER"),
         ("own_nets:Smooth", "pgd-at", ""),
