@@ -17,7 +17,7 @@ from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack, Context, Samples, prepared
 from advbench.engine.losses import KL, LOSSES, aims
 from advbench.errors import UserError, reading, shortened
-from advbench.files import plain_path
+from advbench.files import plain_path, read_list
 from advbench.recipe.fields import Size
 
 RANDOM, LEAST_LIKELY = "random", "least-likely"
@@ -106,8 +106,7 @@ def goals_of(target: str, data: Dataset, seed: int) -> dict[int, int]:
             f"{LEAST_LIKELY} or a file of classes, one for each image"
         )
     with reading(f"the targets {target}"):
-        text = path.read_text(encoding="utf-8")
-        listed = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.split())}]")
+        listed = read_list(path)
     if len(listed) != len(places):
         raise UserError(f"the targets {target}: it lists {len(listed)}, but {len(places)} images are attacked")
     for place, number in enumerate(listed):

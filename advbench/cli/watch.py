@@ -31,8 +31,6 @@ class ScreenWatch(Watch):
     def on_begin(self, event: Began) -> None:
         if self._log is not None:
             self._writer = writer(event.out / "tensorboard")
-        for text in event.notes:
-            self._bar.line(text)
         if event.best and "robust" in event.best:
             self._best = _best(event.best["clean"], event.best["robust"], event.best["epoch"])
         for note in event.notes:
