@@ -109,9 +109,9 @@ def from_object(obj: Any, *, n: int | None = None, name: str | None = None, spli
 
 def _array(values: Any, what: str) -> Tensor:
     """`values` as a tensor on the CPU, which may share their memory."""
-    if isinstance(values, Tensor):
-        return values.detach().to_dense().cpu()
     with explained(f"{what} cannot be made a tensor"):
+        if isinstance(values, Tensor):
+            return values.detach().to_dense().cpu()
         array = np.asarray(values)
         # A copy where others' memory is read-only, reversed or big-endian, which tensors cannot be.
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
