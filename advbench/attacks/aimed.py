@@ -55,6 +55,8 @@ class Aimed(Attack):
     def with_goals(self, context: Context) -> Self:
         """This attack with the targets of random and of a file. UserError for a file that does not fit the images, or
         whose numbers are not those of `target_sha256`."""
+        if self.target_sha256 and (not isinstance(self.target, str) or self.target in (RANDOM, LEAST_LIKELY)):
+            raise UserError(f"{self.name}: target_sha256 is the hash of a file of targets: write target=FILE too")
         if not isinstance(self.target, str) or self.target == LEAST_LIKELY:
             return self
         goals = goals_of(self.target, context.data, context.seed)

@@ -195,19 +195,23 @@ def classes_of(root: Path, source: Path, defining: Path) -> tuple[tuple[str, ...
 
 
 def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a class folder, sorted, and what else is there, counted. Links to folders are followed once."""
-    found, others, seen = [], Counter[str](), {os.path.realpath(folder)}
+    """The images below a class folder, sorted, and what else is there, counted.
+
+    Links to folders are followed once, and never to a folder above, which holds other classes.
+    """
+    top = Path(os.path.realpath(folder))
+    found, others, seen = [], Counter[str](), {str(top), *map(str, top.parents)}
 
     def fail(error: OSError) -> None:
         raise UserError(f"imagefolder: cannot read {error.filename}: {error.strerror}")
 
-    for top, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         visible = [name for name in folders if not _hidden(name)]
         others["hidden files or folders"] += len(folders) - len(visible)
-        folders[:] = [name for name in visible if os.path.realpath(os.path.join(top, name)) not in seen]
-        seen |= {os.path.realpath(os.path.join(top, name)) for name in folders}
+        folders[:] = [name for name in visible if os.path.realpath(os.path.join(place, name)) not in seen]
+        seen |= {os.path.realpath(os.path.join(place, name)) for name in folders}
         for name in files:
-            file = Path(top, name)
+            file = Path(place, name)
             if _hidden(name):
                 others["hidden files or folders"] += 1
             elif _is_image(file):
