@@ -24,15 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import Interrupted, UserError
+from advbench.public import checked
 from advbench.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from advbench.analyses.base import Analysis
     from advbench.checkpoint import Loaded
+    from advbench.compare.call import compare_models as compare
     from advbench.data.dataset import Dataset
     from advbench.defaults.progress import Show
     from advbench.eps import Eps
     from advbench.evaluator import Evaluation, Journal
+    from advbench.leaderboard import build_frame as leaderboard
     from advbench.models.normalized import Written
 
 __all__ = [
@@ -58,6 +63,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'advbench' has no attribute {name!r}")
 
 
+@checked
 def load_data(name: str, split: str = "test", *, progress: bool | Show | None = None) -> Dataset:
     """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError.
 
@@ -70,13 +76,14 @@ def load_data(name: str, split: str = "test", *, progress: bool | Show | None = 
         return load(name, split, progress=lambda done, total, what: report(what, done, total))
 
 
+@checked
 def load_model(
     spec: str | Path,
     *,
     arch: str | None = None,
     dataset: Dataset | str | None = None,
     norm: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     mean: Written = None,
     std: Written = None,
     abstain: str | None = None,
@@ -110,6 +117,7 @@ def load_model(
     )
 
 
+@checked
 def list_entries(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
     """The methods, attacks, models, datasets or analyses: a dict for each, with at least `name` and `summary`.
 
@@ -120,6 +128,7 @@ def list_entries(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
     return listing(kind, filter)
 
 
+@checked
 def train(
     method: str = "act",
     *,
@@ -137,7 +146,7 @@ def train(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     config: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -189,6 +198,7 @@ def train(
             return run(recipe, task.out, device=str(place), resume=resume, force=force, name=name, watch=watch)
 
 
+@checked
 def evaluate(
     model: str | Path | Loaded | Callable[..., Any],
     dataset: Any = None,
@@ -209,7 +219,7 @@ def evaluate(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     engine: str = "own",
     curve: str = "fast",
@@ -285,6 +295,7 @@ def evaluate(
     )
 
 
+@checked
 def attack(
     model: str | Path | Loaded | Callable[..., Any],
     dataset: Any = None,
@@ -305,7 +316,7 @@ def attack(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     engine: str = "own",
     slots: int | None = None,
@@ -361,6 +372,7 @@ def attack(
     )
 
 
+@checked
 def analyze(
     name: str,
     runs: str | Path | Sequence[str | Path] = (),
@@ -372,7 +384,7 @@ def analyze(
     seed: int | None = None,
     precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     progress: bool | Show | None = None,
     trust_pickle: bool = False,
     trust_code: bool = False,

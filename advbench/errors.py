@@ -28,10 +28,10 @@ class CodeRuns(UserWarning):
     """The warning that code from outside advbench is about to run."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a `name` that is not among `choices`, with similar choices first."""
     valid = sorted(choices)
-    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     choice = f"choose from {', '.join(valid)}" if valid else "there are none"
     return UserError(f"unknown {kind} {name!r}: {hint}{choice}")

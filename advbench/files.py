@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -27,6 +29,16 @@ def plain_path(text: str) -> str:
     real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # a link itself keeps its name
     here = os.path.realpath(os.getcwd())
     return os.path.relpath(real, here) if os.path.commonpath([real, here]) == here else real
+
+
+def read_list(path: Path) -> list[Any]:
+    """The values in a text file: a JSON list, or numbers separated by commas, spaces or line ends. May raise anything.
+
+    For numbers written by hand, with `errors.reading` around it.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    found = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.replace(',', ' ').split())}]")
+    return list(found)
 
 
 def sha256_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -129,7 +130,7 @@ def test_sizes_in_any_form(net: nn.Module, eps: Any, texts: list[str]) -> None:
         ({"attack": "pdg"}, "did you mean"),
         ({"attack": []}, "no attack was named"),
         ({"settings": {"stepz": 3}}, "unknown attack setting"),
-        ({"settings": ["steps=3"]}, "give a dict"),
+        ({"settings": ["steps=3"]}, "it must be a dict"),
         ({"precision": "fp16"}, "choose from"),
         ({"curve": "slow"}, "choose from"),
         ({"engine": "theirs"}, "choose from"),
@@ -137,6 +138,14 @@ def test_sizes_in_any_form(net: nn.Module, eps: Any, texts: list[str]) -> None:
         ({"subset": "last"}, "choose first"),
         ({"arch": "mlp"}, "leave it out"),
         ({"progress": "yes"}, "give True"),
+        ({"seed": 2**70}, "seed"),
+        ({"subset": [1, 2]}, "subset is [1, 2]: it must be a text"),
+        ({"name": 5}, "name is 5: it must be a text or None"),
+        ({"settings": {1: 2}}, "unknown attack setting 1"),
+        ({"precision": None}, "precision is None"),
+        ({"device": None}, "choose from"),
+        ({"probes": "on"}, "probes is 'on': it must be True or False"),
+        ({"journal": 5}, "journal is 5: it must be a Journal or a text or a path or None"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(net: nn.Module, how: dict[str, Any], words: str) -> None:
@@ -144,6 +153,10 @@ def test_wrong_arguments_are_told_in_one_line(net: nn.Module, how: dict[str, Any
     with pytest.raises(advbench.UserError) as raised:
         advbench.evaluate(net, "digits", **given)
     assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_device_may_be_one_of_pytorch(net: nn.Module) -> None:
+    assert advbench.evaluate(net, "digits", attack="fgsm", eps=0, n=4, probes=False, device=torch.device("cpu"))
 
 
 def test_other_functions_tell_theirs() -> None:
@@ -156,6 +169,17 @@ def test_other_functions_tell_theirs() -> None:
         lambda: advbench.train(eps=[0.1], arch="mlp"),
         lambda: advbench.analyze("filterz"),
         lambda: advbench.analyze("filters", ["nothing"]),
+        lambda: advbench.list_entries("attacks", 5),
+        lambda: advbench.load_data(5),
+        lambda: advbench.load_model("digits", dataset=(1, 2)),
+        lambda: advbench.train("standard", dataset=5),
+        lambda: advbench.train("standard", settings=5),
+        lambda: advbench.train("standard", out=5),
+        lambda: advbench.analyze(5, "run"),
+        lambda: advbench.analyze("filters", 5),
+        lambda: advbench.leaderboard(None),
+        lambda: advbench.compare("nothing", "else", fail_if=5),
+        lambda: advbench.compare("nothing", "else", alpha="x"),
         lambda: advbench.leaderboard("nothing"),
         lambda: advbench.compare("nothing", "else"),
         lambda: advbench.compare(3, 4),
@@ -267,6 +291,8 @@ def test_the_packages_can_be_called_and_imported() -> None:
     from advbench import compare, leaderboard
 
     assert callable(compare) and callable(leaderboard) and compare is advbench.compare
+    assert pickle.loads(pickle.dumps([compare, leaderboard])) == [compare, leaderboard]  # as Ray and joblib do
+    assert "fail_if" in inspect.signature(compare).parameters
     assert leaderboard.COLUMNS and advbench.compare.gate.parse_gate("clean < 80")
 
 

@@ -17,7 +17,7 @@ from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack, Context, Samples, prepared
 from advbench.engine.losses import KL, LOSSES, aims
 from advbench.errors import UserError, reading, shortened
-from advbench.files import plain_path
+from advbench.files import plain_path, read_list
 from advbench.recipe.fields import Size
 
 RANDOM, LEAST_LIKELY = "random", "least-likely"
@@ -55,6 +55,8 @@ class Aimed(Attack):
     def with_goals(self, context: Context) -> Self:
         """This attack with the targets of random and of a file. UserError for a file that does not fit the images, or
         whose numbers are not those of `target_sha256`."""
+        if self.target_sha256 and (not isinstance(self.target, str) or self.target in (RANDOM, LEAST_LIKELY)):
+            raise UserError(f"{self.name}: target_sha256 is the hash of a file of targets: write target=FILE too")
         if not isinstance(self.target, str) or self.target == LEAST_LIKELY:
             return self
         goals = goals_of(self.target, context.data, context.seed)
@@ -106,8 +108,7 @@ def goals_of(target: str, data: Dataset, seed: int) -> dict[int, int]:
             f"{LEAST_LIKELY} or a file of classes, one for each image"
         )
     with reading(f"the targets {target}"):
-        text = path.read_text(encoding="utf-8")
-        listed = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.split())}]")
+        listed = read_list(path)
     if len(listed) != len(places):
         raise UserError(f"the targets {target}: it lists {len(listed)}, but {len(places)} images are attacked")
     for place, number in enumerate(listed):

@@ -135,7 +135,7 @@ def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
     screen = screen or Screen()
     if flags.form not in FORMATS:
         raise unknown("format", flags.form, FORMATS)
-    from advbench import compare as comparing
+    import advbench.compare as comparing
 
     writers = {
         "csv": comparing.to_csv,
@@ -198,7 +198,7 @@ def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
     of packages than those recorded are shown and are no fault.
     """
     screen = screen or Screen()
-    from advbench import compare as comparing
+    import advbench.compare as comparing
     from advbench import consent
 
     path = comparing.find_record(text)

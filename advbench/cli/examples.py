@@ -102,7 +102,7 @@ class Examples:
 
     def name(self, label: int) -> str:
         """The name of a class, or its number if the dataset has no names."""
-        return self.class_names[label] if label < len(self.class_names) else str(label)
+        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
 
 
 def collect(net: nn.Module, data: Dataset, result: Evaluation, *, images: bool = False) -> Examples:

@@ -78,7 +78,7 @@ def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: S
     A record that was there stays, and the user is warned where it has other flags.
     """
     if publish:
-        from advbench import leaderboard
+        import advbench.leaderboard as leaderboard
 
         path, damaged = leaderboard.publish(record, fates, folder)
         for damage in damaged:

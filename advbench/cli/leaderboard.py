@@ -51,7 +51,7 @@ def leaderboard(
 ) -> Built:
     """Do what `words` say and print what was written. Raises UserError for wrong ones, and after all for damage."""
     screen = screen or Screen()
-    from advbench import leaderboard as boards
+    import advbench.leaderboard as boards
 
     action, *rest = words
     if action not in FORMS:

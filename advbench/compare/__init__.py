@@ -4,9 +4,6 @@ In a Python program the package itself can be called: `advbench.compare("runs/a"
 `compare_models`.
 """
 
-import sys
-from types import ModuleType
-
 from advbench.compare.call import compare_models
 from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts
@@ -26,6 +23,7 @@ from advbench.compare.report import (
 )
 from advbench.compare.results import Check, Comparison, Drop, Finding, Gate, Refused, Row
 from advbench.compare.sides import Measured, Side, find_record, read_side, read_some
+from advbench.public import make_callable
 
 __all__ = [
     "HEADER",
@@ -59,11 +57,4 @@ __all__ = [
     "whereabouts",
 ]
 
-
-class _Package(ModuleType):
-    """The package as a function: a function of its name beside it would be replaced by the package once imported."""
-
-    __call__ = staticmethod(compare_models)
-
-
-sys.modules[__name__].__class__ = _Package
+make_callable(__name__, compare_models)

@@ -10,6 +10,7 @@ from advbench.compare.comparison import compare
 from advbench.compare.results import Comparison
 from advbench.compare.sides import FORMS, Measured, Side, read_some
 from advbench.errors import UserError, shortened
+from advbench.public import checked
 from advbench.record import Fates, Record
 
 
@@ -25,6 +26,7 @@ class Result(Protocol):
 Model = str | Path | Result
 
 
+@checked
 def compare_models(
     *models: Model,
     baseline: Model | None = None,

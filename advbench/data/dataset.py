@@ -38,8 +38,8 @@ def check_range(images: Tensor, what: str) -> None:
     if 0 <= low <= high <= 1:
         return
     hint = "normalisation is the model's part (--mean, --std)"
-    if low >= 0 and 2 < high <= 255:
-        hint = "divide by 255"
+    if low >= 0 and high > 2:
+        hint = f"divide by {255 if high <= 255 else 65535}, or by what white is in them"
     raise UserError(f"{what}: images are floats from {low:.9g} to {high:.9g}, and must lie in [0, 1]: {hint}")
 
 

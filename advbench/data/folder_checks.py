@@ -59,17 +59,13 @@ def check_names(known: str | None, tested: str, names: Mapping[int, str]) -> Non
     believed.
     """
     kind, _, path = tested.partition(":")
-    labels = {name: label for label, name in enumerate(class_names(known or ""))}
-    if (
-        kind != "imagefolder"
-        or (file := Place.parse(path).root / CLASSES).exists()
-        or not labels.keys() >= set(names.values())
-    ):
+    if kind != "imagefolder" or (file := Place.parse(path).root / CLASSES).exists():
         return
-    other = {name: labels[name] for label, name in names.items() if labels[name] != label}
+    labels = {name: label for label, name in enumerate(class_names(known or ""))}
+    other = {name: labels[name] for label, name in names.items() if labels.get(name, label) != label}
     if other:
         name, label = next(iter(other.items()))
-        said = json.dumps({name: labels[name] for name in names.values()})
+        said = json.dumps({name: labels.get(name, "LABEL") for name in names.values()})
         raise UserError(
             f"{name} is class {label} of {known}, but not of {tested}, whose folders are numbered by name: write "
             f"{said if len(said) <= 300 else 'the label of each folder'} into {file}"

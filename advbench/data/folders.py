@@ -21,7 +21,7 @@ SUFFIXES = (
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "val", "valid", "validation", "testing")  # in any case
 CLASSES = "classes.json"
 FIFTH = "@fifth"
-_TEST_SHARE = 5  # with @fifth, one in so many images of a class is a test image
+_TEST_SHARE = 5  # with @fifth, about one in so many images is a test image
 _SYSTEM = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what operating systems leave behind
 _MAX_CLASSES = 10**6
 _SHOWN = 10  # classes, in a note
@@ -66,8 +66,8 @@ def listing(place: Place, split: str) -> Listing:
     """The images of `split` ("train" or "test"). Raises UserError for folders that do not fit.
 
     - A folder `train` and one of TEST_NAMES are the splits; the training classes are the classes.
-    - Class folders alone are a test split, all of it. With `@fifth` a fifth of each class, chosen by a hash of the file
-      names, is the test split and the rest the training split.
+    - Class folders alone are a test split, all of it. With `@fifth` about a fifth of them, each chosen by the
+      hash of its own name, is the test split and the rest the training split.
     - `classes.json`, if it is there, says the label of each folder: {"folder": label, ...} or a list of all classes in
       order. Otherwise the sorted names of the folders are the classes.
     """
@@ -80,7 +80,7 @@ def listing(place: Place, split: str) -> Listing:
         if split == "train" and not fifth and subfolders(root):
             raise UserError(
                 f"imagefolder: {root} has no train folder: train on imagefolder:{root}{FIFTH}, which holds back a "
-                "fifth of each class as the test split"
+                "fifth of the images as the test split"
             )
         source = root
     elif fifth:
@@ -102,8 +102,8 @@ def listing(place: Place, split: str) -> Listing:
     images = [
         (file, labels[name])
         for name, (files, _) in found.items()
-        for file, tested in _with_split(root, files)
-        if not fifth or tested == (split == "test")
+        for file in files
+        if not fifth or _is_tested(root, file) == (split == "test")
     ]
     if not images:
         raise UserError(f"imagefolder: {root} has no images for the {split} split ({', '.join(SUFFIXES)})")
@@ -112,7 +112,7 @@ def listing(place: Place, split: str) -> Listing:
     absent = [name for name, label in labels.items() if label not in counts]
     notes = [_about(classes, counts) + (f"; none of {_some(absent)}" if absent else "")]
     if fifth:
-        notes.append("a fifth of each class, by the hash of its file names, is held back as the test split")
+        notes.append("about a fifth, each image by the hash of its name, is held back as the test split")
     if skipped:
         notes.append(f"skipped: {', '.join(f'{count} {what}' for what, count in sorted(skipped.items()))}")
     others = [one.name for one in subfolders(root) if not flat and one not in (train, test)]
@@ -195,19 +195,23 @@ def classes_of(root: Path, source: Path, defining: Path) -> tuple[tuple[str, ...
 
 
 def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The images below a class folder, sorted, and what else is there, counted. Links to folders are followed once."""
-    found, others, seen = [], Counter[str](), {os.path.realpath(folder)}
+    """The images below a class folder, sorted, and what else is there, counted.
+
+    Links to folders are followed once, and never to a folder above, which holds other classes.
+    """
+    top = Path(os.path.realpath(folder))
+    found, others, seen = [], Counter[str](), {str(top), *map(str, top.parents)}
 
     def fail(error: OSError) -> None:
         raise UserError(f"imagefolder: cannot read {error.filename}: {error.strerror}")
 
-    for top, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         visible = [name for name in folders if not _hidden(name)]
         others["hidden files or folders"] += len(folders) - len(visible)
-        folders[:] = [name for name in visible if os.path.realpath(os.path.join(top, name)) not in seen]
-        seen |= {os.path.realpath(os.path.join(top, name)) for name in folders}
+        folders[:] = [name for name in visible if os.path.realpath(os.path.join(place, name)) not in seen]
+        seen |= {os.path.realpath(os.path.join(place, name)) for name in folders}
         for name in files:
-            file = Path(top, name)
+            file = Path(place, name)
             if _hidden(name):
                 others["hidden files or folders"] += 1
             elif _is_image(file):
@@ -217,11 +221,13 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
     return sorted(found), +others
 
 
-def _with_split(root: Path, files: list[Path]) -> list[tuple[Path, bool]]:
-    """Each file, and whether it is a test image: decided by the names, so every machine decides alike."""
-    drawn = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(root).as_posix())).digest())
-    tested = set(drawn[: len(files) // _TEST_SHARE])
-    return [(file, file in tested) for file in files]
+def _is_tested(root: Path, file: Path) -> bool:
+    """Whether it is a test image: by its own name alone, so that no other image changes sides with it.
+
+    Images that are added later must not turn ones that a model was trained on into its test images.
+    """
+    digest = hashlib.sha256(os.fsencode(file.relative_to(root).as_posix())).digest()
+    return int.from_bytes(digest[:8]) % _TEST_SHARE == 0
 
 
 def _about(classes: Sequence[str], counts: Counter[int]) -> str:

@@ -54,9 +54,13 @@ def load(split: str, path: str) -> Dataset:
             raise
         except ValueError as error:
             raise UserError(f"npz: {file} is not an .npz file of plain arrays (pickles are never opened)") from error
-    data = from_tensors(images, labels, name=name, split=split, **_told(told, name))
+    told = _told(told, name)
+    data = from_tensors(images, labels, name=name, split=split, **told)
     if not data.num_classes_known and others and others[0].dtype.kind in "iu":
-        data = replace(data, num_classes=max(data.num_classes, int(others[0].max(initial=0)) + 1))
+        there, classes = np.unique(others[0]).tolist(), told.get("class_map")
+        if classes is not None:
+            there = [classes[label] for label in there if label in classes]
+        data = replace(data, num_classes=1 + max(data.num_classes - 1, *there))
     return replace(data, notes=("the images are adversarial examples (x_adv)",)) if (x, y) == EXAMPLES else data
 
 

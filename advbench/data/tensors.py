@@ -49,12 +49,13 @@ def from_tensors(
     - uint16 with a value above 255: 65535 is 1.
     - bool: 0 and 1.
 
-    y is (N,) or (N, 1): whole numbers, which are the classes, or keys of `class_map`, which maps what is stored
+    y is (N,) or (N, 1): whole numbers or bool, which are the classes, or keys of `class_map`, which maps what is stored
     (numbers or names) to the classes of the model; or names that are among `class_names`. The number of classes is
     `num_classes`, or that of `class_names` (the model's classes, in its order). Without both it is one more than the
     largest label, and a model may have more. Raises UserError for anything else.
     """
-    images = _images(_array(x, f"{name}: images"), layout, name)
+    with explained(f"{name}: images cannot be read"):
+        images = _images(_array(x, f"{name}: images"), layout, name)
     with explained(f"{name}: class_names cannot be read"):
         names = tuple(map(str, class_names))
     labels = _labels(y, len(images), class_map, names, name)
@@ -108,9 +109,9 @@ def from_object(obj: Any, *, n: int | None = None, name: str | None = None, spli
 
 def _array(values: Any, what: str) -> Tensor:
     """`values` as a tensor on the CPU, which may share their memory."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
     with explained(f"{what} cannot be made a tensor"):
+        if isinstance(values, Tensor):
+            return values.detach().to_dense().cpu()
         array = np.asarray(values)
         # A copy where others' memory is read-only, reversed or big-endian, which tensors cannot be.
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
@@ -176,17 +177,22 @@ def _labels(y: Any, count: int, class_map: Mapping[Any, int] | None, names: tupl
     """int64 (N,), the class of each of `count` images. Raises UserError."""
     with explained(f"{what}: labels cannot be made an array"):
         stored = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if stored.dtype.kind in "OT":  # texts, as pandas and others have them
+        stored = np.array(stored.tolist())
     if stored.ndim == 2 and stored.shape[1] == 1:
         stored = stored[:, 0]
     if stored.ndim == 2 and len(stored) == count:
         raise UserError(f"{what}: labels are {stored.shape}, one-hot or probabilities: give y.argmax(1)")
-    if stored.dtype.kind not in "iuU" or stored.ndim != 1:
+    if stored.dtype.kind not in "biuU" or stored.ndim != 1:
         raise UserError(f"{what}: labels must be whole numbers or names, (N,), not {stored.dtype} {stored.shape}")
     if len(stored) != count:
         raise UserError(f"{what}: there are {count} images, but {len(stored)} labels: give one for each")
     if stored.dtype.kind == "U" and class_map is None:
         if not names:
             raise UserError(f"{what}: labels are names, such as {stored[0]}: give class_names, or a class_map")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{what}: labels are names, but class_names has {twice} more than once: give a class_map")
         class_map = {name: label for label, name in enumerate(names)}
     if class_map is not None:
         stored = _mapped(stored, class_map, what)
@@ -250,7 +256,11 @@ def _read(obj: Any, n: int | None, name: str) -> tuple[Tensor, list[Any]]:
 def _items(obj: Any, name: str) -> Iterator[Any]:
     if isinstance(obj, torch_data.DataLoader):
         obj = _in_order(obj, name)
-    elif hasattr(obj, "__getitem__") and hasattr(obj, "__len__") and not isinstance(obj, torch_data.IterableDataset):
+    elif (
+        hasattr(obj, "__getitem__")
+        and hasattr(obj, "__len__")
+        and not isinstance(obj, torch_data.IterableDataset | Mapping)
+    ):
         with explained(f"cannot read {name}"):
             return map(obj.__getitem__, range(len(obj)))
     if not hasattr(obj, "__iter__"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, as_eps, as_eps_list, parse_eps, parse_eps_list
 from advbench.errors import UserError, reading, unknown
+from advbench.files import read_list
 from advbench.registry import entries
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _read_subset(subset: str) -> list[int] | int | None:
     if not path.is_file():
         raise UserError(f"--subset {subset!r} is neither a file nor one of the forms: choose {_SUBSETS}")
     with reading(f"--subset {subset}"):
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.replace(',', ' ').split())}]")
+        found = read_list(path)
     if not all(type(position) is int for position in found):  # neither 1.9 nor true nor "3"
         raise UserError(f"--subset {subset}: it must list whole numbers, positions in the test split")
     if not found or min(found) < 0 or len(set(found)) < len(found):

@@ -14,6 +14,8 @@ from advbench.eps import Eps
 from advbench.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from advbench.evaluator import Evaluation, Journal
     from advbench.models.normalized import Written
 
@@ -32,7 +34,7 @@ def measure(
     std: Written,
     abstain: str | None,
     settings: Any,
-    device: str,
+    device: str | torch.device,
     journal: Journal | str | Path | None,
     resume: bool,
     progress: bool | Show | None,

@@ -55,8 +55,9 @@ class Target:
         return cls(loaded, data, about_data, norm, parse_eps(str(text), norm) if text else None)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `name` (auto, cpu, cuda, cuda:N) means here. Raises UserError."""
+def pick_device(asked: str | torch.device) -> torch.device:
+    """The device that is asked for (auto, cpu, cuda, cuda:N) here. Raises UserError."""
+    name = str(asked)
     kind, colon, number = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise unknown("device", name, DEVICES)

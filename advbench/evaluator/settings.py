@@ -71,6 +71,8 @@ class Settings:
                 continue
             if not isinstance(number, SupportsIndex) or isinstance(number, bool) or number.__index__() < least:
                 raise UserError(f"{what} is {shortened(number)}: it must be a whole number from {least}")
+            if number.__index__() >= 2**62:
+                raise UserError(f"{what} is {shortened(number)}: it must be below 2^62")
         if not isinstance(self.attack_settings, Mapping):
             raise UserError(f"settings are {shortened(self.attack_settings)}: give a dict, such as {{'steps': 40}}")
         if not self.attacks:

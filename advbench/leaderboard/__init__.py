@@ -10,11 +10,9 @@ In a Python program the package itself can be called: `advbench.leaderboard(fold
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
@@ -25,6 +23,7 @@ from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
 from advbench.leaderboard.ranking import Board, board, reference_eps
+from advbench.public import checked, make_callable
 from advbench.record import (
     Damage,
     Fates,
@@ -88,6 +87,7 @@ def build(records_folder: Path, out_folder: Path) -> Built:
         return _build(records_folder, out_folder)
 
 
+@checked
 def build_frame(folder: str | Path) -> DataFrame:
     """Build the leaderboard `folder`, and return its CSV as a pandas DataFrame: one row for each record and eps.
 
@@ -250,10 +250,4 @@ def _same(existing: bytes, wanted: bytes) -> bool:
     return old_numbers == new_numbers and old_version != new_version
 
 
-class _Package(ModuleType):
-    """The package as a function: a function of its name beside it would be replaced by the package once imported."""
-
-    __call__ = staticmethod(build_frame)
-
-
-sys.modules[__name__].__class__ = _Package
+make_callable(__name__, build_frame)

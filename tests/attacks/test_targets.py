@@ -107,6 +107,9 @@ def test_points_reach_the_targets_of_a_file(
     assert ours["target"] == "lines.txt" and theirs["target"] == "list.json"  # spelt below the current folder
     assert ours["target_sha256"] == theirs["target_sha256"] != ""
     assert "target_sha256" not in plain.record.attack[0].settings  # such records stay as they are
+    Path("list.json").write_text(", ".join(map(str, wanted)))
+    again = run(net, digits, target="list.json", steps=40, rel_step=0.1)
+    assert again.record.attack[0].settings["target_sha256"] == ours["target_sha256"]
     changed = [*wanted[:-1], (wanted[-1] + 1) % 10]
     Path("lines.txt").write_text("\n".join(map(str, changed)))
     assert run(net, digits, target="lines.txt").record.question != lines.record.question
@@ -131,3 +134,9 @@ def test_a_file_that_does_not_fit(net: nn.Module, digits: Dataset, tmp_path: Pat
     with pytest.raises(UserError, match="targets") as raised:
         run(net, digits, target=str(file))
     assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("how", [{}, {"target": 3}, {"target": "random"}, {"target": "least-likely"}])
+def test_a_hash_of_targets_without_their_file(net: nn.Module, digits: Dataset, how: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="write target=FILE too"):
+        run(net, digits, target_sha256="ab", **how)

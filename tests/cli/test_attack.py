@@ -214,3 +214,14 @@ def test_sources_and_features_aim_too(cli: Any, run_folder: Path) -> None:
         aimed = ["--eps", "0.5", "--set", "target=random", "--set", "steps=20", *more, "--json"]
         printed = json.loads(cli("attack", "-n", "20", "--attack", attack, *aimed).out)
         assert printed["felled"] > 0 and printed["record"]["attack"][0]["settings"]["target"] == "random"
+
+
+def test_images_of_classes_without_names(cli: Any, run_folder: Path) -> None:
+    """Images that stand have no answer in 8 bit, which was looked up among the names of the classes."""
+    x, y = load("digits", "test").batch(slice(0, 6))
+    np.savez("mine.npz", x_test=x, y_test=y)
+    given = ("--model", "runs/a", "--dataset", "npz:mine.npz", "--attack", "fgsm", "--format", "png", "--out", "o")
+    assert cli("attack", *given, "--eps", "0").code == 0
+    assert sorted(path.name for path in Path("o/images").rglob("*.png")) == sorted(
+        f"{row}-{label}.png" for row, label in enumerate(y.tolist())
+    )

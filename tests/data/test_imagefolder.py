@@ -15,6 +15,7 @@ from PIL import Image
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.data.folder_checks import check_held_back, check_names
+from advbench.data.folders import Place, listing
 from advbench.errors import UserError
 from advbench.registry import plain_dataset, training_dataset
 
@@ -145,12 +146,27 @@ def test_class_folders_alone_are_a_test_split(flat: Path) -> None:
 def test_a_fifth_is_held_back_by_name(flat: Path, tmp_path: Path) -> None:
     shutil.copytree(flat, tmp_path / "copy")
     train, test = (folder(flat, split, "@fifth") for split in ("train", "test"))
-    assert test.labels.tolist() == [0, 1, 0, 1] and test.name == train.name == f"imagefolder:{flat}@fifth"
+    assert 0 < len(test) < len(train) and test.name == train.name == f"imagefolder:{flat}@fifth"
     for label in (0, 1):
         numbers = [*train.images[train.labels == label, 0, 0, 0], *test.images[test.labels == label, 0, 0, 0]]
         assert sorted(map(int, numbers)) == list(range(10))
     assert test.images_sha256 == folder(tmp_path / "copy", "test", "@fifth").images_sha256
-    assert test.notes[1] == "a fifth of each class, by the hash of its file names, is held back as the test split"
+    assert test.notes[1] == "about a fifth, each image by the hash of its name, is held back as the test split"
+
+
+def test_images_that_come_later_do_not_make_training_images_test_images(tmp_path: Path) -> None:
+    """Once a fifth by rank was held back: a class that grew took its new test images from those trained on."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(100):
+            (tmp_path / name / f"{number}.png").touch()
+    place = Place(tmp_path, None, fifth=True)
+    train, test = (set(listing(place, split).images) for split in ("train", "test"))
+    assert 20 <= len(test) <= 60 and len(train) + len(test) == 200 and not train & test
+    for number in range(100, 200):
+        (tmp_path / "a" / f"{number}.png").touch()
+    (tmp_path / "b/0.png").unlink()
+    assert not train & set(listing(place, "test").images)
 
 
 def test_a_training_holds_images_back(flat: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +274,9 @@ def test_classes_have_the_labels_that_their_names_have_in_the_models_dataset(tre
     for known in (None, few, f"imagefolder:{tree}", "imagefolder:nowhere", "digits", "npz:x", "a:b", f"{few}@fifth"):
         check_names(known, few, names)
     check_names("cifar10", few, {3: "cat", 5: "dog"})
-    check_names("cifar10", few, {0: "cat", 1: "lynx"})
+    with pytest.raises(UserError, match=r'write {"cat": 3, "lynx": "LABEL"} into'):
+        check_names("cifar10", few, {0: "cat", 1: "lynx"})
+    check_names("cifar10", few, {0: "eagle", 1: "lynx"})
     check_names("cifar10", "svhn", names)
     (tmp_path / "few/classes.json").write_text('{"cat": 0, "dog": 1, "frog": 2}')
     check_names("cifar10", few, names)
@@ -309,7 +327,6 @@ def test_links_are_followed_once(tree: Path) -> None:
     (tree / "test/cat/more").symlink_to(tree / "elsewhere/x")
     refused(tree, r"cannot read 1 of .*dog/gone.png \(FileNotFoundError")
     (tree / "test/dog/gone.png").unlink()
-    (tree / "test/dog/up").unlink()
     assert folder(tree).labels.bincount().tolist() == [4, 3]
 
 

@@ -42,6 +42,13 @@ def test_grey_images_without_a_channel(tmp_path: Path) -> None:
     assert not load(spec, "test").num_classes_known
 
 
+def test_a_class_map_is_for_the_labels_of_both_splits(tmp_path: Path) -> None:
+    """The stored labels 3 and 7 used to make eight classes."""
+    y_train, y_test = np.array([3, 7, 3, 7]), np.array([3, 3, 3, 3])
+    spec = save(tmp_path, y_train=y_train, y_test=y_test, class_map=np.array([[3, 0], [7, 1], [9, 2]]))
+    assert [load(spec, split).num_classes for split in ("train", "test")] == [2, 2]
+
+
 @pytest.mark.parametrize("names", [("{}_x", "{}_y"), ("{}_images", "{}_labels")])
 def test_other_names(tmp_path: Path, names: tuple[str, str]) -> None:
     arrays = {n.format(s): a for s in ("train", "test") for n, a in zip(names, (IMAGES, LABELS), strict=True)}

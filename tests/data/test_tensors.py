@@ -33,6 +33,7 @@ ARRAY = BYTES.permute(0, 2, 3, 1).numpy()
         (BYTES.float() / 255).double(),
         *(BYTES.to(kind) for kind in (torch.int16, torch.int32, torch.int64)),
         (BYTES.int() * 257).to(torch.uint16),
+        (BYTES / 255).to_sparse(),
         ARRAY,
         ARRAY / 255,
         ARRAY.astype(">i4"),
@@ -119,6 +120,13 @@ def test_names_and_maps_of_labels() -> None:
     assert from_tensors(BYTES, words, class_map={"a": 1, "b": 0, "c": 5}).labels.tolist() == [1, 5, 0, 5, 1]
 
 
+def test_labels_as_others_store_them() -> None:
+    assert from_tensors(BYTES, LABELS > 0).labels.tolist() == [0, 1, 1, 1, 0]
+    words = np.array(list("acbca"), dtype=object)  # as pandas has them
+    assert from_tensors(BYTES, words, class_names="abc").labels.tolist() == LABELS.tolist()
+    assert from_tensors(BYTES, LABELS, class_names=["crane", "crane", "wren"]).num_classes == 3  # ImageNet has such
+
+
 @pytest.mark.parametrize(
     ("x", "y", "how", "message"),
     [
@@ -141,7 +149,9 @@ def test_names_and_maps_of_labels() -> None:
         (BYTES, LABELS[:4], {}, "there are 5 images, but 4 labels"),
         (BYTES, torch.eye(5), {}, "labels are (5, 5), one-hot or probabilities: give y.argmax(1)"),
         (BYTES, LABELS.float(), {}, "labels must be whole numbers or names, (N,), not float32 (5,)"),
-        (BYTES, LABELS > 0, {}, "labels must be whole numbers or names"),
+        (BYTES, [None] * 5, {}, "labels must be whole numbers or names"),
+        (BYTES, list("aabbc"), {"class_names": list("abcb")}, "class_names has b more than once: give a class_map"),
+        (torch.zeros(5, 3, 6, 4, device="meta"), LABELS, {}, "images cannot be made a tensor"),
         (BYTES, None, {}, "labels must be whole numbers or names"),
         (BYTES, LABELS - 1, {}, "labels run from -1 to 1"),
         (BYTES, LABELS, {"num_classes": 2}, "labels run from 0 to 2, but must lie in 0 to 1"),
@@ -291,7 +301,7 @@ class Faulty(Items):
         (Items([*zip(BYTES, LABELS, strict=True), (BYTES[0, :, :5], 0)]), r"image 5 of Items is uint8 \(3, 5, 4\), im"),
         (Items([(BYTES[0], 0), (BYTES[0] / 255, 0)]), "image 1 of Items is float32 .*bring all to one size and type"),
         (Faulty([1]), "cannot read image 0 of Faulty: .*no such picture"),
-        ({"x": BYTES, "y": LABELS}, "cannot read image 0 of dict"),
+        ({"x": BYTES, "y": LABELS}, "image 0 of dict comes as str: items must be pairs"),
         (torch_data.DataLoader(PAIRS, sampler=torch_data.WeightedRandomSampler([1.0] * 5, 5)), "a sampler of its own"),
         (torch_data.DataLoader(PAIRS, batch_sampler=[[0, 1], [2]]), "a sampler of its own: give its dataset"),
         (Items([(BYTES[0], torch.eye(3)[0])] * 2), "one-hot or probabilities"),
