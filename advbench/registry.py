@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from advbench.consent import check_code
@@ -126,7 +127,16 @@ def find(folder: str, name: str) -> Entry:
     kind = {"analyses": "analysis", "data": "dataset", "models": "architecture"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
         return outside(kind, name)
-    raise unknown(kind, name, known)
+    raise UserError(f"{unknown(kind, name, known)}, or write {_instead(folder, name)}")
+
+
+def _instead(folder: str, name: str) -> str:
+    """The form of what is not registered; for the name of a file or module in the current folder, with that name."""
+    path = Path(name)
+    if folder == "data" and path.exists():
+        return f"imagefolder:{name}" if path.is_dir() else f"npz:{name}"
+    module = name.removesuffix(".py")
+    return f"{module}:NAME, of {module}.py" if Path(f"{module}.py").is_file() else "module:name"
 
 
 def plain_dataset(spec: str) -> str:
@@ -164,19 +174,29 @@ def outside(kind: str, spec: str) -> Entry:
     module, _, name = spec.partition(":")
     if module.partition(".")[0] != "advbench":
         warnings.warn(f"{spec} is code outside advbench, which runs now", CodeRuns, stacklevel=2)
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
-    importlib.invalidate_caches()
+    if module.endswith(".py") or "/" in module:
+        raise UserError(f"cannot load {kind} {spec!r}: write the module without folder and .py, such as mynet:Net")
+    search_current_folder()
     try:
         table = getattr(importlib.import_module(module), "ENTRIES", {})
         known = isinstance(table, dict) and isinstance(table.get(name), dict)
         entry = Entry.of(spec, module, table[name] if known else {"make": name, "summary": "plug-in"})
         entry.load()
     except Exception as error:  # the module or name is missing, or its code raised anything
-        raise UserError(f"cannot load {kind} {spec!r}: {one_line(error)}; the form is package.module:name") from error
+        there = vars(sys.modules[module]) if module in sys.modules and isinstance(error, AttributeError) else {}
+        own = [word for word, value in there.items() if getattr(value, "__module__", None) == module]
+        hint = f"it has {', '.join(own)}" if own else "the form is package.module:name"
+        raise UserError(f"cannot load {kind} {spec!r}: {one_line(error)}; {hint}") from error
     if not isinstance(entry.set, dict):
         raise UserError(f"{spec}: 'set' in ENTRIES is a {type(entry.set).__name__}: write a dict of settings")
     return entry
+
+
+def search_current_folder() -> None:
+    """Let Python look for modules in the current folder too."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
+    importlib.invalidate_caches()
 
 
 def _literal(source: str) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
 from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.models import check_arch
-from advbench.registry import entries, find
+from advbench.registry import LIBRARIES, entries, find
 
 if TYPE_CHECKING:
     from advbench.checkpoint import RunCard
@@ -324,6 +324,8 @@ def _show(out: Path, screen: Screen) -> None:
         screen.json({"run": str(out), **card.model_dump(mode="json", by_alias=True)})
     else:
         screen.say(summary(out, card))
+        if ":" in card.model.arch and card.model.arch.partition(":")[0] not in LIBRARIES:
+            screen.note(f"to evaluate it: advbench evaluate --model {out} --arch {card.model.arch}")
         for flag in card.flags:
             screen.warn(f"{flag.name}: {flag.detail}")
 

@@ -41,7 +41,7 @@ class ScreenWatch(Watch):
             self._bar.line("warning: no images are held out: the last epoch becomes the model")
         elif held_out < FEW_HELD_OUT:
             self._bar.line(
-                f"warning: {held_out} held-out images choose the best epoch with much chance: raise "
+                f"warning: few held-out images ({held_out}) choose the best epoch, largely by chance: raise "
                 "validation.fraction, or set validation.select=last"
             )
         if event.epoch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,8 @@ def check_range(images: Tensor, what: str) -> None:
     low, high = images.min().item(), images.max().item()  # NaN where one is NaN
     if 0 <= low <= high <= 1:
         return
+    if math.isnan(low):
+        raise UserError(f"{what}: some images hold NaN: they must lie in [0, 1]")
     hint = "normalisation is the model's part (--mean, --std)"
     if low >= 0 and high > 2:
         hint = f"divide by {255 if high <= 255 else 65535}, or by what white is in them"
@@ -186,7 +189,8 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Data
     held = round(fraction * len(dataset))
     if not 0 < held < len(dataset):
         raise UserError(
-            f"validation fraction {fraction:g} of {len(dataset)} images leaves a part empty: choose one between 0 and 1"
+            f"validation.fraction={fraction:g} of {len(dataset)} images leaves none to hold out, or none to "
+            "train on: choose another share between 0 and 1, such as --set validation.fraction=0.2"
         )
     drawn = bits(keys(seed, "validation", dataset.indices.cpu()), (1,))[:, 0]
     order = drawn.argsort(stable=True)

@@ -75,13 +75,14 @@ def judge(
     """
     found = [note("model", text) for text in loaded.notes]
     found += facts(runner, loaded, in_train_mode=in_train_mode)
+    found += outside_ball(runner, attacks)
     found += refused(runner, fates, eps)
     found += spectrum(runner, fates, attacks, eps)
     found += not_repeatable(runner, fates, attacks, eps, probes=probes)
-    if not probes:
+    if not probes and max(eps) > 0:
         detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
         found.append(Flag(name=NOT_PROBED, severity="suspect", detail=detail))
-    else:
+    elif probes:
         found += probed(Probe(runner, attacks), fates, attacks, eps)
     return found + black_box(fates, attacks, eps, found)
 
@@ -147,10 +148,20 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
             "saturated function after the last layer, where gradients vanish"
         )
         found.append(Flag(name="clipped", severity="note", k=k, n=size, detail=detail))
-    if runner.outside:
-        detail = f"{runner.outside} points of the attack lay outside of the ball and were ignored"
-        found.append(note("outside-ball", detail))
     return found
+
+
+def outside_ball(runner: Runner, attacks: Sequence[Attack]) -> list[Flag]:
+    """Points that attacks from outside returned beside the ball: suspect where most are, and no other attack ran."""
+    k, n = runner.outside, runner.returned
+    if not k:
+        return []
+    detail = (
+        f"{k} of the {n} points that attacks from outside returned lay outside of the ball and were ignored: a "
+        "point is at most eps from its image, and in [0, 1]"
+    )
+    alone = all(isinstance(one, WholeBatch) for one in attacks)
+    return [Flag(name="outside-ball", severity="suspect" if alone and 2 * k > n else "note", k=k, n=n, detail=detail)]
 
 
 def refused(runner: Runner, fates: Fates, eps: Sequence[float]) -> list[Flag]:

@@ -72,6 +72,7 @@ class Runner:
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
         self.unverified = self.nonfinite = self.outside = 0
+        self.returned = 0  # points of attacks on whole batches, of which `outside` lie outside of the ball
         self.counted = True  # whether all passes of attacks on whole batches could be counted
         self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
@@ -194,6 +195,7 @@ class Runner:
             found.append(self.halving_slots(partial(self.journal.once, work)))
         whole = joined(found)
         self.counted &= whole["counted"]
+        self.returned += len(rows)
         used = whole["backwards"] > 0 or not whole["counted"]
         self._used_gradients[attack.name] = used or self._used_gradients.get(attack.name, False)
         self.first_batches[attack.name, size] = rows[: self.slots], found[0]["fell"].numpy()

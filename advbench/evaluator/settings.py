@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from advbench.engine.attack import Attack
-from advbench.eps import Eps, as_eps
+from advbench.eps import CORRUPTIONS, NORMS, Eps, as_eps
 from advbench.errors import UserError, shortened, unknown
 
 CURVES = ("fast", "exact")
@@ -60,6 +60,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for what, value, choices in (
+            ("norm", self.norm, (*NORMS, CORRUPTIONS)),
             ("engine", self.engine, ENGINES),
             ("curve", self.curve, CURVES),
             ("precision", self.precision, PRECISIONS),

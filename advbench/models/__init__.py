@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, explained, unknown
@@ -61,7 +62,9 @@ def check_arch(arch: str) -> None:
     elif arch in wrappers():
         raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
     elif arch not in architectures():
-        raise UserError(f"{unknown('architecture', arch, architectures())}, or write {FORMS}")
+        own = Path(f"{arch.removesuffix('.py')}.py")
+        forms = f"{own.stem}:NAME, of {own}" if own.is_file() else FORMS
+        raise UserError(f"{unknown('architecture', arch, architectures())}, or write {forms}")
 
 
 def build(

@@ -157,7 +157,8 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
             what = getattr(net, "arch", type(net).__name__)
             notes.append(f"{spec} is a black box ({what}): attacks see its answers alone")
         return Foreign(net, spec, getattr(net, "num_classes", None), None, None, tuple(notes))
-    raise UserError(f"unknown model {spec!r}: there is no such folder or file; write {FORMS}")
+    what = "it is no file of a model" if os.path.isfile(spec) else "there is no such folder or file"
+    raise UserError(f"unknown model {spec!r}: {what}; write {FORMS}")
 
 
 def _file(path: Path, arch: str | None, shape: Shape | None) -> Foreign:

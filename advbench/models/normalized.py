@@ -46,7 +46,8 @@ def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | N
     """Means and standard deviations on the [0, 1] scale, one number for all channels or one each; None without both.
 
     Each is a name of STATISTICS, a comma list such as "0.5,0.5,0.5", a number or several. One name gives both. Raises
-    UserError for other texts, a mean that is not finite, a deviation that is not above 0, and one without the other.
+    UserError for other texts, a mean that is not finite or outside of [-1, 1], a deviation that is not above 0, and one
+    without the other.
     """
     if mean is None and std is None:
         return None
@@ -57,6 +58,8 @@ def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | N
         raise UserError(
             f"{given} without {missing}: give both, or one of the names {', '.join(STATISTICS)}, which has both"
         )
+    if max(map(abs, means)) > 1:
+        raise UserError(f"--mean {shortened(mean)}: images are in [0, 1], so a mean is too: 127 of 255 is 0.498")
     if min(deviations) <= 0:
         raise UserError(f"--std {shortened(std)}: standard deviations are above 0")
     return means, deviations

@@ -177,7 +177,9 @@ class Outside(Model):
         logits = self._as_logits(found)
         if logits is None:
             given = tuple(found.shape) if isinstance(found, Tensor) else type(answer).__name__
-            raise UserError(f"{self.arch} returns {given}, not logits (B, {self.num_classes})")
+            raise UserError(
+                f"{self.arch} returns {given}, not logits (B, {self.num_classes}): the images have that many classes"
+            )
         return logits
 
     def _as_logits(self, answer: Any) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 
 from advbench import consent
 from advbench.errors import Untrusted
+from advbench.registry import search_current_folder
 
 _torch_load = torch.load
 # What torch.load says of a pickle that needs more than tensors, in several ways.
@@ -24,6 +25,8 @@ def load(file: Any, *args: Any, **how: Any) -> Any:
     Raises Untrusted for a pickle that needs more than tensors, without consent to pickles.
     """
     trusted = consent.current().pickle
+    if trusted:
+        search_current_folder()  # whose classes the pickle may name
     try:
         return _torch_load(file, *args, **{**how, "weights_only": not trusted})
     except (pickle.UnpicklingError, RuntimeError) as error:

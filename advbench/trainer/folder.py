@@ -65,11 +65,14 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     longer = is_longer(old, recipe)
     changed = [] if longer else differences(old, recipe)
     if changed:
-        raise UserError(f"{out} was trained with another recipe ({'; '.join(changed)}): name another --out, or --force")
+        raise UserError(
+            f"{out} was trained with another recipe ({'; '.join(changed)}): take its own by --config "
+            f"{out / RECIPE}, name another --out, or --force"
+        )
     if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
         raise UserError(
-            f"{out} cannot be trained for {recipe.epochs} epochs instead of {old.epochs}, on which {', '.join(why)} "
-            f"depended so far: start a new run from its weights with --init {out}"
+            f"{out} cannot go on to {recipe.epochs} epochs: it was trained for {old.epochs}, and {', '.join(why)} "
+            f"followed that number: start a new run from its weights with --init {out}"
         )
     if (out / STATE).is_dir() and any((out / STATE).iterdir()):
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,12 @@ def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | Non
         if recipe.train_n > len(train):
             raise UserError(f"train_n {recipe.train_n} is more than the {len(train)} training images of {train.name}")
         train = train.subset(range(recipe.train_n))
+    if not train.num_classes_known and (present := len(train.labels.unique())) < train.num_classes:
+        note = (
+            f"the labels run from 0 to {train.num_classes - 1}, but only {present} of them occur: {train.num_classes} "
+            "classes are trained (class_map gives labels other numbers, num_classes says how many there are)"
+        )
+        train = replace(train, notes=(*train.notes, note))
     sha256 = train.images_sha256
     if recipe.validation.fraction:
         train, held_out = split_validation(train, recipe.validation.fraction, recipe.validation.seed)

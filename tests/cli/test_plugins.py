@@ -158,7 +158,10 @@ def test_points_outside_of_the_ball_count_for_nothing(own: Any, run_folder: Path
     found = record(own(*EVALUATE, "--attack", "my_attack:outside_the_ball"))
     assert found["curve"][1]["robust"] == found["curve"][0]["robust"]
     (flag,) = [flag for flag in found["flags"] if flag["name"] == "outside-ball"]
-    assert "points of the attack lay outside of the ball" in flag["detail"]
+    assert flag["severity"] == "suspect" and flag["k"] == flag["n"] == found["curve"][0]["robust"]
+    beside = record(own(*EVALUATE, "--attack", "my_attack:outside_the_ball,pgd"))
+    (flag,) = [flag for flag in beside["flags"] if flag["name"] == "outside-ball"]
+    assert flag["severity"] == "note"
 
 
 def test_what_a_function_does_to_the_model_is_done_to_a_copy(own: Any, run_folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_from_training_to_a_gate(mine: Any) -> None:
     ran = mine("train", *arch, *data, "--method", "trades", *SHORT, "--epochs", "2", "--out", "runs/a",
                "--name", "my net")  # fmt: skip
     assert ran.code == 0 and "Traceback" not in ran.err, ran.err
-    assert "294 training images, 6 held out for validation" in ran.err and "warning: 6 held-out images" in ran.err
+    assert "294 training images, 6 held out for validation" in ran.err and "warning: few held-out images (6)" in ran.err
     card = read_card(Path("runs/a"))
     assert card.name == "my net" and card.model.image_size == (20, 12) and card.model.arch == mine.net
 
@@ -150,7 +150,7 @@ def test_more_epochs(cli: Any) -> None:
     assert ran.code == 0 and f"{run} is finished: nothing to do" in ran.err
     ran = cli(*argv[:-2], "--epochs", "1", "--out", "runs/cycle")
     ran = cli(*argv[:-2], "--epochs", "2", "--out", "runs/cycle", "--resume")
-    assert ran.is_one_clear_line and "on which schedule.name=onecycle depended so far: start a new run" in ran.err
+    assert ran.is_one_clear_line and "and schedule.name=onecycle followed that number: start a new run" in ran.err
     assert "--init runs/cycle" in ran.err and read_card(Path("runs/cycle")).finished
 
 

@@ -283,7 +283,7 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["train_n=99999"], "more than the 1297 training images"),
         (["model.seed=3"], "model.seed follows from"),
         (["model.droput=0.5"], "droput"),
-        (["validation.fraction=0.001"], "leaves a part empty"),
+        (["validation.fraction=0.001"], "leaves none to hold out"),
         (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )
