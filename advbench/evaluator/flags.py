@@ -79,10 +79,10 @@ def judge(
     found += refused(runner, fates, eps)
     found += spectrum(runner, fates, attacks, eps)
     found += not_repeatable(runner, fates, attacks, eps, probes=probes)
-    if not probes and max(eps) > 0:
+    if not probes:
         detail = "the model was not probed (--probes off): masked gradients and weak attacks would not be noticed"
         found.append(Flag(name=NOT_PROBED, severity="suspect", detail=detail))
-    elif probes:
+    else:
         found += probed(Probe(runner, attacks), fates, attacks, eps)
     return found + black_box(fates, attacks, eps, found)
 
