@@ -39,7 +39,7 @@ def check_range(images: Tensor, what: str) -> None:
     if 0 <= low <= high <= 1:
         return
     if math.isnan(low):
-        raise UserError(f"{what}: some images hold NaN: they must lie in [0, 1]")
+        raise UserError(f"{what}: images hold NaN, and must lie in [0, 1]")
     hint = "normalisation is the model's part (--mean, --std)"
     if low >= 0 and high > 2:
         hint = f"divide by {255 if high <= 255 else 65535}, or by what white is in them"

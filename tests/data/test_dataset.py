@@ -89,7 +89,7 @@ def test_all_bytes_are_as_torchvision_scales_them() -> None:
         (torch.full((2, 3, 2, 2), 1.5), torch.zeros(2, dtype=torch.int64), "floats from 1.5 to 1.5"),
         (torch.full((2, 3, 2, 2), -0.5), torch.zeros(2, dtype=torch.int64), "must lie in .0, 1.: normalisation"),
         (torch.full((2, 3, 2, 2), 5.0), torch.zeros(2, dtype=torch.int64), "divide by 255"),
-        (torch.tensor([0.5, torch.nan])[:, None, None, None], torch.zeros(2, dtype=torch.int64), "some images hold NaN"),
+        (torch.tensor([0.5, torch.nan])[:, None, None, None], torch.zeros(2, dtype=torch.int64), "images hold NaN"),
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "must be uint8"),
         (torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(2), "labels must be int64"),
         (torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "must be int64"),

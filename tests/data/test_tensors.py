@@ -133,7 +133,7 @@ def test_labels_as_others_store_them() -> None:
         (BYTES.float(), LABELS, {}, "must lie in [0, 1]: divide by 255"),
         (BYTES.half(), LABELS, {}, "divide by 255"),
         (BYTES / 128 - 1.0, LABELS, {}, "normalisation is the model's part"),
-        (torch.full_like(BYTES, torch.nan, dtype=torch.float32), LABELS, {}, "some images hold NaN"),
+        (torch.full_like(BYTES, torch.nan, dtype=torch.float32), LABELS, {}, "images hold NaN"),
         (BYTES.int() - 1, LABELS, {}, "images are int32 from -1 to"),
         (BYTES.long() * 2, LABELS, {}, "images are int64 from 0 to"),
         (BYTES.long() % 2, LABELS, {}, "from 0 to 1: give uint8 (0 to 255), uint16 (0 to 65535), bool, or floats"),
