@@ -32,27 +32,16 @@ def snippets(page: str) -> Iterator[tuple[str, str]]:
             yield from (("command", line) for line in block["text"].splitlines())
 
 
-@pytest.fixture
-def session(cli: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The command line in an empty folder, whose modules are forgotten at the end."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield cli
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(cli.folder)):
-            del sys.modules[name]
-
-
-def test_your_own(session: Any) -> None:
+def test_your_own(cli: Any) -> None:
     """The page is one session in an empty folder."""
     ran = list(snippets("your-own.md"))
     assert {kind for kind, _ in ran} >= {"file mynet.py", "file forest.py", "python", "command"}
     for kind, text in ran:
         what, _, name = kind.partition(" ")
         if what == "file":
-            (session.folder / name).write_text(text, encoding="utf-8")
+            (cli.folder / name).write_text(text, encoding="utf-8")
         elif what == "python":
-            sys.path.insert(0, str(session.folder))
+            sys.path.insert(0, str(cli.folder))
             exec(compile(text, "your-own.md", "exec"), {"__name__": "__main__"})
         else:
             command, _, said = text.partition("  # ")
@@ -60,7 +49,7 @@ def test_your_own(session: Any) -> None:
             if program == "python":
                 subprocess.run([sys.executable, *argv], check=True, timeout=60)
                 continue
-            done = session(*argv)
+            done = cli(*argv)
             wanted = int(said.partition(":")[0].removeprefix("exit ")) if said else 0
             assert done.code == wanted, f"{text}\n{done.out}{done.err}"
 
@@ -84,10 +73,10 @@ def test_command_lines_have_the_right_flags(page: str) -> None:
             assert context.params
 
 
-def test_the_five_lines_of_the_readme(session: Any) -> None:
+def test_the_five_lines_of_the_readme(cli: Any) -> None:
     (text,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     exec(text.replace('"cifar10"', '"digits"'), {"net": net})
-    assert "accuracy" in session.capture.readouterr().out
-    kept = session.folder.rglob("records/digits/linf/*.*")
+    assert "accuracy" in cli.capture.readouterr().out
+    kept = cli.folder.rglob("records/digits/linf/*.*")
     assert sorted(path.suffix for path in kept) == [".json", ".npz"]

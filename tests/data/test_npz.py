@@ -66,7 +66,7 @@ def test_other_names(tmp_path: Path, names: tuple[str, str]) -> None:
         ({"y_test": None}, "lacks y_test; it has x_test, x_train, y_train"),
         ({"x_test": IMAGES[:3]}, "there are 3 images, but 4 labels"),
         ({"x_test": IMAGES.astype(np.float32)}, r"from 0 to 255, and must lie in \[0, 1\]: divide by 255"),
-        ({"x_test": np.full((4, 6, 5, 3), np.nan)}, r"from nan to nan, and must lie in \[0, 1\]"),
+        ({"x_test": np.full((4, 6, 5, 3), np.nan)}, r"images hold NaN, and must lie in \[0, 1\]"),
         ({"x_test": IMAGES.reshape(4, 90)}, r"\(N, H, W, C\), not \(4, 90\)"),
         ({"x_test": np.zeros((4, 3, 8, 3), np.uint8)}, r"which axis of \(4, 3, 8, 3\) has the channels"),
         ({"x_test": np.zeros((4, 8, 8, 4), np.uint8)}, r"which axis of \(4, 8, 8, 4\) has the channels"),
