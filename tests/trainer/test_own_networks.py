@@ -328,7 +328,7 @@ def test_what_depends_on_the_number_of_epochs_cannot_be_trained_on(
     short, longer = (recipe(method, "schedule.name=constant", f"epochs={n}", setting, arch="mlp") for n in (1, 2))
     out = train(short, tmp_path / "run", device="cpu")
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match=f"2 epochs instead of 1, on which .*{why} .*--init {out}"):
+    with pytest.raises(UserError, match=f"cannot go on to 2 epochs: .*{why} .*--init {out}"):
         train(longer, out, device="cpu", resume=True)
     assert all(file.read_bytes() == content for file, content in before.items())
 
