@@ -135,8 +135,13 @@ def _instead(folder: str, name: str) -> str:
     path = Path(name)
     if folder == "data" and path.exists():
         return f"imagefolder:{name}" if path.is_dir() else f"npz:{name}"
+    return of_module(name) or "module:name"
+
+
+def of_module(name: str) -> str:
+    """How to name what is in the module `name`, or the file `name`, of the current folder; empty if there is none."""
     module = name.removesuffix(".py")
-    return f"{module}:NAME, of {module}.py" if Path(f"{module}.py").is_file() else "module:name"
+    return f"{module}:NAME, of {module}.py" if Path(f"{module}.py").is_file() else ""
 
 
 def plain_dataset(spec: str) -> str:

@@ -9,11 +9,10 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, explained, unknown
-from advbench.registry import LIBRARIES, Entry, entries, find
+from advbench.registry import LIBRARIES, Entry, entries, find, of_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,9 +61,7 @@ def check_arch(arch: str) -> None:
     elif arch in wrappers():
         raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
     elif arch not in architectures():
-        own = Path(f"{arch.removesuffix('.py')}.py")
-        forms = f"{own.stem}:NAME, of {own}" if own.is_file() else FORMS
-        raise UserError(f"{unknown('architecture', arch, architectures())}, or write {forms}")
+        raise UserError(f"{unknown('architecture', arch, architectures())}, or write {of_module(arch) or FORMS}")
 
 
 def build(

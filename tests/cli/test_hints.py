@@ -1,0 +1,77 @@
+"""Names that are nearly right: the error says what to type instead."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.fixture
+def folder(cli: Any) -> Any:
+    """A folder with hinted.py, three.npz (labels 0 and 2) and a folder `pictures`."""
+    Path("hinted.py").write_text(NET)
+    Path("pictures").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 2 * 2
+    np.savez("three.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --arch hinted", "or write hinted:NAME, of hinted.py"),
+        ("train --arch hinted.py", "or write hinted:NAME, of hinted.py"),
+        ("train --arch hinted.py:Net", "write the module without folder and .py, such as mynet:Net"),
+        ("train --arch hinted:net", "module 'hinted' has no attribute 'net'; it has Net"),
+        ("train --arch resnet180", "or write torchvision:NAME, timm:NAME or package.module:callable"),
+        ("evaluate --model hinted:Net --attack hinted", "or write hinted:NAME, of hinted.py"),
+        ("evaluate --model hinted:Net --attack nothing", "or write module:name"),
+        ("evaluate --model hinted:Net --dataset three.npz", "or write npz:three.npz"),
+        ("evaluate --model hinted:Net --dataset pictures", "or write imagefolder:pictures"),
+        ("evaluate --model three.npz --dataset digits", "unknown model 'three.npz': it is no file of a model"),
+        ("evaluate --model hinted:Net --dataset digits --mean 127 --std 64", "127 of 255 is 0.498"),
+    ],
+)
+def test_the_error_says_what_to_type(folder: Any, line: str, words: str) -> None:
+    ran = folder(*line.split())
+    last = ran.err.splitlines()[-1]
+    assert ran.code == 2 and not ran.out and last.startswith("error: ") and words in last, ran.err
+    assert {path.name for path in Path().iterdir()} - {"__pycache__"} == {"hinted.py", "three.npz", "pictures"}
+
+
+def test_a_trusted_pickle_finds_classes_of_the_current_folder(folder: Any) -> None:
+    ran = folder(
+        "evaluate", "--model", "hinted:Net", "--dataset", "digits", "--attack", "fgsm", "--eps", "0", "-n", "4"
+    )
+    assert ran.code == 0, ran.err  # it has put the folder on the path, and the class is known
+    import hinted  # type: ignore[import-not-found]
+
+    torch.save(hinted.Net(), "whole.pt")
+    line = "evaluate --model whole.pt --dataset digits --attack fgsm --eps 0 -n 4"
+    assert folder(*line.split()).code == 2
+    del sys.modules["hinted"]
+    sys.path[:] = [place for place in sys.path if place not in ("", str(Path.cwd()))]
+    ran = folder(*line.split(), "--trust-pickle")
+    assert ran.code == 0, ran.err
+
+
+def test_labels_that_skip_a_class_are_told_before_training(folder: Any) -> None:
+    ran = folder("train", "--arch", "hinted:Net", "--dataset", "npz:three.npz", "--method", "standard", "--epochs", "1",
+                 "--batch-size", "8", "--set", "validation.fraction=0.2")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "the labels run from 0 to 2, but only 2 of them occur: 3 classes are trained" in ran.err
+    assert "to evaluate it: advbench evaluate --model runs/" in ran.err and "--arch hinted:Net" in ran.err
