@@ -140,10 +140,15 @@ def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
         lock.release()
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is named like a file that is being written, or whose writer was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove temporary files of killed writers from `folder`. Those of running writers are locked, and stay."""
     for entry in os.scandir(folder) if folder.is_dir() else ():
-        if not (_TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
+        if not (is_temporary(Path(entry)) and entry.is_file(follow_symlinks=False)):
             continue
         with suppress(OSError):  # locked, already gone or not removable: all harmless
             handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)

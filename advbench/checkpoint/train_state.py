@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advbench.errors import UserError, reading
 from advbench.files import read_sealed, write_sealed
 
-_STATE = Path("train_state") / "state.bin"
+STATE = Path("train_state") / "state.bin"
 _PLAIN = (type(None), bool, int, float, str, bytes, Tensor, nn.Parameter)
 
 
@@ -26,18 +26,18 @@ def save_train_state(folder: Path, state: Mapping[str, Any]) -> None:
     _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_sealed(folder / _STATE, buffer.getvalue())
+    write_sealed(folder / STATE, buffer.getvalue())
 
 
 def load_train_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state that `save_train_state` wrote, with tensors on `device`. Raises UserError if missing or damaged."""
-    if not (folder / _STATE).is_file():
-        raise UserError(f"{folder} cannot be resumed: {_STATE} is missing")
-    content = io.BytesIO(read_sealed(folder / _STATE))
-    with reading(f"{folder / _STATE}; start over with --force"):
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder} cannot be resumed: {STATE} is missing")
+    content = io.BytesIO(read_sealed(folder / STATE))
+    with reading(f"{folder / STATE}; start over with --force"):
         state = torch.load(content, map_location=device, weights_only=True)
         if not isinstance(state, dict):
-            raise UserError(f"{folder / _STATE} holds no training state: start over with --force")
+            raise UserError(f"{folder / STATE} holds no training state: start over with --force")
         return state
 
 

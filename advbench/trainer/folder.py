@@ -17,6 +17,7 @@ from advbench.checkpoint import (
     BEST,
     CARD,
     LAST,
+    STATE,
     ModelCard,
     RunCard,
     load_train_state,
@@ -27,7 +28,7 @@ from advbench.checkpoint import (
 )
 from advbench.environment import environment
 from advbench.errors import UserError, reading
-from advbench.files import write_atomic
+from advbench.files import is_temporary, write_atomic
 from advbench.methods.base import make
 from advbench.models import describe
 from advbench.recipe import Recipe, differences, is_longer
@@ -40,7 +41,6 @@ RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
 FIGURE = "training.svg"
 PARTS = "parts"
-STATE = "train_state"
 LOCK = ".lock"
 
 
@@ -53,7 +53,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out")
-    if not out.exists() or not any(file.name != LOCK for file in out.iterdir()):
+    if not out.exists() or all(file.name == LOCK or is_temporary(file) for file in out.iterdir()):
         return False
     if not (out / RECIPE).is_file():
         raise UserError(f"{out} holds something other than a run: name another folder with --out")
@@ -74,7 +74,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
             f"{out} cannot go on to {recipe.epochs} epochs: it was trained for {old.epochs}, and {', '.join(why)} "
             f"followed that number: start a new run from its weights with --init {out}"
         )
-    if (out / STATE).is_dir() and any((out / STATE).iterdir()):
+    if (out / STATE).is_file():
         return True
     if (out / CARD).is_file() and not finished(out, recipe):
         start = f"start a new run from its weights with --init {out}" if longer else "--force trains it again over them"
@@ -86,8 +86,8 @@ def begin(out: Path, recipe: Recipe) -> None:
     """Remove the files of an earlier run in `out`, and write the recipe. Raises UserError if it cannot be written."""
     for name in (CARD, BEST, LAST, METRICS, FIGURE):  # the card first: it has the hashes of the other files
         (out / name).unlink(missing_ok=True)
-    for name in (PARTS, STATE):
-        shutil.rmtree(out / name, ignore_errors=True)
+    for folder in (out / PARTS, (out / STATE).parent):
+        shutil.rmtree(folder, ignore_errors=True)
     write_atomic(out / RECIPE, recipe.to_toml())
 
 

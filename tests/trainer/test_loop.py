@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,21 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
     train(made, out, device="cpu", resume=True)
     train(made, tmp_path / "whole", device="cpu")
     assert weights(out) == weights(tmp_path / "whole")
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("writing", ["recipe.toml", "train_state/state.bin", "last.safetensors", "run.json"])
+def test_a_run_killed_within_its_first_write_of_a_file_resumes(recipe: Make, tmp_path: Path, writing: str) -> None:
+    """What a killed writer leaves is a temporary file, which is no run and no state."""
+    made, out, left = recipe("pgd-at"), tmp_path / "killed", tmp_path / "killed" / writing
+    whole = train(made, tmp_path / "whole", device="cpu")
+    order = ["recipe.toml", "train_state/state.bin", "last.safetensors", "run.json"]
+    for name in order[: order.index(writing)]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole / name, out / name)
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.with_name(f".{left.name}.a1b2c3d4.advbench.tmp").write_bytes(b"half")
+    assert weights(train(made, out, device="cpu", resume=True)) == weights(whole)
     assert not list(out.rglob("*.tmp"))
 
 

@@ -340,7 +340,7 @@ def test_without_its_state_a_finished_run_cannot_be_trained_on(recipe: Make, tmp
     out = train(short, tmp_path / "run", device="cpu")
     shutil.rmtree(out / "train_state")
     assert train(short, out, device="cpu", resume=True) == out
-    with pytest.raises(UserError, match="train_state is missing; start a new run from its weights with --init"):
+    with pytest.raises(UserError, match=r"state\.bin is missing; start a new run from its weights with --init"):
         train(longer, out, device="cpu", resume=True)
     assert read_card(out).finished
 
