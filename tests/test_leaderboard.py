@@ -207,7 +207,7 @@ def test_a_lock_that_is_held_is_waited_for_and_then_named(tmp_path: Path, monkey
     record, fates = made([90, 70, 50])
     with leaderboard.locked(tmp_path / ".lock"):
         locked = leaderboard.locked
-        monkeypatch.setattr(leaderboard, "locked", lambda path: locked(path, timeout=0.1))
+        monkeypatch.setattr(leaderboard, "locked", lambda path, **_: locked(path, timeout=0.1))
         with pytest.raises(UserError, match="another process has held"):
             leaderboard.publish(record, fates, tmp_path)
     monkeypatch.undo()
