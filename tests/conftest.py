@@ -18,8 +18,10 @@ from hypothesis import settings
 from linear_classifiers import cases, exact_gain, exact_least, taught  # noqa: F401
 from torch import Tensor, nn
 
+from advbench.evaluator import search_beyond
 from advbench.models.base import Model
 from advbench.recipe import Recipe
+from advbench.trainer import folder as run_folders
 
 # A busy machine is no failure. Tests take a share of the examples; `long` is what `make test-slow` asks for.
 settings.register_profile("advbench", deadline=None, max_examples=100)
@@ -52,6 +54,36 @@ class Tiny(Model):
 def _threads() -> None:
     # One of PyTorch's threads: of several test processes on few cores more are many times slower.
     torch.set_num_threads(int(os.environ.get("ADVBENCH_TEST_THREADS", "1")))
+
+
+STARTS = {name: getattr(search_beyond, name) for name in ("UNIT_STARTS", "OUTPUT_STARTS")}
+draw_training = run_folders._figure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick() -> Iterator[None]:
+    """One start of each probe, and no figure of a training: these are most of the time of small ones.
+
+    Tests of flags ask for `all_starts`, those of the figure for `drawn`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STARTS:
+            patch.setattr(search_beyond, name, 1)
+        patch.setattr(run_folders, "_figure", lambda recipe, history: b"<svg/>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_starts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in STARTS.items():
+            patch.setattr(search_beyond, name, count)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folders, "_figure", draw_training)
 
 
 @pytest.fixture(autouse=True)
