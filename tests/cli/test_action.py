@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,13 +57,13 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, Path, Runner]]:
+def run(tmp_path: Path, repository: Path, forked: str) -> Callable[..., tuple[int, Path, Runner]]:
     """Run the job of the workflow to copy, with some inputs changed: its exit code, what it uploads, the runner."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     python = bin_folder / "python"
     asked = tmp_path / "asked"
-    python.write_text(PYTHON.format(asked=asked, root=ROOT, python=sys.executable, here=bin_folder))
+    python.write_text(PYTHON.format(asked=asked, root=ROOT, python=forked, here=bin_folder))
     python.chmod(0o755)
 
     def job(**changes: Any) -> tuple[int, Path, Runner]:

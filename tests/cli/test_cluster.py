@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from zygote import PYTHON
 
 from advbench.checkpoint import read_card
 from advbench.cli.cluster import Place, parse_place
@@ -71,7 +72,7 @@ def working(mark: str) -> list[int]:
 def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     mark = f"{MARK}={uuid.uuid4()}"
     shared = {**os.environ, MARK: mark.partition("=")[2], "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    program = [sys.executable, "-m", "advbench"]
+    program = [PYTHON, "-m", "advbench"]
     lists = ["--method", "trades,pgd-at", "--eps", "0.1", "--seed", "0,1"]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
@@ -173,6 +174,7 @@ class LikeRay:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_by_fork")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, "to the worker"])
 def test_signals_save_the_tasks(cli: Any, monkeypatch: pytest.MonkeyPatch, number: Any) -> None:
     begun: list[bool] = []

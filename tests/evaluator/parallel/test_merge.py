@@ -17,6 +17,8 @@ from advbench.data import load
 from advbench.models import build
 from advbench.record import load_record
 
+pytestmark = pytest.mark.usefixtures("started_by_fork")
+
 PROGRAM = "import sys; from advbench.cli import run; sys.exit(run(sys.argv[1:]))"
 EVALUATE = [
     "evaluate", "--dataset", "digits", "--arch", "mlp", "--attack", "pgd,apgd-t", "--set", "steps=6",
