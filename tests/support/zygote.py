@@ -7,6 +7,7 @@ does not have is a fresh import: tests of the start itself use `PYTHON`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -19,6 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
+LOADED = ["advbench.cli.console", "advbench.cli.evaluate", "advbench.cli.keep", "advbench.compare", "advbench.data"]
+LOADED += ["advbench.defaults.target", "advbench.evaluator", "advbench.trainer", "pandas", "rich.live", "scipy.stats"]
+LOADED += ["sklearn.datasets"]
 PYTHON = sys.executable  # the one that starts afresh, whatever a test puts in its place
 PROGRAM = """#!{python} -SE
 import json, os, signal, socket, sys
@@ -58,10 +62,8 @@ def start(folder: Path) -> tuple[Path, subprocess.Popen[bytes]]:
 def main() -> None:
     import torch
 
-    import advbench.cli.evaluate
-    import advbench.evaluator
-    import advbench.trainer  # noqa: F401
-
+    for name in LOADED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     base = [folder for folder in sys.path[1:] if folder not in own]
