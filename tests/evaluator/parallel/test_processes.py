@@ -61,7 +61,11 @@ def measured(
 ) -> Evaluation:
     attacks = ["pgd", "apgd-t", "square"]
     settings = Settings(
-        attack=attacks, attack_settings={"steps": 8}, eps=EPS, processes=processes, keep_points=keep_points
+        attack=attacks,
+        attack_settings={"steps": 8, "n_queries": 300},
+        eps=EPS,
+        processes=processes,
+        keep_points=keep_points,
     )
     return evaluate(net, data, settings, journal=journal, resume=resume)
 
