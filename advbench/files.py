@@ -9,12 +9,11 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from advbench.errors import UserError, reading
 
@@ -119,25 +118,48 @@ def read_sealed(path: Path) -> bytes:
     return payload
 
 
+class Held(UserError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
-    """Inside, hold the lock file `path`.
+    """Inside, hold the lock file `path`. It is removed at the end: no lock is ever listed, copied or committed.
 
-    Raises UserError when it cannot be made, or when another process holds it for longer than `timeout` seconds.
+    Raises Held when another process holds it for longer than `timeout` seconds, and UserError when it cannot be made.
     """
-    lock = filelock.FileLock(path, timeout=timeout)
+    end = time.monotonic() + timeout
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        held = f"has held {path} for {timeout:g} s" if timeout else f"holds {path}"
-        raise UserError(f"another process {held}: wait for it, or stop it") from error
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        raise UserError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}") from error
+        while (handle := _hold(path)) is None:
+            if time.monotonic() >= end:
+                held = f"has held {path} for {timeout:g} s" if timeout else f"holds {path}"
+                raise Held(f"another process {held}: wait for it, or stop it")
+            time.sleep(0.05)
+    except OSError as error:  # no room, no permission, a file system without locks
+        raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
-        lock.release()
+        with suppress(OSError):  # on a disk that has become read-only
+            path.unlink()
+        os.close(handle)
+
+
+def _hold(path: Path) -> int | None:
+    """The handle of the lock file `path`, locked; None while another process holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.stat()):  # else its last holder removed it after it was opened here
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
 
 
 def is_temporary(path: Path) -> bool:

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+import zygote
 from hypothesis import settings
 from linear_classifiers import cases, exact_gain, exact_least, taught  # noqa: F401
 from torch import Tensor, nn
 
+from advbench.evaluator import search_beyond
 from advbench.models.base import Model
 from advbench.recipe import Recipe
+from advbench.trainer import folder as run_folders
 
 # A busy machine is no failure. Tests take a share of the examples; `long` is what `make test-slow` asks for.
 settings.register_profile("advbench", deadline=None, max_examples=100)
@@ -54,6 +57,36 @@ def _threads() -> None:
     torch.set_num_threads(int(os.environ.get("ADVBENCH_TEST_THREADS", "1")))
 
 
+STARTS = {name: getattr(search_beyond, name) for name in ("UNIT_STARTS", "OUTPUT_STARTS")}
+draw_training = run_folders._figure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick() -> Iterator[None]:
+    """One start of each probe, and no figure of a training: these are most of the time of small ones.
+
+    Tests of flags ask for `all_starts`, those of the figure for `drawn`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STARTS:
+            patch.setattr(search_beyond, name, 1)
+        patch.setattr(run_folders, "_figure", lambda recipe, history: b"<svg/>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_starts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in STARTS.items():
+            patch.setattr(search_beyond, name, count)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folders, "_figure", draw_training)
+
+
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module = ModuleType("tiny_arch")
@@ -76,6 +109,22 @@ def recipe() -> Callable[..., Recipe]:
         return Recipe.resolve(method=method, arch=arch, eps=eps, sets=[*short, *sets])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program to use in the place of `python`, which starts in a tenth of the time."""
+    program, server = zygote.start(tmp_path_factory.mktemp("zygote"))
+    yield str(program)
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def started_by_fork(forked: str) -> Iterator[None]:
+    """In this module, processes that are started by `sys.executable` are forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forked)
+        yield
 
 
 @dataclass(frozen=True)

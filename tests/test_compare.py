@@ -326,8 +326,32 @@ def test_markdown(regression: Any) -> None:
         "6.531), significant from 0.6; p &lt;0.001\n" in text
     )
     assert "- passed: runs/fine:" in text and "trained again" in text
-    rows = [line for line in text.splitlines() if line.startswith("| runs/")]
-    assert len(rows) == 8 and all(len(re.split(r"(?<!\\)\|", row)) == 9 for row in rows)
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("| runs/")]
+    assert [len(row) for row in rows] == [9] * 8 + [7] * 2  # the differences, then the curves
+    assert "| model | curve | 0 | 4/255 | 8/255 |\n" in text and "| base | █▆▅ | 90.0 | 70.0 | 50.0 |\n" in text
+    assert text.index("### ") < text.index("| quantity") < text.index("| curve") < text.index("Protocol: 1,000 images")
+
+
+def test_markdown_says_the_flags_and_the_protocols() -> None:
+    doubt = Flag(name="random", severity="suspect", eps=None, detail="12 of 64 | differ")
+    new = side(
+        "new",
+        made(
+            fallen([900, 700, 490]),
+            spec="new",
+            flags=(doubt,),
+            attack=(AttackRef(name="pgd", version="9", settings={"steps": 7}),),
+        ),
+    )
+    with pytest.raises(Refused) as refused:
+        compare([BASE, new], fail_if="acc@8/255 < baseline - 0.5", different_attacks=True)
+    text = to_markdown(refused.value.comparison)
+    assert (
+        text.startswith("### Not measured alike") and "No verdict against base: numbers that cannot be believed" in text
+    )
+    assert "- **new: random (suspect): 12 of 64 \\| differ**\n" in text
+    assert "| new | █▆▄ | 90.0 | 70.0 | 49.0 |\n" in text
+    assert "\nProtocol of base: 1,000 images" in text and "pgd 9 (steps 7); engine" in text
 
 
 def test_csv_and_json_hold_the_rows(regression: Any) -> None:
@@ -374,7 +398,7 @@ def test_names_inject_nothing(name: str) -> None:
     assert not any(cell.startswith("=") for row in csv.reader(io.StringIO(to_csv(found))) for cell in row)
     assert ElementTree.fromstring(to_junit(found)).get("tests") == "2"
     table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]
-    assert len(table) == 6 and {len(re.split(r"(?<!\\)\|", row)) for row in table} == {9}
+    assert [len(re.split(r"(?<!\\)\|", row)) for row in table] == [9] * 6 + [7] * 4
     assert "<b>" not in to_markdown(found)
 
 

@@ -92,7 +92,7 @@ def test_a_lock_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.filelock.FileLock, "acquire", fail)
+    monkeypatch.setattr(files.fcntl, "flock", fail)
     with pytest.raises(UserError, match=f"cannot lock .*: {os.strerror(code)}"), locked(tmp_path / ".lock"):
         pass
 
@@ -107,6 +107,45 @@ def test_an_error_under_a_lock_is_not_the_locks(tmp_path: Path) -> None:
 def test_a_held_lock_is_named(tmp_path: Path) -> None:
     with locked(tmp_path / ".lock"), pytest.raises(UserError, match=r"another process holds .*\.lock"):
         locked(tmp_path / ".lock", timeout=0).__enter__()
+
+
+COUNTING = """
+import sys
+from pathlib import Path
+from advbench.files import locked
+
+folder = Path(sys.argv[1])
+for _ in range(200):
+    with locked(folder / ".lock"):
+        count = folder / "count"
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+
+
+def test_a_removed_lock_still_lets_in_one_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    command = [sys.executable, "-c", COUNTING, str(tmp_path)]
+    running = [subprocess.Popen(command) for _ in range(4)]
+    assert [one.wait() for one in running] == [0] * 4
+    assert (tmp_path / "count").read_text() == "800" and names(tmp_path) == {"count"}
+
+
+def test_a_lock_that_was_removed_after_it_was_opened_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock, removed = tmp_path / ".lock", files.fcntl.flock, []
+
+    def late(*rest: Any) -> None:
+        if not removed:  # its holder ends between the opening and the locking
+            removed.append(path.unlink())
+        flock(*rest)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with locked(path):
+        assert removed and path.exists()
+        with pytest.raises(UserError, match="another process holds"), locked(path, timeout=0):
+            pass
+    assert names(tmp_path) == set()
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

@@ -60,16 +60,8 @@ def in_use(journal: Path) -> Iterator[None]:
     other's journal. Under torchrun the first process holds the lock for all."""
     lock = journal.with_name(f".lock{journal.name}")  # a name that no search for journals finds
     with ExitStack() as held:
-
-        def hold() -> None:
-            held.enter_context(locked(lock, timeout=0))
-
-        ranks.first(hold)
-        try:
-            yield
-        finally:
-            if ranks.rank() == 0:
-                lock.unlink(missing_ok=True)
+        ranks.first(lambda: held.enter_context(locked(lock, timeout=0)))
+        yield
 
 
 def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from advbench.compare.results import Check, Comparison, Finding, Gate, Row
+from advbench.compare.summary import of_measurements
 from advbench.escape import csv_text, markdown, visible
 
 HEADER = ("model", "quantity", "baseline", "value", "difference", "95 % interval", "p")
@@ -123,7 +124,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """A Markdown summary for a pull request: verdict, gate, table, notes."""
+    """A Markdown summary for a pull request: verdict, gate, differences, curves, flags, protocol, notes."""
     gate, baseline = comparison.gate, comparison.baseline
     lines = [f"### {markdown(headline(comparison))}", ""]
     if gate is not None:
@@ -143,6 +144,7 @@ def to_markdown(comparison: Comparison) -> str:
         ]
         lines += [f"| {' | '.join(markdown(cell) for cell in cells(row))} |" for row in comparison.rows]
         lines.append("")
+    lines += of_measurements(comparison.sides)
     lines += [f"- {markdown(note)}" for note in comparison.notes]
     return "\n".join(lines) + "\n"
 

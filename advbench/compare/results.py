@@ -137,7 +137,7 @@ class Comparison:
 
     @property
     def report(self) -> str:
-        """Markdown: verdict, gate, table and notes."""
+        """Markdown: verdict, gate, differences, curves, flags, protocol and notes."""
         from advbench.compare.report import to_markdown
 
         return to_markdown(self)

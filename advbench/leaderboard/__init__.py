@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import filelock
-
 from advbench.errors import UserError
-from advbench.files import locked, write_atomic
+from advbench.files import Held, locked, write_atomic
 from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
@@ -125,17 +124,14 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
     """
     check_folder(folder)
     path = record.save(folder, fates)
-    turn = filelock.FileLock(folder / ".turn")
-    try:
-        turn.acquire(timeout=0)
-    except filelock.Timeout:
-        return Published(path, ())
-    try:
+    with ExitStack() as turn:
+        try:
+            turn.enter_context(locked(folder / ".turn", timeout=0))
+        except Held:
+            return Published(path, ())
         with locked(folder / ".lock"):
-            turn.release()
+            turn.close()
             return Published(path, _build(path.parent, folder).damaged)
-    finally:
-        turn.release()
 
 
 def retire(folder: Path, text: str, why: str) -> Built:

@@ -206,14 +206,12 @@ class Record(Part):
         """
         self.verify(fates)
         content = self.to_json()
-        lock = path.with_name(f".{path.name}.lock")
-        with locked(lock):
+        with locked(path.with_name(f".{path.name}.lock")):
             fates.save(_waiting(path, content.encode()), self.seal(fates))
             write_atomic(path, content)
             replace_file(_waiting(path, content.encode()), path.with_suffix(".npz"))
             for leftover in path.parent.glob(f".{glob.escape(path.stem)}.*{_WAITING}"):
                 leftover.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
 
     def to_json(self) -> str:
         return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"

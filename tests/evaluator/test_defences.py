@@ -19,6 +19,8 @@ from advbench.attacks.square import Square
 from advbench.engine.attack import Attack
 from advbench.record import Record
 
+pytestmark = pytest.mark.usefixtures("all_starts")
+
 EPS = ["0", "0.05", "0.1", "0.2"]
 TRUE_OF_ALL = {"small-n", "train-mode"}  # notes that say nothing of the defence
 ASSERTED = [name for name, one in DEFENCES.items() if one.verdict not in ("open", "unseen")]

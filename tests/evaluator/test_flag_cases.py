@@ -18,6 +18,8 @@ from advbench.data.tensors import from_tensors
 from advbench.evaluator import Evaluation
 from advbench.record import Flag
 
+pytestmark = pytest.mark.usefixtures("all_starts")
+
 GRADIENTS = ["apgd-ce", "apgd-t"]
 PERMUTED = torch.tensor([3, 7, 1, 9, 0, 5, 8, 2, 6, 4])
 Flags = dict[str, Flag]

@@ -30,6 +30,8 @@ from advbench.models.quantize import Quantize
 from advbench.record import Fates, Flag
 from advbench.threat import around
 
+pytestmark = pytest.mark.usefixtures("all_starts")
+
 N = 64
 EPS = ["0", "0.05", "0.1", "0.2"]
 

@@ -21,6 +21,8 @@ from advbench.models import build
 from advbench.recipe import Recipe
 from advbench.trainer import train
 
+pytestmark = pytest.mark.usefixtures("all_starts")
+
 EPS = ["0", "0.05", "0.1"]
 N = 61
 

@@ -127,7 +127,7 @@ def test_a_run_killed_within_its_first_write_of_a_file_resumes(recipe: Make, tmp
     assert not list(out.rglob("*.tmp"))
 
 
-def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -> None:
+def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path, drawn: None) -> None:
     made = recipe("act", arch="mlp")
     out = train(made, tmp_path / "run", device="cpu")
     names = {
@@ -141,6 +141,7 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path) -
         "training.svg",
     }
     assert names <= {file.name for file in out.iterdir()}
+    assert (out / "training.svg").stat().st_size > 1000
     assert Recipe.load(out / "recipe.toml") == made
     card = read_card(out)
     assert (card.method, card.norm, card.eps_text, card.seed) == ("act", "linf", "0.1", 0)

@@ -24,7 +24,7 @@ from advbench.recipe import Recipe
 from advbench.trainer import train
 from advbench.trainer.session import Session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("started_by_fork")]
 
 # Halves of a batch are other kernels than the whole: sums differ in their last bits. That may turn the sign of a
 # gradient near 0, which moves a pixel by a whole step of the attack, and Adam makes whole steps of any gradient. So

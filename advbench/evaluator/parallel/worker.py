@@ -6,9 +6,8 @@ import os
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -66,7 +65,9 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
     journal = Journal(job.journal, stop=stop)
     journal.logits = job.logits
     file, settings = journal.file(job.number, job.of), job.settings
-    with journal_lock(file), untouched(job.net), exact_kernels(job.data.device):
+    # A worker whose starting process was killed may still be about to save the journal.
+    lock = locked(file.with_name(f".lock{file.name}")) if file else nullcontext()
+    with lock, untouched(job.net), exact_kernels(job.data.device):
         if file is not None and not job.resume:
             file.unlink(missing_ok=True)
         journal.begin(job.question, number=job.number, of=job.of, resume=job.resume)
@@ -89,20 +90,6 @@ def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
             )
         found = attack_images(runner, job.run, settings.sizes)
         return ShareResult.of(runner, found.fates, job.rows)
-
-
-@contextmanager
-def journal_lock(path: Path | None) -> Iterator[None]:
-    """Lock the journal `path`: a worker whose starting process was killed may still be about to save it."""
-    if path is None:
-        yield
-        return
-    lock = path.with_name(f".lock{path.name}")
-    with locked(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

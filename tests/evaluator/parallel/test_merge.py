@@ -17,6 +17,8 @@ from advbench.data import load
 from advbench.models import build
 from advbench.record import load_record
 
+pytestmark = pytest.mark.usefixtures("started_by_fork")
+
 PROGRAM = "import sys; from advbench.cli import run; sys.exit(run(sys.argv[1:]))"
 EVALUATE = [
     "evaluate", "--dataset", "digits", "--arch", "mlp", "--attack", "pgd,apgd-t", "--set", "steps=6",
@@ -66,19 +68,26 @@ def record_of(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_the_record_of_two_processes_is_that_of_one(weights: Path, tmp_path: Path) -> None:
-    argv = [*EVALUATE, "--model", str(weights)]
-    (alone,) = run(tmp_path / "one", 1, *argv)
+@pytest.fixture(scope="module")
+def one(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The record that one process makes, and what it prints."""
+    folder = tmp_path_factory.mktemp("one")
+    (alone,) = run(folder, 1, *EVALUATE, "--model", str(weights))
     assert alone.returncode == 0, alone.stderr
+    return record_of(folder), alone.stdout
+
+
+@pytest.mark.slow
+def test_the_record_of_two_processes_is_that_of_one(weights: Path, one: tuple[Path, str], tmp_path: Path) -> None:
+    argv = [*EVALUATE, "--model", str(weights)]
     first, second = run(tmp_path / "two", 2, *argv)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert second.stdout == "" and second.stderr == ""
-    one, two = record_of(tmp_path / "one"), record_of(tmp_path / "two")
-    assert one.name == two.name
-    a, b = load_record(one)[0], load_record(two)[0]
+    two = record_of(tmp_path / "two")
+    assert one[0].name == two.name
+    a, b = load_record(one[0])[0], load_record(two)[0]
     assert [flag.name for flag in a.flags] == [flag.name for flag in b.flags]
-    assert first.stdout.splitlines()[1:4] == alone.stdout.splitlines()[1:4]
+    assert first.stdout.splitlines()[1:4] == one[1].splitlines()[1:4]
     assert not list((tmp_path / "two").rglob("*.journal*"))
     (again,) = run(tmp_path / "two", 1, *argv, "--resume")  # a record is found by any number of processes
     assert again.returncode == 0 and "nothing was run" in again.stdout
@@ -95,10 +104,9 @@ sys.exit(run(sys.argv[2:]))
 
 @pytest.mark.slow
 def test_interrupted_shares_resume_or_are_refused(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, one: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = [*EVALUATE, "--model", str(weights)]
-    assert run(tmp_path / "one", 1, *argv)[0].returncode == 0
     monkeypatch.setattr(sys.modules[__name__], "PROGRAM", STOPPED)
     stopped = run(tmp_path / "two", 2, "12", *argv)
     assert [process.returncode for process in stopped] == [3, 3], stopped[1].stderr
@@ -111,7 +119,7 @@ def test_interrupted_shares_resume_or_are_refused(
     shutil.copytree(tmp_path / "two", tmp_path / "local")
     (local,) = run(tmp_path / "local", 1, *argv, "--resume")  # this process starts the other one itself
     assert local.returncode == 0, local.stderr
-    assert record_of(tmp_path / "local").name == record_of(tmp_path / "one").name
+    assert record_of(tmp_path / "local").name == one[0].name
     resumed = run(tmp_path / "two", 2, *argv, "--resume")
     assert [process.returncode for process in resumed] == [0, 0], resumed[0].stderr
-    assert record_of(tmp_path / "two").name == record_of(tmp_path / "one").name
+    assert record_of(tmp_path / "two").name == one[0].name

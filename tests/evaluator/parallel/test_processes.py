@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from zygote import PYTHON
 
 from advbench.attacks.apgd import APGD
 from advbench.data import load
@@ -26,6 +27,8 @@ from advbench.evaluator.evaluate import bare
 from advbench.evaluator.parallel import processes, share
 from advbench.evaluator.plan import Plan, plan
 from advbench.models import build
+
+pytestmark = pytest.mark.usefixtures("started_by_fork")
 
 EPS = ["0", "0.05", "0.1", "0.15"]
 
@@ -58,7 +61,11 @@ def measured(
 ) -> Evaluation:
     attacks = ["pgd", "apgd-t", "square"]
     settings = Settings(
-        attack=attacks, attack_settings={"steps": 8}, eps=EPS, processes=processes, keep_points=keep_points
+        attack=attacks,
+        attack_settings={"steps": 8, "n_queries": 300},
+        eps=EPS,
+        processes=processes,
+        keep_points=keep_points,
     )
     return evaluate(net, data, settings, journal=journal, resume=resume)
 
@@ -230,7 +237,7 @@ def test_workers_end_when_the_starting_process_is_killed(tmp_path: Path) -> None
         "asked = Settings(attack='square', eps=['1e-6'], attack_settings={'n_queries': 10**6}, processes=2);"
         "evaluate(net, data, asked, journal=Journal(Path(sys.argv[1]) / 'journal'))"
     )
-    starter = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    starter = subprocess.Popen([PYTHON, "-c", program, str(tmp_path)])
     try:
         (worker,) = wait_for(lambda: children(starter.pid))
         lock = tmp_path / ".lockjournal.part1of2"
