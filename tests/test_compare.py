@@ -322,8 +322,8 @@ def test_markdown(regression: Any) -> None:
     assert text.startswith("### Regression: runs/new against base\n")
     assert verdict(regression) in text
     assert (
-        "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5, a drop of 5 (3.813 to "
-        "6.531), significant from 0.6; p &lt;0.001\n" in text
+        "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5, a drop of 5 (3.668 to "
+        "6.782), significant from 0.6; p &lt;0.001\n" in text
     )
     assert "- passed: runs/fine:" in text and "trained again" in text
     rows = [line for line in text.splitlines() if line.startswith("| runs/")]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from advbench.compare import Comparison, Link
     from advbench.record import Record
 
+WIDTH = 80
 FORMATS = ("table", "csv", "markdown", "junit", "json")
 
 
@@ -170,15 +171,17 @@ def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
 
 
 def show(found: Comparison, screen: Screen) -> None:
-    """Print a table for each model, the gate's findings and the notes."""
-    from advbench.compare import HEADER, cells, reason, rule, verdict
+    """Print a table for each model, or one for all where they are many; the gate's findings and the notes."""
+    from advbench.compare import HEADER, cells, many, reason, rule, verdict
 
     if found.caveat:
         screen.say(found.caveat)
     counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
     against = f"baseline {found.baseline}" if found.baseline else "no baseline"
     screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, {against}")
-    for model in found.models if found.rows else ():
+    if found.rows and many(found):
+        show_matrix(found, screen)
+    for model in found.models if found.rows and not many(found) else ():
         rows = [cells(row)[1:] for row in found.rows if row.model == model]
         screen.table(HEADER[1:], rows, title=model)
     if found.gate is not None:
@@ -189,6 +192,23 @@ def show(found: Comparison, screen: Screen) -> None:
         screen.say(verdict(found))
     for note in found.notes:
         screen.say(f"note: {note}")
+
+
+def show_matrix(found: Comparison, screen: Screen) -> None:
+    """Print one table of all models, in parts of at most 80 characters."""
+    from advbench.compare import STAR, matrix
+
+    header, rows = matrix(found)
+    screen.say(f"the baseline, and differences to it in points; {STAR}; intervals: --plot FILE or --format csv")
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    parts: list[list[int]] = [[]]
+    for column in range(1, len(header)):
+        if parts[-1] and widths[0] + sum(widths[other] + 2 for other in [*parts[-1], column]) > WIDTH:
+            parts.append([])
+        parts[-1].append(column)
+    for part in parts:
+        chosen = [[line[0], *(line[column].rjust(widths[column]) for column in part)] for line in (header, *rows)]
+        screen.table(chosen[0], chosen[1:])
 
 
 def trace(text: str, *, screen: Screen | None = None) -> list[Link]:
