@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from advbench.compare import Comparison, Link
     from advbench.record import Record
 
-WIDTH = 80
 FORMATS = ("table", "csv", "markdown", "junit", "json")
 
 
@@ -195,20 +194,15 @@ def show(found: Comparison, screen: Screen) -> None:
 
 
 def show_matrix(found: Comparison, screen: Screen) -> None:
-    """Print one table of all models, in parts of at most 80 characters."""
+    """Print one table of all models."""
     from advbench.compare import STAR, matrix
 
     header, rows = matrix(found)
     screen.say(f"the baseline, and differences to it in points; {STAR}; intervals: --plot FILE or --format csv")
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    parts: list[list[int]] = [[]]
-    for column in range(1, len(header)):
-        if parts[-1] and widths[0] + sum(widths[other] + 2 for other in [*parts[-1], column]) > WIDTH:
-            parts.append([])
-        parts[-1].append(column)
-    for part in parts:
-        chosen = [[line[0], *(line[column].rjust(widths[column]) for column in part)] for line in (header, *rows)]
-        screen.table(chosen[0], chosen[1:])
+    lines = [[line[0], *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+             for line in (header, *rows)]  # fmt: skip
+    screen.table(lines[0], lines[1:])
 
 
 def trace(text: str, *, screen: Screen | None = None) -> list[Link]:

@@ -128,8 +128,8 @@ def _notes(
     if base and len(others) > 1:
         each = 100 * (1 - (1 - LEVEL) / len(others))
         notes.append(
-            f"p is adjusted for {len(others)} models (Holm), in a gate for its branches too; the intervals of a quantity "
-            f"hold for all {len(others)} together with 95 % (Bonferroni: {each:.4g} % each)."
+            f"p is adjusted for {len(others)} models (Holm), in a gate for its branches too; the intervals of a "
+            f"quantity hold for all {len(others)} together with 95 % (Bonferroni: {each:.4g} % each)."
         )
     if unpaired:
         notes.append("Unpaired: the sides are treated as different images, so only larger differences are significant.")

@@ -46,9 +46,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """What a relative condition rests on: the drop from the baseline, its interval (as in `Row`), and `p` of "there is no
-    drop".
+    """What a relative condition rests on: the drop from the baseline, its interval, and `p` of "there is no drop".
 
+    The interval is that of `Row`.
     `least`: the smallest drop that would have been significant in this gate, None if unknown. `p_zero`: the p-value
     that a fall to 0 would have had; `few`: what would make it smaller, more images or more seeds.
     """

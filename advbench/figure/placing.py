@@ -109,10 +109,10 @@ def _place_points(axes: Any, notes: Sequence[Any]) -> None:
         for ring, dx, dy in _around(width, height):
             box = Box(x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
             if box.lies_in(bounds) and not any(box.meets(other) for other in taken):
+                note.set_position((dx, dy))
+                note.arrow_patch.set_visible(ring > 0)
+                taken.append(box)
                 break
-        note.set_position((dx, dy))
-        note.arrow_patch.set_visible(ring > 0)
-        taken.append(box)
 
 
 def _around(width: float, height: float) -> Iterable[tuple[int, float, float]]:
