@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,13 @@ from advbench.statistics import Estimate
 
 Samples = NDArray[Any]
 Asked = tuple[Side, Branch]  # a branch of the gate, asked of one side
+
+
+class Levels(TypedDict):
+    """The coverage of intervals, and the level for the smallest significant drop."""
+
+    level: float
+    alpha: float
 
 
 class Judge:
@@ -42,7 +49,7 @@ class Judge:
         self.level = 1 - (1 - statistics.LEVEL) / max(1, len(others))
         self._known: dict[tuple[str, str], Estimate] = {}
         self.alpha = alpha / max(1, sum(self._is_tested(*one) for one in asked))
-        self._levels = {"level": self.level, "alpha": self.alpha}
+        self._levels = Levels(level=self.level, alpha=self.alpha)
 
     def rows(self) -> tuple[Row, ...]:
         """A row for each model and quantity, by model."""

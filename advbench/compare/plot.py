@@ -42,8 +42,9 @@ def _few(comparison: Comparison, kind: str) -> bytes:
                 place,
             )
         )
-    band = "curves: 95 % intervals" if _alone(comparison) else "curves: range of the models, for one its 95 % interval"
-    note = f"{band}; differences: {_intervals(comparison)}" if gaps else band
+    bands = "95 % intervals" if _alone(comparison) else "range of the models, of one its 95 % interval"
+    parts = {"curves": bands, "differences": _intervals(comparison)} if gaps else {"curves": bands}
+    note = bands if len(set(parts.values())) == 1 else "; ".join(f"{what}: {text}" for what, text in parts.items())
     digest = _digest(title, note, ticks, lines, gaps)
     with figure.panels(2, title, below=figure.legend_lines(len(lines), note)) as (drawing, (curves, differences)):
         xlabel = f"eps ({comparison.norm})"

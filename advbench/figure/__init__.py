@@ -8,7 +8,7 @@ from advbench.figure.canvas import HALF, KINDS, legend, legend_lines, panels, re
 from advbench.figure.curves import MAX_BANDS, Line, Point, draw_curves, draw_front, front
 from advbench.figure.differences import Difference, Gap, draw_gaps, draw_rows
 from advbench.figure.table import ROW, draw_dots, draw_grid
-from advbench.figure.text import fit
+from advbench.figure.text import fit, wrapped
 from advbench.figure.training import draw_training
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "panels",
     "render",
     "style",
+    "wrapped",
 ]

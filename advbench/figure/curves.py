@@ -120,7 +120,7 @@ def set_ticks(axes: Any, ticks: Sequence[tuple[float, str]], mark: float | None 
     first = sorted(range(len(ticks)), key=lambda index: (ticks[index][0] != mark, index not in ends, index))
     kept: list[int] = []
     for index in first:
-        needed = {other: 3.2 * (len(ticks[index][1]) + len(ticks[other][1])) + 6 for other in kept}
+        needed = {other: 2.7 * (len(ticks[index][1]) + len(ticks[other][1])) + 5 for other in kept}
         if all(room * abs(ticks[index][0] - ticks[other][0]) >= width for other, width in needed.items()):
             kept.append(index)
     texts = [plain(text) if index in kept else "" for index, (_, text) in enumerate(ticks)]

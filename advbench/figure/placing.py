@@ -83,6 +83,13 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
+def _box(note: Any) -> Any:
+    """Where the text of an annotation lies, in pixels, without its arrow."""
+    from matplotlib.text import Text
+
+    return Text.get_window_extent(note)
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -91,7 +98,7 @@ def _place_ends(axes: Any, notes: Sequence[Any]) -> None:
     if not notes:
         return
     bounds, pixels = axes.get_window_extent(), axes.transData
-    height = max(note.get_window_extent().height for note in notes)
+    height = max(_box(note).height for note in notes)
     wanted = [pixels.transform(note.xy)[1] for note in notes]
     for note, y in zip(notes, spread(wanted, _GAP * height, bounds.y0, bounds.y1), strict=True):
         note.set_position((1.02, pixels.inverted().transform((0, y))[1]))
@@ -104,7 +111,7 @@ def _place_points(axes: Any, notes: Sequence[Any]) -> None:
     points = [tuple(scale * value for value in axes.transData.transform(note.xy)) for note in notes]
     taken = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in points]
     for note, (x, y) in zip(notes, points, strict=True):
-        size = note.get_window_extent()
+        size = _box(note)
         width, height = scale * size.width + 2, scale * size.height
         for ring, dx, dy in _around(width, height):
             box = Box(x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)

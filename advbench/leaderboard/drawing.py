@@ -30,7 +30,8 @@ def draw(board: Board, kind: str = "svg") -> bytes:
     ranked = len(table.ranked) if table else 0
     marks = [str(place + 1) if place < ranked else chr(ord("a") + place - ranked) for place in range(MAX_NAMED)]
     places = [place if place < MAX_NAMED else None for place in range(len(records))]
-    lines, points = [], []
+    lines: list[figure.Line] = []
+    points: list[figure.Point] = []
     for place, record, name in zip(places, records, labels(records), strict=True):
         doubted = len(lines) >= ranked
         mark = "" if place is None else marks[place]
