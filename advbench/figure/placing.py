@@ -57,7 +57,8 @@ def label_point(axes: Any, x: float, y: float, text: str, colour: str) -> None:
 
 def place(figure: Any) -> None:
     """Give the panels their final size, and move the labels that would cover each other."""
-    figure.draw_without_rendering()
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
     figure.set_layout_engine("none")
     for axes in figure.axes:
         _place_ends(axes, [note for note in axes.texts if note.get_label() == END])
