@@ -83,7 +83,7 @@ def check_geometry(drawing: Any) -> None:
             assert apart([Text.get_window_extent(note) for note in labels_of(axes, kind)])
         for texts in tick_labels(axes):
             assert apart([text.get_window_extent() for text in texts])
-            assert not any("$" in text.get_text() for text in texts)  # a formula that is not set as one
+            assert not any("mathdefault" in text.get_text() for text in texts)  # a formula that is not set as one
     for legend in drawing.legends:
         assert apart([text.get_window_extent() for text in legend.get_texts()])
 
