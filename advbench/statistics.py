@@ -314,7 +314,8 @@ def _resampled(
     from scipy.stats import bootstrap
 
     tests = _permuted((b, a), gap, "samples" if paired else "independent", alpha)
-    settings = {**_resampling(a.size + b.size), "n_resamples": 1999}
+    # At least ten resamples lie beyond each end of the interval.
+    settings = {**_resampling(a.size + b.size), "n_resamples": max(1_999, math.ceil(20 / (1 - level)))}
     low, high = bootstrap(
         (b, a), gap, paired=paired, method="percentile", confidence_level=level, **settings
     ).confidence_interval

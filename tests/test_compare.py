@@ -27,6 +27,8 @@ from advbench.compare import (
     compare,
     explain,
     find_record,
+    many,
+    matrix,
     plot,
     read_side,
     to_csv,
@@ -91,6 +93,38 @@ def test_holm_over_the_models() -> None:
     raw = [statistics.mcnemar(lost, 0) for lost in (8, 9, 40)]
     assert [rows[f"m{lost}"].p for lost in (8, 9, 40)] == raw
     assert [rows[f"m{lost}"].p_holm for lost in (8, 9, 40)] == statistics.holm(raw)
+
+
+def test_the_intervals_are_bonferronis_over_the_models() -> None:
+    news = [side(f"m{lost}", made(fallen([900, 700, 500 - lost]), spec=f"m{lost}")) for lost in (8, 9, 40)]
+    for others in (news[:1], news):
+        found = compare([BASE, *others])
+        level = 1 - 0.05 / len(others)
+        rows = {row.model: row for row in found.rows if row.quantity == "acc@8/255"}
+        for lost in (8, 9, 40)[: len(others)]:
+            row = rows[f"m{lost}"]
+            assert row.level == pytest.approx(level)
+            assert (row.low, row.high) == statistics.tango(0, lost, 1000, row.level)
+        said = f"hold for all {len(others)} together with 95 % (Bonferroni: {100 * level:.4g} % each)"
+        assert (said in to_markdown(found)) == (len(others) > 1)
+        assert {row["level"] for row in json.loads(to_json(found).splitlines()[0])["rows"]} == {row.level}
+        assert {float(line["level"]) for line in csv.DictReader(io.StringIO(to_csv(found)))} == {row.level}
+
+
+def test_many_models_are_one_matrix() -> None:
+    news = [side(f"m{lost}", made(fallen([900, 700, 500 - lost]), spec=f"m{lost}", name=f"model {lost}"))
+            for lost in (0, 6, 9, 40)]  # fmt: skip
+    assert not many(compare([BASE, *news[:3]])) and "0.0" in to_markdown(compare([BASE, *news[:3]]))
+    found = compare([BASE, *news])
+    assert many(found)
+    header, (baseline, *rows) = matrix(found)
+    assert header == ["model", "clean", "4/255", "8/255", "auc"]
+    assert [cell.strip() for cell in baseline[1:]] == ["90.0", "70.0", "50.0", "70.0"]
+    assert [row[0] for row in rows] == ["model 0", "model 6", "model 9", "model 40"]
+    assert [row[3] for row in rows] == ["+0.0 ", "-0.6 ", "-0.9*", "-4.0*"]  # p of 6 losses is 1/32, times 2 by Holm
+    page = to_markdown(found)
+    assert "\n| model 40 | +0.0 | +0.0 | -4.0\\* | -1.0\\* |\n" in page and "differences to it; \\* p" in page
+    assert any(note.startswith("model 40: m40") or note.startswith("model 40: pgd") for note in found.notes)
 
 
 def test_other_images_are_refused_or_compared_unpaired() -> None:
@@ -322,8 +356,8 @@ def test_markdown(regression: Any) -> None:
     assert text.startswith("### Regression: runs/new against base\n")
     assert verdict(regression) in text
     assert (
-        "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5, a drop of 5 (3.813 to "
-        "6.531), significant from 0.6; p &lt;0.001\n" in text
+        "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5, a drop of 5 (3.668 to "
+        "6.782), significant from 0.6; p &lt;0.001\n" in text
     )
     assert "- passed: runs/fine:" in text and "trained again" in text
     rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("| runs/")]
@@ -394,7 +428,7 @@ def test_names_inject_nothing(name: str) -> None:
         text = report(found)
         text.encode()
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
-    assert {len(row) for row in csv.reader(io.StringIO(to_csv(found)))} == {20}
+    assert {len(row) for row in csv.reader(io.StringIO(to_csv(found)))} == {21}
     assert not any(cell.startswith("=") for row in csv.reader(io.StringIO(to_csv(found))) for cell in row)
     assert ElementTree.fromstring(to_junit(found)).get("tests") == "2"
     table = [line for line in to_markdown(found).splitlines() if line.startswith("|")]

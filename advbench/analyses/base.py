@@ -23,10 +23,12 @@ Progress = Callable[[str, float, float | None], None]
 class Analysis:
     """Results of an analysis. `tables` and `figures`: by names that can be file names. `notes`: one sentence each.
 
-    Accuracies in tables are fractions in [0, 1].
+    Accuracies in tables are fractions in [0, 1]. `shares` names the tables, and the columns of others, whose numbers
+    are such fractions: a terminal shows them in percent.
     """
 
     title: str
     tables: dict[str, DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shares: frozenset[str] = frozenset()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import BATCH, against, batches, images, load_runs, one_eps, perturbed, right
 from advbench.data.dataset import Dataset
+from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models.base import Model
 from advbench.recipe.fields import Count
 
@@ -82,7 +83,9 @@ def run(
             "gradient_probe": probe(net, train, data),
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
-    return Analysis(title=f"Features and gradients: PGD-{steps}, n = {len(data)}", tables={"features": table})
+    title = f"Features and gradients: PGD-{steps}, n = {len(data)}"
+    shares = frozenset({"clean", "attacked", "gradient_probe"})
+    return Analysis(title, {"features": table}, {"features": _figure(table, title)}, shares=shares)
 
 
 def features(net: Model, x: Tensor) -> Tensor:
@@ -109,6 +112,24 @@ def distances(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     between = torch.cdist(centres, centres)
     count = max(len(classes) * (len(classes) - 1), 1)
     return intra, between.sum() / count
+
+
+def _figure(table: pd.DataFrame, title: str) -> Any:
+    """A panel for each number, a row for each run."""
+    shown = {
+        "accuracy (%)": {"clean": 100 * table.clean, "attacked": 100 * table.attacked},
+        "divergence": {"": table.divergence},
+        "intra / inter": {"": table.intra_inter},
+        "entropy (nats)": {"clean": table.entropy, "attacked": table.entropy_attacked},
+        "gradient probe (%)": {"": 100 * table.gradient_probe},
+    }
+    with panels(len(shown), title, height=1 + ROW * len(table), below=legend_lines(2)) as (figure, axes):
+        for place, (label, series) in enumerate(shown.items()):
+            rows = [] if place else list(table.index)
+            drawn = draw_dots(axes[place], rows, {name: list(values) for name, values in series.items()}, label)
+            if not place:
+                legend(figure, drawn, list(series))
+    return figure
 
 
 def probe(net: Model, train: Dataset, test: Dataset, steps: int = 200) -> float:

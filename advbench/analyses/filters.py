@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from advbench.analyses.base import Analysis
 from advbench.analyses.trained_run import load_runs
+from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "filters": {
@@ -53,7 +54,23 @@ def run(
         several = table.pivot_table(index="layer", columns="run", values="mean_l1", sort=False)
         several.columns.name = None
         tables["l1"] = several
-    return Analysis(title="Filters: maximum and mean over kernels of max |w|, l1 and spectral norm", tables=tables)
+    title = "Filters: maximum and mean over kernels of max |w|, l1 and spectral norm"
+    return Analysis(title, tables, {"filters": _figure(table)})
+
+
+def _figure(table: pd.DataFrame) -> Any:
+    """A panel for each mean, a row for each layer, a point for each run."""
+    layers, runs = list(dict.fromkeys(table.layer)), list(dict.fromkeys(table.run))
+    shown = {"mean_max": "mean of max |w|", "mean_l1": "mean l1 norm", "mean_spectral": "mean spectral norm"}
+    title = "Size of the filters of each layer, mean over its kernels"
+    with panels(len(shown), title, height=1 + ROW * len(layers), below=legend_lines(len(runs))) as (figure, axes):
+        for place, (column, label) in enumerate(shown.items()):
+            found = table.pivot_table(index="layer", columns="run", values=column, sort=False).reindex(layers)
+            drawn = draw_dots(axes[place], [] if place else layers, {run: list(found[run]) for run in runs}, label)
+            axes[place].set_xlim(left=0)
+            if not place:
+                legend(figure, drawn, runs)
+    return figure
 
 
 def sizes(weight: Tensor) -> dict[str, float]:

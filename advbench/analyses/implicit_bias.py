@@ -26,6 +26,7 @@ from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, steepest
 from advbench.analyses.minimum_norm import Array, largest_margin, margin
 from advbench.errors import UserError
+from advbench.figure import ROW, draw_grid, panels
 from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -96,15 +97,31 @@ def run(
                 for norm in NORMS
             ]
     every = pd.DataFrame(rows)
+    margins = _pivot(every, "mean")
     return Analysis(
         title="Margin reached, as a share of the largest possible margin",
         tables={
-            "margins": _pivot(every, "mean"),
+            "margins": margins,
             "worst": _pivot(every, "min"),
             "by_size": _pivot(every, "min", ["optimiser", "n"]),
         },
+        figures={"margins": _figure(margins)},
         notes=verdicts(every),
+        shares=frozenset({"margins", "worst", "by_size"}),
     )
+
+
+def _figure(margins: pd.DataFrame) -> Any:
+    """The table in percent; a frame is around each optimiser's own norm."""
+    optimisers = list(map(str, margins.index))
+    title = "Margin reached, in % of the largest possible margin (mean)"
+    with panels(1, title, height=1 + ROW * len(optimisers)) as (figure, (axes,)):
+        draw_grid(
+            axes, optimisers, NORMS, (100 * margins).to_numpy().tolist(), text="{:.1f}".format, top=100,
+            xlabel="norm of the perturbation (framed: that of the optimiser)",
+            framed={row: NORMS.index(OWN[name]) for row, name in enumerate(optimisers)},
+        )  # fmt: skip
+    return figure
 
 
 def verdicts(every: pd.DataFrame) -> tuple[str, ...]:

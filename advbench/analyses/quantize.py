@@ -27,6 +27,7 @@ from advbench.analyses.trained_run import (
     right,
     withstands,
 )
+from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models import wrap
 from advbench.models.base import Model, straight_through
 from advbench.recipe.fields import Count
@@ -98,7 +99,22 @@ def run(
     ]
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
     title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {attack}, {steps} steps, n = {len(data)}"
-    return Analysis(title=title, tables={"accuracy": table}, notes=tuple(notes))
+    figures = {"accuracy": _figure(table, title)}
+    return Analysis(title, {"accuracy": table}, figures, tuple(notes), shares=frozenset({"accuracy"}))
+
+
+def _figure(table: pd.DataFrame, title: str) -> Any:
+    """A row for each run, a point for each attack."""
+    shown = {
+        "clean, not quantised": "clean", "clean, quantised": "clean_quantized", "plain attack, not quantised":
+        "unquantized", "plain attack, quantised": "plain", "straight-through attack": "straight_through",
+        "transfer attack": "transfer", "worst of the three": "worst",
+    }  # fmt: skip
+    with panels(1, title, height=1 + ROW * len(table), below=legend_lines(len(shown))) as (figure, (axes,)):
+        series = {name: list(100 * table[column].astype(float)) for name, column in shown.items()}
+        legend(figure, draw_dots(axes, list(table.index), series, "accuracy (%)"), list(shown))
+        axes.set_xlim(-3, 103)
+    return figure
 
 
 def first_layer(net: Model) -> str:

@@ -18,7 +18,7 @@ from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import TrainedRun, images, load_runs, named_attack, withstands
 from advbench.eps import Eps, parse_eps_list
 from advbench.errors import UserError
-from advbench.figure import Line, draw_curves, panels
+from advbench.figure import Line, draw_curves, legend, legend_lines, panels
 from advbench.recipe import differences
 from advbench.recipe.fields import Count
 
@@ -90,6 +90,7 @@ def run(
         tables={"matrix": named, "best": shown.set_index("delta")},
         figures={"spectrum": _figure(matrix, text, trained_eps, f"{trained[0].recipe.method.name}, {attack}")},
         notes=_notes(shown),
+        shares=frozenset({"matrix", "accuracy", "clean", "gain", "clean_cost"}),
     )
 
 
@@ -138,8 +139,10 @@ def _figure(matrix: pd.DataFrame, text: dict[float, str], trained_eps: dict[floa
         accuracy = [float(share) for share in row]
         label = f"trained at {trained_eps[float(str(value))].text}"
         lines.append(Line(label, deltas, accuracy, accuracy, accuracy, place))
-    with panels(1, f"Trained at a spectrum of eps: {title}") as (figure, axes):
-        draw_curves(axes[0], lines, "attacked eps", [(value, text[value].replace("clean", "0")) for value in deltas])
+    ticks = [(value, text[value].replace("clean", "0")) for value in deltas]
+    below = legend_lines(len(lines))
+    with panels(1, f"Trained at a spectrum of eps: {title}", below=below) as (figure, (axes,)):
+        legend(figure, draw_curves(axes, lines, "attacked eps", ticks), [line.label for line in lines])
     return figure  # type: ignore[no-any-return]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import against, images, load_runs, one_eps, perturbed, right
+from advbench.figure import ROW, draw_grid, panels
 from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -65,11 +66,26 @@ def run(
             for target, one in zip(names, trained, strict=True)
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
+    title = f"Accuracy of each run (column) on points made against each (row): {norm} {size}, n = {len(data)}"
     return Analysis(
-        title=f"Accuracy of each run (column) on points made against each (row): {norm} {size}, n = {len(data)}",
+        title=title,
         tables={"accuracy": table},
+        figures={"accuracy": _figure(table, title)},
         notes=tuple(_notes(table)),
+        shares=frozenset({"accuracy"}),
     )
+
+
+def _figure(table: pd.DataFrame, title: str) -> Any:
+    """The table in percent; a frame is around each run's accuracy on points made against itself."""
+    targets = list(map(str, table.columns))
+    with panels(1, f"{title} (%)", height=1.6 + ROW * len(table)) as (figure, (axes,)):
+        draw_grid(
+            axes, list(map(str, table.index)), targets, (100 * table).to_numpy().tolist(), text="{:.1f}".format,
+            top=100, xlabel="attacked (framed: by its own points)", ylabel="points made against",
+            framed={1 + place: place for place in range(len(targets))},
+        )  # fmt: skip
+    return figure
 
 
 def _notes(table: pd.DataFrame) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,21 +113,18 @@ def analyze(
 
 def write(found: Analysis, out: Path) -> None:
     """Write tables as CSV, figures as SVG and notes as text, each file atomically. Raises UserError."""
-    import io
-
+    from advbench.figure import render
     from advbench.files import write_atomic
 
     for name, table in found.tables.items():
         write_atomic(out / f"{name}.csv", _flat(table).to_csv(index=False, lineterminator="\n"))
     for name, figure in found.figures.items():
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-        write_atomic(out / f"{name}.svg", stream.getvalue())
+        write_atomic(out / f"{name}.svg", render(figure))
     write_atomic(out / "notes.txt", "".join(f"{line}\n" for line in (found.title, *found.notes)))
 
 
 def show(found: Analysis, out: Path, screen: Screen) -> None:
-    """Print title, tables and notes, or one JSON object."""
+    """Print title, tables and notes, or one JSON object. Tables for people have shares in percent."""
     if screen.as_json:
         tables = {name: json.loads(_flat(table).to_json(orient="records")) for name, table in found.tables.items()}
         screen.json({"title": found.title, "tables": tables, "notes": list(found.notes), "out": str(out)})
@@ -134,8 +132,17 @@ def show(found: Analysis, out: Path, screen: Screen) -> None:
     screen.say(found.title)
     for name, table in found.tables.items():
         frame = _flat(table)
-        rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
-        screen.table([str(column) for column in frame.columns], rows, title=name if len(found.tables) > 1 else "")
+        columns = [str(column) for column in frame.columns]
+        whole = name in found.shares
+        shares = [whole or column in found.shares for column in columns]
+        rows = [
+            [_cell(value, share) for value, share in zip(row, shares, strict=True)]
+            for row in frame.itertuples(index=False)
+        ]
+        if not whole:
+            columns = [f"{column} %" if share else column for column, share in zip(columns, shares, strict=True)]
+        title = name if len(found.tables) > 1 else ""
+        screen.table(columns, rows, title=f"{title} (percent)".strip() if whole else title)
     for note in found.notes:
         screen.say(note)
     files = [*(f"{name}.csv" for name in found.tables), *(f"{name}.svg" for name in found.figures), "notes.txt"]
@@ -147,8 +154,13 @@ def _flat(table: DataFrame) -> DataFrame:
     return table.reset_index() if any(name is not None for name in table.index.names) else table
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: Any, share: bool) -> str:
+    """A number with four digits, or a share in percent; NaN is empty."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{100 * value:.1f}" if share else f"{value:.4g}"
 
 
 def _free(folder: Path) -> Path:

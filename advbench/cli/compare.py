@@ -170,15 +170,17 @@ def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
 
 
 def show(found: Comparison, screen: Screen) -> None:
-    """Print a table for each model, the gate's findings and the notes."""
-    from advbench.compare import HEADER, cells, reason, rule, verdict
+    """Print a table for each model, or one for all where they are many; the gate's findings and the notes."""
+    from advbench.compare import HEADER, cells, many, reason, rule, verdict
 
     if found.caveat:
         screen.say(found.caveat)
     counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
     against = f"baseline {found.baseline}" if found.baseline else "no baseline"
     screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, {against}")
-    for model in found.models if found.rows else ():
+    if found.rows and many(found):
+        show_matrix(found, screen)
+    for model in found.models if found.rows and not many(found) else ():
         rows = [cells(row)[1:] for row in found.rows if row.model == model]
         screen.table(HEADER[1:], rows, title=model)
     if found.gate is not None:
@@ -189,6 +191,18 @@ def show(found: Comparison, screen: Screen) -> None:
         screen.say(verdict(found))
     for note in found.notes:
         screen.say(f"note: {note}")
+
+
+def show_matrix(found: Comparison, screen: Screen) -> None:
+    """Print one table of all models."""
+    from advbench.compare import STAR, matrix
+
+    header, rows = matrix(found)
+    screen.say(f"the baseline, and differences to it in points; {STAR}; intervals: --plot FILE or --format csv")
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [[line[0], *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+             for line in (header, *rows)]  # fmt: skip
+    screen.table(lines[0], lines[1:])
 
 
 def trace(text: str, *, screen: Screen | None = None) -> list[Link]:

@@ -186,7 +186,7 @@ def write(examples: Examples, record: Record, out: Path, formats: Collection[str
         for left in set((folder / kind).glob("*.png")) - written:
             left.unlink()
     write_atomic(out / "examples.csv", table(examples))
-    write_atomic(out / "examples.png", picture(panels(examples), title))
+    write_atomic(out / "examples.png", picture(panels(examples), title, KEY))
     write_atomic(out / "attack.json", json.dumps(record.model_dump(mode="json", by_alias=True), indent=1) + "\n")
 
 
@@ -241,6 +241,12 @@ def table(examples: Examples) -> str:
     return stream.getvalue()
 
 
+KEY = (
+    "Number of the image and its class as the model sees it; the change (grey: none), scaled as written; the attacked "
+    "image and its class. Red: wrong."
+)
+
+
 def panels(examples: Examples) -> list[tuple[Panel, Panel, Panel]]:
     """For each pictured image: clean, magnified perturbation, adversarial. Images that fell come first."""
     right = examples.before == examples.y
@@ -251,10 +257,11 @@ def panels(examples: Examples) -> list[tuple[Panel, Panel, Panel]]:
         top = float(np.abs(change).max())
         magnified = 0.5 + change * (0.5 / top if top else 1.0)
         wrong = bool(examples.after[row] != examples.y[row])
+        clean = f"{examples.index[row]}: {examples.name(int(examples.before[row]))}"
         found.append(
             (
-                Panel(examples.x[row], examples.name(int(examples.before[row])), alarming=not right[row]),
-                Panel(magnified, f"x {0.5 / top:.3g}" if top else "none"),
+                Panel(examples.x[row], clean, alarming=not right[row]),
+                Panel(magnified, f"change x {0.5 / top:.3g}" if top else "no change"),
                 Panel(examples.x_adv[row], examples.name(int(examples.after[row])), alarming=wrong),
             )
         )

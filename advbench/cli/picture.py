@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.escape import visible
+from advbench.figure import fit, wrapped
 
 _MAX_LINES = 8
 _PANEL_INCHES = 1.15
+_SIZE = 8.0  # points, of captions
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,11 @@ class Panel:
     alarming: bool = False
 
 
-def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
-    """A PNG: the panels of a sample side by side, eight samples below each other, further ones to the right."""
+def picture(samples: Sequence[Sequence[Panel]], title: str, key: str) -> bytes:
+    """A PNG: the panels of a sample side by side, eight samples below each other, further ones to the right.
+
+    `key` says below the title how to read it.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,11 +41,12 @@ def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False  # a $ in a name starts no formula
-        figure = Figure(
-            figsize=(_PANEL_INCHES * (width * blocks + 0.3 * (blocks - 1)), _PANEL_INCHES * 1.22 * lines + 0.6)
-        )
+        inches = _PANEL_INCHES * (width * blocks + 0.3 * (blocks - 1))
+        words = [*wrapped(title, 70 * inches, _SIZE), *wrapped(key, 70 * inches, _SIZE)]
+        head = 0.14 * len(words) + 0.3
+        figure = Figure(figsize=(inches, _PANEL_INCHES * 1.22 * lines + head))
         FigureCanvasAgg(figure)
-        top = 1 - 0.55 / figure.get_figheight()
+        top = 1 - head / figure.get_figheight()
         columns = [1.0] * (width * blocks + blocks - 1)
         for gap in range(width, len(columns), width + 1):
             columns[gap] = 0.3
@@ -56,7 +61,7 @@ def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
             hspace=0.3,
             wspace=0.05,
         )
-        figure.suptitle(_plain(title), fontsize=9)
+        figure.suptitle("\n".join(words), fontsize=_SIZE, y=1 - 0.05 / figure.get_figheight())
         for place, panels in enumerate(samples):
             line, first = place % lines, place // lines * (width + 1)
             for column, panel in enumerate(panels):
@@ -64,12 +69,8 @@ def picture(samples: Sequence[Sequence[Panel]], title: str) -> bytes:
                 image = np.clip(panel.image.transpose(1, 2, 0), 0, 1)
                 axes.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
                 axes.set_axis_off()
-                axes.set_title(_plain(panel.caption), fontsize=7, pad=2, color="#b00020" if panel.alarming else "black")
+                caption = fit(panel.caption, 68 * _PANEL_INCHES, _SIZE)
+                axes.set_title(caption, fontsize=_SIZE, pad=2, color="#b00020" if panel.alarming else "black")
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
     return stream.getvalue()
-
-
-def _plain(text: str) -> str:
-    """The text in ASCII, which every font has, cut to 90 characters."""
-    return visible(text).encode("ascii", "replace").decode()[:90]

@@ -8,6 +8,7 @@ from advbench.compare.call import compare_models
 from advbench.compare.comparison import compare
 from advbench.compare.explain import Link, explain, whereabouts
 from advbench.compare.gate import parse_gate
+from advbench.compare.matrix import STAR, many, matrix
 from advbench.compare.plot import plot
 from advbench.compare.report import (
     HEADER,
@@ -27,6 +28,7 @@ from advbench.public import make_callable
 
 __all__ = [
     "HEADER",
+    "STAR",
     "Check",
     "Comparison",
     "Drop",
@@ -43,6 +45,8 @@ __all__ = [
     "explain",
     "find_record",
     "headline",
+    "many",
+    "matrix",
     "parse_gate",
     "plot",
     "read_side",

@@ -9,9 +9,11 @@ from advbench.compare.believed import blind, check_flags, doubted, incomparable,
 from advbench.compare.comparable import allowed_kinds, differences, reported
 from advbench.compare.gate import Test, parse_gate
 from advbench.compare.judge import Judge, check_measured, findings
+from advbench.compare.matrix import FEW, names
 from advbench.compare.results import Comparison, Finding, Gate, Refused
 from advbench.compare.sides import Side, align, common_grid, labelled
 from advbench.errors import UserError
+from advbench.statistics import LEVEL
 
 
 def compare(
@@ -110,10 +112,11 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     others = [side for side in sides if side is not base]
-    for side in sides:
+    for side, name in zip(sides, names(sides), strict=True):
         record, ids = side.units[0].record, ", ".join(unit.record.id[:8] for unit in side.units)
         engine = f"{record.engine.name} {record.engine.version}"
-        notes.append(f"{side.label}: {record.attack_name} by {engine}, {record.n} images, record {ids}.")
+        short = f"{name}: " if len(others) > FEW and name != side.label else ""  # as the matrix has it
+        notes.append(f"{short}{side.label}: {record.attack_name} by {engine}, {record.n} images, record {ids}.")
     if all(len(side.units) == 1 for side in sides):
         notes.append(
             "One model on each side: this compares these weights, and does not show how much the numbers vary when "
@@ -123,7 +126,11 @@ def _notes(
         counts = ", ".join(f"{side.label}: {len(side.units)}" for side in sides)
         notes.append(f"Trained models are compared ({counts}), by means and standard deviations over models.")
     if base and len(others) > 1:
-        notes.append(f"p is adjusted for {len(others)} models (Holm), in a gate for its branches too.")
+        each = 100 * (1 - (1 - LEVEL) / len(others))
+        notes.append(
+            f"p is adjusted for {len(others)} models (Holm), in a gate for its branches too; the intervals of a "
+            f"quantity hold for all {len(others)} together with 95 % (Bonferroni: {each:.4g} % each)."
+        )
     if unpaired:
         notes.append("Unpaired: the sides are treated as different images, so only larger differences are significant.")
     for test in tests:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,18 @@ Samples = NDArray[Any]
 Asked = tuple[Side, Branch]  # a branch of the gate, asked of one side
 
 
+class Levels(TypedDict):
+    """The coverage of intervals, and the level for the smallest significant drop."""
+
+    level: float
+    alpha: float
+
+
 class Judge:
     """Compares `others` with `base`.
 
+    The intervals of one quantity cover all true differences at once with a probability of 95 % (Bonferroni): each has
+    coverage `level`.
     The conditions of `asked` that are tested share the level `alpha`, which is for the smallest drop that could have
     been significant.
     """
@@ -37,8 +46,10 @@ class Judge:
             self.quantities.append(Quantity("auc"))
         if all(unit.record.median_norm is not None for unit in units):
             self.quantities.append(Quantity("median_norm"))
+        self.level = 1 - (1 - statistics.LEVEL) / max(1, len(others))
         self._known: dict[tuple[str, str], Estimate] = {}
         self.alpha = alpha / max(1, sum(self._is_tested(*one) for one in asked))
+        self._levels = Levels(level=self.level, alpha=self.alpha)
 
     def rows(self) -> tuple[Row, ...]:
         """A row for each model and quantity, by model."""
@@ -51,7 +62,7 @@ class Judge:
                 new, new_sd = self.value(side, quantity)
                 test, n = self.test(side, quantity)
                 found.append(
-                    Row(side.label, str(quantity), old, new, *estimate[:4], p_holm, test, n, old_sd, new_sd)
+                    Row(side.label, str(quantity), old, new, *estimate[:4], p_holm, test, n, old_sd, new_sd, self.level)
                 )  # fmt: skip
         order = {side.label: index for index, side in enumerate(self.others)}
         return tuple(sorted(found, key=lambda row: order[row.model]))
@@ -120,22 +131,21 @@ class Judge:
         if len(old) == len(new) == 1:
             return [self._over_images(quantity, old[0], new[0])]
         means = [np.mean([_finite(one) for one in several], axis=0) for several in (old, new)]
-        over_models = statistics.seeds(_numbers(quantity, old), _numbers(quantity, new), alpha=self.alpha)
+        over_models = statistics.seeds(_numbers(quantity, old), _numbers(quantity, new), **self._levels)
         return [self._over_images(quantity, *means), over_models]
 
     def _over_images(self, quantity: Quantity, old: Samples, new: Samples) -> Estimate:
-        alpha = self.alpha
         if quantity.kind == "median_norm":
             if self.paired:
-                return statistics.paired_medians(old, new, alpha=alpha)
-            return statistics.unpaired_samples(old, new, np.median, alpha=alpha)
+                return statistics.paired_medians(old, new, **self._levels)
+            return statistics.unpaired_samples(old, new, np.median, **self._levels)
         if old.dtype == new.dtype == np.bool_:
             if self.paired:
-                return statistics.paired_accuracies(old, new, alpha=alpha)
+                return statistics.paired_accuracies(old, new, **self._levels)
             counts = ((int(old.sum()), len(old)), (int(new.sum()), len(new)))
-            return statistics.unpaired_accuracies(*counts, alpha=alpha)
+            return statistics.unpaired_accuracies(*counts, **self._levels)
         means = statistics.paired_means if self.paired else statistics.unpaired_samples
-        return means(old.astype(np.float64), new.astype(np.float64), alpha=alpha)
+        return means(old.astype(np.float64), new.astype(np.float64), **self._levels)
 
     def _samples(self, side: Side, quantity: Quantity, times: int = 1) -> list[Samples]:
         """For each model (N,): whether it is right about each sample, the sample's area, or its distance.

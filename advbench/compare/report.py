@@ -18,29 +18,33 @@ HEADER = ("model", "quantity", "baseline", "value", "difference", "95 % interval
 COLUMNS = (
     "model", "baseline", "dataset", "norm", "quantity", "baseline_value", "value", "difference", "low", "high", "p",
     "p_holm", "test", "n", "baseline_sd", "value_sd", "caveat", "gate", "bound", "failed",
+    "level",
 )  # fmt: skip
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The cells of a row under `HEADER`: in percent and percentage points for all but median_norm, with Holm's p."""
 
-    def number(value: float, sign: str = "") -> str:
-        if row.quantity == "median_norm":
-            return f"{value:{sign}z.4g}"
-        return f"{100 * value:{sign}z.{2 if row.n >= 10_000 else 1}f}"
-
-    def spread(sd: float | None) -> str:
-        return "" if sd is None else f" ± {number(sd)}"
+    def spread(sd: str) -> str:
+        return "" if getattr(row, sd) is None else f" ± {number(row, sd)}"
 
     return (
         visible(row.model),
         visible(row.quantity),
-        number(row.baseline) + spread(row.baseline_sd),
-        number(row.value) + spread(row.value_sd),
-        number(row.difference, "+"),
-        f"{number(row.low, '+')} to {number(row.high, '+')}",
+        number(row, "baseline") + spread("baseline_sd"),
+        number(row, "value") + spread("value_sd"),
+        number(row, "difference", "+"),
+        f"{number(row, 'low', '+')} to {number(row, 'high', '+')}",
         p_text(row.p_holm),
     )
+
+
+def number(row: Row, field: str, sign: str = "") -> str:
+    """A field of a row as a table shows it: in percent or percentage points, median_norm in units of the norm."""
+    value = getattr(row, field)
+    if row.quantity == "median_norm":
+        return f"{value:{sign}z.4g}"
+    return f"{100 * value:{sign}z.{2 if row.n >= 10_000 else 1}f}"
 
 
 def p_text(p: float) -> str:
@@ -139,14 +143,29 @@ def to_markdown(comparison: Comparison) -> str:
             f"{markdown(comparison.dataset)}, {markdown(comparison.norm)}; percent and percentage points, median_norm "
             f"in units of the norm; baseline {markdown(baseline or '')}.",
             "",
-            f"| {' | '.join(HEADER)} |",
-            "|:--|:--|--:|--:|--:|--:|--:|",
+            *_table(comparison),
+            "",
         ]
-        lines += [f"| {' | '.join(markdown(cell) for cell in cells(row))} |" for row in comparison.rows]
-        lines.append("")
     lines += of_measurements(comparison.sides)
     lines += [f"- {markdown(note)}" for note in comparison.notes]
     return "\n".join(lines) + "\n"
+
+
+def _table(comparison: Comparison) -> list[str]:
+    """A Markdown table of the rows, or the matrix where the models are many."""
+    from advbench.compare.matrix import STAR, many, matrix
+
+    if not many(comparison):
+        rows = [f"| {' | '.join(markdown(cell) for cell in cells(row))} |" for row in comparison.rows]
+        return [f"| {' | '.join(HEADER)} |", "|:--|:--|--:|--:|--:|--:|--:|", *rows]
+    header, body = matrix(comparison)
+    return [
+        f"The baseline, and differences to it; {markdown(STAR)}.",
+        "",
+        f"| {' | '.join(header)} |",
+        f"|:--|{'--:|' * (len(header) - 1)}",
+        *(f"| {' | '.join(markdown(cell.strip()) for cell in line)} |" for line in body),
+    ]
 
 
 def to_junit(comparison: Comparison) -> str:

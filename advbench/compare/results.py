@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from advbench.compare.sides import Side
 from advbench.errors import UserError
+from advbench.statistics import ALPHA, LEVEL
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 class Row:
     """One model and one quantity against the baseline: a fraction for accuracies and auc, else in units of the norm.
 
-    `low` and `high` bound the 95 % interval of `difference`. `n` counts the compared samples, or the models where a
-    side has several. `p` is two-sided, `p_holm` is adjusted for the number of models. `baseline_sd` and `value_sd` are
-    standard deviations over models, None for one model.
+    `low` and `high` bound the interval of `difference`. The intervals of one quantity hold for all models together with
+    95 % (Bonferroni), each alone with `level`. `n` counts the compared samples, or the models where a side has several.
+    `p` is two-sided, `p_holm` is adjusted for the number of models (Holm). `baseline_sd` and `value_sd` are standard
+    deviations over models, None for one model.
     """
 
     model: str
@@ -34,12 +36,19 @@ class Row:
     n: int
     baseline_sd: float | None = None
     value_sd: float | None = None
+    level: float = LEVEL
+
+    @property
+    def significant(self) -> bool:
+        """Whether there is a difference, at 5 % for all models together."""
+        return self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
 class Drop:
-    """What a relative condition rests on: the drop from the baseline, its 95 % interval, and `p` of "there is no drop".
+    """What a relative condition rests on: the drop from the baseline, its interval, and `p` of "there is no drop".
 
+    The interval is that of `Row`.
     `least`: the smallest drop that would have been significant in this gate, None if unknown. `p_zero`: the p-value
     that a fall to 0 would have had; `few`: what would make it smaller, more images or more seeds.
     """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -71,3 +74,37 @@ def test_bad_input(cli: Any, plugin: str, argv: list[str], message: str) -> None
     assert warning == f"warning: {plugin} is code outside advbench, which runs now"
     assert replace(ran, err=error).is_one_clear_line and message in error
     assert not (cli.folder / "analyses").exists()
+
+
+RUNS = ["runs/a", "runs/b"]
+QUICK = ["-n", "20", "--set", "steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "figures", "percent"),
+    [
+        (["transfer", *RUNS, *QUICK], ["accuracy"], "(percent)"),
+        (["spectrum", *RUNS, *QUICK, "--set", "attack=pgd"], ["spectrum"], "matrix (percent)"),
+        (["features", *RUNS, *QUICK], ["features"], "clean %"),
+        (["quantize", *RUNS, *QUICK], ["accuracy"], "(percent)"),
+        (["vulnerability", *RUNS, *QUICK], ["main", "tasks"], "main (percent)"),
+        (["filters", *RUNS], ["filters"], ""),
+        (["implicit-bias", *(f"--set={name}=100" for name in ("steps", "fista_steps", "adversarial_steps")),
+          "--set=sizes=3", "--set=trials=1"], ["margins"], "margins (percent)"),
+    ],
+)  # fmt: skip
+def test_every_analysis_draws_a_figure_and_prints_percent(
+    cli: Any, run_folder: Path, argv: list[str], figures: list[str], percent: str
+) -> None:
+    shutil.copytree(cli.folder / "runs/a", cli.folder / "runs/b")
+    ran = cli("analyze", *argv, "--device", "cpu", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert percent in ran.out and "nan" not in ran.out
+    assert sorted(path.stem for path in (cli.folder / "out").glob("*.svg")) == figures
+    for path in (cli.folder / "out").glob("*.svg"):
+        width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', path.read_text())[:2])
+        assert width > 600 and height > 80
+    if percent == "(percent)":  # one table, of which a terminal shows percent and the file fractions
+        clean = next(csv.DictReader((cli.folder / "out/accuracy.csv").read_text().splitlines()))
+        key = "clean" if "clean" in clean else "a"
+        assert 0 < float(clean[key]) <= 1 and f"{100 * float(clean[key]):.1f}" in ran.out

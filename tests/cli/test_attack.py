@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shlex
 import signal
@@ -18,6 +19,8 @@ from PIL import Image
 from advbench.checkpoint import load_model
 from advbench.cli import attack as attack_module
 from advbench.cli import keep
+from advbench.cli.examples import KEY
+from advbench.cli.picture import Panel, picture
 from advbench.data import load
 from advbench.engine.losses import margin
 
@@ -120,6 +123,15 @@ def test_the_picture_shows_every_sample_up_to_sixteen(cli: Any, run_folder: Path
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 16
     assert sizes[0][1] < sizes[1][1] < sizes[2][1]  # 1, 5 and 8 lines
     assert sizes[0][0] == sizes[1][0] < sizes[2][0]  # a second block
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_text_of_the_picture_is_not_cut(count: int) -> None:
+    panel = Panel(np.ones((1, 4, 4)), f"{'W' * 60} the end")
+    content = picture([(panel, panel, panel)] * count, "a/long/path/" * 9 + ": pgd, linf eps 8/255", KEY * 2)
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert (pixels[0] == 255).all() and (pixels[:, [0, -1]] == 255).all()
 
 
 def test_the_nearest_points_may_lie_outside_the_ball(cli: Any, run_folder: Path) -> None:
