@@ -9,6 +9,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 from advbench.record.black_box import WINS
 from advbench.record.fates import Fates
 from advbench.record.flag_names import FLAG_NAMES
+from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     RECHECK_SET,
@@ -29,6 +30,7 @@ from advbench.record.record import (
     NOT_PROBED,
     Damage,
     Record,
+    load_measurements,
     load_record,
     load_records,
     question_hash,
@@ -59,6 +61,8 @@ __all__ = [
     "Record",
     "Severity",
     "Trained",
+    "labels",
+    "load_measurements",
     "load_notices",
     "load_record",
     "load_records",

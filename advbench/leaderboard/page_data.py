@@ -1,0 +1,103 @@
+"""What the script of the page reads: rankings at every eps, curves, and the counts by which pairs are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.leaderboard.ranking import Board, fewest_images, table
+from advbench.leaderboard.shown_eps import eps_label, measured_eps
+from advbench.record import Fates, Record
+from advbench.statistics import wilson
+
+MAX_COUNTS = 40_000  # numbers about pairs in a table; beyond, only the best of it can be compared on the page
+
+
+def board_data(name: str, board: Board, names: Mapping[str, str], fates: Mapping[str, Fates]) -> dict[str, Any]:
+    """One board. Its points are clean, then every eps > 0 that was measured; `at` are indices of them.
+
+    `names` and `fates` are by the id of their record.
+    """
+    sizes = measured_eps(board.records, board.reference)
+    needed = fewest_images(board.records)
+    tables = []
+    for one in board.tables:
+        records = one.records
+        place = {record.id: index for index, record in enumerate(records)}
+        ranked = [table(records, eps, needed) for eps in sizes or [board.reference]]
+        tables.append({
+            "key": one.protocol.key,
+            "title": one.protocol.title,
+            "n": one.protocol.n,
+            "models": [_model(record, sizes, names[record.id]) for record in records],
+            "orders": [
+                {
+                    "ranked": [place[record.id] for record in at.ranked],
+                    "below": [[place[record.id], why] for record, why in at.below],
+                }
+                for at in ranked
+            ],
+            "gains": _gains(records, sizes, fates),
+        })  # fmt: skip
+    return {
+        "name": name,
+        "norm": board.norm,
+        "points": [[0, "clean"], *([eps, eps_label(eps, board.records)] for eps in sizes)],
+        "reference": sizes.index(board.reference) + 1 if board.reference in sizes else 0,
+        "tables": tables,
+    }
+
+
+def _model(record: Record, sizes: Sequence[float], name: str) -> dict[str, Any]:
+    """`curve` has a row for each measured point: its index, how many stand, and the 95 % interval as fractions."""
+    clean = round(record.clean * record.n)
+    curve = [[0, clean, *(round(end, 4) for end in wilson(clean, record.n))]]
+    for place, eps in enumerate(sizes, start=1):
+        if point := record.at(eps):
+            curve.append([place, point.robust, round(point.ci_low, 4), round(point.ci_high, 4)])
+    return {
+        "id": record.id,
+        "name": name,
+        "method": record.model.trained.method if record.model.trained else "",
+        "engine": f"{record.engine.name} {record.engine.version}",
+        "flags": sorted({flag.name for flag in record.flags}),
+        "curve": curve,
+    }
+
+
+def _gains(records: Sequence[Record], sizes: Sequence[float], fates: Mapping[str, Fates]) -> list[list[list[int]]]:
+    """`gains[j][i]`, i < j: at each point common to both, how many images model j withstands and model i does not.
+
+    From these and the counts of the curves follows all of McNemar's table. The images are the same, in the same order.
+    """
+    known = records if all(record.id in fates for record in records) else []
+    most = 1 + len(sizes)
+    fewer = next((k for k in range(len(known), 0, -1) if k * (k - 1) // 2 * most <= MAX_COUNTS), 0)
+    if fewer < 2:
+        return []
+    standing = [_standing(record, sizes, fates[record.id]) for record in known[:fewer]]
+    both = []
+    for point in range(most):
+        rows = [one.get(point, np.zeros(len(fates[known[0].id]), np.bool_)) for one in standing]
+        matrix = np.stack(rows).astype(np.float32)
+        both.append((matrix @ matrix.T).astype(np.int64))
+    return [
+        [
+            [int(both[point][j, j] - both[point][i, j]) for point in standing[j] if point in standing[i]]
+            for i in range(j)
+        ]
+        for j in range(fewer)
+    ]
+
+
+def _standing(record: Record, sizes: Sequence[float], fates: Fates) -> dict[int, NDArray[np.bool_]]:
+    """(N,) whether each image stands, for each measured point, by rising index."""
+    grid = {point.eps: index for index, point in enumerate(record.curve)}
+    found = {0: fates.clean}
+    for place, eps in enumerate(sizes, start=1):
+        if point := record.at(eps):
+            found[place] = fates.standing(grid[point.eps])
+    return found
