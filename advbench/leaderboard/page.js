@@ -9,7 +9,7 @@ let hovered = null; // the model whose row the pointer or the focus is on
 
 function readHash() {
   const said = new URLSearchParams(location.hash.slice(1));
-  const name = said.get("board") ?? decodeURIComponent(location.hash.slice(1));
+  const name = said.get("board") ?? location.hash.slice(1);
   const board = boards.find((one) => one.name === name) ?? boards[0];
   const at = board.points.findIndex(([, text]) => text === said.get("eps"));
   const known = new Set(board.tables.flatMap((table) => table.models.map((model) => model.id)));
@@ -73,6 +73,7 @@ function showControls() {
 
 function show() {
   for (const section of document.querySelectorAll(".board")) section.hidden = section.id !== view.board.name;
+  document.querySelector(".board:not([hidden]) .ranked-at").textContent = view.board.points[view.at][1];
   showControls();
   let shown = 0, total = 0, unmeasured = 0;
   for (const table of view.board.tables) {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.escape import visible
 from advbench.leaderboard.ranking import Board, fewest_images, table
 from advbench.leaderboard.shown_eps import eps_label, measured_eps
 from advbench.record import Fates, Record
@@ -30,13 +31,13 @@ def board_data(name: str, board: Board, names: Mapping[str, str], fates: Mapping
         ranked = [table(records, eps, needed) for eps in sizes or [board.reference]]
         tables.append({
             "key": one.protocol.key,
-            "title": one.protocol.title,
+            "title": visible(one.protocol.title),
             "n": one.protocol.n,
             "models": [_model(record, sizes, names[record.id]) for record in records],
             "orders": [
                 {
                     "ranked": [place[record.id] for record in at.ranked],
-                    "below": [[place[record.id], why] for record, why in at.below],
+                    "below": [[place[record.id], visible(why)] for record, why in at.below],
                 }
                 for at in ranked
             ],
@@ -61,9 +62,9 @@ def _model(record: Record, sizes: Sequence[float], name: str) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": name,
-        "method": record.model.trained.method if record.model.trained else "",
-        "engine": f"{record.engine.name} {record.engine.version}",
-        "flags": sorted({flag.name for flag in record.flags}),
+        "method": visible(record.model.trained.method) if record.model.trained else "",
+        "engine": visible(f"{record.engine.name} {record.engine.version}"),
+        "flags": sorted({visible(flag.name) for flag in record.flags}),
         "curve": curve,
     }
 

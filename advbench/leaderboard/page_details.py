@@ -60,5 +60,7 @@ def _paper(method: str) -> str:
 def _flag(record: Record, flag: Flag) -> str:
     """What was found and, where it is no mere note, what to do."""
     said = f"<b>{text(record.words(flag))}</b> {text(flag.detail)}"
-    known = GLOSSARY.get(BLACK_BOX_AHEAD if flag.name.endswith(WINS) and flag.name not in GLOSSARY else flag.name)
-    return said if known is None or flag.severity == "note" else f"{said}. What to do: {text(known.action)}."
+    known = GLOSSARY.get(flag.name) or (GLOSSARY[BLACK_BOX_AHEAD] if flag.name.endswith(WINS) else None)
+    if known is None or flag.severity == "note":
+        return said
+    return f"{said.rstrip('.')}. What to do: {text(known.action)}."
