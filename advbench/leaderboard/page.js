@@ -56,13 +56,13 @@ function showControls() {
   id("size").textContent = board.points[view.at][1];
   id("at").max = board.points.length - 1;
   id("at").value = view.at;
-  id("at").disabled = board.points.length < 3;
+  id("at").parentNode.hidden = board.points.length < 3;
   id("at").setAttribute("aria-valuetext", board.points[view.at][1]);
   id("q").value = view.q;
   options(id("method"), [["", "all"], ...plain(every.map((model) => model.method))], view.method);
-  options(id("protocol"), [["", "all"], ...board.tables.map((table) => [table.key, table.title])], view.protocol);
+  options(id("protocol"), [["", "all"], ...board.tables.map(({ key, title }) => [key, `${title} (${key})`])], view.protocol);
   const flags = plain(every.flatMap((model) => model.flags));
-  options(id("flag"), [["", "with and without"], ["none", "without any"], ...flags], view.flag);
+  options(id("flag"), [["", "all"], ["none", "without any"], ...flags], view.flag);
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${board.name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -73,7 +73,9 @@ function showControls() {
 
 function show() {
   for (const section of document.querySelectorAll(".board")) section.hidden = section.id !== view.board.name;
-  document.querySelector(".board:not([hidden]) .ranked-at").textContent = view.board.points[view.at][1];
+  for (const text of document.querySelectorAll(".board:not([hidden]) .ranked-at")) {
+    text.textContent = view.board.points[view.at][1];
+  }
   showControls();
   let shown = 0, total = 0, unmeasured = 0;
   for (const table of view.board.tables) {
@@ -85,7 +87,7 @@ function show() {
     unmeasured += table.models.filter((model) => !pointAt(model, view.at)).length;
   }
   const missing = unmeasured ? ` ${unmeasured} not measured at ${view.board.points[view.at][1]}: below the line.` : "";
-  id("at-note").textContent = `${shown} of ${total} models.${missing}`;
+  id("at-note").textContent = `${shown} of ${total} shown.${missing}`;
   fit();
   showPanel();
 }
@@ -124,7 +126,7 @@ function showTable(table, section) {
     return row;
   };
   const ranked = order.ranked.map((index, rank) => placed(table.models[index], `${rank + 1}`, ""));
-  const below = order.below.map(([index, why]) => placed(table.models[index], "–", `not ranked: ${why}`));
+  const below = order.below.map(([index, why]) => placed(table.models[index], "–", why));
   line.hidden = !below.some((row) => !row.hidden);
   element.append(...sorted(ranked, place), line, ...sorted(below, place));
   return shown;
@@ -179,8 +181,8 @@ function drawChart(table, models) {
   const most = points.at(-1)[0] || 1;
   const x = (place) => left + (points[place][0] / most) * (width - left - right);
   const y = (share) => top + (1 - share) * (height - top - bottom);
-  const words = models.map(({ model }) => `${model.name}: ${model.curve.map(([place, right]) =>
-    `${percent(right / table.n, table.n)} at ${points[place][1]}`).join(", ")}`);
+  const said = ([place, right]) => `${percent(right / table.n, table.n)} ${place ? "at " : ""}${points[place][1]}`;
+  const words = models.map(({ model }) => `${model.name}: ${model.curve.map(said).join(", ")}`);
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words.join("; ") });
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(share), y2: y(share) }),

@@ -63,7 +63,7 @@ def _board(name: str, board: Board, names: Mapping[str, str]) -> str:
     return "\n".join([
         f'<section class="board" id="{name}">',
         f"<h2>{text(_title(board))}</h2>",
-        f"<p>{_meaning(board)} Also as {files}.</p>",
+        f"<p>{_meaning(board)} Also as {files}.</p>" if board.tables else "<p>No record is shown.</p>",
         *(table_html(table, board, names) for table in board.tables),
         *_left_out(board),
         "</section>",

@@ -71,7 +71,7 @@ def _columns(table: Table, board: Board) -> list[Column]:
 def _row(place: str, record: Record, names: Mapping[str, str], columns: list[Column], why: str = "") -> str:
     """A record in two rows: what is compared, and what can be unfolded."""
     method = record.model.trained.method if record.model.trained else ""
-    below = f'<small class="why">not ranked: {text(why)}</small>' if why else ""
+    below = f'<small class="why">{text(why)}</small>' if why else ""
     flags = ", ".join(
         f'<span class="{flag.severity}">{text(flag.name if flag.severity == "note" else record.words(flag))}</span>'
         for flag in record.flags
