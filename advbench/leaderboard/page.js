@@ -247,15 +247,21 @@ function tango(gains, losses, n) {
   return [end(middle, -1), end(middle, 1)];
 }
 
+/** How many images the model `j` withstands at a point and the model `i` does not, i < j. */
+function gained({ gains }, i, j, place, points) {
+  gains.view ??= new DataView(Uint8Array.from(atob(gains.counts), (byte) => byte.charCodeAt(0)).buffer);
+  const at = (((j * (j - 1)) / 2 + i) * points + place) * gains.bytes;
+  return gains.bytes === 2 ? gains.view.getUint16(at, true) : gains.view.getUint32(at, true);
+}
+
 /** For each common point, `b` against `a`, which are indices in `table`; null where the page does not hold it. */
 function paired(table, a, b) {
-  const counts = table.gains[Math.max(a, b)]?.[Math.min(a, b)];
-  if (!counts) return null;
+  if (Math.max(a, b) >= table.gains.models) return null;
   const [one, two] = [table.models[a], table.models[b]];
-  const common = one.curve.filter(([place]) => pointAt(two, place));
-  return common.map(([place, before], index) => {
+  return one.curve.filter(([place]) => pointAt(two, place)).map(([place, before]) => {
     const after = pointAt(two, place)[1];
-    const gains = b > a ? counts[index] : counts[index] + after - before;
+    const count = gained(table, Math.min(a, b), Math.max(a, b), place, view.board.points.length);
+    const gains = a < b ? count : count + after - before;
     const losses = gains - (after - before);
     return { place, before, after, gains, losses, p: mcnemar(losses, gains), interval: tango(gains, losses, table.n) };
   });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from advbench.leaderboard.shown_eps import eps_label, measured_eps
 from advbench.record import Fates, Record
 from advbench.statistics import wilson
 
-MAX_COUNTS = 40_000  # numbers about pairs in a table; beyond, only the best of it can be compared on the page
+MAX_BYTES = 80_000  # of the counts of a table; where they need more, only its best models can be compared on the page
 
 
 def board_data(name: str, board: Board, names: Mapping[str, str], fates: Mapping[str, Fates]) -> dict[str, Any]:
@@ -69,29 +70,27 @@ def _model(record: Record, sizes: Sequence[float], name: str) -> dict[str, Any]:
     }
 
 
-def _gains(records: Sequence[Record], sizes: Sequence[float], fates: Mapping[str, Fates]) -> list[list[list[int]]]:
-    """`gains[j][i]`, i < j: at each point common to both, how many images model j withstands and model i does not.
+def _gains(records: Sequence[Record], sizes: Sequence[float], fates: Mapping[str, Fates]) -> dict[str, Any]:
+    """How many images the model j withstands and the model i does not, for i < j of the first `models` ones.
 
-    From these and the counts of the curves follows all of McNemar's table. The images are the same, in the same order.
+    `counts`: for j, for each i, for each point, in base64 of little-endian unsigned integers of `bytes` bytes; 0 at
+    points that they have not in common. From these and the counts of the curves follows all of McNemar's table. The
+    images of a table are the same, in the same order.
     """
     known = records if all(record.id in fates for record in records) else []
-    most = 1 + len(sizes)
-    fewer = next((k for k in range(len(known), 0, -1) if k * (k - 1) // 2 * most <= MAX_COUNTS), 0)
-    if fewer < 2:
-        return []
-    standing = [_standing(record, sizes, fates[record.id]) for record in known[:fewer]]
-    both = []
-    for point in range(most):
-        rows = [one.get(point, np.zeros(len(fates[known[0].id]), np.bool_)) for one in standing]
-        matrix = np.stack(rows).astype(np.float32)
-        both.append((matrix @ matrix.T).astype(np.int64))
-    return [
-        [
-            [int(both[point][j, j] - both[point][i, j]) for point in standing[j] if point in standing[i]]
-            for i in range(j)
-        ]
-        for j in range(fewer)
-    ]
+    points, width = 1 + len(sizes), 2 if max((record.n for record in known), default=0) < 2**16 else 4
+    models = max((k for k in range(len(known) + 1) if k * (k - 1) // 2 * points * width <= MAX_BYTES), default=0)
+    if models < 2:
+        return {"models": 0, "bytes": width, "counts": ""}
+    standing = [_standing(record, sizes, fates[record.id]) for record in known[:models]]
+    counts = np.zeros((models * (models - 1) // 2, points), f"<u{width}")
+    j, i = np.tril_indices(models, -1)  # in the order (1, 0), (2, 0), (2, 1), ...
+    for point in range(points):
+        have = np.array([point in one for one in standing], np.bool_)
+        stand = np.stack([one.get(point, np.zeros_like(one[0])) for one in standing]).astype(np.float32)
+        both = (stand @ stand.T).astype(np.int64)
+        counts[:, point] = np.where(have[j] & have[i], both[j, j] - both[j, i], 0)
+    return {"models": models, "bytes": width, "counts": base64.b64encode(counts.tobytes()).decode()}
 
 
 def _standing(record: Record, sizes: Sequence[float], fates: Fates) -> dict[int, NDArray[np.bool_]]:
