@@ -30,9 +30,9 @@ from advbench.record import (
     Fates,
     Notice,
     Record,
-    load_measurements,
     load_notices,
     load_record,
+    load_with_fates,
     record_files,
     slug,
     write_notice,
@@ -229,7 +229,7 @@ def _is_generated(path: Path) -> bool:
 
 def _load(folder: Path) -> tuple[list[Record], dict[str, Fates], dict[str, Notice], list[Damage]]:
     """The sound records below `folder`, their fates by id, the sound notices, and the damaged ones of both."""
-    measured, damaged = load_measurements(folder)
+    measured, damaged = load_with_fates(folder)
     notices, unsound = load_notices(folder)
     return [record for record, _ in measured], {one.id: fates for one, fates in measured}, notices, damaged + unsound
 

@@ -288,7 +288,7 @@ function comparison(one, two) {
   const command = node("code", `advbench compare ${place(two.model)} --baseline ${place(one.model)}`);
   const rows = paired(table, one.index, two.index);
   if (!rows) return [node("p", "The page holds the differences of the best models alone. For these two:"), command];
-  const head = ["", "before", "after", "difference (95 %)", "p", "lost", "gained"];
+  const head = ["", "before", "after", ["difference", node("i", "95 % interval")], "p", "lost", "gained"];
   const body = rows.map((row) => [
     view.board.points[row.place][1], percent(row.before / table.n, table.n), percent(row.after / table.n, table.n),
     [signed((row.after - row.before) / table.n, table.n), node("i", row.interval.map((end) => signed(end, table.n)).join(" to "))],
@@ -298,7 +298,7 @@ function comparison(one, two) {
   const engines = one.model.engine === two.model.engine ? "" : ` by ${two.model.engine} and ${one.model.engine}`;
   const result = node("table", [
     node("caption", `The second against the first, on the same ${table.n.toLocaleString("en")} images${engines}`),
-    node("thead", node("tr", head.map((text, index) => node("th", text, ["", "n one", "n two"][index] ?? "n")))),
+    node("thead", node("tr", head.map((content, index) => node("th", content, ["", "n one", "n two"][index] ?? "n")))),
     node("tbody", body.map((cells) => node("tr", cells.map(cell)))),
   ]);
   return [result, command];

@@ -292,11 +292,11 @@ def superseded(records: Iterable[Record]) -> set[str]:
 
 def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:
     """All sound records below `folder`, sorted by id, and the damaged ones. A missing folder holds none."""
-    found, damaged = load_measurements(folder)
+    found, damaged = load_with_fates(folder)
     return [record for record, _ in found], damaged
 
 
-def load_measurements(folder: Path) -> tuple[list[tuple[Record, Fates]], list[Damage]]:
+def load_with_fates(folder: Path) -> tuple[list[tuple[Record, Fates]], list[Damage]]:
     """As `load_records`, each record with its fates."""
     found: dict[str, tuple[Record, Fates]] = {}
     damaged = []
