@@ -138,10 +138,11 @@ def test_superseded_records_are_left_out() -> None:
 
 def test_same_records_same_bytes_in_any_order_and_process(tmp_path: Path) -> None:
     given_records = [made([99 - i, 60 + i % 3, 40], spec=f"runs/{i}") for i in range(15)]
-    expected = leaderboard.render([record for record, _ in given_records])
+    fates_by_id = {record.id: fates for record, fates in given_records}
+    expected = leaderboard.render([record for record, _ in given_records], fates=fates_by_id)
     shuffled = [record for record, _ in given_records]
     random.Random(0).shuffle(shuffled)
-    assert leaderboard.render(shuffled) == expected
+    assert leaderboard.render(shuffled, fates=fates_by_id) == expected
     for record, fates in given_records:
         record.save(tmp_path, fates)
     script = "import sys, pathlib, advbench.leaderboard as b; b.build(*(pathlib.Path(p) for p in sys.argv[1:]))"
@@ -159,15 +160,17 @@ def test_build_and_check(tmp_path: Path) -> None:
     other, other_fates = made([90, 70, 50], norm="l2", eps="0,0.5,1")
     record.save(tmp_path, fates)
     other.save(tmp_path, other_fates)
-    assert len(leaderboard.check(tmp_path)) == 6  # nothing is built yet
+    assert len(leaderboard.check(tmp_path)) == 7  # nothing is built yet
     built = leaderboard.build(tmp_path / "records", tmp_path)
-    assert sorted(path.name for path in built.files) == [
-        f"cifar10-{norm}.{kind}" for norm in ("l2", "linf") for kind in ("csv", "md", "svg")
-    ]
+    tables = [f"cifar10-{norm}.{kind}" for norm in ("l2", "linf") for kind in ("csv", "md", "svg")]
+    assert sorted(path.name for path in built.files) == [*tables, "index.html"]
     assert built.damaged == () and leaderboard.check(tmp_path) == []
 
     (tmp_path / "cifar10-linf.csv").write_text((tmp_path / "cifar10-linf.csv").read_text().replace("0.5", "0.9"))
     assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-linf.csv"]
+    page = (tmp_path / "index.html").read_text()
+    (tmp_path / "index.html").write_text(page.replace("50.0", "90.0"))
+    assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-linf.csv", "index.html"]
     leaderboard.build(tmp_path / "records", tmp_path)
     assert leaderboard.check(tmp_path) == []
 
@@ -188,7 +191,8 @@ def test_check_finds_damaged_records_and_tables_without_records(tmp_path: Path) 
     path.write_text(path.read_text().replace('"runs/act"', '"runs/xyz"'))
     found = leaderboard.check(tmp_path)
     assert found[0].path == path and "sealed" in found[0].reason
-    assert found[1].path.name == "cifar10-linf.md" and "no records behind it" in found[1].reason
+    assert [one.path.name for one in found[1:]] == ["cifar10-linf.md", "index.html"]
+    assert all("no records behind it" in one.reason for one in found[1:])
     assert leaderboard.build(tmp_path / "records", tmp_path).damaged == (found[0],)
 
 

@@ -93,3 +93,5 @@ def show(built: Built, screen: Screen) -> None:
         rows.append((str(page), *map(str, counts.values())))
     screen.table(("page", "rankings", "ranked", "below the line", "not shown"), rows)
     screen.note("beside each page lie its numbers as .csv and its figure as .svg")
+    if rows:
+        screen.note(f"{built.files[-1]} has all of them, to be opened in a browser")

@@ -1,8 +1,8 @@
 """Tables and figures made from records alone: the same records always give the same bytes.
 
 A leaderboard is a folder. `folder/records/<dataset>/<norm>/<id>.json` are its records, beside which a notice may retire
-or rename one; `folder/<dataset>-<norm>.csv`, `.md` and `.svg` are generated from them. Damaged records and notices are
-left out and reported.
+or rename one; `folder/<dataset>-<norm>.csv`, `.md` and `.svg`, and `folder/index.html` with all of them, are generated
+from these. Damaged records and notices are left out and reported.
 
 In a Python program the package itself can be called: `advbench.leaderboard(folder)` is `build_frame`.
 """
@@ -21,6 +21,7 @@ from advbench.files import Held, locked, write_atomic
 from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
+from advbench.leaderboard.page import HEAD, PAGE, to_html
 from advbench.leaderboard.ranking import Board, board, reference_eps
 from advbench.public import checked, make_callable
 from advbench.record import (
@@ -30,7 +31,7 @@ from advbench.record import (
     Record,
     load_notices,
     load_record,
-    load_records,
+    load_with_fates,
     record_files,
     slug,
     write_notice,
@@ -56,6 +57,7 @@ __all__ = [
     "render",
     "retire",
     "to_csv",
+    "to_html",
     "to_markdown",
     "to_svg",
 ]
@@ -131,7 +133,8 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
             return Published(path, ())
         with locked(folder / ".lock"):
             turn.close()
-            return Published(path, _build(path.parent, folder).damaged)
+            built = _build(folder / "records", folder, _name(record))
+            return Published(path, tuple(one for one in built.damaged if one.path.parent == path.parent))
 
 
 def retire(folder: Path, text: str, why: str) -> Built:
@@ -151,9 +154,12 @@ def rename(folder: Path, text: str, name: str) -> Built:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError for a run folder, whose records are of one model: tables do not belong there."""
+    """Raise UserError for a run folder, whose records are of one model, and for one that has a page of its own."""
     if (folder / "run.json").is_file():
         raise UserError(f"{folder} is the folder of a run, not of a leaderboard: tables are written to another folder")
+    page = folder / PAGE
+    if page.exists() and not _is_generated(page):
+        raise UserError(f"{page} was not made by advbench, and would be lost: move it, or name another folder")
 
 
 def check(folder: Path) -> list[Damage]:
@@ -161,8 +167,8 @@ def check(folder: Path) -> list[Damage]:
 
     An SVG of the same numbers that another version of matplotlib drew counts as a match.
     """
-    records, notices, found = _load(folder / "records")
-    expected = render(records, notices)
+    records, fates, notices, found = _load(folder / "records")
+    expected = render(records, notices, fates)
     again = f"run advbench leaderboard {folder}"
     for name, content in expected.items():
         path = folder / name
@@ -170,26 +176,37 @@ def check(folder: Path) -> list[Damage]:
             found.append(Damage(path, f"{path} is missing: {again}"))
         elif not _same(path.read_bytes(), content):
             found.append(Damage(path, f"{path} does not match the records: {again}"))
-    for path in sorted(folder.glob("*.md")):
-        if path.name not in expected and path.read_text(encoding="utf-8", errors="replace").startswith(GENERATED):
-            found.append(Damage(path, f"{path} has no records behind it: remove it with its .csv and .svg"))
+    for path in sorted([*folder.glob("*.md"), *folder.glob(PAGE)]):
+        if path.name not in expected and _is_generated(path):
+            more = "" if path.name == PAGE else " with its .csv and .svg"
+            found.append(Damage(path, f"{path} has no records behind it: remove it{more}"))
     return found
 
 
-def render(records: Iterable[Record], notices: Mapping[str, Notice] | None = None) -> dict[str, bytes]:
-    """The content of each generated file by its name: three files for each dataset and norm, the CSV last."""
-    return _render(_boards(records, notices or {}))
+def render(
+    records: Iterable[Record], notices: Mapping[str, Notice] | None = None, fates: Mapping[str, Fates] | None = None
+) -> dict[str, bytes]:
+    """The content of each generated file by its name: three files for each dataset and norm, and one page of them all.
+
+    `fates`: those of the records, by id. The page compares only records whose fates are there.
+    """
+    boards = _boards(records, notices or {})
+    return {**_tables(boards), **_page(boards, fates or {})}
 
 
 def _boards(records: Iterable[Record], notices: Mapping[str, Notice]) -> dict[str, Board]:
     """The board of each dataset and norm, by the name of its files."""
     groups: dict[str, dict[str, Record]] = {}
     for record in records:
-        groups.setdefault(f"{slug(record.dataset.name)}-{record.norm}", {})[record.id] = record
+        groups.setdefault(_name(record), {})[record.id] = record
     return {name: board(group.values(), notices) for name, group in sorted(groups.items())}
 
 
-def _render(boards: Mapping[str, Board]) -> dict[str, bytes]:
+def _name(record: Record) -> str:
+    return f"{slug(record.dataset.name)}-{record.norm}"
+
+
+def _tables(boards: Mapping[str, Board]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name, one in boards.items():
         files[f"{name}.svg"] = to_svg(one)
@@ -198,11 +215,19 @@ def _render(boards: Mapping[str, Board]) -> dict[str, bytes]:
     return files
 
 
-def _load(folder: Path) -> tuple[list[Record], dict[str, Notice], list[Damage]]:
-    """The sound records and notices below `folder`, and the damaged ones."""
-    records, damaged = load_records(folder)
+def _page(boards: Mapping[str, Board], fates: Mapping[str, Fates]) -> dict[str, bytes]:
+    return {PAGE: to_html(boards, fates).encode()} if boards else {}
+
+
+def _is_generated(path: Path) -> bool:
+    return path.read_text(encoding="utf-8", errors="replace").startswith((GENERATED, HEAD))
+
+
+def _load(folder: Path) -> tuple[list[Record], dict[str, Fates], dict[str, Notice], list[Damage]]:
+    """The sound records below `folder`, their fates by id, the sound notices, and the damaged ones of both."""
+    measured, damaged = load_with_fates(folder)
     notices, unsound = load_notices(folder)
-    return records, notices, damaged + unsound
+    return [record for record, _ in measured], {one.id: fates for one, fates in measured}, notices, damaged + unsound
 
 
 def _notice(folder: Path, text: str, **said: str) -> Built:
@@ -215,17 +240,19 @@ def _notice(folder: Path, text: str, **said: str) -> Built:
         more = f" and {len(choices) - 5} more in {folder / 'records'}" if len(choices) > 5 else ""
         raise UserError(f"{fault}: choose from {', '.join(choices[:5])}{more}")
     path = files[found[0]]
-    load_record(path)
+    record, _ = load_record(path)
     with locked(folder / ".lock"):
         write_notice(path, **said)
-        return _build(path.parent, folder)
+        return _build(folder / "records", folder, _name(record))
 
 
-def _build(records_folder: Path, out_folder: Path) -> Built:
-    records, notices, damaged = _load(records_folder)
-    boards = _boards(records, notices)
+def _build(records_folder: Path, out_folder: Path, only: str | None = None) -> Built:
+    """Write the page, and the tables of all boards or of that one."""
+    records, fates, notices, damaged = _load(records_folder)
+    every = _boards(records, notices)
+    boards = {name: one for name, one in every.items() if only in (None, name)}
     written = []
-    for name, content in _render(boards).items():
+    for name, content in {**_tables(boards), **_page(every, fates)}.items():
         path = out_folder / name
         if not (path.is_file() and _same(path.read_bytes(), content)):
             write_atomic(path, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from advbench.escape import markdown
+from advbench.leaderboard.cells import count, interval, link, percent, spread
 from advbench.leaderboard.protocol import Protocol
 from advbench.leaderboard.ranking import Board, Table
 from advbench.leaderboard.seeds import Series, series
@@ -85,19 +86,18 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
             markdown(record.model.arch),
             markdown(trained.eps_text or "") if trained else "",
             "" if trained is None or trained.seed is None else str(trained.seed),
-            _count(trained.passes_an_image) if trained else "",
-            _percent(record.clean, record.n),
+            count(trained.passes_an_image) if trained else "",
+            percent(record.clean, record.n),
             *(_accuracy(record.at(eps)) for eps in columns),
         ]
         if certified:
-            cells.append("" if point is None or point.certified is None else _percent(point.certified, record.n))
-        cells += [_percent(record.auc, record.n), _count(record.passes_an_image)]
+            cells.append("" if point is None or point.certified is None else percent(point.certified, record.n))
+        cells += [percent(record.auc, record.n), count(record.passes_an_image)]
         cells += [
             ", ".join(markdown(record.words(flag)) for flag in record.flags),
             *([markdown(why)] if unranked else []),
         ]
-        place_of_record = f"records/{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
-        body.append([*cells, f"[{record.id}]({place_of_record})"])
+        body.append([*cells, f"[{record.id}]({link(record)})"])
     return _lines(header, body)
 
 
@@ -115,7 +115,7 @@ def _spreads(found: Sequence[Series], reference: float) -> list[str]:
             markdown(first.model.arch),
             markdown(trained.eps_text or "") if trained else "",
             ", ".join(map(str, one.seeds)),
-            *(_spread(one.spread(eps), first.n) for eps in (None, *columns)),
+            *(spread(one.spread(eps), first.n) for eps in (None, *columns)),
         ])  # fmt: skip
     return _lines(header, body)
 
@@ -133,9 +133,7 @@ def _left_out(board: Board) -> list[str]:
 
 
 def _ids(records: Iterable[Record]) -> str:
-    return ", ".join(
-        f"[{record.id}](records/{slug(record.dataset.name)}/{record.norm}/{record.id}.json)" for record in records
-    )
+    return ", ".join(f"[{record.id}]({link(record)})" for record in records)
 
 
 def _settings(protocol: Protocol) -> str:
@@ -162,23 +160,6 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _accuracy(point: CurvePoint | None) -> str:
-    return _percent(point.accuracy, point.n, point.ci_low, point.ci_high) if point else ""
-
-
-def _percent(value: float, n: int, low: float | None = None, high: float | None = None) -> str:
-    """Fractions as percent, such as "53.2 (50.1–56.3)": one decimal, two from 10,000 images on."""
-    digits = _digits(n)
-    interval = "" if low is None or high is None else f" ({100 * low:.{digits}f}–{100 * high:.{digits}f})"
-    return f"{100 * value:.{digits}f}{interval}"
-
-
-def _spread(found: tuple[float, float] | None, n: int) -> str:
-    return "" if found is None else f"{100 * found[0]:.{_digits(n)}f} ± {100 * found[1]:.{_digits(n)}f}"
-
-
-def _digits(n: int) -> int:
-    return 2 if n >= 10_000 else 1
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+    if point is None:
+        return ""
+    return f"{percent(point.accuracy, point.n)} ({interval(point.ci_low, point.ci_high, point.n)})"

@@ -22,3 +22,17 @@ def eps_label(eps: float, records: Sequence[Record]) -> str:
     """`eps` as `records` write it: the shortest text, the first alphabetically if several are as short."""
     texts = {point.eps_text for record in records if (point := record.at(eps))}
     return visible(min(texts, key=lambda text: (len(text), text), default=f"{eps:g}"))
+
+
+def measured_eps(records: Sequence[Record], reference: float) -> list[float]:
+    """Every eps > 0 at which any of `records` was measured, rising. Those that `Record.at` takes for one are one.
+
+    `reference` stands for those that are it.
+    """
+    found: list[float] = []
+    for eps in sorted({reference, *(eps for record in records for eps in record.eps)} - {0.0}):
+        if found and abs(eps - found[-1]) <= 1e-9 * eps:
+            found[-1] = reference if reference in (eps, found[-1]) else found[-1]
+        elif any(record.at(eps) for record in records):
+            found.append(eps)
+    return found

@@ -290,16 +290,22 @@ def superseded(records: Iterable[Record]) -> set[str]:
 
 def load_records(folder: Path) -> tuple[list[Record], list[Damage]]:
     """All sound records below `folder`, sorted by id, and the damaged ones. A missing folder holds none."""
-    found: dict[str, Record] = {}
+    found, damaged = load_with_fates(folder)
+    return [record for record, _ in found], damaged
+
+
+def load_with_fates(folder: Path) -> tuple[list[tuple[Record, Fates]], list[Damage]]:
+    """As `load_records`, each record with its fates."""
+    found: dict[str, tuple[Record, Fates]] = {}
     damaged = []
     for path in record_files(folder):
         try:
-            record, _ = load_record(path)
+            record, fates = load_record(path)
         except UserError as error:
             damaged.append(Damage(path, str(error)))
             continue
         if path.stem == record.id:
-            found[record.id] = record
+            found[record.id] = record, fates
         else:
             damaged.append(Damage(path, f"{path} is misnamed: it holds record {record.id}"))
     return [found[key] for key in sorted(found)], damaged

@@ -122,7 +122,7 @@ def test_a_leaderboard_gets_the_record_and_its_tables(cli: Any, run_folder: Path
     ran = cli("evaluate", "--leaderboard", "LB", "-n", "20", "--eps", "0,0.1", *PGD)
     assert ran.code == 0
     made = {path.name for path in (cli.folder / "LB").iterdir() if not path.name.startswith(".")}
-    assert made == {"records", "digits-linf.csv", "digits-linf.md", "digits-linf.svg"}
+    assert made == {"records", "digits-linf.csv", "digits-linf.md", "digits-linf.svg", "index.html"}
     assert len(records(cli.folder / "LB")) == len(records(cli.folder / "runs/a")) == 1
 
 
