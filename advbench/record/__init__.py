@@ -8,7 +8,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 
 from advbench.record.black_box import WINS
 from advbench.record.fates import Fates
-from advbench.record.flag_names import FLAG_NAMES
+from advbench.record.glossary import FLAG_NAMES
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     RECHECK_SET,

@@ -44,7 +44,24 @@ NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
 class Record(Part):
     """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions.
 
-    `forwards` and `backwards` are None where nobody counted them; `useful` is the share of passes that served an item.
+    - `schema`, `schema_version`: the version of this form.
+    - `id`: the start of the hash of `question` and the verdicts; the name of the file.
+    - `question`: the hash of all that decides the verdicts. Names, times, hardware and paths do not.
+    - `model`, `dataset`, `attack`, `engine`: what was measured, on which images, by which attacks, run by what.
+    - `norm`: of the perturbations.
+    - `seed`: of all random numbers of the attacks.
+    - `clean`: the accuracy without an attack.
+    - `curve`: the accuracy at each eps, rising.
+    - `median_norm`: the median size of the smallest known perturbation that fells an image; none where half stand.
+    - `auc`: the area under the curve of accuracy against eps, divided by the range of eps.
+    - `corruptions`: the errors of corruptions; absent for other attacks.
+    - `flags`: reasons to doubt the number.
+    - `seconds`: the time of the attacks, without start-up and loading.
+    - `forwards` and `backwards`: passes of one image; none where nobody counted them.
+    - `useful`: the share of the passes that served an item.
+    - `external`: files of adversarial images made elsewhere.
+    - `environment`: versions, hardware, date and command.
+    - `supersedes`: the id of the record of the same weights and images that this one replaces.
     """
 
     schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = 2
