@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from advbench.defaults.analysis import FLAGS, SUPPLIED
 from advbench.defaults.listing import FOLDERS, listing
 from advbench.defaults.signatures import meaning_in, setting, shown
+from advbench.defaults.wording import without_raises
 from advbench.errors import UserError, unknown
 from advbench.recipe.trees import leaves, shipped_recipe
 from advbench.record.black_box import WINS
@@ -48,7 +49,7 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     details = [inspect.cleandoc(module.__doc__ or "")]
     found |= _OF[kind](entry) | about
     if "argument" in about or "members" in found:
-        details.append(_without_raises(inspect.getdoc(entry.load())))
+        details.append(without_raises(inspect.getdoc(entry.load())))
     source = details[0].split("\n\n")[0].replace("\n", " ")
     if "paper" not in about and kind in ("attacks", "models"):
         found["source"], details[0] = source, details[0].partition("\n\n")[2]
@@ -159,7 +160,7 @@ def _analysis(entry: Entry) -> dict[str, Any]:
         if name not in SUPPLIED:
             found = setting(name, kinds.get(name, Any), one.default, meaning_in([maker], name))
             settings.append(found | ({"flag": f"-{name}" if name == "n" else f"--{name}"} if name in FLAGS else {}))
-    return {"settings": settings, "gives": _without_raises(inspect.getdoc(maker)).split("\n\n")[0]}
+    return {"settings": settings, "gives": without_raises(inspect.getdoc(maker)).split("\n\n")[0]}
 
 
 _OF: dict[str, Callable[[Entry], dict[str, Any]]] = {
@@ -169,11 +170,6 @@ _OF: dict[str, Callable[[Entry], dict[str, Any]]] = {
     "datasets": lambda entry: {},
     "analyses": _analysis,
 }
-
-
-def _without_raises(text: str | None) -> str:
-    """A docstring without its sentence on errors, which ends a paragraph."""
-    return "\n\n".join(part.partition("Raises ")[0].rstrip() for part in (text or "").split("\n\n")).strip()
 
 
 def _example(kind: str, entry: Entry, found: Mapping[str, Any]) -> str:

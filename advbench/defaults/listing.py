@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from advbench.errors import unknown
-from advbench.record.glossary import GROUPS
 from advbench.registry import entries
 
 KINDS = ("methods", "attacks", "models", "datasets", "analyses")
@@ -25,6 +24,8 @@ def listing(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
 
         rows: list[dict[str, Any]] = [dict(row) for row in models()]
     elif kind == "flags":
+        from advbench.record.glossary import GROUPS  # whose package loads NumPy
+
         rows = [
             {"name": name, "summary": one.meaning, "severity": one.severity, "what_to_do": one.action, "group": group}
             for group, flags in GROUPS.items()

@@ -20,10 +20,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "members": lambda found: ", ".join(
         one["name"] + (f" ({_text(one['settings'])})" if one["settings"] else "") for one in found["members"]
     ),
-    "paper": lambda found: (
-        f"{found['paper']}, {found['year']}" + (f", arXiv:{found['arxiv']}" if found.get("arxiv") else "")
-    ),
-    "cost": lambda found: f"of an epoch {found['cost']:g} times that of pgd-at",
+    "paper": lambda found: ", ".join(str(found[key]) for key in ("paper", "year", "arxiv") if found.get(key)),
+    "cost": lambda found: f"an epoch costs {found['cost']:g} times one of pgd-at",
     "recipe": lambda found: _text(found["recipe"]),
     "cautions": lambda found: "; ".join(found["cautions"]),
     "shape": lambda found: "x".join(map(str, found["shape"])),
@@ -71,3 +69,8 @@ def how(found: Mapping[str, Any]) -> str:
         return f"--set model.{found['name']}={found['form']}"
     prefix = {"methods": "method.", "models": "model."}.get(found["kind"], "")
     return f"--set {prefix}NAME=VALUE"
+
+
+def without_raises(text: str | None) -> str:
+    """A docstring without its sentence on errors, which ends a paragraph."""
+    return "\n\n".join(part.partition("Raises ")[0].rstrip() for part in (text or "").split("\n\n")).strip()

@@ -34,7 +34,7 @@ class Model(nn.Module):
     - `num_classes`: K, the number of logits.
     - `in_channels`: C of an image.
     - `image_size`: H where H = W, else (H, W).
-    - `activation`: relu, softplus or silu.
+    - `activation`: one of relu, softplus and silu.
     - `normalize`: the normalisation, a part of the network: none (the default in robustness work), a name of STATISTICS
       (digits, cifar10, imagenet, ...), or [means, standard deviations].
 

@@ -47,7 +47,10 @@ class Record(Part):
     - `schema`, `schema_version`: the version of this form.
     - `id`: the start of the hash of `question` and the verdicts; the name of the file.
     - `question`: the hash of all that decides the verdicts. Names, times, hardware and paths do not.
-    - `model`, `dataset`, `attack`, `engine`: what was measured, on which images, by which attacks, run by what.
+    - `model`: what was measured.
+    - `dataset`: on which images.
+    - `attack`: by which attacks, in their order.
+    - `engine`: what ran them.
     - `norm`: of the perturbations.
     - `seed`: of all random numbers of the attacks.
     - `clean`: the accuracy without an attack.

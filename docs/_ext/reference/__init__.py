@@ -1,0 +1,35 @@
+"""Puts the reference, made from the code, where a page says <!-- reference: NAME -->. PAGES lists the names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from advbench.defaults.listing import KINDS
+from reference import commands, entries, forms, public
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+PAGES = {
+    "commands": commands.page,
+    **{kind: lambda kind=kind: entries.page(kind) for kind in KINDS},
+    "flags": forms.flags,
+    "recipe": forms.recipe,
+    "record": forms.record,
+    "csv": forms.csv,
+    "python": public.page,
+}
+_MARK = re.compile(r"^<!-- reference: (\w+) -->$", re.MULTILINE)
+_DOCSTRING = re.compile(r"^<!-- docstring: ([\w.]+) -->$", re.MULTILINE)
+
+
+def insert(app: Sphinx, page: str, source: list[str]) -> None:
+    """Replace the marks in the text of a page that Sphinx has just read."""
+    source[0] = _MARK.sub(lambda mark: PAGES[mark[1]](), source[0])
+    source[0] = _DOCSTRING.sub(lambda mark: public.docstring(mark[1]), source[0])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", insert)
+    return {"parallel_read_safe": True}
