@@ -119,7 +119,7 @@ def load_model(
 
 @checked
 def list_entries(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
-    """The methods, attacks, models, datasets or analyses: a dict for each, with at least `name` and `summary`.
+    """The methods, attacks, models, datasets, analyses or flags: a dict for each, with at least `name` and `summary`.
 
     `filter`: only those whose name or summary contains this text. Raises UserError for another `kind`.
     """

@@ -50,12 +50,12 @@ def _parts(page: str, part: type[BaseModel], prefix: str, level: int) -> str:
         path = f"{prefix}{key}"
         nested = [one for one in (field.annotation, *typing.get_args(field.annotation)) if _is_part(one)]
         inside += [(path, one) for one in nested]
-        if not nested or known.get(name):
-            default = "" if field.default in (PydanticUndefined, None, {}, ()) else f" = `{shown(field.default)}`"
-            kind = f"[{md.prose(written(field))}]{{.kind}}"
-            link = f" See [{path}](#{md.slug(f'{page}-part-{path}')})." if nested else ""
-            meaning = md.prose(md.sentence(known.get(key) or known[name])) + link
-            terms.append((f"{md.anchored(path, f'{page}-{path}')}{default} {kind}", meaning))
+        plain = nested or field.default in (PydanticUndefined, None, {}, ())
+        default = "" if plain else f" = `{shown(field.default)}`"
+        kind = f"[{md.prose(written(field))}]{{.kind}}"
+        link = f"See [{path}](#{md.slug(f'{page}-part-{path}')})." if nested else ""
+        meaning = md.prose(md.sentence(known.get(key) or known.get(name, "")))
+        terms.append((f"{md.anchored(path, f'{page}-{path}')}{default} {kind}", f"{meaning} {link}".strip()))
     parts = [md.described(terms)]
     for path, one in inside:
         parts += [md.heading(level, f"`{path}`", f"{page}-part-{path}"), md.prose(_opening(one))]
