@@ -22,7 +22,7 @@ myst_enable_extensions = ["attrs_inline", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_in_temp = True  # what the tutorial writes is no part of the pages
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds for a cell: a busy machine is no failure
 nb_execution_raise_on_error = True
 nb_ipywidgets_js: dict[str, object] = {}  # which come from a server
 

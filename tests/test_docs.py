@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-W", "--keep-going", "-n"]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             ran = subprocess.run(
-                [*command, str(ROOT / "docs"), str(out)], capture_output=True, text=True, env=environment, timeout=400
+                [*command, str(ROOT / "docs"), str(out)], capture_output=True, text=True, env=environment, timeout=1200
             )
             log.write_text(f"{ran.returncode}\n{ran.stdout}{ran.stderr}", encoding="utf-8")
     text = log.read_text(encoding="utf-8")
