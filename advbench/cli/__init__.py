@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from advbench.allocator import keep_freed
-from advbench.cli import analyze, attack, compare, evaluate, leaderboard, train
+from advbench.cli import analyze, attack, compare, complete, evaluate, leaderboard, train
 from advbench.cli import list as list_
+from advbench.cli.help import Command, Commands
 from advbench.cli.stop import Halted, resume_command
 from advbench.errors import Interrupted, UserError, one_line, unknown
 from advbench.escape import visible
@@ -23,9 +24,10 @@ from advbench.version import __version__
 app = typer.Typer(
     name="advbench",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help starts faster
+    cls=Commands,
+    rich_markup_mode=None,  # see cli.help
     pretty_exceptions_enable=False,
+    epilog="More: advbench COMMAND --help, README.md, docs/index.md",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -48,13 +50,26 @@ def _app(
     """
 
 
-app.command("train")(train.command)
-app.command("attack")(attack.command)
-app.command("evaluate")(evaluate.command)
-app.command("compare")(compare.command)
-app.command("analyze")(analyze.command)
-app.command("leaderboard")(leaderboard.command)
-app.command("list")(list_.command)
+# What each command's help ends with.
+_MORE = {
+    "train": "advbench list methods, advbench list models, docs/how-to/method.md, docs/how-to/resume.md",
+    "attack": "advbench list attacks, docs/how-to/attack.md, docs/how-to/model.md",
+    "evaluate": "advbench list attacks, advbench list flags, docs/how-to/model.md, docs/what-a-number-means.md",
+    "compare": "advbench list flags, docs/how-to/ci.md, docs/how-to/compare.md",
+    "analyze": "advbench list analyses, docs/reference/analyses.md",
+    "leaderboard": "docs/how-to/leaderboard.md",
+    "list": "docs/reference/index.md",
+}
+for _name, _module in {
+    "train": train,
+    "attack": attack,
+    "evaluate": evaluate,
+    "compare": compare,
+    "analyze": analyze,
+    "leaderboard": leaderboard,
+    "list": list_,
+}.items():
+    app.command(_name, cls=Command, epilog=f"More: {_MORE[_name]}")(_module.command)
 
 
 def main() -> None:
@@ -65,6 +80,9 @@ def main() -> None:
     keep_freed()
     _open_streams()
     handle(signal.default_int_handler)  # before and after `Stop`, every signal ends the command as Ctrl-C does
+    if complete.VARIABLE in os.environ:
+        complete.answer(lambda: app(prog_name="advbench"))
+        return
     try:
         code = run(sys.argv[1:])
     except Exception:  # a bug: Python would exit with 1, which a gate takes for a regression
@@ -88,6 +106,8 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", f"stopped; continue with: {resume_command(argv, {})}", 3)
     except SystemExit as left:
+        if not left.code and {*argv[:1]} & _COMPLETION:  # so typer ends them
+            return 0
         if not isinstance(left.__context__, BrokenPipeError):
             return _complain("error", f"code from outside advbench called sys.exit({left.code!r})", 2)
         sys.stdout, sys.stderr = (getattr(stream, "wrapped", stream) for stream in (sys.stdout, sys.stderr))
@@ -101,6 +121,7 @@ def run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+_COMPLETION = {"--install-completion", "--show-completion"}
 # The base class of all errors about a command line, which typer does not export itself.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 

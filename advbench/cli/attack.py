@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.console import Screen
+from advbench.cli.help import MAIN, OUTPUT
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.choice import check_asked, choose_rows, choose_size
@@ -33,44 +34,60 @@ IMAGES = 64
 
 def command(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ... [default: newest run]"),
-    ] = None,
+    model: options.Model = None,
     attack_name: Annotated[
-        str, typer.Option("--attack", metavar="NAME", help="pgd, ... (advbench list attacks) or module:function")
+        str,
+        typer.Option(
+            "--attack",
+            "-a",
+            metavar="NAME",
+            help="pgd, ..., or module:function of your own",
+            rich_help_panel=MAIN,
+            autocompletion=complete.attacks,
+        ),
     ] = "pgd",
-    eps: Annotated[
-        str | None, typer.Option("--eps", metavar="SIZE", help="size of the perturbation [default: the training eps]")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", metavar="N", help="number of images, from the first on [default: 64]")
-    ] = None,
     dataset: options.Dataset = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps",
+            "-e",
+            metavar="SIZE",
+            help="size of the perturbation, such as 8/255 [default: the training eps, or the usual one of the dataset]",
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
+    norm: options.Norm = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", metavar="N", help="number of images, from the first on [default: 64]", rich_help_panel=MAIN),
+    ] = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
     std: options.Std = None,
     abstain: options.Abstain = None,
-    norm: options.Norm = None,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
     settings: options.Set = None,
-    config: options.Flags = None,
+    seed: options.Seed = 0,
+    out: Annotated[Path | None, options.out("attacks/ATTACK-MODEL-DATASET-NORM-EPS")] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
             metavar="NAMES",
             help="npz: arrays; png: 8-bit images, those that stay adversarial; repeatable [default: npz]",
+            rich_help_panel=OUTPUT,
+            autocompletion=complete.words("npz", "png"),
         ),
     ] = None,
-    out: options.Out = None,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Flags = None,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    as_json: options.Json = False,
 ) -> None:
     """Write adversarial examples, a table and a picture of them.
 

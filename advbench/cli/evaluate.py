@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advbench import consent, ranks
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
+from advbench.cli.help import DATA, MAIN, MEASURE, OUTPUT
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
@@ -36,74 +37,135 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ...; repeatable [default: newest run]"
+            "--model",
+            "-m",
+            metavar="SPEC",
+            help="run folder, weights file, robustbench:NAME, module:NAME, ...; repeatable [default: the newest run]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.models,
         ),
     ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
             "--attack",
+            "-a",
             metavar="NAME",
-            help="pgd, ... (advbench list attacks) or module:name of your own; repeatable: the worst case counts "
-            "[default: autoattack]",
+            help="pgd, ..., or module:name of your own; repeatable: the worst case counts [default: autoattack]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.attacks,
         ),
     ] = None,
+    dataset: options.Dataset = None,
     eps: Annotated[
         str | None,
         typer.Option(
             "--eps",
+            "-e",
             metavar="LIST",
-            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps]",
+            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps, or the usual "
+            "eps of the dataset]",
+            rich_help_panel=MAIN,
         ),
     ] = None,
+    norm: options.Norm = None,
     n: Annotated[
-        int | None, typer.Option("-n", metavar="N", help="number of images [default: 1000, or all if there are fewer]")
-    ] = None,
-    subset: Annotated[
-        str,
+        int | None,
         typer.Option(
-            "--subset", metavar="WHICH", help="which images: first, random:SEED, or a file of positions in the split"
+            "-n",
+            metavar="N",
+            help="number of images [default: 1000, or all if there are fewer]",
+            rich_help_panel=MAIN,
         ),
-    ] = "first",
-    dataset: options.Dataset = None,
+    ] = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
     std: options.Std = None,
     abstain: options.Abstain = None,
-    norm: options.Norm = None,
-    name: options.Name = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
+    subset: Annotated[
+        str,
+        typer.Option(
+            "--subset",
+            metavar="WHICH",
+            help="which images: first, random:SEED, or a file of positions in the split",
+            rich_help_panel=DATA,
+            autocompletion=complete.words("first", "random:"),
+        ),
+    ] = "first",
+    settings: options.Set = None,
+    seed: options.Seed = 0,
     curve: Annotated[
-        str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
+        str,
+        typer.Option(
+            "--curve",
+            metavar="NAME",
+            help="fast, or exact (every attack at each eps)",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("fast", "exact"),
+        ),
     ] = "fast",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="own, or reference (pyautoattack)",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("own", "reference"),
+        ),
+    ] = "own",
     probes: Annotated[
         str,
-        typer.Option("--probes", metavar="on|off", help="off: no look for masked gradients, which makes it suspect"),
+        typer.Option(
+            "--probes",
+            metavar="on|off",
+            help="off: no look for masked gradients, which makes it suspect",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("on", "off"),
+        ),
     ] = "on",
-    leaderboard: Annotated[
-        Path | None, typer.Option("--leaderboard", metavar="DIR", help="add the record to the tables in this folder")
-    ] = None,
     again: Annotated[
-        Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record and compare the outcome")
+        Path | None,
+        typer.Option(
+            "--again",
+            metavar="RECORD",
+            help="repeat this record and compare the outcome",
+            rich_help_panel=MEASURE,
+        ),
+    ] = None,
+    out: Annotated[Path | None, options.out("--leaderboard, else the run folder, else .")] = None,
+    leaderboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--leaderboard",
+            metavar="DIR",
+            help="add the record to the tables in this folder",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     save_baseline: Annotated[
         Path | None,
         typer.Option(
-            "--save-baseline", metavar="FILE", help="write the record to this .json too, the baseline of compare"
+            "--save-baseline",
+            metavar="FILE",
+            help="write the record to this .json too, the baseline of compare",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    seed: options.Seed = 0,
+    name: options.Name = None,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="start over what was interrupted", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-    settings: options.Set = None,
+    on: options.On = "local",
     config: options.Flags = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    on: options.On = "local",
-    as_json: options.Json = False,
 ) -> None:
     """Measure accuracy against eps.
 

@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from advbench.cli import options
+from advbench.cli.complete import words
 from advbench.cli.console import Screen
 from advbench.defaults.listing import KINDS, listing
 
 
 def command(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS), autocompletion=words(*KINDS))
+    ] = None,
     text: Annotated[
         str | None, typer.Option("--filter", metavar="TEXT", help="only those with TEXT in their name or summary")
     ] = None,
