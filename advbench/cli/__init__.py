@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from advbench.allocator import keep_freed
-from advbench.cli import analyze, attack, compare, complete, evaluate, leaderboard, train
+from advbench.cli import analyze, attack, compare, complete, evaluate, leaderboard, options, train
 from advbench.cli import list as list_
 from advbench.cli.help import Command, Commands
 from advbench.cli.stop import Halted, resume_command
@@ -74,15 +74,15 @@ for _name, _module in {
 
 def main() -> None:
     """The `advbench` program."""
+    if complete.VARIABLE in os.environ:
+        complete.answer(lambda: app(prog_name="advbench"))
+        return
     # Before torch is loaded: threads that spin while they wait made a run on a shared machine 4 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     keep_freed()
     _open_streams()
     handle(signal.default_int_handler)  # before and after `Stop`, every signal ends the command as Ctrl-C does
-    if complete.VARIABLE in os.environ:
-        complete.answer(lambda: app(prog_name="advbench"))
-        return
     try:
         code = run(sys.argv[1:])
     except Exception:  # a bug: Python would exit with 1, which a gate takes for a regression
@@ -95,16 +95,16 @@ def run(argv: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0 done, 1 regression, 2 wrong input, 3 interrupted and resumable."""
     try:
         # The submodule `list` hides the builtin here.
-        code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=tuple(argv))
+        code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=options.in_full(argv))
     except typer.Exit as done:
         return done.exit_code
     except UserError as error:
         return _complain("error", error, 2)
     except Interrupted as error:
         missing = error.missing if isinstance(error, Halted) else {}
-        return _complain("interrupted", f"{error}; continue with: {resume_command(argv, missing)}", 3)
+        return _complain("interrupted", f"{error}; continue with: {resume_command(options.in_full(argv), missing)}", 3)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", f"stopped; continue with: {resume_command(argv, {})}", 3)
+        return _complain("interrupted", f"stopped; continue with: {resume_command(options.in_full(argv), {})}", 3)
     except SystemExit as left:
         if not left.code and {*argv[:1]} & _COMPLETION:  # so typer ends them
             return 0

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _SPARSE_SECONDS = 30.0  # between two plain lines of progress
+_GAP = "   "  # between two columns of a table on a terminal
+_NARROWEST = 12  # characters of a column of texts
 _LIVE_SECONDS = 0.1  # between two updates of a live bar
 
 
@@ -72,7 +74,8 @@ class Screen:
             return
         cells = [[visible(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
-            _console(sys.stdout).print(_rich_table(columns, cells, visible(title)))
+            console = _console(sys.stdout)
+            console.print(_rich_table(columns, cells, visible(title), console.width))
         else:
             self.text(plain_table(columns, cells, visible(title)))
 
@@ -210,17 +213,54 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     return "\n".join([*head, line(columns), *map(line, rows)])
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Any:
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
+    """A table of at most `room` columns of the terminal; where not even that is enough, a block for each row.
+
+    Numbers are never cut. Sentences are wrapped, and names lose their middle.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
-    for column, numeric in zip(columns, _numeric(rows, len(columns)), strict=True):
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    numeric = _numeric(rows, len(columns))
+    widths = _widths(columns, rows, numeric, room)
+    if widths is None:
+        blocks = ([f"{name}: {cell}" for name, cell in zip(columns, row, strict=True)] for row in rows)
+        return Text("\n".join([*([title] if title else []), *("\n".join([*block, ""]) for block in blocks)]))
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(title) if title else None, title_justify="left"
+    )
+    for column, width, right in zip(columns, widths, numeric, strict=True):
+        table.add_column(Text(column), justify="right" if right else "left", width=width, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        cells = (cell if " " in cell else _without_middle(cell, width) for cell, width in zip(row, widths, strict=True))
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], room: int
+) -> list[int] | None:
+    """The widths of the columns in a table of `room`: texts give way, the widest first. None: numbers do not fit."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    over = sum(widths) + len(_GAP) * (len(widths) - 1) - room
+    while over > 0:
+        texts = [at for at, right in enumerate(numeric) if not right and widths[at] > _NARROWEST]
+        if not texts:
+            return None
+        widths[max(texts, key=widths.__getitem__)] -= 1
+        over -= 1
+    return widths
+
+
+def _without_middle(text: str, width: int) -> str:
+    """`text` in at most `width` characters, the middle replaced by "...": both ends tell names apart."""
+    if len(text) <= width:
+        return text
+    front = (width - 3 + 1) // 2
+    return f"{text[:front]}...{text[len(text) - (width - 3 - front) :]}"
 
 
 def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:

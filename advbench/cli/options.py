@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,19 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         defaults["settings"] = [f"{name}={value}" for name, value in fields.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+# One letter, one meaning, whatever the command. (-n has no long form.)
+SHORT = {"-m": "--model", "-a": "--attack", "-d": "--dataset", "-e": "--eps", "-s": "--set", "-o": "--out"}
+
+
+def in_full(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line with the long forms of its flags, as records and messages show it."""
+    words: list[str] = []
+    for word in argv:
+        long = SHORT.get(word[:2])
+        words += [word] if long is None else [long, word[2:]] if word[2:] else [long]
+    return tuple(words)
 
 
 def was_given(context: typer.Context, parameter: str) -> bool:
