@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _SPARSE_SECONDS = 30.0  # between two plain lines of progress
-_GAP = "   "  # between two columns of a table on a terminal
-_NARROWEST = 12  # characters of a column of texts
+_GAP = 3  # spaces between two columns of a table on a terminal
+_READABLE, _NARROWEST = 28, 12  # characters that a column of texts keeps while others give way, and in the end
 _LIVE_SECONDS = 0.1  # between two updates of a live bar
 
 
@@ -214,45 +214,57 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
-    """A table of at most `room` columns of the terminal; where not even that is enough, a block for each row.
+    """A table of at most `room` columns of the terminal, its columns in several parts where they are too many.
 
-    Numbers are never cut. Sentences are wrapped, and names lose their middle.
+    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the first column.
     """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     numeric = _numeric(rows, len(columns))
-    widths = _widths(columns, rows, numeric, room)
-    if widths is None:
-        blocks = ([f"{name}: {cell}" for name, cell in zip(columns, row, strict=True)] for row in rows)
-        return Text("\n".join([*([title] if title else []), *("\n".join([*block, ""]) for block in blocks)]))
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(title) if title else None, title_justify="left"
-    )
-    for column, width, right in zip(columns, widths, numeric, strict=True):
-        table.add_column(Text(column), justify="right" if right else "left", width=width, overflow="fold")
-    for row in rows:
-        cells = (cell if " " in cell else _without_middle(cell, width) for cell, width in zip(row, widths, strict=True))
-        table.add_row(*map(Text, cells))
-    return table
+    tables: list[Any] = [Text(title)] if title else []
+    for part in _parts(columns, rows, numeric, room):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for at, width in part.items():
+            justify: Any = "right" if numeric[at] else "left"
+            table.add_column(Text(columns[at]), justify=justify, width=width, overflow="fold")
+        for row in rows:
+            cells = {at: row[at] if " " in row[at] else _without_middle(row[at], width) for at, width in part.items()}
+            table.add_row(*map(Text, cells.values()))
+        tables += [table, Text()]
+    return Group(*tables[:-1])
 
 
-def _widths(
+def _parts(
     columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], room: int
-) -> list[int] | None:
-    """The widths of the columns in a table of `room`: texts give way, the widest first. None: numbers do not fit."""
+) -> list[dict[int, int]]:
+    """The parts of a table: the width of each of their columns, by its place."""
     from rich.cells import cell_len
 
-    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
-    over = sum(widths) + len(_GAP) * (len(widths) - 1) - room
-    while over > 0:
-        texts = [at for at, right in enumerate(numeric) if not right and widths[at] > _NARROWEST]
-        if not texts:
-            return None
-        widths[max(texts, key=widths.__getitem__)] -= 1
-        over -= 1
-    return widths
+    natural = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    sentences = [any(" " in row[at] for row in rows) for at in range(len(columns))]
+    steps = [(at, least) for least in (_READABLE, _NARROWEST) for at, number in enumerate(numeric) if not number]
+    steps.sort(key=lambda step: (-step[1], not sentences[step[0]], -natural[step[0]]))  # sentences give way first
+
+    def widths(of: Sequence[int]) -> dict[int, int] | None:
+        """The widths of a part of these columns; None where it has no room."""
+        found = {at: natural[at] for at in of}
+        over = sum(found.values()) + _GAP * (len(of) - 1) - room
+        for at, least in steps:
+            if at in found and over > 0:
+                taken = min(over, max(0, found[at] - least))
+                found[at], over = found[at] - taken, over - taken
+        return found if over <= 0 or len(of) <= 2 else None
+
+    parts, left = [], list(range(len(columns)))
+    while left:
+        first = [] if 0 in left else [0]
+        count = next(k for k in range(len(left), 0, -1) if k == 1 or widths([*first, *left[:k]]))
+        parts.append(widths([*first, *left[:count]]) or {})
+        left = left[count:]
+    return parts
 
 
 def _without_middle(text: str, width: int) -> str:
