@@ -117,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
     except MemoryError:
         return _complain("error", "out of memory: choose fewer images, or a smaller batch or model", 2)
     except _USAGE as error:
-        return _usage(error)
+        return _usage(error, argv)
     return code if isinstance(code, int) else 0
 
 
@@ -144,8 +144,10 @@ def _failed(error: OSError) -> int:
     return _complain("error", f"cannot write, perhaps standard output: {error.strerror or one_line(error)}", 2)
 
 
-def _usage(error: Any) -> int:
-    """Print typer's error about the command line as one line, with the nearest or the valid choices."""
+def _usage(error: Any, argv: Sequence[str]) -> int:
+    """Print typer's error about the command line as one line, with what was meant, or the nearest or valid choices."""
+    from advbench.cli import meant
+
     context = error.ctx
     name = type(error).__name__
     if name == "NoArgsIsHelpError":
@@ -154,14 +156,31 @@ def _usage(error: Any) -> int:
     command = getattr(context, "command", None)
     program = context.command_path if context is not None else "advbench"
     if name == "NoSuchOption":
-        known = [text for option in context.command.params for text in option.opts if text.startswith("-")]
-        return _complain("error", unknown("option", error.option_name, known), 2)
+        commands = context.parent.command.commands if context.parent else {}
+        known = {name: _flags(one) for name, one in commands.items()}
+        given, _, value = next((word for word in argv if word.startswith(error.option_name)), "").partition("=")
+        after = [*argv, ""][[*argv].index(given) + 1] if given in argv else ""
+        value = value or ("" if after.startswith("--") else after)
+        if known and (hint := meant.flag(given, value, context.command.name, known)):
+            return _complain("error", f"unknown flag {given}: {hint}", 2)
+        return _complain("error", unknown("flag", given, {*_flags(context.command)} - options.SHORT.keys()), 2)
     commands = getattr(command, "commands", None)
     if commands and error.message.startswith("No such command"):
         given = error.message.split("'")[1]
+        if hint := meant.command(given):
+            return _complain("error", f"unknown command {given!r}: write {hint}", 2)
         return _complain("error", unknown("command", given, commands), 2)
+    if "unexpected extra argument" in error.message:
+        given = error.message.rpartition("(")[2].rstrip(").").split(" ")[0].strip("'")
+        hint = meant.extra(given, context.command.name, _flags(context.command))
+        return _complain("error", f"unexpected word {given!r}: {hint}; see {program} --help", 2)
     message = " ".join(error.format_message().split()).rstrip(".")
     return _complain("error", f"{message[:1].lower()}{message[1:]}; see {program} --help", 2)
+
+
+def _flags(command: Any) -> list[str]:
+    """The flags of a command, long and short."""
+    return [text for option in command.params for text in option.opts if text.startswith("-")]
 
 
 def _complain(what: str, message: object, code: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
@@ -398,4 +398,4 @@ def _first_error(error: ValidationError) -> str:
     """The first validation error of pydantic, on one line."""
     found = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in found["loc"])
-    return " ".join(f"{place + ': ' if place else ''}{found['msg']}".split())
+    return " ".join(f"{place + ': ' if place else ''}{must_be(found)}".split())
