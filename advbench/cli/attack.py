@@ -115,6 +115,7 @@ def command(
             out=out,
             resume=resume,
             force=force,
+            dry_run=dry_run,
         )
         attack(flags, screen=screen, argv=context.obj or ())
 
@@ -141,10 +142,11 @@ class Flags:
     out: Path | None = None
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
 
 
-def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
-    """Attack the first `n` (default 64) test images of the model and write FILES to `out`.
+def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples | None:
+    """Attack the first `n` (default 64) test images of the model and write FILES to `out`; None for a dry run.
 
     Raises UserError for wrong flags, before the attack starts, and Interrupted after a signal.
     """
@@ -153,7 +155,8 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
     from advbench.cli.examples import collect, write
     from advbench.cli.keep import search_progress
     from advbench.defaults.target import load_target, newest_run, pick_device
-    from advbench.evaluator import Journal, Settings, check, evaluate
+    from advbench.evaluator import Journal, Settings, evaluate
+    from advbench.evaluator.evaluate import planned
 
     spec = flags.model or newest_run()
     device = pick_device(flags.device)
@@ -172,16 +175,22 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
             device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
         )  # fmt: skip
-        question = check(target.loaded, data, settings)
+        run, question = planned(target.loaded, data, settings)
         out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), question, resume=flags.resume)
         kept = journal_path(out, question)
         if (out / FILES[-1]).exists() and not flags.force and not kept.exists():
             raise UserError(f"{out} holds a finished attack: replace it with --force, or name another --out")
         check_writable(out)
-        screen.say(
+        first = (
             f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
-            f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
+            f"({target.about_data}), {target.norm} eps {size}, on {device}"
         )
+        if flags.dry_run:
+            from advbench.cli.dry_run import show as show_plan
+
+            show_plan(run, settings, target, n=len(data), first=first, out=out, screen=screen)
+            return None
+        screen.say(f"{first}, into {out}")
         screen.notes(target.data)
         with screen.bar(flags.attack) as bar:
             journal = Journal(kept, stop=stop, progress=search_progress(bar))
@@ -260,7 +269,9 @@ def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen, 
     )
     for flag in record["flags"]:
         screen.say(f"{flag['severity']}: {flag['name']}: {flag['detail']}")
-    if "survived" in counts:
+    if "survived" in counts and not counts["felled"]:
+        screen.say("no image was felled: there is no adversarial example to write as a PNG")
+    elif "survived" in counts:
         lost = counts["felled"] - counts["survived"]
         screen.say(
             f"{counts['survived']} of {counts['felled']} adversarial examples stay so in 8 bit, inside the ball"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from advbench.defaults.target import Target
     from advbench.evaluator import Settings
+    from advbench.evaluator.plan import Plan
     from advbench.record import Record
 
 
@@ -223,6 +224,7 @@ def command(
             resume=resume,
             force=force,
             on=on,
+            dry_run=dry_run,
         )
         evaluate(flags, screen=screen, argv=context.obj or ())
 
@@ -275,13 +277,14 @@ class Flags:
     resume: bool = False
     force: bool = False
     on: str = "local"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Task:
     """The evaluation of one model: the model, the eps and images, the settings, and the folder of the record.
 
-    `question`: what its journal is named after.
+    `question`: what its journal is named after; `run`: the attacks and how they are run.
     """
 
     target: Target
@@ -289,6 +292,16 @@ class Task:
     settings: Settings
     folder: Path
     question: str
+    run: Plan
+
+    def about(self, flags: Flags) -> str:
+        """What is measured, in one line."""
+        target, choice = self.target, self.choice
+        return (
+            f"{target.loaded.spec}{'' if flags.models else ' (newest run)'}: {'+'.join(flags.attacks)}, {target.norm} "
+            f"eps {choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} "
+            f"({target.about_data}), on {self.settings.device}"
+        )
 
 
 def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
@@ -302,7 +315,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
     from advbench.defaults import target as targets
 
     names = list(flags.models) or [targets.newest_run()]
-    if place is not None:
+    if place is not None and not flags.dry_run:
         return evaluate_on_cluster(place, names, flags, screen)
     device = targets.pick_device(flags.device)
     if str(device) == "cuda" and ranks.world() > 1:
@@ -322,6 +335,10 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             if norm == CORRUPTIONS:
                 target = replace(target, norm=CORRUPTIONS, train_eps=None)
             tasks.append(prepare(flags, target, device, argv))
+        for task in tasks if flags.dry_run else ():
+            _show_plan(task, flags, screen)
+        if flags.dry_run:
+            return []
         return [measure(task, flags, stop=stop, screen=screen) for task in tasks]
 
 
@@ -359,7 +376,8 @@ def check_flags(flags: Flags) -> str | None:
 
 def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[str]) -> Task:
     """The evaluation of one model. Raises UserError for settings that do not fit it and for an unwritable folder."""
-    from advbench.evaluator import Settings, check
+    from advbench.evaluator import Settings
+    from advbench.evaluator.evaluate import planned
 
     choice = choose_points(target, eps=flags.eps, n=flags.n, subset=flags.subset)
     settings = Settings(
@@ -377,10 +395,22 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         name=flags.name,
         command=("advbench", *argv),
     )
-    question = check(target.loaded, target.data.subset(choice.rows), settings)
+    run, question = planned(target.loaded, target.data.subset(choice.rows), settings)
     folder = flags.leaderboard or flags.out or target.loaded.folder or Path()
     check_writable(folder / "records")
-    return Task(target, choice, settings, folder, question)
+    return Task(target, choice, settings, folder, question, run)
+
+
+def _show_plan(task: Task, flags: Flags, screen: Screen) -> None:
+    from advbench.cli.dry_run import show
+    from advbench.cli.keep import journal_path
+    from advbench.record import slug
+
+    target = task.target
+    out = task.folder / "records" / slug(target.data.name) / target.norm
+    show(task.run, task.settings, target, n=len(task.choice.rows), first=task.about(flags), out=out, screen=screen)
+    if journal_path(task.folder, task.question).exists():
+        screen.note("an interrupted evaluation of this is kept: --resume continues it")
 
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
@@ -397,14 +427,11 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     )
     from advbench.evaluator import evaluate as measured
     from advbench.record import load_record, slug
+    from advbench.record.record import record_path
 
-    target, choice, settings, folder = task.target, task.choice, task.settings, task.folder
+    target, settings, folder = task.target, task.settings, task.folder
     loaded, publish = target.loaded, flags.leaderboard is not None
-    screen.say(
-        f"{loaded.spec}{'' if flags.models else ' (newest run)'}: {'+'.join(flags.attacks)}, {target.norm} eps "
-        f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
-        f"on {settings.device}"
-    )
+    screen.say(task.about(flags))
     screen.notes(target.data)
     path = journal_path(folder, task.question)
     if flags.resume and not path.exists() and (others := of_other_questions(path)):
@@ -417,13 +444,15 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         with screen.bar(loaded.spec) as bar:
             journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar))
             try:
-                data = target.data.subset(choice.rows)
+                data = target.data.subset(task.choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
                 record, fates, fresh = result.record, result.fates, True
             except AlreadyDone as done:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
                 raise Halted(str(error), {"--model": loaded.spec}) from error
+
+        known = fresh and record_path(folder, record).exists()
 
         def keep() -> Path:
             where = save(record, fates, folder, publish=publish, screen=screen)
@@ -436,6 +465,8 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         where = ranks.first(keep)
         journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    if known:
+        screen.note("that record was there before, with the same outcome: --resume shows it without measuring again")
     if flags.name is not None and (kept := ranks.first(lambda: load_record(where)[0].model.title)) != flags.name:
         screen.warn(
             f"record {record.id} was there before, under the name {kept}: change what tables call it with advbench "
@@ -509,7 +540,11 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         if record.forwards is None or record.backwards is None
         else f"{record.forwards:,} forward and {record.backwards:,} backward passes"
     )
-    screen.say(f"{record.seconds:.1f} s, {passes}" if fresh else "measured before: nothing was run again")
+    screen.say(
+        f"{record.seconds:.1f} s, {passes}"
+        if fresh
+        else f"measured before: nothing was run again (to repeat it: advbench evaluate --again {path})"
+    )
     if fresh and (probes := getattr(record.environment, "probes", None)):
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     screen.say(f"record {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -222,6 +222,20 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
     Raises UserError for wrong flags, before any training, and Interrupted after a signal.
     """
     screen = screen or Screen()
+    own = _recipe_of_out(flags)
+    with consent.reading(own).given():
+        return _train(flags if own is None else replace(flags, config=own), screen)
+
+
+def _recipe_of_out(flags: Flags) -> Path | None:
+    """The recipe of the run in --out, if that run is to be resumed and nothing names another recipe."""
+    named = (flags.methods, flags.eps, flags.seeds, flags.dataset, flags.arch, flags.norm, flags.config)
+    if not flags.resume or flags.out is None or any(named) or not (flags.out / "recipe.toml").is_file():
+        return None
+    return flags.out / "recipe.toml"
+
+
+def _train(flags: Flags, screen: Screen) -> list[Path]:
     place = parse_place(flags.on)
     recipes, device, why = resolve(flags, here=place is None)
     if flags.name is not None and (len(recipes) > 1 or not flags.name.strip()):
@@ -329,7 +343,7 @@ def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen
     from advbench.trainer import folder, train
 
     if task.going_on and folder.finished(task.out, task.recipe):
-        screen.note(f"{task.out} is finished: nothing to do")
+        screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
     else:
         with screen.bar("") as bar:
             watch = ScreenWatch(bar, stop, log=flags.log)
@@ -345,7 +359,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
     for task in tasks:
         if task not in left:
-            screen.note(f"{task.out} is finished: nothing to do")
+            screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
             _show(task.out, screen)
         elif flags.force:
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
