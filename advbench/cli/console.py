@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from advbench import ranks
+from advbench.aligned import numeric_columns, plain_table
 from advbench.escape import visible
 
 if TYPE_CHECKING:
@@ -197,22 +198,6 @@ class LiveBar(Bar):
         self._progress.console.print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """Aligned columns, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    right = _numeric(rows, len(columns))
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(row, widths, right, strict=True)
-        ]
-        return "  ".join(cells).rstrip()
-
-    head = [title] if title else []
-    return "\n".join([*head, line(columns), *map(line, rows)])
-
-
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
     """A table of at most `room` columns of the terminal, its columns in several parts where they are too many.
 
@@ -223,7 +208,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    numeric = _numeric(rows, len(columns))
+    numeric = numeric_columns(rows, len(columns))
     tables: list[Any] = [Text(title)] if title else []
     for part in _parts(columns, rows, numeric, room):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -273,12 +258,6 @@ def _without_middle(text: str, width: int) -> str:
         return text
     front = (width - 3 + 1) // 2
     return f"{text[:front]}...{text[len(text) - (width - 3 - front) :]}"
-
-
-def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
-    """For each column, whether all its cells are numbers, fractions, intervals or percentages."""
-    allowed = set("0123456789.,+-/%() e")
-    return [bool(rows) and all(set(row[index]) <= allowed for row in rows) for index in range(columns)]
 
 
 def _console(stream: TextIO) -> Console:

@@ -512,17 +512,10 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     if screen.as_json:
         screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
         return
+    from advbench.record import CURVE_COLUMNS
+
     digits = 2 if record.n >= 10_000 else 1
-    rows = [
-        (
-            point.eps_text,
-            f"{100 * point.accuracy:.{digits}f}",
-            f"{100 * point.ci_low:.{digits}f} - {100 * point.ci_high:.{digits}f}",
-            f"{point.robust}/{point.n}",
-        )
-        for point in record.curve
-    ]
-    screen.table(("eps", "accuracy %", "95 % interval", "robust"), rows)
+    screen.table(CURVE_COLUMNS, record.curve_rows())
     if record.corruptions is not None:
         errors = [
             (name, *(f"{100 * error:.{digits}f}" for error in row)) for name, row in record.corruptions.errors.items()
