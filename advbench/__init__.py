@@ -63,6 +63,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'advbench' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 @checked
 def load_data(name: str, split: str = "test", *, progress: bool | Show | None = None) -> Dataset:
     """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError.

@@ -8,14 +8,20 @@ from typing import Annotated
 import typer
 
 from advbench.cli import options
+from advbench.cli.complete import names, words
 from advbench.cli.console import Screen
 from advbench.defaults.listing import ALL, KINDS, listing
 from advbench.errors import UserError
 
 
 def command(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(ALL))] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of that kind: its whole reference")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=", ".join(ALL), autocompletion=words(*ALL))
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="one of that kind: its whole reference", autocompletion=names),
+    ] = None,
     text: Annotated[
         str | None, typer.Option("--filter", metavar="TEXT", help="only those with TEXT in their name or summary")
     ] = None,

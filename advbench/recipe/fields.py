@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from advbench.eps import parse_eps
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import plain_path, sha256_file
 from advbench.recipe.trees import listed
 
@@ -25,7 +25,7 @@ from advbench.recipe.trees import listed
 def number(value: Any) -> Any:
     """`value` itself. Raises ValueError for true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("Input should be a number")
+        raise ValueError("it must be a number")
     return value
 
 
@@ -50,8 +50,7 @@ def converted(kind: Any, value: Any) -> Any:
     try:
         return TypeAdapter(kind, config=config).validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ValueError(f"{problem[:1].lower()}{problem[1:]}") from error
+        raise ValueError(must_be(error.errors(include_url=False, include_input=False)[0])) from error
 
 
 class Part(BaseModel):

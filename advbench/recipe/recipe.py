@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
 from advbench.eps import Eps
-from advbench.errors import UserError, shortened, unknown
+from advbench.errors import UserError, must_be, shortened, unknown
 from advbench.recipe.fields import (
     Augment,
     Average,
@@ -216,7 +216,7 @@ def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = converted(hints[name], value)
         except ValueError as error:
-            raise UserError(f"method.{name}: {error}, not {shortened(value)}") from error
+            raise UserError(f"recipe field method.{name} is {shortened(value)}: {error}") from error
     return found
 
 
@@ -251,7 +251,7 @@ def _explained(error: ValidationError) -> UserError:
     if first["type"] != "extra_forbidden":
         if first["type"] == "missing":
             return UserError(f"recipe field {path} is missing")
-        return UserError(f"recipe field {path}: {first['msg']}, not {shortened(first['input'])}")
+        return UserError(f"recipe field {path} is {shortened(first['input'])}: {must_be(first)}")
     names = field_names()
     last = {name.rpartition(".")[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=3, cutoff=0.6)

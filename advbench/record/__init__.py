@@ -26,6 +26,7 @@ from advbench.record.parts import (
     passes_an_image,
 )
 from advbench.record.record import (
+    CURVE_COLUMNS,
     NOT_PROBED,
     Damage,
     Record,
@@ -40,6 +41,7 @@ from advbench.record.record import (
 )
 
 __all__ = [
+    "CURVE_COLUMNS",
     "FLAG_NAMES",
     "NOT_PROBED",
     "RECHECK_SET",

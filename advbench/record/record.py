@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
+from advbench.aligned import plain_table
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
@@ -38,6 +39,7 @@ from advbench.statistics import wilson
 _WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
+CURVE_COLUMNS = ("eps", "accuracy %", "95 % interval", "robust")
 NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
 
 
@@ -146,6 +148,33 @@ class Record(Part):
             )  # fmt: skip
         except ValidationError as error:
             raise UserError(f"record: {_first_error(error)}") from error
+
+    def __repr__(self) -> str:
+        top = self.curve[-1]
+        return (
+            f"<Record {self.id}: {self.model.title}, {self.attack_name}, {self.norm}, {self.n} images of "
+            f"{self.dataset.name}: clean {self.clean:.1%}, {top.accuracy:.1%} at eps {top.eps_text}>"
+        )
+
+    def __str__(self) -> str:
+        """The curve as a table, and the flags: what `advbench evaluate` shows."""
+        about = f"{self.model.title}: {self.attack_name}, {self.norm}, {self.n} images of {self.dataset.name}"
+        table = plain_table(CURVE_COLUMNS, self.curve_rows())
+        flags = [f"{flag.severity}: {flag.name}: {flag.detail}" for flag in self.flags]
+        return "\n".join([about, table, *flags, f"record {self.id}"])
+
+    def curve_rows(self) -> list[tuple[str, str, str, str]]:
+        """A row of CURVE_COLUMNS for each eps, in percent."""
+        digits = 2 if self.n >= 10_000 else 1
+        return [
+            (
+                point.eps_text,
+                f"{100 * point.accuracy:.{digits}f}",
+                f"{100 * point.ci_low:.{digits}f} - {100 * point.ci_high:.{digits}f}",
+                f"{point.robust}/{point.n}",
+            )
+            for point in self.curve
+        ]
 
     @property
     def eps(self) -> list[float]:
@@ -418,4 +447,4 @@ def _first_error(error: ValidationError) -> str:
     """The first validation error of pydantic, on one line."""
     found = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in found["loc"])
-    return " ".join(f"{place + ': ' if place else ''}{found['msg']}".split())
+    return " ".join(f"{place + ': ' if place else ''}{must_be(found)}".split())
