@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -51,8 +50,8 @@ def command(
             rows = [row for row in found[name] if kind is not None or row.get("kind") != "trained"]
             left = len(found[name]) - len(rows)
             extra = f", and {left} trained ones: advbench list {name}" if left else ""
-            cells = [(str(row["name"]), *_severities(row), str(row["summary"])) for row in rows]
-            columns = ("name", "severity", "summary") if name == "flags" else ("name", "summary")
+            cells = [(str(row["name"]), *_worst(row), str(row["summary"])) for row in rows]
+            columns = ("name", "at worst", "summary") if name == "flags" else ("name", "summary")
             screen.table(columns, cells, title=f"{name} ({len(rows)}{extra})")
             screen.say("")
         about = f"advbench list {kind}" if kind is not None else "advbench list KIND"
@@ -72,6 +71,6 @@ def describe(kind: str, name: str, screen: Screen) -> None:
         screen.say(line)
 
 
-def _severities(row: dict[str, object]) -> list[str]:
-    """The severities that a flag can have, a cell; no cell for other kinds."""
-    return [", ".join(re.findall("note|suspect|broken", str(row["severity"])))] if "severity" in row else []
+def _worst(row: dict[str, object]) -> list[str]:
+    """The worst severity that a flag can have, as a cell; no cell for other kinds."""
+    return [word for word in ("broken", "suspect", "note") if word in str(row.get("severity"))][:1]

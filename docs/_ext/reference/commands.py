@@ -52,7 +52,7 @@ def _term(command: str, one: Any, names: list[str]) -> tuple[str, str]:
     spelled = ", ".join([md.anchored(first, f"{command}-{one.name}"), *(f"`{other}`" for other in others)])
     takes = f" `{one.metavar}`" if one.metavar and one.param_type_name == "option" else ""
     kind = f" [default: {md.prose(default)}]{{.kind}}" if default else ""
-    return f"{spelled}{takes}{kind}", md.prose(md.sentence(_DEFAULT.sub("", text)))
+    return f"{spelled}{takes}{kind}", md.prose(_DEFAULT.sub("", text))
 
 
 def _plain(one: Any) -> str:
