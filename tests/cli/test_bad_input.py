@@ -137,7 +137,7 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], message: s
         (["train", "--out", "notes/inside"], "is a file"),
         (["train", "--out", "runs"], "something other than a run"),
         (["train", "--out", "runs/a"], "--resume"),
-        (["train", "--out", "runs/a", "--resume"], "another recipe"),
+        (["train", "--method", "act", "--out", "runs/a", "--resume"], "another recipe"),
     ],
     ids=" ".join,
 )

@@ -56,10 +56,8 @@ def test_a_run_resumes_by_its_folder_alone(cli: Any, run_folder: Path) -> None:
 
 def test_an_attack_that_fells_nothing_has_no_pictures(cli: Any, run_folder: Path) -> None:
     ran = cli("attack", "--eps", "0.000001", "-n", "4", "--format", "png")
-    assert (
-        ran.code == 0 and "no image was felled: there is no adversarial example" in ran.out
+    assert ran.code == 0 and "no image was felled: there is no adversarial example" in ran.out
     assert "0 of 0" not in ran.out
-    )
 
 
 def test_results_in_python_are_printed_as_tables(cli: Any, run_folder: Path) -> None:
@@ -82,8 +80,7 @@ def test_messages_in_python_name_arguments() -> None:
     from advbench.public import in_python
 
     for theirs, ours in {
-        "pass --trust-code, or name it on the command line too by --arch x:Y": "pass trust_code=True, or name it in the "
-        "call too by arch x:Y",
+        "pass --trust-code, or name it on the command line too": "pass trust_code=True, or name it in the call too",
         "resume it with --resume, or name another --out": "resume it with resume=True, or name another out",
         "write --set source=RUN; measure it by advbench evaluate --model x; -n is too large": "write "
         "settings={'source': RUN}; measure it by advbench evaluate --model x; n is too large",
