@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -121,6 +122,14 @@ def run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+# What typer says of a value, and what we do.
+_OUR_WORDS = {
+    "^Invalid value for '(.*?)': Input should be": r"\1: it must be",
+    "it must be greater than or equal to": "it must be at least",
+    "it must be less than or equal to": "it must be at most",
+    "a valid integer.*": "a whole number",
+    "a valid number.*": "a number",
+}
 _COMPLETION = {"--install-completion", "--show-completion"}
 # The base class of all errors about a command line, which typer does not export itself.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
@@ -175,6 +184,8 @@ def _usage(error: Any, argv: Sequence[str]) -> int:
         hint = meant.extra(given, context.command.name, _flags(context.command))
         return _complain("error", f"unexpected word {given!r}: {hint}; see {program} --help", 2)
     message = " ".join(error.format_message().split()).rstrip(".")
+    for theirs, ours in _OUR_WORDS.items():
+        message = re.sub(theirs, ours, message)
     return _complain("error", f"{message[:1].lower()}{message[1:]}; see {program} --help", 2)
 
 
