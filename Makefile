@@ -2,7 +2,7 @@
 # packages of EXTRAS.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := dev
+EXTRAS := dev,docs
 DEMO := demo
 PEERS := .venv-peers
 ROUNDS := 3
@@ -16,7 +16,7 @@ CIFAR10_CUDA_NET := $(DEMO)/pgd-at-cifar10-resnet18
 TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/gate/pgd-at-digits-mlp.json
 
-.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format bench parity published bench-training bench-ways bench-cuda \
+.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format docs bench parity published bench-training bench-ways bench-cuda \
   mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
@@ -69,6 +69,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation, as pages in docs/_build/html that need no server.
+docs: setup
+	$(BIN)/python -m sphinx -b html -W --keep-going -n docs docs/_build/html
 
 format: setup
 	$(BIN)/ruff check --fix .

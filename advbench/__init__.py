@@ -63,6 +63,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'advbench' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 @checked
 def load_data(name: str, split: str = "test", *, progress: bool | Show | None = None) -> Dataset:
     """The images and labels of `digits`, `cifar10`, ..., `imagefolder:PATH` or `npz:PATH`. Raises UserError.
@@ -119,7 +123,7 @@ def load_model(
 
 @checked
 def list_entries(kind: str, filter: str | None = None) -> list[dict[str, Any]]:
-    """The methods, attacks, models, datasets or analyses: a dict for each, with at least `name` and `summary`.
+    """The methods, attacks, models, datasets, analyses or flags: a dict for each, with at least `name` and `summary`.
 
     `filter`: only those whose name or summary contains this text. Raises UserError for another `kind`.
     """
@@ -240,7 +244,7 @@ def evaluate(
     - `dataset`: a name, a Dataset, a pair (x, y) of tensors or arrays, a dataset of PyTorch or a DataLoader; None: the
       dataset of the model. `num_classes`, `class_names`, `class_map` and `layout` describe one's own data, as in
       `advbench.data.tensors.from_tensors`; without them the model says how many classes there are.
-    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/own-attacks.md).
+    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/how-to/attack.md).
       `settings`: fields of ours by name.
     - `eps`: numbers or texts ("8/255"), one or several; None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of
       the dataset.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -35,6 +36,38 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     choice = f"choose from {', '.join(valid)}" if valid else "there are none"
     return UserError(f"unknown {kind} {name!r}: {hint}{choice}")
+
+
+# What pydantic's kinds of errors mean, filled with what it says of the error.
+_MUST_BE = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "decimal": "a number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "bool": "true or false",
+    "string": "a text",
+    "literal_error": "{expected}",
+    "tuple": "a list",
+    "list": "a list",
+    "model": "a table of fields",
+    "dict": "a table of fields",
+}
+
+
+def must_be(problem: Mapping[str, Any]) -> str:
+    """What is wrong with a value, as "it must be a whole number". `problem`: one of pydantic's `errors()`."""
+    kind = str(problem["type"])
+    if kind in ("missing", "extra_forbidden"):
+        return "it is missing" if kind == "missing" else "there is no such field"
+    form = _MUST_BE.get(kind) or _MUST_BE.get(kind.partition("_")[0])
+    if kind == "value_error" or form is None:
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{text[:1].lower()}{text[1:]}"
+    return f"it must be {form.format(**problem.get('ctx', {})).replace(chr(39), '')}"
 
 
 def one_line(error: BaseException) -> str:

@@ -28,6 +28,7 @@ _KINDS: dict[str, tuple[str, type]] = {
     "Collection": ("a list", Collection),
     "Sequence": ("a list", Collection),
 }
+_SWITCHES = ("trust_pickle", "trust_code", "unpaired", "different_attacks", "strict", "force", "resume")
 _BY_NAME = ("Dataset", "Journal")  # whose modules load torch
 
 
@@ -50,9 +51,33 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if kinds[name] and not any(_is(value, kind) for kind in kinds[name]):
                 choices = [_KINDS[kind][0] if kind in _KINDS else f"a {kind}" for kind in kinds[name]]
                 raise UserError(f"{name} is {shortened(value)}: it must be {' or '.join(choices)}")
-        return function(*args, **how)
+        try:
+            return function(*args, **how)
+        except UserError as error:
+            error.args = (in_python(str(error)),)
+            raise
 
     return call
+
+
+def in_python(message: str) -> str:
+    """The message of an error in which the flags of the command line are the arguments of functions.
+
+    What follows "advbench COMMAND" stays, up to a semicolon or bracket: it is a command to type.
+    """
+    parts = re.split(r"(advbench (?:train|attack|evaluate|compare|analyze|leaderboard|list)\b[^;()]*)", message)
+    for at in range(0, len(parts), 2):
+        text = re.sub(r"^--?([a-z][a-z-]*) ([^\s:]+):", r"\1=\2:", parts[at])
+        text = re.sub(r"--set ([\w.]+)=([\w./]+)", r"settings={'\1': \2}", text)
+        text = re.sub(r"(?<![\w-])-n\b", "n", text).replace("on the command line too", "in the call too")
+        text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda found: _argument(found[1]), text)
+        parts[at] = text
+    return "".join(parts)
+
+
+def _argument(flag: str) -> str:
+    name = {"set": "settings"}.get(flag, flag.replace("-", "_"))
+    return f"{name}=True" if name in _SWITCHES else name
 
 
 def make_callable(package: str, function: Callable[..., Any]) -> None:

@@ -28,6 +28,14 @@ from advbench.errors import CodeRuns, Interrupted, UserError, one_line, reading,
 from advbench.files import plain_path
 
 LIBRARIES = ("torchvision", "timm")  # whose networks `LIBRARY:NAME` names
+# The flag that names an entry of each folder, and what such an entry is.
+KINDS = {
+    "methods": ("--method", "a method"),
+    "attacks": ("--attack", "an attack"),
+    "data": ("--dataset", "a dataset"),
+    "models": ("--arch", "an architecture"),
+    "analyses": ("analyze", "an analysis"),
+}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -127,7 +135,15 @@ def find(folder: str, name: str) -> Entry:
     kind = {"analyses": "analysis", "data": "dataset", "models": "architecture"}.get(folder, folder.removesuffix("s"))
     if ":" in name:
         return outside(kind, name)
+    if other := kind_of(name):
+        raise UserError(f"{name} is {dict(KINDS.values())[other]} ({other}), no {kind}: choose from {', '.join(known)}")
     raise UserError(f"{unknown(kind, name, known)}, or write {_instead(folder, name)}")
+
+
+def kind_of(name: str) -> str:
+    """The flag of KINDS that takes `name`; empty where none does."""
+    known = (flag for folder, (flag, _) in KINDS.items() if name.partition(":")[0] in entries(folder))
+    return next(known, "")
 
 
 def _instead(folder: str, name: str) -> str:

@@ -384,7 +384,7 @@ def test_a_run_by_its_folder_alone(tmp_path: Path) -> None:
     seen: list[str] = []
     analysis = advbench.analyze("features", run, n=16, eps=0.1, progress=lambda stage, done, total: seen.append(stage))
     assert analysis.tables and seen
-    with pytest.raises(advbench.UserError, match="--resume"):
+    with pytest.raises(advbench.UserError, match="resume=True"):
         advbench.train("pgd-at", arch="mlp", eps=0.1, epochs=1, settings=settings, device="cpu", out=run)
 
 
@@ -398,7 +398,7 @@ def test_arguments_of_train_are_fields_of_the_recipe(tmp_path: Path) -> None:
     assert a["model"]["normalize"] == [[0.5], [0.25]] and "normalize" not in b["model"]
     assert (b["batch_size"], b["optim"]["lr"], b["init"]["path"]) == (16, 0.01, str(first))
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"mean": 0.5}, "--mean without --std"),
+        ({"mean": 0.5}, "mean without std"),
         ({"name": " "}, "not empty"),
         ({"init": tmp_path / "no"}, "no weights file"),
         ({"batch_size": 0}, "batch_size"),

@@ -51,7 +51,12 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `features`, one row for each run. `eps`: by default each run's own.
+    """Table `features`, one row for each run.
+
+    - `n`: how many test images.
+    - `eps`: of the attack, by default each run's own.
+    - `steps`: of PGD.
+    - `seed`: of all random numbers.
 
     Raises UserError for runs that `load_runs` refuses and for an eps that cannot be read.
     """

@@ -70,8 +70,16 @@ def run(
 ) -> Analysis:
     """Tables `margins` (mean over the data sets), `worst` (minimum) and `by_size` (minimum by number of points).
 
-    `sizes`: numbers of points; `steps`: of the descents. Takes about a minute on one core. Raises UserError if `runs`
-    are named (none are needed) and for sizes above `dim`, where the points may not be separable.
+    - `sizes`: numbers of points n, a comma list.
+    - `dim`: of the points.
+    - `trials`: data sets of each size.
+    - `steps`: of the descents.
+    - `fista_steps`: of FISTA.
+    - `adversarial_steps`: of adversarial training.
+    - `seed`: of all random numbers.
+
+    Takes about a minute on one core. Raises UserError if `runs` are named (none are needed) and for sizes above `dim`,
+    where the points may not be separable.
     """
     if runs:
         raise UserError("implicit-bias trains its own linear models: do not name a run")

@@ -60,7 +60,15 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `accuracy`, one row for each run. `layer`: by default the first with weights.
+    """Table `accuracy`, one row for each run.
+
+    - `layer`: which layer, as in `net.named_modules()`; by default the first with weights.
+    - `levels`: of its outputs: q(h) = floor(levels h) / levels.
+    - `n`: how many test images.
+    - `eps`: of the attack, by default each run's own.
+    - `attack`: which attack.
+    - `steps`: of the attack, where it has them.
+    - `seed`: of all random numbers.
 
     Raises UserError for runs that `load_runs` refuses, an unknown layer or attack, and an eps that cannot be read.
     """

@@ -53,7 +53,12 @@ def run(
 ) -> Analysis:
     """Tables `matrix` (training eps x attacked eps, with clean) and `best` (by attacked eps), and a figure.
 
-    `eps`: the attacked eps, by default the training eps of the runs. `steps`: those of the attack, where it has them.
+    - `n`: how many test images.
+    - `eps`: the attacked eps, a comma list, by default the training eps of the runs.
+    - `attack`: which attack, or set of attacks.
+    - `steps`: those of the attack, where it has them.
+    - `seed`: of all random numbers.
+
     Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, and no eps above 0.
     """
     trained = load_runs(runs, device, at_least=2)

@@ -46,7 +46,12 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `accuracy`, source x target, with the clean accuracy. `eps`: by default the first run's.
+    """Table `accuracy`, source x target, with the clean accuracy.
+
+    - `n`: how many test images.
+    - `eps`: of the attack, by default the first run's.
+    - `steps`: of PGD.
+    - `seed`: of all random numbers.
 
     Raises UserError for runs that `load_runs` refuses, fewer than two runs, and an eps that cannot be read.
     """

@@ -25,14 +25,13 @@ RANDOM, LEAST_LIKELY = "random", "least-likely"
 
 @dataclass(frozen=True, kw_only=True)
 class Aimed(Attack):
-    """Base class. `target` is the class to aim at; any misclassification counts, as everywhere. It is a number, or:
+    """Base class of attacks that can aim. Any misclassification counts, as everywhere.
 
-    random        a wrong class for each image, drawn by the seed and the image's place in the dataset
-    least-likely  the wrong class of the least logit for the clean image
-    FILE          a class for each image, in their order: whole numbers, one a line, or a JSON list
-
-    Images of the target class itself are attacked untargeted. `target_sha256`, the hash of the numbers of FILE,
-    distinguishes files in records.
+    - `target`: the class to aim at: a number; "random", a wrong class for each image, drawn by the seed and the image's
+      place in the dataset; "least-likely", the wrong class of the least logit for the clean image; or a file with a
+      class for each image, in their order: whole numbers, one a line, or a JSON list. Images of that class itself are
+      attacked untargeted.
+    - `target_sha256`: the hash of the numbers of a file, filled in, which distinguishes files in records.
     """
 
     target: Size | str | None = None

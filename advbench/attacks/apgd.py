@@ -64,10 +64,13 @@ class APGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Aimed):
-    """`n_targets`: one item for each of that many likeliest wrong classes, or 0 for an untargeted attack.
+    """Auto-PGD.
 
-    `target`: as in `Aimed`. `larger_eps` (L1 only): take the first 60 % of the steps in larger balls. `band`
-    (fourier-linf only): as in `threat.banded`.
+    - `rho`: a step size is halved where the objective rose in at most this share of the steps.
+    - `n_targets`: one item for each of that many likeliest wrong classes; 0 is untargeted.
+    - `larger_eps` (l1 only): take the first 60 % of the steps in larger balls.
+    - `band` (fourier-linf only): the lowest and highest radial frequency of the perturbation, in cycles per pixel, 0 to
+      0.7072.
     """
 
     norms = ("linf", "l2", "l1", "fourier-linf")

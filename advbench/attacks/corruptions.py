@@ -18,13 +18,17 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "corruptions": {
         "make": "common",
         "summary": "15 common corruptions at severities 1 to 5, and their mean error (Hendrycks and Dietterich 2019)",
+        "example": "advbench evaluate --attack corruptions --dataset cifar10",
     },
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption(Attack):
-    """`source` of the corrupted images: "auto", or as in `data.corruptions.source_of`."""
+    """One corruption.
+
+    `source`: of the corrupted images: "auto", or as in `data.corruptions.source_of`.
+    """
 
     asks: ClassVar[Asks] = "logits"
     norms = (CORRUPTIONS,)

@@ -46,7 +46,11 @@ class CWState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class CW(Attack):
-    """`searches`: number of values of c; `iterations`: steps for each; `kappa`: the margin to reach."""
+    """Carlini and Wagner's attack.
+
+    `searches`: number of values of c. `iterations`: steps for each value. `lr`: Adam's learning rate. `c_init`: the
+    first c. `kappa`: the margin to reach.
+    """
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True

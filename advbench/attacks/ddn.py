@@ -37,8 +37,11 @@ class DDNState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class DDN(Attack):
-    """`gamma`: the relative change of the norm; `init_norm`: its first value. `levels`: round points to that many
-    values per element (256 in the paper, as in 8-bit images), or 0 for no rounding."""
+    """Decoupled Direction and Norm.
+
+    `gamma`: the relative change of the norm in a step. `init_norm`: its first value. `levels`: round points to that
+    many values per element (256 in the paper, as in 8-bit images), or 0 for no rounding.
+    """
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True

@@ -34,7 +34,10 @@ class DeepFoolState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(Attack):
-    """`overshoot`: eta of the paper."""
+    """DeepFool.
+
+    `overshoot`: eta of the paper.
+    """
 
     asks: ClassVar[Asks] = "jacobian"
     norms = ("linf", "l2")

@@ -46,7 +46,11 @@ _START = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # replaces an infinite eps in rand
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(Attack):
-    """Uses the nearest of the linearised boundaries to all wrong classes: one gradient per class and step."""
+    """Uses the nearest of the linearised boundaries to all wrong classes: one gradient per class and step.
+
+    `alpha_max`: the largest share of the way back to the sample. `eta`: overshoot beyond the boundary. `beta`: how far
+    an adversarial point stays from the sample when it is moved back.
+    """
 
     asks: ClassVar[Asks] = "jacobian"
     norms = ("linf", "l2", "l1")
@@ -92,7 +96,10 @@ class FAB(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FABT(FAB):
-    """Uses the boundary to one target class: one gradient per step, `n_targets` items per sample."""
+    """Uses the boundary to one target class: one gradient per step.
+
+    `n_targets`: how many of the likeliest wrong classes, an item for each.
+    """
 
     asks: ClassVar[Asks] = "gradient"
 

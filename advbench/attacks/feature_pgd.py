@@ -36,9 +36,10 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePGD(PGD):
-    """PGD towards the centres of the `n_targets` likeliest wrong classes, or of `target`; `loss` is not used.
+    """PGD towards the centres of wrong classes.
 
-    Images of class `target` are pulled to the centre of their likeliest wrong class.
+    `n_targets`: how many of the likeliest wrong classes, an item for each. `target`: a class in their place; its own
+    images are pulled to the centre of their likeliest wrong class. `loss`: not used.
     """
 
     steps: Count = 40

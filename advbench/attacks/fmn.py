@@ -39,7 +39,11 @@ class FMNState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class FMN(Attack):
-    """alpha falls from `alpha_init` to a hundredth of it, gamma from `gamma_init` to `gamma_final`."""
+    """Fast Minimum-Norm.
+
+    `alpha_init`: the first step size, which falls to a hundredth of it. `gamma_init`: the first relative change of eps
+    in a step. `gamma_final`: the last one.
+    """
 
     norms = ("linf", "l2", "l1")
     minimum_norm: ClassVar[bool] = True

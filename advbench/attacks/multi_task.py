@@ -48,8 +48,11 @@ MIN_CLEAN_LOSS = 1e-8  # as a divisor
 
 @dataclass(frozen=True, kw_only=True)
 class MultiTask(PGD):
-    """PGD on the tasks' losses, without targets. `heads_sha256`, the hash of the weights of the run's heads,
-    distinguishes runs in records."""
+    """PGD on the tasks' losses, without targets.
+
+    `attacked`: the weights of the tasks (sum, relative, wgd, cyclic), or the one task to attack (main, or an auxiliary
+    one). `heads_sha256`: the hash of the weights of the run's heads, filled in, which distinguishes runs in records.
+    """
 
     asks: ClassVar[Asks] = "jacobian"
 

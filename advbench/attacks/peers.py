@@ -223,7 +223,8 @@ class ART(Peer):
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
     def settings(self, attack: Any) -> dict[str, Any]:
-        names = [name for name in attack.attack_params if name not in ("verbose", "summary_writer")]
+        names = getattr(attack, "attack_params", ())  # a part may be an estimator, which has none
+        names = [name for name in names if name not in ("verbose", "summary_writer")]
         return {name: self.plain(getattr(attack, name)) for name in names if hasattr(attack, name)}
 
 

@@ -74,16 +74,19 @@ class PGDState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Aimed):
-    """`rel_step`: step size / eps; `step_size`: absolute step size, overrides `rel_step`. `sparsity` (L1 only): the
-    share of the elements that a step does not change. `n_targets`: as in APGD; `target`: as in `Aimed`. `band`
-    (fourier-linf only): as in `threat.banded`.
+    """Projected gradient descent.
 
-    Without `random_start` the first query is x. With it, `init` chooses the first query:
-
-    uniform  a random point of the ball
-    gauss    x + 0.001 N(0, I) (TRADES)
-    signs    x + eps / 2 random signs (Tramer et al. 2018, 1705.07204; linf only)
-    noise    x + U(-2 eps, 2 eps) (N-FGSM, de Jorge et al. 2022, 2202.01181; linf only)
+    - `rel_step`: step size / eps.
+    - `step_size`: an absolute step size, in place of `rel_step`.
+    - `random_start`: whether the first query is drawn by `init`; else it is x.
+    - `init`: the random start: "uniform", a point of the ball; "gauss", x + 0.001 N(0, I) (TRADES); "signs", x + eps /
+      2 random signs (Tramer et al. 2018, 1705.07204; linf only); "noise", x + U(-2 eps, 2 eps) (N-FGSM, de Jorge et al.
+      2022, 2202.01181; linf only).
+    - `momentum`: mu.
+    - `n_targets`: one item for each of that many likeliest wrong classes; 0 is untargeted.
+    - `sparsity` (l1 only): the share of the elements that a step does not change.
+    - `band` (fourier-linf only): the lowest and highest radial frequency of the perturbation, in cycles per pixel, 0 to
+      0.7072.
     """
 
     norms = ("linf", "l2", "l1", "fourier-linf")

@@ -48,10 +48,12 @@ class RayState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class RayS(Attack):
-    """`n_queries`: the number of queries. An item ends sooner when no flip of one element brings it nearer.
+    """RayS.
 
-    `tolerance`: the length in L2 of the interval at which a bisection ends. Restarts after the first begin with random
-    signs. UserError if `n_queries` is below 1 or `tolerance` not above 0.
+    `n_queries`: the number of queries; an item ends sooner when no flip of one element brings it nearer. `tolerance`:
+    the length in L2 of the interval at which a bisection ends.
+
+    Restarts after the first begin with random signs. UserError if `n_queries` is below 1 or `tolerance` not above 0.
     """
 
     asks: ClassVar[Asks] = "logits"

@@ -51,10 +51,12 @@ class SquareState(State):
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Aimed):
-    """`n_queries`: number of changes tried after the start; `p_init`: the first square's share of the image's area.
+    """Square Attack.
 
-    `rescale_schedule`: scale the halvings of p from 10,000 queries to `n_queries`; AutoAttack does not. `target`: as in
-    `Aimed`. UserError if `p_init` is not in (0, 1].
+    `n_queries`: number of changes tried after the start. `p_init`: the first square's share of the image's area.
+    `rescale_schedule`: scale the halvings of p from 10,000 queries to `n_queries`; AutoAttack does not.
+
+    UserError if `p_init` is not in (0, 1].
     """
 
     asks: ClassVar[Asks] = "logits"

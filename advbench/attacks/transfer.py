@@ -28,6 +28,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "set": {"name": "transfer", "loss": "dlr"},
         "members": ["apgd-dlr"],
         "summary": "Auto-PGD on another model (--set source=RUN), judged on this one (Papernot et al. 2016)",
+        "example": "advbench evaluate --attack transfer --set source=runs/other --eps 8/255",
         "proof": {
             "quick": {"steps": 8, "source": "-"},
             "settings": {"source": "-"},
@@ -39,8 +40,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(APGD):
-    """`source`: the spec of the model that gives the gradients. `source_sha256`, the hash of its weights and
-    of its code from outside, distinguishes sources in records."""
+    """Auto-PGD on another model.
+
+    `source`: the spec of the model that gives the gradients: a run folder, or any that --model takes. `source_sha256`:
+    the hash of its weights and of its code from outside, filled in, which distinguishes sources in records.
+    """
 
     version: ClassVar[int] = 2
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import write_atomic
 from advbench.models.external import FORMS
 from advbench.record import Flag, passes_an_image
@@ -115,7 +115,7 @@ def read_card(folder: Path) -> RunCard:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path} is damaged or of another version: {where}: {first['msg']}") from error
+        raise UserError(f"{path} is damaged or of another version: {where}: {must_be(first)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: the file: {error}") from error
     if seal not in (None, _seal(tree)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -12,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from advbench.allocator import keep_freed
-from advbench.cli import analyze, attack, compare, evaluate, leaderboard, train
+from advbench.cli import analyze, attack, compare, complete, evaluate, leaderboard, options, train
 from advbench.cli import list as list_
+from advbench.cli.help import Command, Commands
 from advbench.cli.stop import Halted, resume_command
 from advbench.errors import Interrupted, UserError, one_line, unknown
 from advbench.escape import visible
@@ -23,9 +25,10 @@ from advbench.version import __version__
 app = typer.Typer(
     name="advbench",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help starts faster
+    cls=Commands,
+    rich_markup_mode=None,  # see cli.help
     pretty_exceptions_enable=False,
+    epilog="More: advbench COMMAND --help, README.md, docs/index.md",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -48,17 +51,33 @@ def _app(
     """
 
 
-app.command("train")(train.command)
-app.command("attack")(attack.command)
-app.command("evaluate")(evaluate.command)
-app.command("compare")(compare.command)
-app.command("analyze")(analyze.command)
-app.command("leaderboard")(leaderboard.command)
-app.command("list")(list_.command)
+# What each command's help ends with.
+_MORE = {
+    "train": "advbench list methods, advbench list models, docs/how-to/method.md, docs/how-to/resume.md",
+    "attack": "advbench list attacks, docs/how-to/attack.md, docs/how-to/model.md",
+    "evaluate": "advbench list attacks, advbench list flags, docs/how-to/model.md, docs/what-a-number-means.md",
+    "compare": "advbench list flags, docs/how-to/ci.md, docs/how-to/compare.md",
+    "analyze": "advbench list analyses, docs/reference/analyses.md",
+    "leaderboard": "docs/how-to/leaderboard.md",
+    "list": "docs/reference/index.md",
+}
+for _name, _module in {
+    "train": train,
+    "attack": attack,
+    "evaluate": evaluate,
+    "compare": compare,
+    "analyze": analyze,
+    "leaderboard": leaderboard,
+    "list": list_,
+}.items():
+    app.command(_name, cls=Command, epilog=f"More: {_MORE[_name]}")(_module.command)
 
 
 def main() -> None:
     """The `advbench` program."""
+    if complete.VARIABLE in os.environ:
+        complete.answer(lambda: app(prog_name="advbench"))
+        return
     # Before torch is loaded: threads that spin while they wait made a run on a shared machine 4 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -77,17 +96,19 @@ def run(argv: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0 done, 1 regression, 2 wrong input, 3 interrupted and resumable."""
     try:
         # The submodule `list` hides the builtin here.
-        code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=tuple(argv))
+        code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=options.in_full(argv))
     except typer.Exit as done:
         return done.exit_code
     except UserError as error:
         return _complain("error", error, 2)
     except Interrupted as error:
         missing = error.missing if isinstance(error, Halted) else {}
-        return _complain("interrupted", f"{error}; continue with: {resume_command(argv, missing)}", 3)
+        return _complain("interrupted", f"{error}; continue with: {resume_command(options.in_full(argv), missing)}", 3)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", f"stopped; continue with: {resume_command(argv, {})}", 3)
+        return _complain("interrupted", f"stopped; continue with: {resume_command(options.in_full(argv), {})}", 3)
     except SystemExit as left:
+        if not left.code and {*argv[:1]} & _COMPLETION:  # so typer ends them
+            return 0
         if not isinstance(left.__context__, BrokenPipeError):
             return _complain("error", f"code from outside advbench called sys.exit({left.code!r})", 2)
         sys.stdout, sys.stderr = (getattr(stream, "wrapped", stream) for stream in (sys.stdout, sys.stderr))
@@ -97,10 +118,19 @@ def run(argv: Sequence[str]) -> int:
     except MemoryError:
         return _complain("error", "out of memory: choose fewer images, or a smaller batch or model", 2)
     except _USAGE as error:
-        return _usage(error)
+        return _usage(error, argv)
     return code if isinstance(code, int) else 0
 
 
+# What typer says of a value, and what we do.
+_OUR_WORDS = {
+    "^Invalid value for '(.*?)': Input should be": r"\1: it must be",
+    "it must be greater than or equal to": "it must be at least",
+    "it must be less than or equal to": "it must be at most",
+    "a valid integer.*": "a whole number",
+    "a valid number.*": "a number",
+}
+_COMPLETION = {"--install-completion", "--show-completion"}
 # The base class of all errors about a command line, which typer does not export itself.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -123,8 +153,10 @@ def _failed(error: OSError) -> int:
     return _complain("error", f"cannot write, perhaps standard output: {error.strerror or one_line(error)}", 2)
 
 
-def _usage(error: Any) -> int:
-    """Print typer's error about the command line as one line, with the nearest or the valid choices."""
+def _usage(error: Any, argv: Sequence[str]) -> int:
+    """Print typer's error about the command line as one line, with what was meant, or the nearest or valid choices."""
+    from advbench.cli import meant
+
     context = error.ctx
     name = type(error).__name__
     if name == "NoArgsIsHelpError":
@@ -133,14 +165,33 @@ def _usage(error: Any) -> int:
     command = getattr(context, "command", None)
     program = context.command_path if context is not None else "advbench"
     if name == "NoSuchOption":
-        known = [text for option in context.command.params for text in option.opts if text.startswith("-")]
-        return _complain("error", unknown("option", error.option_name, known), 2)
+        commands = context.parent.command.commands if context.parent else {}
+        known = {name: _flags(one) for name, one in commands.items()}
+        given, _, value = next((word for word in argv if word.startswith(error.option_name)), "").partition("=")
+        after = [*argv, ""][[*argv].index(given) + 1] if given in argv else ""
+        value = value or ("" if after.startswith("--") else after)
+        if known and (hint := meant.flag(given, value, context.command.name, known)):
+            return _complain("error", f"unknown flag {given}: {hint}", 2)
+        return _complain("error", unknown("flag", given, {*_flags(context.command)} - options.SHORT.keys()), 2)
     commands = getattr(command, "commands", None)
     if commands and error.message.startswith("No such command"):
         given = error.message.split("'")[1]
+        if hint := meant.command(given):
+            return _complain("error", f"unknown command {given!r}: write {hint}", 2)
         return _complain("error", unknown("command", given, commands), 2)
+    if "unexpected extra argument" in error.message:
+        given = error.message.rpartition("(")[2].rstrip(").").split(" ")[0].strip("'")
+        hint = meant.extra(given, context.command.name, _flags(context.command))
+        return _complain("error", f"unexpected word {given!r}: {hint}; see {program} --help", 2)
     message = " ".join(error.format_message().split()).rstrip(".")
+    for theirs, ours in _OUR_WORDS.items():
+        message = re.sub(theirs, ours, message)
     return _complain("error", f"{message[:1].lower()}{message[1:]}; see {program} --help", 2)
+
+
+def _flags(command: Any) -> list[str]:
+    """The flags of a command, long and short."""
+    return [text for option in command.params for text in option.opts if text.startswith("-")]
 
 
 def _complain(what: str, message: object, code: int) -> int:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.console import Screen
+from advbench.cli.help import MAIN, MEASURE, RUNNING
 from advbench.cli.settings import parse_settings, written_settings
 from advbench.cli.stop import Stop
 from advbench.defaults.analysis import find_analysis, run_analysis
@@ -29,28 +30,61 @@ ANALYSES = Path("analyses")
 def command(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="filters, transfer, ... (advbench list analyses)")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="filters, transfer, ... (advbench list analyses)", autocompletion=complete.analyses
+        ),
     ] = None,
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="run folders")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="run folders", autocompletion=complete.models)
+    ] = None,
     dataset: options.Dataset = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps",
+            "-e",
+            metavar="LIST",
+            help="sizes of the perturbation [default: the training eps]",
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
     norm: options.Norm = None,
-    eps: Annotated[str | None, typer.Option("--eps", metavar="LIST", help="sizes of the perturbation")] = None,
-    n: Annotated[int | None, typer.Option("-n", metavar="N", min=1, help="number of images")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", metavar="N", min=1, help="number of images [default: that of the analysis]", rich_help_panel=MAIN
+        ),
+    ] = None,
+    settings: options.Set = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", min=0, max=options.LARGEST_SEED, help="seed of all random numbers [default: 0]"
+            "--seed",
+            metavar="N",
+            min=0,
+            max=options.LARGEST_SEED,
+            help="seed of all random numbers [default: 0]",
+            rich_help_panel=MEASURE,
         ),
     ] = None,
-    device: options.Device = "auto",
-    precision: Annotated[str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")] = None,
-    settings: options.Set = None,
-    config: options.Flags = None,
-    out: options.Out = None,
+    out: Annotated[Path | None, options.out("analyses/NAME")] = None,
     force: options.Force = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="auto, fp32 or bf16 [default: that of the analysis]",
+            rich_help_panel=RUNNING,
+            autocompletion=complete.words("auto", "fp32", "bf16"),
+        ),
+    ] = None,
+    config: options.Flags = None,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    as_json: options.Json = False,
 ) -> None:
     """Analyse what makes trained models robust.
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.console import Screen
+from advbench.cli.help import MAIN, OUTPUT
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.choice import check_asked, choose_rows, choose_size
@@ -33,44 +34,60 @@ IMAGES = 64
 
 def command(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ... [default: newest run]"),
-    ] = None,
+    model: options.Model = None,
     attack_name: Annotated[
-        str, typer.Option("--attack", metavar="NAME", help="pgd, ... (advbench list attacks) or module:function")
+        str,
+        typer.Option(
+            "--attack",
+            "-a",
+            metavar="NAME",
+            help="pgd, ..., or module:function of your own",
+            rich_help_panel=MAIN,
+            autocompletion=complete.attacks,
+        ),
     ] = "pgd",
-    eps: Annotated[
-        str | None, typer.Option("--eps", metavar="SIZE", help="size of the perturbation [default: the training eps]")
-    ] = None,
-    n: Annotated[
-        int | None, typer.Option("-n", metavar="N", help="number of images, from the first on [default: 64]")
-    ] = None,
     dataset: options.Dataset = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            "--eps",
+            "-e",
+            metavar="SIZE",
+            help="size of the perturbation, such as 8/255 [default: the training eps, or the usual one of the dataset]",
+            rich_help_panel=MAIN,
+        ),
+    ] = None,
+    norm: options.Norm = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", metavar="N", help="number of images, from the first on [default: 64]", rich_help_panel=MAIN),
+    ] = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
     std: options.Std = None,
     abstain: options.Abstain = None,
-    norm: options.Norm = None,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
     settings: options.Set = None,
-    config: options.Flags = None,
+    seed: options.Seed = 0,
+    out: Annotated[Path | None, options.out("attacks/ATTACK-MODEL-DATASET-NORM-EPS")] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
             metavar="NAMES",
             help="npz: arrays; png: 8-bit images, those that stay adversarial; repeatable [default: npz]",
+            rich_help_panel=OUTPUT,
+            autocompletion=complete.words("npz", "png"),
         ),
     ] = None,
-    out: options.Out = None,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     force: options.Force = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Flags = None,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    as_json: options.Json = False,
 ) -> None:
     """Write adversarial examples, a table and a picture of them.
 
@@ -98,6 +115,7 @@ def command(
             out=out,
             resume=resume,
             force=force,
+            dry_run=dry_run,
         )
         attack(flags, screen=screen, argv=context.obj or ())
 
@@ -124,10 +142,11 @@ class Flags:
     out: Path | None = None
     resume: bool = False
     force: bool = False
+    dry_run: bool = False
 
 
-def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples:
-    """Attack the first `n` (default 64) test images of the model and write FILES to `out`.
+def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> Examples | None:
+    """Attack the first `n` (default 64) test images of the model and write FILES to `out`; None for a dry run.
 
     Raises UserError for wrong flags, before the attack starts, and Interrupted after a signal.
     """
@@ -136,7 +155,8 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
     from advbench.cli.examples import collect, write
     from advbench.cli.keep import search_progress
     from advbench.defaults.target import load_target, newest_run, pick_device
-    from advbench.evaluator import Journal, Settings, check, evaluate
+    from advbench.evaluator import Journal, Settings, evaluate
+    from advbench.evaluator.evaluate import planned
 
     spec = flags.model or newest_run()
     device = pick_device(flags.device)
@@ -155,16 +175,22 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
             attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
             device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
         )  # fmt: skip
-        question = check(target.loaded, data, settings)
+        run, question = planned(target.loaded, data, settings)
         out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), question, resume=flags.resume)
         kept = journal_path(out, question)
         if (out / FILES[-1]).exists() and not flags.force and not kept.exists():
             raise UserError(f"{out} holds a finished attack: replace it with --force, or name another --out")
         check_writable(out)
-        screen.say(
+        first = (
             f"{flags.attack} on {spec}{'' if flags.model else ' (newest run)'}: {about} of {target.data.name} "
-            f"({target.about_data}), {target.norm} eps {size}, on {device}, into {out}"
+            f"({target.about_data}), {target.norm} eps {size}, on {device}"
         )
+        if flags.dry_run:
+            from advbench.cli.dry_run import show as show_plan
+
+            show_plan(run, settings, target, n=len(data), first=first, out=out, screen=screen)
+            return None
+        screen.say(f"{first}, into {out}")
         screen.notes(target.data)
         with screen.bar(flags.attack) as bar:
             journal = Journal(kept, stop=stop, progress=search_progress(bar))
@@ -243,7 +269,9 @@ def show(examples: Examples, record: dict[str, Any], out: Path, screen: Screen, 
     )
     for flag in record["flags"]:
         screen.say(f"{flag['severity']}: {flag['name']}: {flag['detail']}")
-    if "survived" in counts:
+    if "survived" in counts and not counts["felled"]:
+        screen.say("no image was felled: there is no adversarial example to write as a PNG")
+    elif "survived" in counts:
         lost = counts["felled"] - counts["survived"]
         screen.say(
             f"{counts['survived']} of {counts['felled']} adversarial examples stay so in 8 bit, inside the ball"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.console import Screen
+from advbench.cli.help import GATE, MAIN, OUTPUT
 from advbench.cli.settings import split_names
 from advbench.errors import UserError, unknown
 
@@ -24,45 +25,111 @@ FORMATS = ("table", "csv", "markdown", "junit", "json")
 def command(
     context: typer.Context,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="A B...", help="run folders, records, or models measured before")
+        list[str] | None,
+        typer.Argument(
+            metavar="A B...", help="run folders, records, or models measured before", autocompletion=complete.models
+        ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="X", help="the model to compare the others with [default: A]")
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="X",
+            help="the model to compare the others with [default: A]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.models,
+        ),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="NAME",
+            help="use only records of this dataset [default: that of all of them]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.datasets,
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            "--norm",
+            metavar="NAME",
+            help="use only records in this norm [default: that of all of them]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.norms,
+        ),
+    ] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="allow models measured on different images", rich_help_panel=MAIN)
+    ] = False,
+    different_attacks: Annotated[
+        bool,
+        typer.Option(
+            "--different-attacks",
+            help="allow models measured by different attacks, engines or norms",
+            rich_help_panel=MAIN,
+        ),
+    ] = False,
     fail_if: Annotated[
         str | None,
         typer.Option(
-            "--fail-if", metavar="EXPR", help="exit 1 if this holds: 'acc@8/255 < baseline - 0.5 or clean < 80'"
+            "--fail-if",
+            metavar="EXPR",
+            help="exit 1 if this holds: 'acc@8/255 < baseline - 0.5 or clean < 80'",
+            rich_help_panel=GATE,
         ),
     ] = None,
-    alpha: Annotated[float, typer.Option("--alpha", metavar="P", help="significance level of --fail-if")] = 0.05,
-    strict: Annotated[bool, typer.Option("--strict", help="--fail-if without the test of significance")] = False,
-    unpaired: Annotated[bool, typer.Option("--unpaired", help="allow models measured on different images")] = False,
-    different_attacks: Annotated[
-        bool, typer.Option("--different-attacks", help="allow models measured by different attacks, engines or norms")
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", metavar="P", help="significance level of --fail-if", rich_help_panel=GATE),
+    ] = 0.05,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="--fail-if without the test of significance", rich_help_panel=GATE)
     ] = False,
     allow_flags: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-flags", metavar="NAMES", help="flags that --fail-if accepts: random,square-wins; repeatable"
+            "--allow-flags",
+            metavar="NAMES",
+            help="flags that --fail-if accepts: random,square-wins; repeatable [default: none]",
+            rich_help_panel=GATE,
+            autocompletion=complete.flags,
         ),
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help=", ".join(FORMATS),
+            rich_help_panel=OUTPUT,
+            autocompletion=complete.words(*FORMATS),
+        ),
+    ] = "table",
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="plot curves and differences: .svg, .png or .pdf")
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="plot curves and differences: .svg, .png or .pdf",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help=", ".join(FORMATS))] = "table",
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="RECORD", help="show and check what this record was made from"),
+        typer.Option(
+            "--explain",
+            metavar="RECORD",
+            help="only show and check what this record was made from",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="NAME", help="use only records of this dataset")
-    ] = None,
-    norm: Annotated[str | None, typer.Option("--norm", metavar="NAME", help="use only records in this norm")] = None,
+    as_json: options.Json = False,
+    config: options.Flags = None,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    config: options.Flags = None,
-    as_json: options.Json = False,
 ) -> None:
     """Compare models measured on the same images.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from advbench import ranks
+from advbench.aligned import numeric_columns, plain_table
 from advbench.escape import visible
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _SPARSE_SECONDS = 30.0  # between two plain lines of progress
+_GAP = 3  # spaces between two columns of a table on a terminal
+_READABLE, _NARROWEST = 28, 12  # characters that a column of texts keeps while others give way, and in the end
 _LIVE_SECONDS = 0.1  # between two updates of a live bar
 
 
@@ -72,7 +75,8 @@ class Screen:
             return
         cells = [[visible(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
-            _console(sys.stdout).print(_rich_table(columns, cells, visible(title)))
+            console = _console(sys.stdout)
+            console.print(_rich_table(columns, cells, visible(title), console.width))
         else:
             self.text(plain_table(columns, cells, visible(title)))
 
@@ -194,39 +198,66 @@ class LiveBar(Bar):
         self._progress.console.print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """Aligned columns, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    right = _numeric(rows, len(columns))
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
+    """A table of at most `room` columns of the terminal, its columns in several parts where they are too many.
 
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(row, widths, right, strict=True)
-        ]
-        return "  ".join(cells).rstrip()
-
-    head = [title] if title else []
-    return "\n".join([*head, line(columns), *map(line, rows)])
-
-
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Any:
+    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the first column.
+    """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
-    for column, numeric in zip(columns, _numeric(rows, len(columns)), strict=True):
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    numeric = numeric_columns(rows, len(columns))
+    tables: list[Any] = [Text(title)] if title else []
+    for part in _parts(columns, rows, numeric, room):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for at, width in part.items():
+            justify: Any = "right" if numeric[at] else "left"
+            table.add_column(Text(columns[at]), justify=justify, width=width, overflow="fold")
+        for row in rows:
+            cells = {at: row[at] if " " in row[at] else _without_middle(row[at], width) for at, width in part.items()}
+            table.add_row(*map(Text, cells.values()))
+        tables += [table, Text()]
+    return Group(*tables[:-1])
 
 
-def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
-    """For each column, whether all its cells are numbers, fractions, intervals or percentages."""
-    allowed = set("0123456789.,+-/%() e")
-    return [bool(rows) and all(set(row[index]) <= allowed for row in rows) for index in range(columns)]
+def _parts(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool], room: int
+) -> list[dict[int, int]]:
+    """The parts of a table: the width of each of their columns, by its place."""
+    from rich.cells import cell_len
+
+    natural = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    sentences = [any(" " in row[at] for row in rows) for at in range(len(columns))]
+    steps = [(at, least) for least in (_READABLE, _NARROWEST) for at, number in enumerate(numeric) if not number]
+    steps.sort(key=lambda step: (-step[1], not sentences[step[0]], -natural[step[0]]))  # sentences give way first
+
+    def widths(of: Sequence[int]) -> dict[int, int] | None:
+        """The widths of a part of these columns; None where it has no room."""
+        found = {at: natural[at] for at in of}
+        over = sum(found.values()) + _GAP * (len(of) - 1) - room
+        for at, least in steps:
+            if at in found and over > 0:
+                taken = min(over, max(0, found[at] - least))
+                found[at], over = found[at] - taken, over - taken
+        return found if over <= 0 or len(of) <= 2 else None
+
+    parts, left = [], list(range(len(columns)))
+    while left:
+        first = [] if 0 in left else [0]
+        count = next(k for k in range(len(left), 0, -1) if k == 1 or widths([*first, *left[:k]]))
+        parts.append(widths([*first, *left[:count]]) or {})
+        left = left[count:]
+    return parts
+
+
+def _without_middle(text: str, width: int) -> str:
+    """`text` in at most `width` characters, the middle replaced by "...": both ends tell names apart."""
+    if len(text) <= width:
+        return text
+    front = (width - 3 + 1) // 2
+    return f"{text[:front]}...{text[len(text) - (width - 3 - front) :]}"
 
 
 def _console(stream: TextIO) -> Console:

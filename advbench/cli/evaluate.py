@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advbench import consent, ranks
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
+from advbench.cli.help import DATA, MAIN, MEASURE, OUTPUT
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from advbench.defaults.target import Target
     from advbench.evaluator import Settings
+    from advbench.evaluator.plan import Plan
     from advbench.record import Record
 
 
@@ -36,74 +38,135 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="SPEC", help="run folder, file, robustbench:NAME, ...; repeatable [default: newest run]"
+            "--model",
+            "-m",
+            metavar="SPEC",
+            help="run folder, weights file, robustbench:NAME, module:NAME, ...; repeatable [default: the newest run]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.models,
         ),
     ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
             "--attack",
+            "-a",
             metavar="NAME",
-            help="pgd, ... (advbench list attacks) or module:name of your own; repeatable: the worst case counts "
-            "[default: autoattack]",
+            help="pgd, ..., or module:name of your own; repeatable: the worst case counts [default: autoattack]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.attacks,
         ),
     ] = None,
+    dataset: options.Dataset = None,
     eps: Annotated[
         str | None,
         typer.Option(
             "--eps",
+            "-e",
             metavar="LIST",
-            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps]",
+            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps, or the usual "
+            "eps of the dataset]",
+            rich_help_panel=MAIN,
         ),
     ] = None,
+    norm: options.Norm = None,
     n: Annotated[
-        int | None, typer.Option("-n", metavar="N", help="number of images [default: 1000, or all if there are fewer]")
-    ] = None,
-    subset: Annotated[
-        str,
+        int | None,
         typer.Option(
-            "--subset", metavar="WHICH", help="which images: first, random:SEED, or a file of positions in the split"
+            "-n",
+            metavar="N",
+            help="number of images [default: 1000, or all if there are fewer]",
+            rich_help_panel=MAIN,
         ),
-    ] = "first",
-    dataset: options.Dataset = None,
+    ] = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
     std: options.Std = None,
     abstain: options.Abstain = None,
-    norm: options.Norm = None,
-    name: options.Name = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="own, or reference (pyautoattack)")] = "own",
+    subset: Annotated[
+        str,
+        typer.Option(
+            "--subset",
+            metavar="WHICH",
+            help="which images: first, random:SEED, or a file of positions in the split",
+            rich_help_panel=DATA,
+            autocompletion=complete.words("first", "random:"),
+        ),
+    ] = "first",
+    settings: options.Set = None,
+    seed: options.Seed = 0,
     curve: Annotated[
-        str, typer.Option("--curve", metavar="NAME", help="fast, or exact (every attack at each eps)")
+        str,
+        typer.Option(
+            "--curve",
+            metavar="NAME",
+            help="fast, or exact (every attack at each eps)",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("fast", "exact"),
+        ),
     ] = "fast",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="own, or reference (pyautoattack)",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("own", "reference"),
+        ),
+    ] = "own",
     probes: Annotated[
         str,
-        typer.Option("--probes", metavar="on|off", help="off: no look for masked gradients, which makes it suspect"),
+        typer.Option(
+            "--probes",
+            metavar="on|off",
+            help="off: no look for masked gradients, which makes it suspect",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("on", "off"),
+        ),
     ] = "on",
-    leaderboard: Annotated[
-        Path | None, typer.Option("--leaderboard", metavar="DIR", help="add the record to the tables in this folder")
-    ] = None,
     again: Annotated[
-        Path | None, typer.Option("--again", metavar="RECORD", help="repeat this record and compare the outcome")
+        Path | None,
+        typer.Option(
+            "--again",
+            metavar="RECORD",
+            help="repeat this record and compare the outcome",
+            rich_help_panel=MEASURE,
+        ),
+    ] = None,
+    out: Annotated[Path | None, options.out("--leaderboard, else the run folder, else .")] = None,
+    leaderboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--leaderboard",
+            metavar="DIR",
+            help="add the record to the tables in this folder",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     save_baseline: Annotated[
         Path | None,
         typer.Option(
-            "--save-baseline", metavar="FILE", help="write the record to this .json too, the baseline of compare"
+            "--save-baseline",
+            metavar="FILE",
+            help="write the record to this .json too, the baseline of compare",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    seed: options.Seed = 0,
+    name: options.Name = None,
+    dry_run: options.DryRun = False,
+    resume: options.Resume = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="start over what was interrupted", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-    settings: options.Set = None,
+    on: options.On = "local",
     config: options.Flags = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    force: options.Force = False,
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    on: options.On = "local",
-    as_json: options.Json = False,
 ) -> None:
     """Measure accuracy against eps.
 
@@ -161,6 +224,7 @@ def command(
             resume=resume,
             force=force,
             on=on,
+            dry_run=dry_run,
         )
         evaluate(flags, screen=screen, argv=context.obj or ())
 
@@ -213,13 +277,14 @@ class Flags:
     resume: bool = False
     force: bool = False
     on: str = "local"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Task:
     """The evaluation of one model: the model, the eps and images, the settings, and the folder of the record.
 
-    `question`: what its journal is named after.
+    `question`: what its journal is named after; `run`: the attacks and how they are run.
     """
 
     target: Target
@@ -227,6 +292,16 @@ class Task:
     settings: Settings
     folder: Path
     question: str
+    run: Plan
+
+    def about(self, flags: Flags) -> str:
+        """What is measured, in one line."""
+        target, choice = self.target, self.choice
+        return (
+            f"{target.loaded.spec}{'' if flags.models else ' (newest run)'}: {'+'.join(flags.attacks)}, {target.norm} "
+            f"eps {choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} "
+            f"({target.about_data}), on {self.settings.device}"
+        )
 
 
 def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
@@ -240,7 +315,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
     from advbench.defaults import target as targets
 
     names = list(flags.models) or [targets.newest_run()]
-    if place is not None:
+    if place is not None and not flags.dry_run:
         return evaluate_on_cluster(place, names, flags, screen)
     device = targets.pick_device(flags.device)
     if str(device) == "cuda" and ranks.world() > 1:
@@ -260,6 +335,10 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             if norm == CORRUPTIONS:
                 target = replace(target, norm=CORRUPTIONS, train_eps=None)
             tasks.append(prepare(flags, target, device, argv))
+        for task in tasks if flags.dry_run else ():
+            _show_plan(task, flags, screen)
+        if flags.dry_run:
+            return []
         return [measure(task, flags, stop=stop, screen=screen) for task in tasks]
 
 
@@ -297,7 +376,8 @@ def check_flags(flags: Flags) -> str | None:
 
 def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[str]) -> Task:
     """The evaluation of one model. Raises UserError for settings that do not fit it and for an unwritable folder."""
-    from advbench.evaluator import Settings, check
+    from advbench.evaluator import Settings
+    from advbench.evaluator.evaluate import planned
 
     choice = choose_points(target, eps=flags.eps, n=flags.n, subset=flags.subset)
     settings = Settings(
@@ -315,10 +395,22 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         name=flags.name,
         command=("advbench", *argv),
     )
-    question = check(target.loaded, target.data.subset(choice.rows), settings)
+    run, question = planned(target.loaded, target.data.subset(choice.rows), settings)
     folder = flags.leaderboard or flags.out or target.loaded.folder or Path()
     check_writable(folder / "records")
-    return Task(target, choice, settings, folder, question)
+    return Task(target, choice, settings, folder, question, run)
+
+
+def _show_plan(task: Task, flags: Flags, screen: Screen) -> None:
+    from advbench.cli.dry_run import show
+    from advbench.cli.keep import journal_path
+    from advbench.record import slug
+
+    target = task.target
+    out = task.folder / "records" / slug(target.data.name) / target.norm
+    show(task.run, task.settings, target, n=len(task.choice.rows), first=task.about(flags), out=out, screen=screen)
+    if journal_path(task.folder, task.question).exists():
+        screen.note("an interrupted evaluation of this is kept: --resume continues it")
 
 
 def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
@@ -335,14 +427,11 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
     )
     from advbench.evaluator import evaluate as measured
     from advbench.record import load_record, slug
+    from advbench.record.record import record_path
 
-    target, choice, settings, folder = task.target, task.choice, task.settings, task.folder
+    target, settings, folder = task.target, task.settings, task.folder
     loaded, publish = target.loaded, flags.leaderboard is not None
-    screen.say(
-        f"{loaded.spec}{'' if flags.models else ' (newest run)'}: {'+'.join(flags.attacks)}, {target.norm} eps "
-        f"{choice.eps_text} ({choice.about_eps}), {choice.about_rows} of {target.data.name} ({target.about_data}), "
-        f"on {settings.device}"
-    )
+    screen.say(task.about(flags))
     screen.notes(target.data)
     path = journal_path(folder, task.question)
     if flags.resume and not path.exists() and (others := of_other_questions(path)):
@@ -355,13 +444,15 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         with screen.bar(loaded.spec) as bar:
             journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar))
             try:
-                data = target.data.subset(choice.rows)
+                data = target.data.subset(task.choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
                 record, fates, fresh = result.record, result.fates, True
             except AlreadyDone as done:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
                 raise Halted(str(error), {"--model": loaded.spec}) from error
+
+        known = fresh and record_path(folder, record).exists()
 
         def keep() -> Path:
             where = save(record, fates, folder, publish=publish, screen=screen)
@@ -374,6 +465,8 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         where = ranks.first(keep)
         journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    if known:
+        screen.note("that record was there before, with the same outcome: --resume shows it without measuring again")
     if flags.name is not None and (kept := ranks.first(lambda: load_record(where)[0].model.title)) != flags.name:
         screen.warn(
             f"record {record.id} was there before, under the name {kept}: change what tables call it with advbench "
@@ -419,17 +512,10 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     if screen.as_json:
         screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
         return
+    from advbench.record import CURVE_COLUMNS
+
     digits = 2 if record.n >= 10_000 else 1
-    rows = [
-        (
-            point.eps_text,
-            f"{100 * point.accuracy:.{digits}f}",
-            f"{100 * point.ci_low:.{digits}f} - {100 * point.ci_high:.{digits}f}",
-            f"{point.robust}/{point.n}",
-        )
-        for point in record.curve
-    ]
-    screen.table(("eps", "accuracy %", "95 % interval", "robust"), rows)
+    screen.table(CURVE_COLUMNS, record.curve_rows())
     if record.corruptions is not None:
         errors = [
             (name, *(f"{100 * error:.{digits}f}" for error in row)) for name, row in record.corruptions.errors.items()
@@ -447,7 +533,11 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         if record.forwards is None or record.backwards is None
         else f"{record.forwards:,} forward and {record.backwards:,} backward passes"
     )
-    screen.say(f"{record.seconds:.1f} s, {passes}" if fresh else "measured before: nothing was run again")
+    screen.say(
+        f"{record.seconds:.1f} s, {passes}"
+        if fresh
+        else f"measured before: nothing was run again (to repeat it: advbench evaluate --again {path})"
+    )
     if fresh and (probes := getattr(record.environment, "probes", None)):
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     screen.say(f"record {path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.console import Screen
 from advbench.errors import UserError, unknown
 
@@ -24,15 +24,22 @@ def command(
     ] = None,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[build | retire ID | rename ID NAME]", help="what to do [default: build]"),
+        typer.Argument(
+            metavar="ACTION...",
+            help="build, retire ID, or rename ID NAME [default: build]",
+            autocompletion=complete.words(*FORMS),
+        ),
     ] = None,
     why: Annotated[
-        str | None, typer.Option("--why", metavar="TEXT", help="why a record is retired, as the page says it")
+        str | None,
+        typer.Option("--why", metavar="TEXT", help="why a record is retired, as the page says it"),
     ] = None,
-    config: options.Flags = None,
     as_json: options.Json = False,
+    config: options.Flags = None,
 ) -> None:
-    """Write the tables, the figure and the page of each dataset and norm from the records in DIR.
+    """Write tables, figures and pages from the records in DIR.
+
+    There is a page for each dataset and norm.
 
     \b
     build            only that

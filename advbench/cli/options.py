@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from advbench.cli import complete
+from advbench.cli.help import DATA, MAIN, MEASURE, OUTPUT, RUNNING
 from advbench.consent import Consent
 from advbench.errors import UserError, reading, unknown
 
@@ -23,12 +26,12 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
     fields = given.pop("set", {})
     if not isinstance(fields, dict):
         raise UserError(f"--config {path}: [set] must be a table of settings")
-    names = {name: option for option in context.command.params for name in (option.name or "", *option.opts)}
+    names = {name: option for option in context.command.params for name in (option.name or "", option.opts[0])}
     names = {name.lstrip("-"): option for name, option in names.items() if option.name not in ("config", "settings")}
     defaults: dict[str, object] = {}
     for key, value in given.items():
         if key not in names:
-            raise unknown(f"flag in {path}", key, {name.lstrip("-") for o in names.values() for name in o.opts})
+            raise unknown(f"flag in {path}", key, {option.opts[0].lstrip("-") for option in names.values()})
         option = names[key]
         if option.name in ("trust_pickle", "trust_code"):
             raise UserError(f"--config {path}: {key} is for you to say, on the command line")
@@ -38,6 +41,19 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         defaults["settings"] = [f"{name}={value}" for name, value in fields.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+# One letter, one meaning, whatever the command. (-n has no long form.)
+SHORT = {"-m": "--model", "-a": "--attack", "-d": "--dataset", "-e": "--eps", "-s": "--set", "-o": "--out"}
+
+
+def in_full(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line with the long forms of its flags, as records and messages show it."""
+    words: list[str] = []
+    for word in argv:
+        long = SHORT.get(word[:2])
+        words += [word] if long is None else [long, word[2:]] if word[2:] else [long]
+    return tuple(words)
 
 
 def was_given(context: typer.Context, parameter: str) -> bool:
@@ -58,69 +74,146 @@ def consent(context: typer.Context) -> Consent:
     )
 
 
+LARGEST_SEED = 2**62 - 1
+STATISTICS = ("imagenet", "cifar10", "cifar100", "svhn", "digits", "mnist", "fashion-mnist", "half")  # names for --mean
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m",
+        metavar="SPEC",
+        help="run folder, weights file, robustbench:NAME, module:NAME, ... [default: the newest run]",
+        rich_help_panel=MAIN, autocompletion=complete.models,
+    ),
+]  # fmt: skip
 Dataset = Annotated[
     str | None,
     typer.Option(
-        "--dataset", metavar="NAME", help="digits, cifar10, npz:FILE, module:callable, ... (advbench list datasets)"
+        "--dataset", "-d",
+        metavar="NAME",
+        help="digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: that of the model]",
+        rich_help_panel=MAIN, autocompletion=complete.datasets,
     ),
-]
+]  # fmt: skip
+Norm = Annotated[
+    str | None,
+    typer.Option(
+        "--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: that of the training, else linf]",
+        rich_help_panel=MAIN, autocompletion=complete.norms,
+    ),
+]  # fmt: skip
 Arch = Annotated[
     str | None,
     typer.Option(
         "--arch",
         metavar="NAME",
-        help="resnet18, ... (advbench list models), torchvision:NAME, timm:NAME or package.module:callable",
+        help="resnet18, torchvision:NAME, timm:NAME, module:callable, ... [default: what the model names]",
+        rich_help_panel=DATA, autocompletion=complete.architectures,
     ),
-]
+]  # fmt: skip
 Mean = Annotated[
     str | None,
     typer.Option(
         "--mean",
         metavar="LIST",
         help="normalise the images in front of the model: a number, one a channel, or imagenet, cifar10, mnist, half "
-        "(0.5), ..., which give --std too",
+        "(0.5), ..., which give --std too [default: what the model does itself]",
+        rich_help_panel=DATA, autocompletion=complete.words(*STATISTICS),
     ),
-]
-Std = Annotated[str | None, typer.Option("--std", metavar="LIST", help="the standard deviations that go with --mean")]
+]  # fmt: skip
+Std = Annotated[
+    str | None,
+    typer.Option(
+        "--std", metavar="LIST", help="the standard deviations that go with --mean",
+        rich_help_panel=DATA, autocompletion=complete.words(*STATISTICS),
+    ),
+]  # fmt: skip
 Abstain = Annotated[
     str | None,
     typer.Option(
         "--abstain",
         metavar="WHICH",
-        help='last: the last logit, one more than classes, means "rejected", which withstands an attack',
+        help='last: the last logit, one more than classes, means "rejected", which withstands an attack '
+        "[default: it never rejects]",
+        rich_help_panel=DATA, autocompletion=complete.words("last"),
     ),
-]
-Norm = Annotated[
-    str | None, typer.Option("--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: linf]")
-]
+]  # fmt: skip
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="TEXT", help="what tables and figures call the model [default: its spec]"),
+    typer.Option(
+        "--name", metavar="TEXT", help="what tables and figures call the model [default: its spec]",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=LARGEST_SEED, help="seed of all random numbers", rich_help_panel=MEASURE
+    ),
 ]
-LARGEST_SEED = 2**62 - 1
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="seed of all random numbers")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")]
-Precision = Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda or cuda:N",
+        rich_help_panel=RUNNING, autocompletion=complete.words("auto", "cpu", "cuda"),
+    ),
+]  # fmt: skip
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="NAME", help="auto (the faster one), fp32 or bf16",
+        rich_help_panel=RUNNING, autocompletion=complete.words("auto", "fp32", "bf16"),
+    ),
+]  # fmt: skip
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="load pickles, which can run any code: only if you trust their author")
-]
+    bool,
+    typer.Option(
+        "--trust-pickle", help="load pickles, which can run any code: only if you trust their author",
+        rich_help_panel=RUNNING,
+    ),
+]  # fmt: skip
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="run code that only a file names: a record, a run folder or a recipe")
+    bool,
+    typer.Option(
+        "--trust-code", help="run code that only a file names: a record, a run folder or a recipe",
+        rich_help_panel=RUNNING,
+    ),
+]  # fmt: skip
+Force = Annotated[bool, typer.Option("--force", help="replace what --out holds", rich_help_panel=OUTPUT)]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="continue what was interrupted, skip what is finished", rich_help_panel=OUTPUT),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder to write to")]
-Force = Annotated[bool, typer.Option("--force", help="replace what --out holds")]
-Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted, skip what is finished")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON objects, one per line, and no progress")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="only say what would be done and about how long it is", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="print JSON objects, one per line, and no progress", rich_help_panel=OUTPUT)
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable")
-]
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable", rich_help_panel=MEASURE
+    ),
+]  # fmt: skip
 Flags = Annotated[
     Path | None,
     typer.Option(
         "--config", metavar="FILE", help="TOML file with flags of this command, and [set] for --set",
-        is_eager=True, callback=_read_flags,
+        is_eager=True, callback=_read_flags, rich_help_panel=RUNNING,
     ),
 ]  # fmt: skip
 On = Annotated[
-    str, typer.Option("--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: one Ray task per model")
-]
+    str,
+    typer.Option(
+        "--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: one Ray task per model",
+        rich_help_panel=RUNNING, autocompletion=complete.words("local", "ray"),
+    ),
+]  # fmt: skip
+
+
+def out(where: str) -> Any:
+    """The flag --out, whose default is `where`."""
+    return typer.Option(
+        "--out", "-o", metavar="DIR", help=f"folder to write to [default: {where}]", rich_help_panel=OUTPUT
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advbench import consent, ranks
-from advbench.cli import options
+from advbench.cli import complete, options
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Bar, Screen
+from advbench.cli.help import DATA, MAIN, OUTPUT, TRAINING
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
@@ -34,50 +35,123 @@ def command(
     context: typer.Context,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="LIST", help="act, trades, ... (advbench list methods) [default: act]"),
+        typer.Option(
+            "--method",
+            metavar="LIST",
+            help="act, trades, pgd-at, ... [default: act]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.methods,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="NAME",
+            help="digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: cifar10 with a GPU, else "
+            "digits]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.datasets,
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            help="resnet18, torchvision:NAME, timm:NAME, module:callable, ... [default: resnet18 for colour images, "
+            "small_cnn for grey ones]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.architectures,
+        ),
     ] = None,
     eps: Annotated[
         str | None,
-        typer.Option("--eps", metavar="LIST", help="size of the perturbation [default: the dataset's usual one]"),
+        typer.Option(
+            "--eps",
+            "-e",
+            metavar="LIST",
+            help="size of the perturbation [default: the dataset's usual one]",
+            rich_help_panel=MAIN,
+        ),
     ] = None,
-    dataset: options.Dataset = None,
-    arch: options.Arch = None,
-    norm: options.Norm = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            "--norm",
+            metavar="NAME",
+            help="linf, l2, l1 or fourier-linf [default: linf]",
+            rich_help_panel=MAIN,
+            autocompletion=complete.norms,
+        ),
+    ] = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help=_RECIPE)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help=f"images in a batch {_RECIPE}")
-    ] = None,
     init: Annotated[
         str | None,
         typer.Option(
-            "--init", metavar="WEIGHTS", help="start from a weights file, or a run's weights, that fit --arch"
+            "--init",
+            metavar="WEIGHTS",
+            help="start from a weights file, or a run's weights, that fit --arch [default: new weights]",
+            rich_help_panel=DATA,
+            autocompletion=complete.models,
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help=f"learning rate {_RECIPE}")] = None,
-    seed: Annotated[
-        str | None, typer.Option("--seed", metavar="LIST", help="seed of all random numbers [default: 0]")
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", min=1, help=f"passes over the data {_RECIPE}", rich_help_panel=TRAINING),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the recipe and its estimated cost")] = False,
-    log: Annotated[
-        str | None, typer.Option("--log", metavar="NAME", help="tensorboard: write its event files too")
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", min=1, help=f"images in a batch {_RECIPE}", rich_help_panel=TRAINING),
     ] = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="X", help=f"learning rate {_RECIPE}", rich_help_panel=TRAINING),
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="a field of the recipe, such as optim.lr=0.05; repeatable"),
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="FIELD=VALUE",
+            help="a field of the recipe, such as optim.lr=0.05; repeatable",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML")] = None,
-    out: options.Out = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML", rich_help_panel=TRAINING)
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            "--seed", metavar="LIST", help="seed of all random numbers [default: 0]", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    out: Annotated[Path | None, options.out("runs/METHOD-DATASET-ARCH-NORM-EPS-sSEED")] = None,
     name: options.Name = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            metavar="NAME",
+            help="tensorboard: write its event files too",
+            rich_help_panel=OUTPUT,
+            autocompletion=complete.words(*LOGS),
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show the recipe and its estimated cost", rich_help_panel=OUTPUT)
+    ] = False,
     resume: options.Resume = False,
     force: options.Force = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    on: options.On = "local",
     trust_pickle: options.TrustPickle = False,
     trust_code: options.TrustCode = False,
-    on: options.On = "local",
-    as_json: options.Json = False,
 ) -> None:
     """Train a robust classifier.
 
@@ -148,6 +222,20 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
     Raises UserError for wrong flags, before any training, and Interrupted after a signal.
     """
     screen = screen or Screen()
+    own = _recipe_of_out(flags)
+    with consent.reading(own).given():
+        return _train(flags if own is None else replace(flags, config=own), screen)
+
+
+def _recipe_of_out(flags: Flags) -> Path | None:
+    """The recipe of the run in --out, if that run is to be resumed and nothing names another recipe."""
+    named = (flags.methods, flags.eps, flags.seeds, flags.dataset, flags.arch, flags.norm, flags.config)
+    if not flags.resume or flags.out is None or any(named) or not (flags.out / "recipe.toml").is_file():
+        return None
+    return flags.out / "recipe.toml"
+
+
+def _train(flags: Flags, screen: Screen) -> list[Path]:
     place = parse_place(flags.on)
     recipes, device, why = resolve(flags, here=place is None)
     if flags.name is not None and (len(recipes) > 1 or not flags.name.strip()):
@@ -255,7 +343,7 @@ def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen
     from advbench.trainer import folder, train
 
     if task.going_on and folder.finished(task.out, task.recipe):
-        screen.note(f"{task.out} is finished: nothing to do")
+        screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
     else:
         with screen.bar("") as bar:
             watch = ScreenWatch(bar, stop, log=flags.log)
@@ -271,7 +359,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
     for task in tasks:
         if task not in left:
-            screen.note(f"{task.out} is finished: nothing to do")
+            screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
             _show(task.out, screen)
         elif flags.force:
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again

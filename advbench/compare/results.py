@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
+from advbench.aligned import plain_table
 from advbench.compare.sides import Side
 from advbench.errors import UserError
 from advbench.statistics import ALPHA, LEVEL
@@ -109,7 +110,7 @@ class Gate:
         return any(finding.failed for finding in self.findings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of `compare`: the sides, a row for each model and quantity, and the verdict.
 
@@ -126,6 +127,16 @@ class Comparison:
     caveat: str = ""
     refused: str = ""
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Comparison on {self.dataset}, {self.norm}: {self.verdict}>"
+
+    def __str__(self) -> str:
+        """The table of differences, in percent, and the verdict and notes."""
+        from advbench.compare.report import HEADER, cells
+
+        rows = [plain_table(HEADER, [cells(row) for row in self.rows])] if self.rows else []
+        return "\n".join([*([self.caveat] if self.caveat else []), *rows, self.verdict, *self.notes])
 
     @property
     def models(self) -> list[str]:

@@ -127,12 +127,18 @@ def prepared() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Base class of attacks. The fields are the settings.
+    """Base class of attacks. The fields are the settings, whose meaning the docstring gives in this form:
 
-    `steps`: number of updates; `restarts`: number of independent starts. `eot`: number of passes averaged in each
-    answer (expectation over transformation, Athalye et al. 2018, 1802.00420), for models with random outputs.
-    `straight_through`: gradients pass the layers declared non-differentiable as if those were the identity (BPDA, the
-    same paper). UserError if `steps`, `restarts` or `eot` is below 1, or the loss is unknown.
+    - `name`: what records call it.
+    - `steps`: number of updates.
+    - `restarts`: number of independent starts.
+    - `loss`: what it makes large: ce, cw (the margin), dlr, or kl (the divergence from the clean logits).
+    - `eot`: number of passes averaged in each answer (expectation over transformation, Athalye et al. 2018,
+      1802.00420), for models with random outputs.
+    - `straight_through`: gradients pass the layers declared non-differentiable as if those were the identity (BPDA, the
+      same paper).
+
+    UserError if `steps`, `restarts` or `eot` is below 1, or the loss is unknown.
     """
 
     asks: ClassVar[Asks] = "gradient"

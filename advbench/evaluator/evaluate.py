@@ -108,16 +108,22 @@ def evaluate(
 
 
 def check(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> str:
-    """The name of the question, as a file may have it (see `identity.name_of`).
+    """The name of the question, as a file may have it (see `identity.name_of`). Raises UserError as `planned` does."""
+    return planned(model, data, settings)[1]
 
-    Raises UserError for a model, data and settings that `evaluate` would refuse, before anything is measured.
+
+def planned(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> tuple[Plan, str]:
+    """What `evaluate` would run, and the name of the question.
+
+    Raises UserError for a model, data and settings that it would refuse, before anything is measured.
     """
     loaded = fitted(model, data)
     device = torch.device(settings.device)
     net, data = loaded.net.to(device), data.to(device)
     with untouched(net), exact_kernels(device):
         data = check_shapes(net, data, loaded.abstain)
-        return name_of(loaded, data, settings, resolve(loaded, data, settings))
+        run = resolve(loaded, data, settings)
+        return run, name_of(loaded, data, settings, run)
 
 
 def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Settings:

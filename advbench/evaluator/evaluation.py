@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """A record and the fates of the n images that it is counted from.
 
@@ -34,9 +34,15 @@ class Evaluation:
     record: Record
     fates: Fates
     points: dict[int, Tensor]
-    attempts: dict[int, Tensor] | None = field(repr=False)
-    logits: Tensor = field(repr=False)
-    data: Dataset = field(repr=False)
+    attempts: dict[int, Tensor] | None
+    logits: Tensor
+    data: Dataset
+
+    def __repr__(self) -> str:
+        return repr(self.record).replace("<Record", "<Evaluation", 1)
+
+    def __str__(self) -> str:
+        return str(self.record)
 
     @cached_property
     def adversarials(self) -> Tensor:

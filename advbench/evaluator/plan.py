@@ -137,7 +137,7 @@ def check_black_box(loaded: Loaded, attacks: Sequence[Attack], norm: str) -> Non
     if not refused:
         return
     work = [f"--attack {name}" for name in BLACK_BOX_ATTACKS if norm in make(name, norm)[0].norms]
-    choice = f"choose {' '.join(work)}" if work else f"norm {norm} has no attack without gradients"
+    choice = f"choose {' or '.join(work)}" if work else f"norm {norm} has no attack without gradients"
     hint = (
         ", or wrap it in a torch.nn.Module if it is differentiable" if isinstance(loaded.net, BlackBoxFunction) else ""
     )

@@ -102,7 +102,7 @@ def build_frame(folder: str | Path) -> DataFrame:
     for damage in built.damaged:
         warnings.warn(f"left out of the tables: {damage.reason}", stacklevel=2)
     cells = [row for one in built.boards for row in rows(one.records)]
-    return pd.DataFrame(cells, columns=[name for name, _ in COLUMNS])
+    return pd.DataFrame(cells, columns=[name for name, *_ in COLUMNS])
 
 
 def find_folder(folder: Path | None) -> Path:

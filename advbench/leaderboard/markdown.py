@@ -46,7 +46,7 @@ _LEGEND = (
     "not all that there are, not measured at the ranked eps, or doubted by a flag.",
     "- Flags: a note is a fact to know, suspect means that the number may be too high, broken that it is. A flag with "
     "an eps was raised there and says nothing of smaller ones, so one above the ranked eps does not keep a model from "
-    "its rank. docs/flags.md of advbench says of each flag what it means and what to do.",
+    "its rank. What a flag means and what to do about it, advbench list flags NAME says.",
     "- auc: area under the curve of accuracy against eps, over the eps that were measured. Train passes: forward and "
     "backward passes of the training for each image that it was shown. Attack passes: those of the evaluation for each "
     "image.",

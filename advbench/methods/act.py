@@ -42,9 +42,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ACT(Method):
-    """`a`: weight of the KL in the attack; `b`: weight of the alignment in both losses; `T`: its temperature.
+    """Adversarial concurrent training.
 
-    `b_warmup`: share of the training over which b grows from 0. It is not in the paper; 0 is as published.
+    - `a`: weight of the KL in the attack.
+    - `b`: weight of the alignment in both losses.
+    - `T`: temperature of the alignment.
+    - `b_warmup`: share of the training over which b grows from 0. It is not in the paper; 0 is as published.
+    - `reduction`: how the attack weighs its terms: "released" averages the CE over the batch but sums the KL, as the
+      released code does, so the KL dominates; "mean" reduces both alike.
     """
 
     a: Share = 0.9

@@ -75,10 +75,14 @@ class Centers(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterLoss(Method):
-    """`lam`: lambda; `alpha`: learning rate of the centres; `update`: Wen's rule or SGD; `reduction` of L_C.
+    """Centre loss, on top of standard or adversarial training. With lambda 0 the result is the base, bit for bit.
 
-    `base`: standard training on clean images, or AT. With AT, `on` says whether L_C uses the features of the
-    adversarial or of the clean images. With lambda 0 the result is the base, bit for bit.
+    - `lam`: lambda, the weight of L_C.
+    - `alpha`: learning rate of the centres.
+    - `update`: of the centres: the rule of Wen et al. ("wen"), or SGD on L_C.
+    - `reduction`: of L_C over the batch.
+    - `base`: standard training on clean images, or adversarial training ("at").
+    - `on`: with base "at", whether L_C uses the features of the adversarial or of the clean images.
     """
 
     lam: float = 0.1

@@ -78,10 +78,16 @@ class Reference(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Compactness(Method):
-    """The weights of the terms, named as above. `gs` is 0: the published results do without it. `beta`: of TRADES.
+    """Compactness, on top of adversarial training or TRADES. With all weights 0 the result is the base, bit for bit.
 
-    With all weights 0 the result is the base, bit for bit. metrics.jsonl gets the quantities of `_note`, among them
-    `norm_alarm`, the share of batches whose feature norm is more than 30 times the first batch's.
+    - `lc`, `ls`, `gc`, `conf`: weight of the term of this name.
+    - `gs`: weight of GS; 0, since the published results do without it.
+    - `base`: adversarial training ("at") or TRADES.
+    - `natural`: add CE(f(x), y) to the base "at", as the released code does.
+    - `beta`: weight of the KL in the base TRADES.
+
+    metrics.jsonl gets the quantities of `_note`, among them `norm_alarm`, the share of batches whose feature norm is
+    more than 30 times the first batch's.
     """
 
     lc: float = 1.0

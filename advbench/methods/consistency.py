@@ -69,7 +69,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency(Method):
-    """`lam` (lambda): weight of the JS; `tau`: its temperature; `beta`: weight of the KL in the base TRADES or MART."""
+    """Consistency between two augmentations.
+
+    `lam`: lambda, the weight of the JS. `tau`: its temperature. `base`: adversarial training ("at"), TRADES or MART.
+    `beta`: weight of the KL in the base TRADES or MART.
+    """
 
     views: ClassVar[int] = 2
 

@@ -42,9 +42,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePrioritization(Method):
-    """`attention`: whether it is used, with `width` units; `lam`: lambda, 0.01 to 1 here.
+    """Attention and a penalty. Without attention and with lambda 0 it is adversarial training, bit for bit.
 
-    Without attention and with lambda 0 it is adversarial training, bit for bit. Either one alone is an ablation.
+    `attention`: whether it is used; either part alone is an ablation. `width`: units of the attention. `lam`: lambda,
+    the weight of the penalty; 0.01 to 1 here.
     """
 
     attention: bool = True

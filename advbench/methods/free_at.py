@@ -43,7 +43,10 @@ class Perturbation(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(Method):
-    """`m`: replays of each batch. The step size of d is the recipe's `inner.rel_step`, 1 in the paper."""
+    """Free adversarial training.
+
+    `m`: replays of each batch. The step size of d is the recipe's `inner.rel_step`, 1 in the paper.
+    """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 

@@ -60,12 +60,19 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GREAT(Method):
-    """`alpha`: weight of A's reversed gradient; `beta`: of GREACE; `ramp`: share of the training in which both grow.
+    """Gradient adversarial training. alpha = beta = 0 is standard training, bit for bit, in defence and distillation.
 
-    `scale`: factor on the gradients that A receives; with `relative`, after their mean square over the batch is made 1.
-    `teacher`: a model spec, for distillation. `turns`: weight of the second task, which turns images by quarters.
+    - `form`: which of the three forms of the paper.
+    - `alpha`: weight of A's reversed gradient.
+    - `beta`: weight of GREACE, in the form defence.
+    - `greace`: its form: bounded, or literal, which has no lower bound.
+    - `ramp`: share of the training in which alpha and beta grow from 0.
+    - `scale`: factor on the gradients that A receives.
+    - `relative`: divide these gradients by their size in the batch first.
+    - `teacher`: a model spec, for the form distillation.
+    - `turns`: weight of the second task, which turns images by quarters, in the form multi-task.
+
     A net from outside without the setting `activation` must be smooth by itself.
-    alpha = beta = 0 is standard training, bit for bit, in the forms defence and distillation.
     """
 
     compiles: ClassVar[bool] = False

@@ -125,11 +125,19 @@ class Memory(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedOptimizer(Method):
-    """`gamma`: weight of the clean loss. `meta`: share of the run for meta-training.
+    """A learned optimiser.
 
-    Of the meta-training, the share `clean_phase` uses the clean loss alone; eps reaches its full size at the share
-    `full_eps`. T grows from `T_first` to `T`. `units`, `scale`: of m; `meta_lr`: Adam's learning rate for phi;
-    `memory`: stored batches. `source`: the folder of a run whose optimiser is used without further training.
+    - `gamma`: weight of the clean loss.
+    - `meta`: share of the run for meta-training.
+    - `clean_phase`: share of the meta-training that uses the clean loss alone.
+    - `full_eps`: share of the meta-training after which eps has its full size.
+    - `T_first`: steps of the first unrolls.
+    - `T`: steps of the last unrolls.
+    - `units`: of each layer of m.
+    - `scale`: of the output of m.
+    - `meta_lr`: Adam's learning rate for phi.
+    - `memory`: stored batches, from which unrolls draw.
+    - `source`: the folder of a run whose optimiser is used without further training.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")

@@ -54,10 +54,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MultiTask(Method):
-    """`tasks`: rotation, macro, jigsaw, autoencoder. `weight`: of their mean loss. `macro`: superclass of each class.
+    """Multi-task learning.
 
-    `attacked`: "none" trains on clean images; "main" on adversarial examples that maximise CE(f(x), y); "sum" on
-    adversarial examples that maximise the sum of all losses.
+    - `tasks`: the auxiliary tasks: rotation, macro, jigsaw, autoencoder.
+    - `weight`: of their mean loss.
+    - `macro`: the superclass of each class, for the task macro.
+    - `attacked`: "none" trains on clean images; "main" on adversarial examples that maximise CE(f(x), y); "sum" on
+      adversarial examples that maximise the sum of all losses.
     """
 
     tasks: tuple[str, ...] = ("rotation",)

@@ -32,7 +32,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(Method):
-    """`k`: size of the noise, in eps. The step size alpha is the recipe's `inner.rel_step` or `inner.step_size`."""
+    """N-FGSM.
+
+    `k`: size of the noise / eps. The step size alpha is the recipe's `inner.rel_step` or `inner.step_size`.
+    """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 

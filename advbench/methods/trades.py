@@ -33,7 +33,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(Method):
-    """`beta`, 1 / lambda in the paper: weight of the KL; 0 is standard training."""
+    """TRADES.
+
+    `beta`: weight of the KL, 1 / lambda in the paper; 0 is standard training.
+    """
 
     beta: float = 6.0
 

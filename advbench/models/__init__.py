@@ -8,11 +8,11 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from advbench.errors import UserError, explained, unknown
-from advbench.registry import LIBRARIES, Entry, entries, find, of_module
+from advbench.registry import KINDS, LIBRARIES, Entry, entries, find, kind_of, of_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,25 @@ def check_arch(arch: str) -> None:
     elif arch in wrappers():
         raise UserError(f"{arch} is a wrapper, not an architecture: choose from {', '.join(architectures())}")
     elif arch not in architectures():
+        if other := kind_of(arch):
+            raise UserError(
+                f"{arch} is {dict(KINDS.values())[other]} ({other}), no architecture: choose from "
+                f"{', '.join(architectures())}"
+            )
+        if near := _in_libraries(arch):
+            raise UserError(f"unknown architecture {arch!r}: write {near}, or choose from {', '.join(architectures())}")
         raise UserError(f"{unknown('architecture', arch, architectures())}, or write {of_module(arch) or FORMS}")
+
+
+def _in_libraries(name: str) -> str:
+    """How to name what torchvision or timm calls `name`; empty where neither does. Loads torch."""
+    from advbench.models.libraries import check_name
+
+    for library in LIBRARIES:
+        with suppress(UserError):
+            check_name(library, name)
+            return f"{library}:{name}"
+    return ""
 
 
 def build(

@@ -30,7 +30,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class Attention(Wrapper):
-    """A copy of `net` that classifies phi. `width`: the length of u.
+    """A copy of `net` that classifies phi.
+
+    `width`: the length of u.
 
     Raises UserError if the net has no feature maps, or `width` is not a whole number above 0.
     """

@@ -31,11 +31,15 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 class Model(nn.Module):
     """Base class: `forward(x) = head(features(x))` for x (B, in_channels, H, W) in [0, 1].
 
-    `image_size` is H where H = W, else (H, W).
+    - `num_classes`: K, the number of logits.
+    - `in_channels`: C of an image.
+    - `image_size`: H where H = W, else (H, W).
+    - `activation`: one of relu, softplus and silu.
+    - `normalize`: the normalisation, a part of the network: none (the default in robustness work), a name of STATISTICS
+      (digits, cifar10, imagenet, ...), or [means, standard deviations].
 
-    Normalisation is part of the network: `normalize` is None (no normalisation, the default in robustness work), a
-    name of STATISTICS, or [means, standard deviations]. The buffers `mean` and `std` (1, C, 1, 1) are settings, not
-    weights: they are not in the state dict, so states saved elsewhere load.
+    The buffers `mean` and `std` (1, C, 1, 1) are settings, not weights: they are not in the state dict, so states saved
+    elsewhere load.
     """
 
     arch: str

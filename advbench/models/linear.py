@@ -15,7 +15,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class Linear(Model):
-    """logits = W x + b. The features are the (normalised) pixels themselves."""
+    """logits = W x + b. The features are the (normalised) pixels themselves.
+
+    `bias`: whether there is a b.
+    """
 
     def __init__(self, *, bias: bool = True, **common: Any) -> None:
         super().__init__(**common)

@@ -16,7 +16,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 class MLP(Model):
-    """A fully connected network with `depth` hidden layers of `width` units."""
+    """A fully connected network.
+
+    `width`: units of a hidden layer. `depth`: number of hidden layers.
+    """
 
     def __init__(self, *, width: int = 256, depth: int = 2, **common: Any) -> None:
         super().__init__(**common)

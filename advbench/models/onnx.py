@@ -106,7 +106,7 @@ def from_onnx(
     read or run, and for one that does not take the images.
     """
     if not path.is_file():
-        raise UserError(f"no file {path}")
+        raise UserError(f"there is no file {path}")
     onnx = package("onnx")
     with reading(path):
         model = onnx.load(str(path))  # with data beside it, but from nowhere else

@@ -42,7 +42,10 @@ class Quantizer(nn.Module):
 
 
 class Quantize(Wrapper):
-    """A copy of `net` whose module `layer` (as in `net.named_modules()`) has quantised outputs."""
+    """A copy of `net` in which one layer has quantised outputs.
+
+    `layer`: its name, as in `net.named_modules()`. `levels`: outputs are rounded down to multiples of 1 / levels.
+    """
 
     def __init__(self, *, net: nn.Module, layer: str, levels: int) -> None:
         super().__init__(net)

@@ -67,7 +67,10 @@ class _PreActBlock(nn.Module):
 
 
 class _Residual(Model):
-    """Base class of both forms: stem `conv1`, stages `layer1`..`layer4`, mean over positions, `linear`."""
+    """Base class of both forms: stem `conv1`, stages `layer1`..`layer4`, mean over positions, `linear`.
+
+    `blocks`: their number in each stage. `width`: channels of the first stage, which double in each further one.
+    """
 
     block: type[nn.Module]
     layer1: nn.Module

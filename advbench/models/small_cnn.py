@@ -26,8 +26,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class SmallCNN(Model):
     """The net of Carlini and Wagner 2017 (arXiv:1608.04644), with the form and keys of TRADES (arXiv:1901.08573).
 
+    `dropout`: between the two hidden layers; 0.5 in TRADES' code.
+
     On images with a side below 16 the convolutions are padded, since unpadded ones would leave no pixels.
-    `dropout` (0.5 in TRADES' code) acts between the two hidden layers.
     """
 
     def __init__(self, *, dropout: float = 0.0, **common: Any) -> None:

@@ -30,7 +30,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str
     not trusted.
     """
     if not os.path.isfile(path):
-        raise UserError(f"no file {path}")
+        raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path)

@@ -51,8 +51,10 @@ class _Block(nn.Module):
 class WideResNet(Model):
     """Wide ResNet of Zagoruyko and Komodakis 2016 (arXiv:1605.07146), with the keys of TRADES' code.
 
-    Three stages of (depth - 4) / 6 blocks, with 16, 32 and 64 times `widen` channels. Raises UserError if depth is
-    not one of 10, 16, 22, ...
+    `depth`: number of layers: 10, 16, 22, ... `widen`: the stages have 16, 32 and 64 times this many channels.
+    `dropout`: in each block.
+
+    Three stages of (depth - 4) / 6 blocks. Raises UserError for another depth.
     """
 
     block1: nn.Module

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from advbench.eps import parse_eps
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import plain_path, sha256_file
 from advbench.recipe.trees import listed
 
@@ -25,7 +25,7 @@ from advbench.recipe.trees import listed
 def number(value: Any) -> Any:
     """`value` itself. Raises ValueError for true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("Input should be a number")
+        raise ValueError("it must be a number")
     return value
 
 
@@ -50,8 +50,7 @@ def converted(kind: Any, value: Any) -> Any:
     try:
         return TypeAdapter(kind, config=config).validate_python(value, strict=True if isinstance(value, bool) else None)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ValueError(f"{problem[:1].lower()}{problem[1:]}") from error
+        raise ValueError(must_be(error.errors(include_url=False, include_input=False)[0])) from error
 
 
 class Part(BaseModel):
@@ -73,19 +72,28 @@ class OpenPart(Part):
 
 
 class MethodSpec(OpenPart):
-    """The training method, and its fields as further fields."""
+    """The training method, and its settings as further fields.
+
+    `name`: one of `advbench list methods`, or `module:name` of your own.
+    """
 
     name: str
 
 
 class ModelSpec(OpenPart):
-    """The architecture, with its settings and wrappers as further fields, such as `quantize = "layer1:8"`."""
+    """The architecture, with its settings and wrappers as further fields, such as `quantize = "layer1:8"`.
+
+    `arch`: one of `advbench list models`, `torchvision:NAME`, `timm:NAME` or `module:callable`.
+    """
 
     arch: str
 
 
 class Threat(Part):
-    """The ball of perturbations. `eps`: as written; `eps_value`: its value as float64."""
+    """The ball of perturbations.
+
+    `norm`: in which it is a ball. `eps`: its size, as written ("8/255"); `eps_value`: the same as a float64, filled in.
+    """
 
     norm: Literal["linf", "l2", "l1", "fourier-linf"] = "linf"
     eps: str
@@ -108,9 +116,10 @@ class Threat(Part):
 
 
 class Init(Part):
-    """The weights from which the net starts. `path`: a weights file, or a run folder for its best weights.
+    """The weights from which the net starts; without this part new ones.
 
-    `sha256`: of the file, which a recipe without it reads: so another file of the same name is another recipe.
+    `path`: a weights file, or a run folder for its best weights. `sha256`: the hash of the file, filled in, so that
+    another file of the same name is another recipe.
     """
 
     path: str
@@ -140,11 +149,12 @@ def _weights_file(path: str) -> Path:
 
 
 class Inner(Part):
-    """The attack in training: PGD with `steps` steps of size `rel_step` x eps, or of the absolute `step_size` if set.
+    """The attack in training: PGD.
 
-    `init`: the start, "uniform" in the ball, "gauss" for x + 0.001 N(0, I), or "none" for x itself. `bn_mode`: during
-    the attack, BatchNorm normalises with the running statistics ("eval") or the batch's ("train"); the attack never
-    changes the running ones. `warmup`: share of the epochs over which eps grows from 0.
+    `steps`: their number. `rel_step`: the size of a step / eps. `step_size`: an absolute size of a step, in place of
+    `rel_step`. `init`: the start: "uniform" in the ball, "gauss" for x + 0.001 N(0, I), or "none" for x itself.
+    `bn_mode`: during the attack, BatchNorm normalises with the running statistics ("eval") or the batch's ("train");
+    the attack never changes the running ones. `warmup`: the share of the epochs over which eps grows from 0.
     """
 
     steps: Count = 10
@@ -156,10 +166,13 @@ class Inner(Part):
 
 
 class Optim(Part):
-    """The optimiser. `clip`: the largest gradient norm over each optimiser's weights, 0 for no clipping.
+    """The optimiser.
 
-    For fista, `weight_decay` is the weight of `penalty`, a norm of each output unit's weights, instead of the sum of
-    squares.
+    `name`: sgd, adam and adamw are PyTorch's; sign-gd, coordinate-descent and fista those of
+    `advbench/trainer/steepest.py`. `lr`: the learning rate. `momentum`: of sgd; the first beta of adam and adamw.
+    `weight_decay`: as in PyTorch; for fista the weight of `penalty`, in place of the sum of squares. `nesterov`:
+    Nesterov's momentum, sgd only. `penalty`: the norm of each output unit's weights, fista only. `clip`: the largest
+    gradient norm over each optimiser's weights; 0 for no clipping.
     """
 
     name: Literal["sgd", "adam", "adamw", "sign-gd", "coordinate-descent", "fista"] = "sgd"
@@ -172,10 +185,12 @@ class Optim(Part):
 
 
 class Schedule(Part):
-    """The factor on the learning rate. `milestones`, `peak` and `warmup` are shares of the epochs.
+    """The factor on the learning rate.
 
-    piecewise: times `factor` at each of `milestones`; onecycle: linear from 0 to 1 at `peak` and back to 0; cosine:
-    half a wave from 1 to 0; constant: 1. During `warmup` there is a further factor that grows from 0 to 1.
+    `name`: piecewise is times `factor` at each of `milestones`; onecycle is linear from 0 to 1 at `peak` and back to 0;
+    cosine is half a wave from 1 to 0; constant is 1. `milestones`: shares of the epochs, piecewise only. `factor`: of
+    one milestone, piecewise only. `peak`: a share of the epochs, onecycle only. `warmup`: the share of the epochs in
+    which a further factor grows from 0 to 1; onecycle has its own.
     """
 
     name: Literal["piecewise", "onecycle", "cosine", "constant"] = "piecewise"
@@ -186,9 +201,10 @@ class Schedule(Part):
 
 
 class Augment(Part):
-    """Augmentation. `crop`: padding of a random crop; `cutout`: side of the square; both in pixels, 0 for none.
+    """Augmentation of the training images.
 
-    `flip`: whether half of the images are mirrored; `policy`: "autoaugment" is the policy for CIFAR-10.
+    `crop`: the padding, in pixels, of a random crop; 0 for none. `flip`: mirror half of the images. `policy`:
+    "autoaugment" is the policy for CIFAR-10. `cutout`: the side, in pixels, of the square that is cut out; 0 for none.
     """
 
     crop: Size = 0
@@ -200,8 +216,9 @@ class Augment(Part):
 class Average(Part):
     """Weight averaging. The averaged weights are validated and deployed in place of the trained ones.
 
-    ema: decay min(`decay`, (1 + t) / (10 + t)) after the share `start` of the steps, BatchNorm buffers copied (Gowal et
-    al. 2020, 2010.03593); swa: the mean over the epochs after `start` (Izmailov et al. 2018, 1803.05407).
+    `name`: "ema" is an exponential moving average with BatchNorm's buffers copied (Gowal et al. 2020, 2010.03593);
+    "swa" is the mean over the epochs (Izmailov et al. 2018, 1803.05407). `decay`: of ema, at most (1 + t) / (10 + t)
+    after t steps. `start`: the share of the training after which it begins.
     """
 
     name: Literal["none", "ema", "swa"] = "none"
@@ -210,17 +227,22 @@ class Average(Part):
 
 
 class Awp(Part):
-    """Adversarial weight perturbation of relative size `gamma` (0: off), after the share `warmup` of the epochs."""
+    """Adversarial weight perturbation (Wu et al. 2020, 2004.05884).
+
+    `gamma`: the size of the perturbation relative to the weights; 0 is off. `warmup`: the share of the epochs before it
+    begins.
+    """
 
     gamma: NotNegative = 0.0
     warmup: Share = 0.0
 
 
 class Validation(Part):
-    """Validation on held-out training images.
+    """Validation on held-out training images after each epoch: clean, and under PGD at the training eps.
 
-    The share `fraction` of the training images is held out, drawn by `seed`. After each epoch at most `n` of them are
-    scored, clean and under PGD with `steps` steps at the training eps. The best epoch by `select` becomes the model.
+    `fraction`: the share of the training images that is held out. `seed`: draws them, so that runs of other seeds hold
+    out the same. `n`: how many of them are scored at most. `steps`: of the PGD. `select`: the epoch that becomes the
+    model: the best under PGD ("robust"), the best on clean images ("clean"), or the last.
     """
 
     fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.05

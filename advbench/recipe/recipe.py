@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
 from advbench.eps import Eps
-from advbench.errors import UserError, shortened, unknown
+from advbench.errors import UserError, must_be, shortened, unknown
 from advbench.recipe.fields import (
     Augment,
     Average,
@@ -44,11 +44,17 @@ from advbench.registry import LIBRARIES, Entry, find, parameters, plain_dataset,
 class Recipe(Part):
     """All settings of a training run.
 
-    `train_n`: how many training images are used, the first ones; 0 for all. `precision`: "auto" is bf16 on CUDA and
-    fp32 on a CPU. `bn`: with several processes BatchNorm normalises by each process's share of a batch ("local"; the
-    running statistics are averaged), or by the whole batch ("sync", only on CUDA). `compile`: the backend of
-    torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU. `init`: the weights to start from; None
-    for new ones.
+    - `format`: the version of this form.
+    - `seed`: of the weights, the order of the images, their augmentation and the attacks.
+    - `dataset`: one of `advbench list datasets`, with its path, or `module:callable`.
+    - `train_n`: how many training images are used, the first ones; 0 for all.
+    - `epochs`: passes over the training images.
+    - `batch_size`: images in a batch, over all processes together.
+    - `precision`: "auto" is bf16 on CUDA and fp32 on a CPU.
+    - `bn`: matters with several processes only. BatchNorm normalises by each process's share of a batch ("local"; the
+      running statistics are averaged), or by the whole batch ("sync", only on CUDA).
+    - `compile`: the backend of torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
+    - `label_smoothing`: the share of the target that is spread over all classes.
     """
 
     format: Literal[1] = 1
@@ -210,7 +216,7 @@ def method_fields(maker: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = converted(hints[name], value)
         except ValueError as error:
-            raise UserError(f"method.{name}: {error}, not {shortened(value)}") from error
+            raise UserError(f"recipe field method.{name} is {shortened(value)}: {error}") from error
     return found
 
 
@@ -245,7 +251,7 @@ def _explained(error: ValidationError) -> UserError:
     if first["type"] != "extra_forbidden":
         if first["type"] == "missing":
             return UserError(f"recipe field {path} is missing")
-        return UserError(f"recipe field {path}: {first['msg']}, not {shortened(first['input'])}")
+        return UserError(f"recipe field {path} is {shortened(first['input'])}: {must_be(first)}")
     names = field_names()
     last = {name.rpartition(".")[2]: name for name in names}
     close = difflib.get_close_matches(path, names, n=3, cutoff=0.6)

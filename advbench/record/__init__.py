@@ -8,7 +8,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 
 from advbench.record.black_box import WINS
 from advbench.record.fates import Fates
-from advbench.record.flag_names import FLAG_NAMES
+from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
@@ -27,6 +27,7 @@ from advbench.record.parts import (
     passes_an_image,
 )
 from advbench.record.record import (
+    CURVE_COLUMNS,
     NOT_PROBED,
     Damage,
     Record,
@@ -42,6 +43,7 @@ from advbench.record.record import (
 )
 
 __all__ = [
+    "CURVE_COLUMNS",
     "FLAG_NAMES",
     "NOT_PROBED",
     "RECHECK_SET",

@@ -19,7 +19,7 @@ from advbench.files import write_atomic
 _LARGEST = 256 * 2**20  # bytes that an archive may unpack to, enough for more than 10 million samples
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fates:
     """Each sample's fate, in the order of the evaluated images. Raises UserError for arrays that are no fates.
 
@@ -58,6 +58,10 @@ class Fates:
         alone = self.by < 0
         if bool((alone & (self.fell > 0)).any()) or bool((~alone & (self.fell < 0)).any()):
             raise UserError("fates: by must be -1 where a sample stands or is wrong without an attack, and only there")
+
+    def __repr__(self) -> str:
+        right, stand = int(self.clean.sum()), int((self.fell < 0).sum())
+        return f"<Fates of {len(self)} images: {right} right without an attack, {stand} standing at every eps>"
 
     def __len__(self) -> int:
         return len(self.fell)

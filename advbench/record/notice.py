@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from advbench.errors import UserError
+from advbench.errors import UserError, must_be
 from advbench.files import write_atomic
 from advbench.record.parts import Id, Part
 from advbench.record.record import NOTICE, Damage
@@ -80,7 +80,7 @@ def _load(path: Path) -> Notice:
         raise UserError(f"cannot read notice {path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise UserError(f"{path} is no valid notice: {first['msg']}") from error
+        raise UserError(f"{path} is no valid notice: {must_be(first)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid notice: it is not JSON") from error
     if seal != _seal(tree):

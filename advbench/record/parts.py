@@ -33,8 +33,10 @@ class OpenPart(Part):
 class Trained(OpenPart):
     """How the model was trained, as far as its run folder says; the rest of the recipe may be added.
 
-    `passes`: forward and backward passes of the training for each image that it was shown. `series_sha256`: hash of the
-    recipe without its seed, which trainings that differ by their seed alone have in common.
+    `method`: its name. `norm`: of the training attack. `eps`: of the training attack. `eps_text`: the same as written.
+    `seed`: of the training. `passes`: forward and backward passes of the training for each image that it was shown.
+    `recipe_sha256`: hash of the recipe. `series_sha256`: hash of the recipe without its seed, which trainings that
+    differ by their seed alone have in common.
     """
 
     method: str
@@ -71,9 +73,11 @@ def passes_an_image(cost: Mapping[str, JsonValue]) -> float | None:
 class ModelRef(Part):
     """The model that was measured.
 
-    `name`: what tables and figures call it, None for its spec. `settings`: those of the architecture that decide its
-    outputs. `code_sha256`: hash of the source files from outside that build it. `mean` and `std`: the normalisation put
-    in front of it. `abstain`: which of its logits stands for a rejection.
+    `name`: what tables and figures call it (--name); none for its spec. `spec`: how the command named it. `arch`: its
+    architecture. `settings`: those of the architecture that decide its outputs. `params`: how many weights it has.
+    `weights_sha256`: hash of its tensors. `code_sha256`: hash of the source files from outside that build it; none
+    without. `mean` and `std`: the normalisation put in front of it. `abstain`: which of its logits stands for a
+    rejection. `trained`: its training, where it is known.
     """
 
     name: str | None = None
@@ -95,7 +99,11 @@ class ModelRef(Part):
 
 
 class DatasetRef(Part):
-    """The images. `indices`: "first:N", "random:SEED:N", or the positions in the split."""
+    """The images.
+
+    `name`: as the command names the dataset. `split`: train or test. `indices`: "first:N", "random:SEED:N", or the
+    positions in the split. `images_sha256`: hash of the images and labels that were used.
+    """
 
     name: str
     split: str
@@ -115,7 +123,11 @@ class DatasetRef(Part):
 
 
 class AttackRef(Part):
-    """One attack, with all its settings."""
+    """One attack, with all its settings.
+
+    `name`: its own, or for a member of a set the member's. `version`: rises when verdicts may change. `settings`: all
+    of them, with `set`, the name that the command gave.
+    """
 
     name: str
     version: str
@@ -123,7 +135,12 @@ class AttackRef(Part):
 
 
 class Engine(Part):
-    """What ran the attacks. `curve`: "exact" attacks at every eps; "fast" bisects the grid and refines downwards."""
+    """What ran the attacks.
+
+    `name`: advbench, or pyautoattack for --engine reference. `version`: rises when verdicts may change. `slots`: rows
+    of every pass. `precision`: of the search; hits are always verified in fp32. `curve`: "exact" attacks at every eps;
+    "fast" bisects the grid and refines downwards.
+    """
 
     name: str
     version: str
@@ -133,9 +150,11 @@ class Engine(Part):
 
 
 class CurvePoint(Part):
-    """Accuracy at one eps, where `robust` of `n` samples stand, with Wilson's 95 % interval.
+    """Accuracy at one eps.
 
-    `certified`: the share that is proved to stand, None where nothing was proved.
+    `eps`: the size. `eps_text`: the same as written. `n`: how many images. `robust`: how many of them stand.
+    `accuracy`: robust / n. `ci_low` and `ci_high`: Wilson's 95 % interval. `certified`: the share that is proved to
+    stand; none where nothing was proved.
     """
 
     eps: Annotated[float, Field(ge=0)]
@@ -149,7 +168,10 @@ class CurvePoint(Part):
 
 
 class Corruptions(Part):
-    """The error of each common corruption at severities 1 to 5, and `mce`, their mean, which is not normalised."""
+    """The errors under common corruptions.
+
+    `errors`: of each corruption at severities 1 to 5. `mce`: their mean, which is not normalised.
+    """
 
     errors: Annotated[dict[str, tuple[Share, Share, Share, Share, Share]], Field(min_length=1)]
     mce: Share
@@ -165,7 +187,9 @@ class Corruptions(Part):
 class Flag(Part):
     """A reason to doubt the number (suspect, broken), or a fact to know beside it (note).
 
-    It was counted on `k` of `n` images, at `eps`; None where it is not about one eps, or not a count.
+    `name`: which flag. `severity`: how much it doubts. `eps`: at which it was raised; none where it is not about one
+    eps. `k` and `n`: it was counted on k of n images; none where it is not a count. `detail`: the finding in a
+    sentence.
     """
 
     name: str
@@ -182,7 +206,10 @@ class Flag(Part):
 
 
 class External(Part):
-    """Adversarial images made elsewhere: what the file is called, its hash, and how many images it felled."""
+    """Adversarial images made elsewhere.
+
+    `name`: what the file is called. `sha256`: its hash. `felled`: how many images it felled.
+    """
 
     name: str
     sha256: Sha256
@@ -190,7 +217,10 @@ class External(Part):
 
 
 class Environment(OpenPart):
-    """Version of advbench, date (ISO 8601, UTC) and command; further versions and hardware are kept too."""
+    """Where and when; further versions and hardware are kept too.
+
+    `advbench`: its version. `date`: ISO 8601, UTC. `command`: the words of the command line.
+    """
 
     advbench: str
     date: str

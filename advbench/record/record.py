@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
+from advbench.aligned import plain_table
 from advbench.eps import CORRUPTIONS, NORMS, Eps, parse_eps
-from advbench.errors import UserError, reading
+from advbench.errors import UserError, must_be, reading
 from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
@@ -38,13 +39,34 @@ from advbench.statistics import wilson
 _WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
+CURVE_COLUMNS = ("eps", "accuracy %", "95 % interval", "robust")
 NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
 
 
 class Record(Part):
     """A measurement, made by `Record.of`. Accuracies, intervals and auc are fractions.
 
-    `forwards` and `backwards` are None where nobody counted them; `useful` is the share of passes that served an item.
+    - `schema`, `schema_version`: the version of this form.
+    - `id`: the start of the hash of `question` and the verdicts; the name of the file.
+    - `question`: the hash of all that decides the verdicts. Names, times, hardware and paths do not.
+    - `model`: what was measured.
+    - `dataset`: on which images.
+    - `attack`: by which attacks, in their order.
+    - `engine`: what ran them.
+    - `norm`: of the perturbations.
+    - `seed`: of all random numbers of the attacks.
+    - `clean`: the accuracy without an attack.
+    - `curve`: the accuracy at each eps, rising.
+    - `median_norm`: the median size of the smallest known perturbation that fells an image; none where half stand.
+    - `auc`: the area under the curve of accuracy against eps, divided by the range of eps.
+    - `corruptions`: the errors of corruptions; absent for other attacks.
+    - `flags`: reasons to doubt the number.
+    - `seconds`: the time of the attacks, without start-up and loading.
+    - `forwards` and `backwards`: passes of one image; none where nobody counted them.
+    - `useful`: the share of the passes that served an item.
+    - `external`: files of adversarial images made elsewhere.
+    - `environment`: versions, hardware, date and command.
+    - `supersedes`: the id of the record of the same weights and images that this one replaces.
     """
 
     schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = 2
@@ -126,6 +148,33 @@ class Record(Part):
             )  # fmt: skip
         except ValidationError as error:
             raise UserError(f"record: {_first_error(error)}") from error
+
+    def __repr__(self) -> str:
+        top = self.curve[-1]
+        return (
+            f"<Record {self.id}: {self.model.title}, {self.attack_name}, {self.norm}, {self.n} images of "
+            f"{self.dataset.name}: clean {self.clean:.1%}, {top.accuracy:.1%} at eps {top.eps_text}>"
+        )
+
+    def __str__(self) -> str:
+        """The curve as a table, and the flags: what `advbench evaluate` shows."""
+        about = f"{self.model.title}: {self.attack_name}, {self.norm}, {self.n} images of {self.dataset.name}"
+        table = plain_table(CURVE_COLUMNS, self.curve_rows())
+        flags = [f"{flag.severity}: {flag.name}: {flag.detail}" for flag in self.flags]
+        return "\n".join([about, table, *flags, f"record {self.id}"])
+
+    def curve_rows(self) -> list[tuple[str, str, str, str]]:
+        """A row of CURVE_COLUMNS for each eps, in percent."""
+        digits = 2 if self.n >= 10_000 else 1
+        return [
+            (
+                point.eps_text,
+                f"{100 * point.accuracy:.{digits}f}",
+                f"{100 * point.ci_low:.{digits}f} - {100 * point.ci_high:.{digits}f}",
+                f"{point.robust}/{point.n}",
+            )
+            for point in self.curve
+        ]
 
     @property
     def eps(self) -> list[float]:
@@ -402,4 +451,4 @@ def _first_error(error: ValidationError) -> str:
     """The first validation error of pydantic, on one line."""
     found = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in found["loc"])
-    return " ".join(f"{place + ': ' if place else ''}{found['msg']}".split())
+    return " ".join(f"{place + ': ' if place else ''}{must_be(found)}".split())

@@ -66,8 +66,9 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
     changed = [] if longer else differences(old, recipe)
     if changed:
         raise UserError(
-            f"{out} was trained with another recipe ({'; '.join(changed)}): take its own by --config "
-            f"{out / RECIPE}, name another --out, or --force"
+            f"{out} was trained with another recipe ({'; '.join(changed)}): go on with its own by "
+            f"advbench train --resume --out {out} (config={str(out / RECIPE)!r} in Python), name another --out, or "
+            "--force"
         )
     if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
         raise UserError(

@@ -86,6 +86,13 @@ def art(model: nn.Module) -> Any:
     return peers.ProjectedGradientDescent(estimator)
 
 
+def with_its_estimator(model: nn.Module) -> Any:
+    """As ART's AutoAttack: an estimator is one of its parameters."""
+    made = art(model)
+    made.attack_params = [*made.attack_params, "estimator"]
+    return made
+
+
 def adv_lib(model: nn.Module, eps: float) -> Any:
     return partial(peers.pgd_linf, ε=eps)
 
@@ -176,6 +183,8 @@ def test_the_record_says_what_it_was(stand_ins: None, net: nn.Module, digits: Da
     assert scaled.settings["rel_eps_step"] == 0.25 and scaled.settings["norm"] == "inf"
     (nearest,) = measured(net, digits, partial(peers.nearest, grid=4)).record.attack
     assert nearest.settings["grid"] == 4 and nearest.settings["class"] == "nearest"
+    (of_two,) = measured(net, digits, with_its_estimator).record.attack
+    assert of_two.settings["estimator"] == {"class": "PyTorchClassifier"}
 
 
 def test_boards_keep_them_apart(stand_ins: None, net: nn.Module, digits: Dataset) -> None:

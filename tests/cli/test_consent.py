@@ -433,7 +433,7 @@ def test_in_python_arguments_are_consent_and_files_are_not(trap: Trap) -> None:
     run = folder(trap)
     for load in (advbench.load_model, lambda run: advbench.evaluate(run, eps="0.1", attack="fgsm", n=4)):
         sys.modules.pop(trap.module)
-        with pytest.raises(advbench.UserError, match="--trust-code"):
+        with pytest.raises(advbench.UserError, match="pass trust_code=True"):
             load(run)
         assert not trap.sprung
         sys.modules[trap.module] = None  # type: ignore[assignment]

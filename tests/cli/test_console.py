@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import pytest
@@ -77,6 +85,55 @@ def test_table_on_a_terminal(terminal: Any) -> None:
         Screen().table(("eps", "accuracy"), [("[red]0[/red]", "98.1")], title="t")
     shown = stream.getvalue()
     assert "[red]0[/red]" in shown and "98.1" in shown and "\x1b[" in shown
+
+
+def in_terminal(columns: int, code: str) -> list[str]:
+    """The lines that a program shows on a real terminal of `columns` columns, without colours."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    plain = {"TERM": "xterm", "NO_COLOR": "1"}
+    env = {name: value for name, value in {**os.environ, **plain}.items() if name not in ("COLUMNS", "LINES")}
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env=env,
+    )
+    os.close(child)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while part := os.read(parent, 65536):
+            shown += part
+    os.close(parent)
+    assert program.wait(60) == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n").splitlines()
+
+
+WIDE = """
+from advbench.cli.console import Screen
+row = ("runs/" + "x" * 60 + "-s0", "a sentence of many words, " * 4, "12345", "0.5")
+Screen().table(("name", "says", "a", "b"), [row])
+Screen().table([f"value {i}" for i in range(14)], [["0.12345"] * 14], title="wide")
+"""
+
+
+def test_a_terminal_of_80_columns_folds_no_number() -> None:
+    lines = in_terminal(80, WIDE)
+    assert max(map(len, lines)) <= 80
+    first = next(line for line in lines if line.startswith("runs/"))
+    assert "..." in first and first.split()[0].endswith("-s0") and first.split()[-2:] == ["12345", "0.5"]
+    wide = lines[lines.index("wide") :]
+    heads = [line.split("   ") for line in wide if "value" in line]
+    assert {cell.strip() for head in heads for cell in head} == {f"value {i}" for i in range(14)}
+    assert all(head[0].strip() == "value 0" for head in heads) and len(heads) == 2
+    assert sum(line.count("0.12345") for line in wide) == 15
+
+
+def test_a_pipe_gets_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(WIDE)
+    out = capsys.readouterr().out
+    assert "x" * 60 in out and out.count("0.12345") == 14 and "..." not in out
 
 
 def test_no_color_means_no_escapes_in_results(terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:

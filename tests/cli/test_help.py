@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -10,13 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from advbench import __version__
-from advbench.cli import app
+from advbench.cli import app, options
+from advbench.cli.help import GROUPS
 from advbench.cli.list import KINDS
 from advbench.registry import entries
 
 COMMANDS = ("train", "attack", "evaluate", "compare", "analyze", "leaderboard", "list")
+# What is off, or has no meaning, unless it is given.
+WITHOUT_DEFAULT = [
+    "--std",
+    "--set",
+    "--config",
+    "--again",
+    "--leaderboard",
+    "--save-baseline",
+    "--fail-if",
+    "--plot",
+    "--explain",
+    "--why",
+    "--log",
+    "--filter",
+]
 _PRINT_HEAVY_MODULES = """
 import sys
 from advbench.cli import run
@@ -101,3 +119,34 @@ def test_list_everything_is_one_screen_of_each(cli: Any) -> None:
     assert all(f"{kind} (" in ran.out for kind in KINDS)
     assert "robustbench:cifar10" not in ran.out and "advbench list models" in ran.out
     assert "\x1b" not in ran.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_flags_of_a_command(name: str) -> None:
+    """Groups in order, each flag in one of them, every default said, no line beyond 80 columns."""
+    shown = program(sys.executable, "-m", "advbench", name, "--help").stdout
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80 and not any(line.endswith("[default:") and len(line) < 60 for line in lines)
+    heads = [line.removesuffix(":") for line in lines if line and not line.startswith((" ", "Usage"))]
+    assert heads == [group for group in ("Arguments", *GROUPS) if group in heads] and heads[-1] == "Running"
+    assert re.search(r"\n\n  More: \S", shown)
+    (command,) = (one for one in get_command(app).commands.values() if one.name == name)
+    short = {one: other for option in command.params for one in option.opts[1:] for other in option.opts[:1]}
+    assert short.items() <= options.SHORT.items()
+    flags = [option for option in command.params if option.opts[0].startswith("-")]
+    texts = re.split(r"\n  (?=-| {4}-)", shown)
+    for option in flags:
+        (text,) = (one for one in texts if re.match(rf" *(-\w, )?{option.opts[0]}\b(?!-)", one))
+        off = option.is_flag or option.opts[0] in WITHOUT_DEFAULT
+        assert ("[default: " in " ".join(text.split("\n\n")[0].split())) != off, text
+        if isinstance(option.default, str | int | float) and not option.is_flag:
+            assert f"[default: {option.default}]" in " ".join(text.split())
+
+
+def test_short_flags_are_the_long_ones(cli: Any, run_folder: Path) -> None:
+    ran = cli("evaluate", "-m", run_folder, "-a", "pgd", "-s", "steps=2", "-e0.1", "-d", "digits", "-n", "4", "-o", "o")
+    assert ran.code == 0, ran.err
+    (path,) = Path("o").rglob("*.json")
+    command = json.loads(path.read_text())["environment"]["command"]
+    assert command[2:8] == ["--model", str(run_folder), "--attack", "pgd", "--set", "steps=2"]
+    assert command[8:] == ["--eps", "0.1", "--dataset", "digits", "-n", "4", "--out", "o"]

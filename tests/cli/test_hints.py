@@ -19,6 +19,41 @@ class Net(nn.Sequential):
 """
 
 
+MEANT = {
+    "gate": "write advbench compare A --baseline B --fail-if",
+    "eval": "write advbench evaluate",
+    "trades": "write advbench train --method trades",
+    "pictures": "write advbench evaluate --model pictures",
+    "evaluate --targeted": "write --attack apgd-t",
+    "evaluate --epsilon 8/255": "write --eps 8/255",
+    "evaluate --steps 40": "write --set steps=40",
+    "attack --rel-step=0.1": "write --set rel_step=0.1",
+    "analyze --steps 3": "write --set steps=3",
+    "train --weight-decay 5": "write --set optim.weight_decay=5",
+    "train --beta 6": "write --set method.beta=6",
+    "evaluate --fail-if x": "a flag of advbench compare",
+    "train --samples 4": "choose from --arch",
+    "evaluate pictures": "write --model pictures",
+    "evaluate 8/255": "write --eps 8/255",
+    "train trades": "write --method trades",
+    "train more": "takes flags alone",
+    "evaluate --attack resnet18": "resnet18 is an architecture (--arch), no attack",
+    "train --method pgd": "pgd is an attack (--attack), no method",
+    "train --arch digits": "digits is a dataset (--dataset), no architecture",
+    "train --dataset trades": "trades is a method (--method), no dataset",
+    "train --arch resnet50": "write torchvision:resnet50",
+    "train --set epochs=abc": "recipe field epochs is 'abc': it must be a whole number",
+    "train --set inner.steps=-1": "recipe field inner.steps is '-1': it must be at least 1",
+    "train --set optim.name=sgdm": "it must be sgd, adam, adamw",
+}
+
+
+@pytest.mark.parametrize("line", MEANT)
+def test_the_error_says_what_was_meant(folder: Any, line: str) -> None:
+    ran = folder(*line.split())
+    assert ran.is_one_clear_line and MEANT[line] in ran.err, ran.err
+
+
 @pytest.fixture
 def folder(cli: Any) -> Any:
     """A folder with hinted.py, three.npz (labels 0 and 2) and a folder `pictures`."""

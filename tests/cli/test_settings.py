@@ -72,7 +72,8 @@ def test_values_take_the_type_of_the_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("stps=4", "did you mean steps"), ("runs=a", "choose from"), ("steps=many", "valid integer")]
+    ("text", "message"),
+    [("stps=4", "did you mean steps"), ("runs=a", "choose from"), ("steps=many", "it must be a whole number")],
 )
 def test_values_that_do_not_fit(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

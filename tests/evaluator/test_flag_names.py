@@ -1,4 +1,4 @@
-"""docs/flags.md has a line for every flag, and for no other."""
+"""The glossary has an entry for every flag, and for no other, with the severities that the code can give it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import re
 from pathlib import Path
 
 import advbench
+from advbench.record.glossary import BLACK_BOX_AHEAD, GLOSSARY, SEVERITIES
 
 PACKAGE = Path(advbench.__file__).parent
-PAGE = Path(__file__).parents[2] / "docs" / "flags.md"
+SOURCES = [
+    *(PACKAGE / "evaluator").rglob("*.py"),
+    *(PACKAGE / "record").rglob("*.py"),
+    *(PACKAGE / "trainer").glob("*.py"),
+]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.name != "glossary.py")
 RAISED = re.compile(r"""(?:\bnote\(|\bgraded\(|\bFlag\(\s*name=)\s*f?"([^"]+)\"""")
+FIXED = re.compile(r"""\bFlag\(\s*name="([^"]+)",\s*severity="(\w+)\"""")
+NOTES = re.compile(r"""\bnote\(\s*"([^"]+)\"""")
 ANY = re.compile(r"\{.*\}")  # the name of an attack
 
 
 def test_every_flag_is_documented() -> None:
-    sources = [
-        *(PACKAGE / "evaluator").rglob("*.py"),
-        *(PACKAGE / "record").rglob("*.py"),
-        *(PACKAGE / "trainer").glob("*.py"),
-    ]
-    text = "\n".join(path.read_text() for path in sources)
-    raised = {ANY.sub("NAME", name) for name in RAISED.findall(text)}
+    raised = {ANY.sub("NAME", name) for name in RAISED.findall(TEXT)}
     assert len(raised) > 30
-    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    documented = {name for row in rows for name in re.findall(r"`([A-Za-z-]+)`", row)} - {"square-wins"}
-    undocumented = {name for name in raised - documented if not name.startswith("NAME")}
-    assert undocumented == set() and "NAME-wins" in documented
-    unknown = {name for name in documented - {"NAME-wins"} if f'"{name}"' not in text}
-    assert unknown == set()
+    undocumented = {name for name in raised - set(GLOSSARY) if not name.startswith("NAME")}
+    assert undocumented == set() and BLACK_BOX_AHEAD == "NAME-wins"
+    assert {name for name in GLOSSARY if name != BLACK_BOX_AHEAD and f'"{name}"' not in TEXT} == set()
+
+
+def test_the_severities_are_those_of_the_code() -> None:
+    given = {*FIXED.findall(TEXT), *((name, "note") for name in NOTES.findall(TEXT))}
+    assert len(given) > 20
+    assert {(name, severity) for name, severity in given if severity not in GLOSSARY[name].severity} == set()
+    assert all(any(one in meaning.severity for one in SEVERITIES) for meaning in GLOSSARY.values())

@@ -266,7 +266,7 @@ def test_frozen_torchscript_of_other_weights_is_another_model(trained: dict[str,
 
 def test_a_float64_network_is_not_searched_in_bf16(digits: Dataset, trained: dict[str, Tensor]) -> None:
     assert evaluated(plain(trained).double(), digits, precision="auto").record.engine.precision == "fp32"
-    with pytest.raises(UserError, match=r"does not work in bf16 .* choose --precision fp32"):
+    with pytest.raises(UserError, match=r"does not work in bf16 .* choose precision fp32"):
         evaluated(plain(trained).double(), digits, precision="bf16")
 
 
@@ -298,7 +298,7 @@ class Numpy(nn.Module):
 
 def test_a_network_without_a_backward_pass(digits: Dataset, trained: dict[str, Tensor]) -> None:
     net = Numpy(plain(trained))
-    with pytest.raises(UserError, match=r"no gradient for pgd .*numpy.* without gradients, such as --attack square"):
+    with pytest.raises(UserError, match=r"no gradient for pgd .*numpy.* without gradients, such as attack square"):
         evaluated(net, digits, attack=["square", "pgd"])
     found, wanted = (evaluated(one, digits, attack="square") for one in (net, net.net))
     assert np.mean(found.fates.fell == wanted.fates.fell) >= 0.95

@@ -1,0 +1,71 @@
+"""`--dry-run` of `evaluate` and `attack`: what would be measured, and about how many passes it takes. Loads torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from advbench.cli.console import Screen
+from advbench.defaults.target import Target
+from advbench.engine.attack import Attack
+from advbench.evaluator import Settings
+from advbench.evaluator.plan import Plan
+
+
+def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, out: Path, screen: Screen) -> None:
+    """Print the attacks of `run` on `n` images with their settings and passes, or one JSON object.
+
+    `first`: what is measured on what. The passes are those of images that withstand everything; images that fall need
+    fewer. Looking for flags is not counted.
+    """
+    classes, points = target.data.num_classes, sum(size.value > 0 for size in settings.grid)
+    passes = [
+        [_strikes(run, points, first=number == 0) * n * one for one in passes_an_image(attack, classes)]
+        for number, attack in enumerate(run.every)
+    ]
+    rows = [(ref.name, _written(ref.settings)) for ref in run.refs]
+    forwards, backwards = (sum(counts) for counts in zip(*passes, strict=True))
+    if screen.as_json:
+        attacks = [ref.model_dump(mode="json") for ref in run.refs]
+        eps = [str(size) for size in settings.grid]
+        about: dict[str, Any] = {
+            "model": target.loaded.spec,
+            "dataset": target.data.name,
+            "norm": settings.norm,
+            "eps": eps,
+            "n": n,
+            "attack": attacks,
+            "precision": run.precision,
+        }
+        screen.json({**about, "curve": run.curve, "forwards": forwards, "backwards": backwards, "out": str(out)})
+        return
+    screen.say(first)
+    counts = [(f"{forward:,}", f"{backward:,}") for forward, backward in passes]
+    screen.table(
+        ("attack", "forward", "backward", "settings"),
+        [(name, *count, text) for (name, text), count in zip(rows, counts, strict=True)],
+    )
+    screen.say(
+        f"roughly {forwards:,} forward and {backwards:,} backward passes of one image if every image stands, fewer as "
+        f"they fall; {run.precision}, {run.curve} curve"
+    )
+    screen.say(f"into {out}: nothing was measured or written")
+
+
+def _strikes(run: Plan, points: int, *, first: bool) -> int:
+    """At how many eps an attack meets an image: on a fast curve the first one bisects the grid, the others refine."""
+    if run.curve == "exact":
+        return points
+    return math.ceil(math.log2(points + 1)) if first and run.curve == "fast" else 1
+
+
+def passes_an_image(attack: Attack, classes: int) -> tuple[int, int]:
+    """Forward and backward passes of an attack on an image that withstands it at one eps."""
+    queries = (attack.updates(classes) + attack.items(classes)) * attack.eot
+    backward = {"logits": 0, "gradient": queries, "jacobian": queries * classes}[attack.asks]
+    return queries * (2 if attack.checks_steps else 1), backward
+
+
+def _written(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value and name != "set")

@@ -1,0 +1,118 @@
+"""What the pages on other libraries and on numbers call ours exists: commands, flags, settings and calls of Python."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import advbench
+from advbench.cli import app
+from advbench.cli.settings import parse_settings
+from advbench.evaluator.attack_set import resolve
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted((DOCS / "coming-from").glob("*.md"))
+LIBRARIES = ("torchattacks", "foolbox", "art")
+BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+def ours(page: Path) -> Iterator[str]:
+    """The code in the last column of the tables; in the index, the attacks in the first one."""
+    for row in re.findall(r"^\| (.*) \|$", page.read_text(encoding="utf-8"), re.M):
+        cells = row.split(" | ")
+        yield from re.findall(r"`([^`]+)`", cells[-1])
+        if page.stem == "index":
+            yield from (f"--attack {code}" for code in re.findall(r"`([^`]+)`", cells[0]) if "--" not in code[:2])
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """("python", a program) and ("", a command line), in the order of the page."""
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        yield from [("python", block["text"])] if block["kind"] else (("", line) for line in block["text"].splitlines())
+
+
+def parse(line: str) -> dict[str, Any]:
+    """The values of the flags of a command line. Raises UsageError."""
+    name, *argv = shlex.split(line)
+    program: Any = typer.main.get_command(app)
+    with program.commands[name].make_context(name, argv) as context:
+        return dict(context.params)
+
+
+def check_attacks(flags: dict[str, Any]) -> None:
+    """Raise UserError for attacks that do not exist, and for settings that they do not have."""
+    names = [name for name in flags["attack"] or ["autoattack"] if ":" not in name]
+    settings = parse_settings(flags["settings"] or [])
+    if names and names != ["corruptions"]:
+        resolve(names, settings, norm=flags["norm"] or "linf", classes=10)
+
+
+def check_call(code: str) -> None:
+    """Raise TypeError unless the function of advbench that `code` calls has its arguments."""
+    (call,) = (
+        one
+        for one in ast.walk(ast.parse(code))
+        if isinstance(one, ast.Call)
+        and isinstance(one.func, ast.Attribute)
+        and ast.unparse(one.func.value) == "advbench"
+    )
+    assert isinstance(call.func, ast.Attribute)
+    given = {keyword.arg or "": None for keyword in call.keywords}
+    inspect.signature(getattr(advbench, call.func.attr)).bind(*call.args, **given)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_ours_exists(page: Path) -> None:
+    checked = 0
+    for code in ours(page):
+        if code.startswith("advbench."):
+            check_call(code)
+        elif code.startswith("--"):
+            check_attacks(parse(f"evaluate {code}"))
+        elif code.startswith("advbench "):
+            parse(code.removeprefix("advbench "))
+        else:
+            continue
+        checked += 1
+    assert checked >= 8
+
+
+def test_command_lines_of_the_page_on_numbers() -> None:
+    lines = [
+        line for kind, line in blocks(DOCS / "what-a-number-means.md") if line.startswith("advbench ") and not kind
+    ]
+    assert len(lines) == 3
+    assert all(parse(line.removeprefix("advbench ")) for line in lines)
+
+
+RUNNING = [(page, *block) for page in PAGES if page.stem != "index" for block in blocks(page)]
+
+
+@pytest.mark.filterwarnings("default")  # of the libraries
+@pytest.mark.parametrize(
+    ("page", "kind", "text"), RUNNING, ids=[f"{page.stem}-{text[:48]}" for page, _, text in RUNNING]
+)
+def test_what_there_is_to_try_runs(cli: Any, run_folder: Path, page: Path, kind: str, text: str) -> None:
+    for name in LIBRARIES:
+        if f"--attack {name}" in text and importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    if kind == "python":
+        exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
+        assert "images fell" in cli.capture.readouterr().out
+        return
+    argv = shlex.split(text.removeprefix("advbench "))
+    if argv[0] == "leaderboard":
+        (cli.folder / argv[1]).mkdir()
+        made = advbench.evaluate("runs/a", attack="fgsm", eps=0.1, n=20, probes=False)
+        made.record.save(argv[1], made.fates)
+    done = cli(*argv, *(["--probes", "off"] if argv[0] == "evaluate" else []))
+    assert done.code == 0, done.out + done.err
