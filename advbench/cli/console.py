@@ -201,8 +201,8 @@ class LiveBar(Bar):
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
     """A table of at most `room` columns of the terminal, its columns in several parts where they are too many.
 
-    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the columns that tell
-    the rows apart.
+    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the columns that
+    tell the rows apart.
     """
     from rich import box
     from rich.console import Group
