@@ -201,7 +201,8 @@ class LiveBar(Bar):
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
     """A table of at most `room` columns of the terminal, its columns in several parts where they are too many.
 
-    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the first column.
+    Numbers are never cut. Sentences are wrapped, and names lose their middle. Each part begins with the columns that
+    tell the rows apart.
     """
     from rich import box
     from rich.console import Group
@@ -243,9 +244,11 @@ def _parts(
                 found[at], over = found[at] - taken, over - taken
         return found if over <= 0 or len(of) <= 2 else None
 
+    count = next((k for k in range(1, len(columns)) if len({(*row[:k],) for row in rows}) == len(rows)), 1)
+    keys = list(range(count)) if sum(natural[:count]) + _GAP * count <= room // 2 else [0]
     parts, left = [], list(range(len(columns)))
     while left:
-        first = [] if 0 in left else [0]
+        first = [] if 0 in left else keys
         count = next(k for k in range(len(left), 0, -1) if k == 1 or widths([*first, *left[:k]]))
         parts.append(widths([*first, *left[:count]]) or {})
         left = left[count:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from advbench.defaults.listing import KINDS as LISTED
 from advbench.registry import entries, kind_of
 
 _COMMANDS = {
@@ -14,7 +15,8 @@ _COMMANDS = {
     **dict.fromkeys(("explain", "provenance"), "compare --explain RECORD"),
     **dict.fromkeys(("fit", "finetune", "fine-tune"), "train"),
     **dict.fromkeys(("perturb", "generate", "examples"), "attack"),
-    **dict.fromkeys(("ls", "show", "models", "attacks", "methods", "datasets", "info"), "list"),
+    **dict.fromkeys(("ls", "show", "info"), "list"),
+    **{kind: f"list {kind}" for kind in LISTED},
     **dict.fromkeys(("table", "tables", "rank", "ranking", "board", "page"), "leaderboard DIR"),
     **dict.fromkeys(("again", "repeat", "reproduce"), "evaluate --again RECORD"),
     **dict.fromkeys(("resume", "continue"), "COMMAND --resume"),
@@ -23,14 +25,14 @@ _COMMANDS = {
 }
 # Several meanings: the first whose flag the command has.
 _FLAGS = {
-    **dict.fromkeys(("epsilon", "epsilons", "radius", "budget"), ("--eps",)),
+    **dict.fromkeys(("epsilon", "epsilons", "radius"), ("--eps",)),
     **dict.fromkeys(("samples", "num-samples", "images", "num-images", "num", "number", "limit", "n"), ("-n",)),
     **dict.fromkeys(("data", "images-dir", "test-set"), ("--dataset",)),
     **dict.fromkeys(("weights", "checkpoint", "ckpt", "run", "net", "path"), ("--model", "--init")),
     **dict.fromkeys(("network", "architecture", "backbone"), ("--arch",)),
     **dict.fromkeys(("output", "output-dir", "save", "save-dir", "dir", "folder"), ("--out",)),
     **dict.fromkeys(("learning-rate", "eta"), ("--lr",)),
-    **dict.fromkeys(("batch", "bs"), ("--batch-size", "--device")),
+    **dict.fromkeys(("batch", "bs"), ("--batch-size",)),
     **dict.fromkeys(("gpu", "cuda", "gpus"), ("--device cuda",)),
     "cpu": ("--device cpu",),
     **dict.fromkeys(("overwrite", "replace"), ("--force",)),

@@ -76,7 +76,7 @@ def _in_libraries(name: str) -> str:
     from advbench.models.libraries import check_name
 
     for library in LIBRARIES:
-        with suppress(UserError):
+        with suppress(UserError, ImportError):
             check_name(library, name)
             return f"{library}:{name}"
     return ""
