@@ -18,6 +18,7 @@ import advbench
 from advbench.cli import app
 from advbench.cli.settings import parse_settings
 from advbench.evaluator.attack_set import resolve
+from advbench.statistics import mcnemar_power, wilson
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted((DOCS / "coming-from").glob("*.md"))
@@ -92,6 +93,23 @@ def test_command_lines_of_the_page_on_numbers() -> None:
     ]
     assert len(lines) == 3
     assert all(parse(line.removeprefix("advbench ")) for line in lines)
+
+
+def test_tables_of_the_page_on_numbers_hold_what_the_functions_give() -> None:
+    text = (DOCS / "what-a-number-means.md").read_text(encoding="utf-8")
+    number = r"([\d.,]+)"
+    intervals = re.findall(rf"^\| {number} \| {number} – {number} \| {number} – {number} \|$", text, re.M)
+    assert len(intervals) == 4
+    for count, *ends in intervals:
+        n = int(count.replace(",", ""))
+        found = [100 * end for share in (0.5, 0.9) for end in wilson(round(share * n), n)]
+        assert [float(end) for end in ends] == pytest.approx(found, abs=0.051)
+    powers = re.findall(rf"^\| {number} \| {number} %" + rf" \| {number}" * 4 + r" \|$", text, re.M)
+    assert len(powers) == 5
+    for count, discordant, *shares in powers[:1]:  # the others take seconds
+        n = int(count.replace(",", ""))
+        found = [mcnemar_power(n, float(discordant) / 100, drop) for drop in (0, 0.01, 0.03, 0.05)]
+        assert [float(share) for share in shares] == pytest.approx(found, abs=0.0051)
 
 
 RUNNING = [(page, *block) for page in PAGES if page.stem != "index" for block in blocks(page)]
