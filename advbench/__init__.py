@@ -240,7 +240,7 @@ def evaluate(
     - `dataset`: a name, a Dataset, a pair (x, y) of tensors or arrays, a dataset of PyTorch or a DataLoader; None: the
       dataset of the model. `num_classes`, `class_names`, `class_map` and `layout` describe one's own data, as in
       `advbench.data.tensors.from_tensors`; without them the model says how many classes there are.
-    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/own-attacks.md).
+    - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/how-to/attack.md).
       `settings`: fields of ours by name.
     - `eps`: numbers or texts ("8/255"), one or several; None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of
       the dataset.
