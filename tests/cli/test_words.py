@@ -33,7 +33,7 @@ def ours(page: Path) -> Iterator[str]:
         cells = row.split(" | ")
         yield from re.findall(r"`([^`]+)`", cells[-1])
         if page.stem == "index":
-            yield from (f"--attack {code}" for code in re.findall(r"`([^`]+)`", cells[0]) if "--" not in code[:2])
+            yield from (f"--attack {code}" for code in re.findall(r"`([^`]+)`", cells[0]) if not code.startswith("--"))
 
 
 def parse(line: str) -> dict[str, Any]:
