@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import typer
 
@@ -18,11 +19,12 @@ import advbench
 from advbench.cli import app
 from advbench.cli.settings import parse_settings
 from advbench.evaluator.attack_set import resolve
+from advbench.statistics import mcnemar_power, wilson
 
 DOCS = Path(__file__).parents[2] / "docs"
+NUMBERS = DOCS / "what-a-number-means.md"
 PAGES = sorted((DOCS / "coming-from").glob("*.md"))
 LIBRARIES = ("torchattacks", "foolbox", "art")
-BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
 def ours(page: Path) -> Iterator[str]:
@@ -31,13 +33,7 @@ def ours(page: Path) -> Iterator[str]:
         cells = row.split(" | ")
         yield from re.findall(r"`([^`]+)`", cells[-1])
         if page.stem == "index":
-            yield from (f"--attack {code}" for code in re.findall(r"`([^`]+)`", cells[0]) if "--" not in code[:2])
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """("python", a program) and ("", a command line), in the order of the page."""
-    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
-        yield from [("python", block["text"])] if block["kind"] else (("", line) for line in block["text"].splitlines())
+            yield from (f"--attack {code}" for code in re.findall(r"`([^`]+)`", cells[0]) if not code.startswith("--"))
 
 
 def parse(line: str) -> dict[str, Any]:
@@ -86,33 +82,40 @@ def test_ours_exists(page: Path) -> None:
     assert checked >= 8
 
 
-def test_command_lines_of_the_page_on_numbers() -> None:
-    lines = [
-        line for kind, line in blocks(DOCS / "what-a-number-means.md") if line.startswith("advbench ") and not kind
-    ]
-    assert len(lines) == 3
-    assert all(parse(line.removeprefix("advbench ")) for line in lines)
+@pytest.mark.parametrize("page", [*PAGES, NUMBERS], ids=lambda page: page.stem)
+def test_command_lines_have_the_right_flags(page: Path) -> None:
+    assert pages.check_flags(page) >= 2
 
 
-RUNNING = [(page, *block) for page in PAGES if page.stem != "index" for block in blocks(page)]
+def test_tables_of_the_page_on_numbers_hold_what_the_functions_give() -> None:
+    text = NUMBERS.read_text(encoding="utf-8")
+    number = r"([\d.,]+)"
+    intervals = re.findall(rf"^\| {number} \| {number} – {number} \| {number} – {number} \|$", text, re.M)
+    assert len(intervals) == 4
+    for count, *ends in intervals:
+        n = int(count.replace(",", ""))
+        found = [100 * end for share in (0.5, 0.9) for end in wilson(round(share * n), n)]
+        assert [float(end) for end in ends] == pytest.approx(found, abs=0.051)
+    powers = re.findall(rf"^\| {number} \| {number} %" + rf" \| {number}" * 4 + r" \|$", text, re.M)
+    assert len(powers) == 5
+    for count, discordant, *shares in powers[:1]:  # the others take seconds
+        n = int(count.replace(",", ""))
+        found = [mcnemar_power(n, float(discordant) / 100, drop) for drop in (0, 0.01, 0.03, 0.05)]
+        assert [float(share) for share in shares] == pytest.approx(found, abs=0.0051)
+
+
+TO_TRY = [(page, block) for page in PAGES if page.stem != "index" for block in pages.blocks(page)]
 
 
 @pytest.mark.filterwarnings("default")  # of the libraries
-@pytest.mark.parametrize(
-    ("page", "kind", "text"), RUNNING, ids=[f"{page.stem}-{text[:48]}" for page, _, text in RUNNING]
-)
-def test_what_there_is_to_try_runs(cli: Any, run_folder: Path, page: Path, kind: str, text: str) -> None:
+@pytest.mark.parametrize(("page", "block"), TO_TRY, ids=lambda one: one.stem if isinstance(one, Path) else one.kind)
+def test_what_there_is_to_try_runs(cli: Any, run_folder: Path, page: Path, block: pages.Block) -> None:
     for name in LIBRARIES:
-        if f"--attack {name}" in text and importlib.util.find_spec(name) is None:
+        if f"--attack {name}" in block.text and importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
-    if kind == "python":
-        exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
+    if block.kind == "python":
+        exec(compile(block.text, str(page), "exec"), {"__name__": "__main__"})
         assert "images fell" in cli.capture.readouterr().out
         return
-    argv = shlex.split(text.removeprefix("advbench "))
-    if argv[0] == "leaderboard":
-        (cli.folder / argv[1]).mkdir()
-        made = advbench.evaluate("runs/a", attack="fgsm", eps=0.1, n=20, probes=False)
-        made.record.save(argv[1], made.fates)
-    done = cli(*argv, *(["--probes", "off"] if argv[0] == "evaluate" else []))
-    assert done.code == 0, done.out + done.err
+    for line in pages.lines(block.text):
+        pages.run_line(f"{line} --probes off" if line.startswith("advbench evaluate") else line, cli)
