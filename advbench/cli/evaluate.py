@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from advbench.defaults.target import Target
-    from advbench.evaluator import Settings
+    from advbench.evaluator import Series, Settings
     from advbench.record import Record
 
 
@@ -238,6 +238,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
     norm = check_flags(flags)
     place = parse_place(flags.on)
     from advbench.defaults import target as targets
+    from advbench.evaluator import Series
 
     names = list(flags.models) or [targets.newest_run()]
     if place is not None:
@@ -260,7 +261,9 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             if norm == CORRUPTIONS:
                 target = replace(target, norm=CORRUPTIONS, train_eps=None)
             tasks.append(prepare(flags, target, device, argv))
-        return [measure(task, flags, stop=stop, screen=screen) for task in tasks]
+        works = [work(task) for task in tasks] if len(tasks) > 1 else [1.0]
+        series = Series(works)
+        return [measure(task, flags, series, stop=stop, screen=screen) for task in tasks]
 
 
 def check_flags(flags: Flags) -> str | None:
@@ -321,8 +324,15 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
     return Task(target, choice, settings, folder, question)
 
 
-def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
-    """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
+def work(task: Task) -> float:
+    """How much work the evaluation is, compared with others."""
+    from advbench.evaluator import expected_work
+
+    return expected_work(task.target.loaded, task.target.data.subset(task.choice.rows), task.settings)
+
+
+def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Screen) -> Record:
+    """Evaluate one model, the next of the series, save its record and print its curve. Raises Halted after a signal."""
     from advbench.cli.keep import (
         AlreadyDone,
         KeptJournal,
@@ -353,7 +363,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
-            journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar))
+            journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar, series))
             try:
                 data = target.data.subset(choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
@@ -362,6 +372,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
                 raise Halted(str(error), {"--model": loaded.spec}) from error
+        series.next(skipped=not fresh)
 
         def keep() -> Path:
             where = save(record, fates, folder, publish=publish, screen=screen)
