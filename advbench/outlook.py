@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,10 @@ class Outlook:
     more: str = ""
 
     def later(self, seconds: float) -> Outlook:
-        """What is to be expected `seconds` after this was measured, if nothing else is heard."""
-        if self.left is None or self.share is None or seconds <= 0:
+        """The outlook `seconds` after it was measured, if nothing else is heard. The share stays what was measured."""
+        if self.left is None or seconds <= 0:
             return self
-        left = max(self.left - seconds, min(self.left, 1.0))
-        share = 1 - (1 - self.share) * left / self.left if self.left else self.share
-        return Outlook(self.what, share, left, self.more)
+        return replace(self, left=max(self.left - seconds, min(self.left, 1.0)))
 
     def __str__(self) -> str:
         share = "" if self.share is None else f"{percent(self.share)} %"

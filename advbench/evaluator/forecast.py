@@ -81,7 +81,7 @@ class Forecast:
     _left: Callable[[], float] = lambda: 0.0  # passes left in what runs
     _made: Callable[[], float] = lambda: 0.0  # passes made in what runs
     _since: float | None = None  # when what runs began
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
     _place: str = ""
     _rounds: int = 0  # by which the first part bisects the grid
     _repeated: int = 0  # parts that attack an image at each point of the grid
