@@ -59,7 +59,7 @@ def test_a_training_that_is_interrupted_where_neither_colour_nor_utf8_is_shown(c
     sent: list[int] = []
 
     def interrupt(shown: Shown, process: int, resize: Callable[[int], None]) -> None:
-        if not sent and "epoch 2/" in shown.text and "left" in shown.frames[-1]:
+        if not sent and len([frame for frame in bars(shown) if "left" in frame]) > 3:
             sent.append(process)
             os.kill(process, signal.SIGINT)
 
@@ -75,8 +75,3 @@ def test_a_training_that_is_interrupted_where_neither_colour_nor_utf8_is_shown(c
     *_, stopping, last = [line for line in shown.text.splitlines() if line and not line.startswith("epoch")]
     assert stopping == "stopping at the next step; a second signal ends at once" or "continue with" in stopping
     assert "epoch 1/200" in shown.text and "--resume" in last + stopping
-
-
-def test_a_dumb_terminal_gets_lines(cli: Any, run_folder: Path) -> None:
-    shown = in_terminal(["evaluate", "--attack", "fgsm", "-n", "20", "--out", "o"], 80, folder=cli.folder, TERM="dumb")
-    assert shown.code == 0 and not bars(shown) and not shown.terminal.coloured

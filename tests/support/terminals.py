@@ -94,10 +94,11 @@ def in_terminal(
     *,
     folder: Path,
     on_frame: Callable[[Shown, int, Callable[[int], None]], None] = lambda shown, process, resize: None,
+    program: Sequence[str] = ("-m", "advbench"),
     seconds: float = 120.0,
     **env: str,
 ) -> Shown:
-    """Run `python -m advbench ARGV` in a terminal of its own.
+    """Run `python PROGRAM ARGV` in a terminal of its own.
 
     After each output `on_frame` gets what was shown so far, the process id, and a function that sets the columns.
     """
@@ -112,7 +113,7 @@ def in_terminal(
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "LC_ALL")}
     env = {**kept, "TERM": "xterm-256color", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", **env}
     process = subprocess.Popen(
-        [sys.executable, "-m", "advbench", *argv],
+        [sys.executable, *program, *argv],
         cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
