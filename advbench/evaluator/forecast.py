@@ -131,7 +131,7 @@ class Forecast:
     def probing(self, forwards: Callable[[], int]) -> None:
         """The probes begin; `forwards` are the passes they made."""
         most, item = self.probes.left, self.probes.item
-        self._part, self.probes.images, self.fell, self.images = self.probes, 0.0, 0, 0
+        self._part, self.probes.images, self.others, self.fell, self.images = self.probes, 0.0, tuple, 0, 0
         self.begin("probes", lambda: max(most - item * forwards(), 0.0), lambda: item * forwards())
 
     def begin(self, stage: str, left: Callable[[], float], made: Callable[[], float]) -> None:
