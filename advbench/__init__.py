@@ -255,6 +255,7 @@ def evaluate(
       `advbench.evaluator.Settings`.
     - `journal`: a file in which progress is kept, from which `resume` continues.
     - `progress`: True for a line on stderr, or a function of (stage, done, total or None), which may raise to stop.
+      Of an evaluation it is told the share of the whole (0 to 1, never falling) and 1.
     - `trust_pickle`, `trust_code`: as in `load_model`.
 
     Raises UserError.

@@ -18,6 +18,7 @@ from advbench.cli.stop import Stop
 from advbench.defaults.analysis import find_analysis, run_analysis
 from advbench.errors import UserError
 from advbench.files import check_writable
+from advbench.outlook import Steady
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -131,10 +132,11 @@ def analyze(
     check_writable(out)
     place = pick_device(device)
     with Stop() as stop, screen.bar(str(name)) as bar:
+        pace = Steady()
 
         def progress(stage: str, done: float, total: float | None) -> None:
             stop.check()
-            bar.update(stage, lambda: (done, total, ""))
+            bar.update(stage, lambda: pace.outlook(stage, done / total if total else None))
 
         found = run_analysis(
             name, runs, device=place, flags=flags or {}, settings=given, written=written_settings(settings),

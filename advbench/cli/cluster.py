@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from advbench.cli.console import Bar
+from advbench.cli.bar import Bar
 from advbench.cli.stop import Halted, Stop
 from advbench.errors import Interrupted, UserError, unknown
+from advbench.outlook import Steady
 
 RETRIES = 5  # of a task, if its worker is lost
 SAVING_SECONDS = 30.0  # that tasks have after a signal to save
@@ -98,6 +100,7 @@ class Cluster:
         here = str(Path.cwd())
         running = {task.remote(here, **job.given): job for job in jobs}
         failed: list[str] = []
+        pace = Steady()
         while running:
             ended, _ = self.ray.wait(list(running), timeout=0.5)
             if stop():
@@ -115,7 +118,8 @@ class Cluster:
                     failed.append(f"{job.name}: {reason}")
                     bar.line(f"failed: {failed[-1]}")
             count = len(jobs) - len(running)
-            bar.update("tasks", lambda count=count: (count, len(jobs), f"{count} of {len(jobs)} done"))  # type: ignore[misc]
+            what = f"{count} of {len(jobs)} tasks done"
+            bar.update(what, partial(pace.outlook, what, count / len(jobs)))
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(jobs)} tasks failed; the first: {failed[0]}; --resume tries them again"

@@ -1,4 +1,4 @@
-"""Output: results on stdout, progress and warnings on stderr. The only file that imports rich.
+"""Output: results on stdout, progress and warnings on stderr. With `bar` the only file that imports rich.
 
 A terminal gets tables with rules and live bars. Pipes and files get aligned plain text and a line of progress every 30
 seconds. With `--json`, stdout gets JSON Lines and nothing else, and progress is not shown.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,19 +17,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from advbench import ranks
 from advbench.aligned import numeric_columns, plain_table
+from advbench.cli.bar import Bar, can_draw, drawn, written
+from advbench.data import FETCHING
 from advbench.escape import visible
+from advbench.outlook import Steady
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
     from advbench.data.dataset import Dataset
 
 _PACKAGE = str(Path(__file__).parent.parent)
-_SPARSE_SECONDS = 30.0  # between two plain lines of progress
 _GAP = 3  # spaces between two columns of a table on a terminal
 _READABLE, _NARROWEST = 28, 12  # characters that a column of texts keeps while others give way, and in the end
-_LIVE_SECONDS = 0.1  # between two updates of a live bar
 
 
 class Screen:
@@ -108,94 +107,38 @@ class Screen:
         """A progress bar. `title` precedes the plain lines that replace it where stderr is no terminal."""
         if self.as_json or self.silent:
             yield Bar()
-        elif sys.stderr.isatty():
-            with _progress(_console(sys.stderr)) as progress:
-                yield LiveBar(progress)
-        else:
-            yield SparseBar(title, self.note)
+            return
+        with drawn(_console(sys.stderr)) if can_draw(sys.stderr) else written(title, self.note) as bar:
+            yield bar
 
     @contextmanager
     def fetching(self, check: Callable[[], None]) -> Iterator[Callable[[int, int | None, str], None]]:
-        """A callback (bytes done, bytes in total, name) that shows a download. It calls `check`, which may raise."""
-        with self.bar("fetching") as bar:
+        """A callback (bytes or items done, their total or None, what is done) that shows a download or the reading of
+        files. It calls `check`, which may raise."""
+        with self.bar("") as bar:
+            paces: dict[str, Steady] = {}
 
             def report(done: int, total: int | None, what: str) -> None:
                 check()
-                of = f" of {total / 1e6:.1f}" if total else ""
-                bar.update(f"fetching {what}", lambda: (done, total, f"{done / 1e6:.1f}{of} MB"))
+                pace = paces.setdefault(what, Steady())
+                bar.update(what, lambda: pace.outlook(what, done / total if total else None, amount(done, total, what)))
 
             yield report
 
     def _write(self, stream: TextIO, text: str) -> None:
         if not self.silent:
-            stream.write(f"{text}\n")
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
 
 
-Progressed = tuple[float, float | None, str]
-"""How much is done, of how much (None: unknown), and further text."""
-
-
-class Bar:
-    """Progress that is not shown. `live`: a bar on a terminal shows the share and the times itself."""
-
-    live = False
-
-    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
-        """Show the progress of `stage`. `measure` is called only if something is shown now."""
-
-    def line(self, text: str) -> None:
-        """Print a line that stays above the bar."""
-
-
-class SparseBar(Bar):
-    """A plain line every 30 seconds."""
-
-    def __init__(self, title: str, write: Callable[[str], None]) -> None:
-        self._title, self._write = title, write
-        self._shown = time.monotonic()
-
-    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
-        now = time.monotonic()
-        if now - self._shown < _SPARSE_SECONDS:
-            return
-        self._shown = now
-        done, total, more = measure()
-        share = f"{done / total:.0%}" if total else ""
-        title = f"{self._title}: " if self._title else ""
-        self._write(", ".join(part for part in (f"{title}{stage}", share, more) if part))
-
-    def line(self, text: str) -> None:
-        self._shown = time.monotonic()
-        self._write(text)
-
-
-class LiveBar(Bar):
-    """A live bar: stage, share, time spent and time left."""
-
-    live = True
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage: str | None = None
-        self._task: TaskID | None = None
-        self._shown = 0.0
-
-    def update(self, stage: str, measure: Callable[[], Progressed]) -> None:
-        now = time.monotonic()
-        if stage == self._stage and now - self._shown < _LIVE_SECONDS:
-            return
-        self._shown = now
-        done, total, more = measure()
-        if stage != self._stage or self._task is None:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._stage = stage
-            self._task = self._progress.add_task(visible(stage), total=total, more="")
-        self._progress.update(self._task, completed=done, total=total, more=visible(more))
-
-    def line(self, text: str) -> None:
-        self._progress.console.print(visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+def amount(done: int, total: int | None, what: str) -> str:
+    """How much is done of a download, in MB, or of what else is counted."""
+    if not done:
+        return ""
+    if what.startswith(FETCHING):
+        return f"{done / 1e6:.1f}{f' of {total / 1e6:.1f}' if total else ''} MB"
+    return f"{done:,}{f' of {total:,}' if total else ''}"
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, room: int) -> Any:
@@ -268,27 +211,3 @@ def _console(stream: TextIO) -> Console:
 
     plain: Mapping[str, Any] = {"color_system": None} if os.environ.get("NO_COLOR") else {}
     return Console(file=stream, markup=False, highlight=False, emoji=False, **plain)
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[more]}", markup=False),
-        console=console,
-        transient=True,
-        refresh_per_second=8,
-    )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from advbench.defaults.target import Target
-    from advbench.evaluator import Settings
+    from advbench.evaluator import Series, Settings
     from advbench.evaluator.plan import Plan
     from advbench.record import Record
 
@@ -313,6 +313,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
     norm = check_flags(flags)
     place = parse_place(flags.on)
     from advbench.defaults import target as targets
+    from advbench.evaluator import Series
 
     names = list(flags.models) or [targets.newest_run()]
     if place is not None and not flags.dry_run:
@@ -339,7 +340,9 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
             _show_plan(task, flags, screen)
         if flags.dry_run:
             return []
-        return [measure(task, flags, stop=stop, screen=screen) for task in tasks]
+        works = [work(task) for task in tasks] if len(tasks) > 1 else [1.0]
+        series = Series(works)
+        return [measure(task, flags, series, stop=stop, screen=screen) for task in tasks]
 
 
 def check_flags(flags: Flags) -> str | None:
@@ -413,8 +416,15 @@ def _show_plan(task: Task, flags: Flags, screen: Screen) -> None:
         screen.note("an interrupted evaluation of this is kept: --resume continues it")
 
 
-def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
-    """Evaluate one model, save its record and print its curve. Raises Halted after a signal."""
+def work(task: Task) -> float:
+    """How much work the evaluation is, compared with others."""
+    from advbench.evaluator import expected_work
+
+    return expected_work(task.target.loaded, task.target.data.subset(task.choice.rows), task.settings)
+
+
+def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Screen) -> Record:
+    """Evaluate one model, the next of the series, save its record and print its curve. Raises Halted after a signal."""
     from advbench.cli.keep import (
         AlreadyDone,
         KeptJournal,
@@ -442,7 +452,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
-            journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar))
+            journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar, series))
             try:
                 data = target.data.subset(task.choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
@@ -451,6 +461,7 @@ def measure(task: Task, flags: Flags, *, stop: Stop, screen: Screen) -> Record:
                 record, fates, fresh = done.record, done.fates, False
             except Interrupted as error:
                 raise Halted(str(error), {"--model": loaded.spec}) from error
+        series.next(skipped=not fresh)
 
         known = fresh and record_path(folder, record).exists()
 

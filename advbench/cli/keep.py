@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from advbench import ranks
-from advbench.cli.console import Bar, Screen
-from advbench.engine.search import Search
+from advbench.cli.bar import Bar
+from advbench.cli.console import Screen
 from advbench.errors import UserError
-from advbench.evaluator import Journal, answers, progress_of
+from advbench.evaluator import Forecast, Journal, Series, answers
 from advbench.evaluator.identity import agree
 from advbench.files import check_writable, locked
 from advbench.record import Fates, Record, load_record, load_records
@@ -116,7 +116,7 @@ def save_baseline(record: Record, fates: Fates, file: Path, screen: Screen) -> N
     screen.note(f"baseline {file}")
 
 
-def search_progress(bar: Bar) -> Callable[[str, Search], None]:
-    """A callback for `Journal` that shows in a bar how many items ended and how many samples fell."""
-
-    return lambda stage, search: bar.update(stage, lambda: progress_of(search))
+def search_progress(bar: Bar, series: Series | None = None) -> Callable[[Forecast], None]:
+    """A callback for `Journal` that shows an evaluation, one of a `series`, in a bar."""
+    whole = series or Series()
+    return lambda forecast: bar.update(forecast.stage, lambda: whole.outlook(forecast))

@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from advbench import ranks
+from advbench.cli.bar import can_draw
 from advbench.errors import Interrupted
 from advbench.signals import handle
 
@@ -56,11 +57,13 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            if sys.stderr.isatty():
-                os.write(2, b"\x1b[?25h")  # a live bar hides the cursor
+            if can_draw(sys.stderr):
+                os.write(2, b"\r\x1b[K\x1b[?25h")  # a live bar hides the cursor
             os._exit(128 + number)
         self._asked = True
-        os.write(2, b"\nstopping at the next step; a second signal ends at once\n")  # print is not safe in a handler
+        # In place of a live bar, or below the ^C of a terminal. Print is not safe in a handler.
+        start = b"\r\x1b[K" if can_draw(sys.stderr) else b"\n" * sys.stderr.isatty()
+        os.write(2, start + b"stopping at the next step; a second signal ends at once\n")
 
 
 def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:

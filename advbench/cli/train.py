@@ -12,8 +12,9 @@ import typer
 
 from advbench import consent, ranks
 from advbench.cli import complete, options
+from advbench.cli.bar import Bar
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
-from advbench.cli.console import Bar, Screen
+from advbench.cli.console import Screen
 from advbench.cli.help import DATA, MAIN, OUTPUT, TRAINING
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
@@ -21,10 +22,12 @@ from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
 from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.models import check_arch
+from advbench.outlook import duration
 from advbench.registry import LIBRARIES, entries, find
 
 if TYPE_CHECKING:
     from advbench.checkpoint import RunCard
+    from advbench.cli.watch import Runs
     from advbench.recipe import Recipe
 
 LOGS = ("tensorboard",)
@@ -247,13 +250,17 @@ def _train(flags: Flags, screen: Screen) -> list[Path]:
     if place is not None:
         _train_on_cluster(place, tasks, flags, screen)
         return [task.out for task in tasks]
+    from advbench.cli.watch import Runs
+
     with Stop() as stop:
+        runs = Runs([_work(task) for task in tasks])
         for number, task in enumerate(tasks, start=1):
             count = f"{number} of {len(tasks)}: " if len(tasks) > 1 else ""
             screen.say(f"{count}{describe(task.recipe, why)}, on {device}, into {task.out}")
             ranks.first(lambda task=task: _fetch(task.recipe.dataset, stop, screen))  # type: ignore[misc]
             try:
-                _train_one(task, flags, device, stop, screen)
+                runs.number = number - 1
+                _train_one(task, flags, device, runs, stop, screen)
             except Interrupted as error:
                 missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
                 raise Halted(str(error), missing) from error
@@ -337,7 +344,17 @@ def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:
             load(dataset, "train", progress=fetching)
 
 
-def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen) -> None:
+def _work(task: Task) -> float:
+    """How long the training of a run takes compared with others of the same data: 0 if it is finished."""
+    from advbench.trainer import folder
+
+    if task.going_on and folder.finished(task.out, task.recipe):
+        return 0.0
+    about = find("methods", task.recipe.method.name).about
+    return float(task.recipe.epochs * about.get("cost", 1.0))
+
+
+def _train_one(task: Task, flags: Flags, device: str, runs: Runs, stop: Stop, screen: Screen) -> None:
     """Train one run, unless it is finished, and print its summary."""
     from advbench.cli.watch import ScreenWatch
     from advbench.trainer import folder, train
@@ -346,7 +363,7 @@ def _train_one(task: Task, flags: Flags, device: str, stop: Stop, screen: Screen
         screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
     else:
         with screen.bar("") as bar:
-            watch = ScreenWatch(bar, stop, log=flags.log)
+            watch = ScreenWatch(bar, stop, log=flags.log, runs=runs)
             how: dict[str, Any] = {"device": device, "resume": flags.resume, "force": flags.force, "name": flags.name}
             train(task.recipe, task.out, watch=watch, **how)
     _show(task.out, screen)
@@ -420,8 +437,6 @@ def _show(out: Path, screen: Screen) -> None:
 
 def summary(out: Path, card: RunCard) -> str:
     """One line about a finished run."""
-    from advbench.cli.watch import duration
-
     best: Any = card.results.get("best") or {}
     scores = f", clean {best['clean']:.1%}, PGD {best['robust']:.1%} on held-out images" if "clean" in best else ""
     cost: Any = card.cost
@@ -430,7 +445,6 @@ def summary(out: Path, card: RunCard) -> str:
 
 def _dry_run(recipes: Sequence[Recipe], device: str, why: str, screen: Screen) -> list[Path]:
     """Print each recipe, as TOML that --config takes, and its estimated cost."""
-    from advbench.cli.watch import duration
     from advbench.trainer import estimate
 
     for recipe in recipes:

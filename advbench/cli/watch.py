@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from advbench.cli.console import Bar
+from advbench.cli.bar import Bar
 from advbench.cli.stop import Stop
 from advbench.errors import UserError
+from advbench.outlook import Outlook, Steady
 from advbench.trainer import Began, EpochDone, StepDone, Watch
 
 FEW_HELD_OUT = 100
@@ -17,10 +19,13 @@ _LINE_SECONDS = 5.0  # between two lines about epochs if there is no live bar
 
 
 class ScreenWatch(Watch):
-    """A bar for the run, lines for its epochs, and with `log` TensorBoard's event files in the run folder."""
+    """A bar for the run, lines for its epochs, and with `log` TensorBoard's event files in the run folder.
 
-    def __init__(self, bar: Bar, stop: Stop, *, log: str | None = None) -> None:
-        self._bar, self._stop, self._log = bar, stop, log
+    `runs`: those of the whole command, of which this is the next one.
+    """
+
+    def __init__(self, bar: Bar, stop: Stop, *, log: str | None = None, runs: Runs | None = None) -> None:
+        self._bar, self._stop, self._log, self._runs = bar, stop, log, runs or Runs()
         self._writer: Any = None
         self._last_line = -_LINE_SECONDS
         self._best = ""
@@ -44,15 +49,16 @@ class ScreenWatch(Watch):
                 f"warning: few held-out images ({held_out}) choose the best epoch, largely by chance: raise "
                 "validation.fraction, or set validation.select=last"
             )
+        self._runs.begin(event.epoch / event.epochs)
         if event.epoch:
             self._bar.line(f"resuming after epoch {event.epoch} of {event.epochs}")
 
     def on_step(self, event: StepDone) -> None:
-        done = (event.epoch - 1) * event.steps + event.step
+        done = ((event.epoch - 1) * event.steps + event.step) / (event.epochs * event.steps)
         terms = ", ".join(f"{name} {value:.3f}" for name, value in event.terms.items())
-        left = "" if self._bar.live else f"{duration(event.seconds_left)} left, "
-        more = f"{left}epoch {event.epoch} of {event.epochs}, {event.images_per_s:,.0f} images/s, {terms}{self._best}"
-        self._bar.update("training", lambda: (done, event.epochs * event.steps, more))
+        what = f"epoch {event.epoch} of {event.epochs}"
+        more = f"{event.images_per_s:,.0f} images/s{self._best}, {terms}"
+        self._bar.update(what, lambda: self._runs.outlook(what, done, more))
 
     def on_epoch(self, event: EpochDone) -> None:
         if self._writer is not None:
@@ -72,6 +78,28 @@ class ScreenWatch(Watch):
             self._writer.close()
 
 
+class Runs:
+    """Runs that follow one another, of expected `works` in any unit: 0 for one that is finished already."""
+
+    def __init__(self, works: Sequence[float] = (1.0,)) -> None:
+        self._works, self._pace = list(works), Steady()
+        self.number = 0  # of the one that is under way, from 0
+
+    def begin(self, done: float) -> None:
+        """The run under way begins, of which the share `done` was done before."""
+        if not any(self._works[: self.number]):
+            self._pace = Steady(self._share(done))
+
+    def outlook(self, what: str, done: float, more: str) -> Outlook:
+        """The outlook on all runs when the share `done` of the one under way is done."""
+        count = len(self._works)
+        run = f"run {self.number + 1} of {count}, " if count > 1 else ""
+        return self._pace.outlook(f"{run}{what}", self._share(done), more)
+
+    def _share(self, done: float) -> float:
+        return (sum(self._works[: self.number]) + self._works[self.number] * done) / sum(self._works)
+
+
 def epoch_line(event: EpochDone) -> str:
     """One line about an epoch: loss, accuracies on the held-out images, images per second."""
     parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {event.terms['loss']:.4f}"]
@@ -87,16 +115,6 @@ def epoch_line(event: EpochDone) -> str:
 
 def _best(clean: float, robust: float, epoch: int) -> str:
     return f", best clean {clean:.1%} PGD {robust:.1%} (epoch {epoch})"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def writer(folder: Path) -> Any:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 
 Progress = Callable[[int, int | None, str], None]
-"""Called with (bytes or items done, their total or None, what is being fetched or read)."""
+"""Called with (bytes or items done, their total or None, what is done): "fetching FILE" counts bytes, others items."""
+FETCHING = "fetching "
 
 
 def parse(spec: str) -> tuple[Entry, str | None]:

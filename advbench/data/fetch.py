@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError
 
-from advbench.data import Progress
+from advbench.data import FETCHING, Progress
 
 CONNECT_SECONDS = 6.0  # time for an address to answer
 _STALL_SECONDS = 30.0  # time without data
@@ -51,7 +51,7 @@ def download(
                     digest.update(piece)
                     done += len(piece)
                     if progress is not None:
-                        progress(done, total, target.name)
+                        progress(done, total, f"{FETCHING}{target.name}")
         except OSError as error:
             if isinstance(error, HTTPError):
                 error.close()  # it keeps the connection open
@@ -143,7 +143,7 @@ def _client(command: Sequence[str], folder: Path, progress: Progress | None = No
             try:
                 while _running(process):
                     if progress is not None and what is not None:
-                        progress(_size(folder), None, what)
+                        progress(_size(folder), None, f"{FETCHING}{what}")
                     if time.monotonic() - start > _CLIENT_SECONDS:
                         raise TimeoutError(f"{command[0]} did not end within {_CLIENT_SECONDS:g} s")
             except BaseException:
@@ -153,7 +153,7 @@ def _client(command: Sequence[str], folder: Path, progress: Progress | None = No
             output.seek(0)
             raise OSError(f"{command[0]}: {_complaint(output.read())}")
     if progress is not None and what is not None:
-        progress(_size(folder), _size(folder), what)
+        progress(_size(folder), _size(folder), f"{FETCHING}{what}")
 
 
 def _running(process: subprocess.Popen[bytes]) -> bool:

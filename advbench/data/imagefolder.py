@@ -63,7 +63,7 @@ def load(split: str, path: str, resize: int | None = None, progress: Progress | 
         labels.append(label)
         remarked.update(remarks)
         if progress is not None:
-            progress(number, len(found.images), "images")
+            progress(number, len(found.images), "reading images")
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise UserError(

@@ -106,7 +106,7 @@ def _first(
         if not all(any(folder.glob(pattern)) for pattern in source.files):
             continue
         try:
-            return _decoded(source, folder, folder, digests)
+            return _decoded(name, source, folder, folder, digests, progress)
         except Interrupted:
             raise
         except Exception as error:
@@ -117,7 +117,7 @@ def _first(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             try:
                 source.fetch(Path(scratch), progress)
-                return _decoded(source, Path(scratch), folder, digests)
+                return _decoded(name, source, Path(scratch), folder, digests, progress)
             except Interrupted:
                 raise
             except Exception as error:
@@ -129,7 +129,11 @@ def _first(
     )
 
 
-def _decoded(source: Source, files: Path, folder: Path, digests: Mapping[str, str]) -> Splits:
+def _decoded(
+    name: str, source: Source, files: Path, folder: Path, digests: Mapping[str, str], progress: Progress | None
+) -> Splits:
+    if progress is not None:
+        progress(0, None, f"decoding {name}")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as scratch:
         splits = source.decode(files, Path(scratch))
     for part, digest in digests.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,33 +11,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advbench.errors import UserError, shortened
+from advbench.outlook import Outlook, Steady
 
 if TYPE_CHECKING:
     from advbench.evaluator import Journal
     from advbench.trainer import Watch
 
 Show = Callable[[str, float, float | None], None]
-"""Called with (stage, done, total or None). It may raise to stop the work."""
+"""Called with (stage, done, total or None). It may raise to stop the work.
+
+Of an evaluation, `done` is the share of the whole of it, and `total` is 1.
+"""
 
 _SECONDS = 0.5  # between two calls about one stage
 
 
 class Reporter:
-    """Calls `show` when a stage begins and twice a second; None reports nothing."""
+    """Calls `show` when a stage begins and twice a second, or with True writes lines; None reports nothing."""
 
-    def __init__(self, show: Show | None) -> None:
+    def __init__(self, show: Show | bool | None) -> None:
         self._show = show
-        self.stage, self._shown_at = "", 0.0
+        self.stage, self._shown_at, self._width = "", 0.0, 0
+        self._paces: dict[str, Steady] = {}
 
     def __call__(self, stage: str, done: float, total: float | None) -> None:
-        self.measured(stage, lambda: (done, total))
+        """Report `done` of `total` of a stage of an even pace."""
+        if self._due(stage):
+            if callable(self._show):
+                self._show(stage, done, total)
+            else:
+                pace = self._paces.setdefault(stage, Steady())
+                self._write(pace.outlook(stage, done / total if total else None))
 
-    def measured(self, stage: str, measure: Callable[[], tuple[float, float | None]]) -> None:
+    def outlook(self, stage: str, measure: Callable[[], Outlook]) -> None:
         """Report what `measure` returns, which is called only if it is due."""
+        if self._due(stage):
+            found = measure()
+            if callable(self._show):
+                self._show(found.what, found.share or 0.0, 1.0)
+            else:
+                self._write(found)
+
+    def _due(self, stage: str) -> bool:
         now = time.monotonic()
-        if self._show is not None and (stage != self.stage or now - self._shown_at >= _SECONDS):
+        due = bool(self._show) and (stage != self.stage or now - self._shown_at >= _SECONDS)
+        if due:
             self.stage, self._shown_at = stage, now
-            self._show(stage, *measure())
+        return due
+
+    def _write(self, found: Outlook) -> None:
+        line = str(found)[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"\r{line.ljust(self._width)}")
+        sys.stderr.flush()
+        self._width = len(line)
 
 
 @contextmanager
@@ -47,7 +74,7 @@ def reporting(progress: bool | Show | None) -> Iterator[Reporter]:
     """
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise UserError(f"progress is {shortened(progress)}: give True, or a function of (stage, done, total)")
-    report = Reporter(_line if progress is True else (progress or None))
+    report = Reporter(progress)
     try:
         yield report
     finally:
@@ -57,11 +84,12 @@ def reporting(progress: bool | Show | None) -> Iterator[Reporter]:
 
 def journal_of(journal: Journal | str | Path | None, report: Reporter) -> Journal:
     """The journal, or one at that path, whose searches report their progress. A Journal reports as it was made to."""
-    from advbench.engine.search import Search
-    from advbench.evaluator import Journal, progress_of
+    from advbench.evaluator import Forecast, Journal, Series
 
-    def tell(stage: str, search: Search) -> None:
-        report.measured(stage, lambda: progress_of(search)[:2])
+    series = Series()
+
+    def tell(forecast: Forecast) -> None:
+        report.outlook(forecast.stage, lambda: series.outlook(forecast))
 
     if isinstance(journal, Journal):
         return journal
@@ -78,9 +106,3 @@ def watch_of(report: Reporter) -> Watch:
             report("training", done, event.epochs * event.steps)
 
     return Reporting()
-
-
-def _line(stage: str, done: float, total: float | None) -> None:
-    share = f" {done / total:.0%}" if total else ""
-    sys.stderr.write(f"\r{stage}{share}".ljust(60))
-    sys.stderr.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,7 +73,16 @@ class Passes:
 
 
 def attack_batch(
-    attack: WholeBatch, oracle: Oracle, x: Tensor, y: Tensor, index: Tensor, eps: float, *, norm: str, seed: int
+    attack: WholeBatch,
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+    eps: float,
+    *,
+    norm: str,
+    seed: int,
+    watch: Callable[[int], None] = lambda forwards: None,
 ) -> dict[str, Any]:
     """Run `attack` on one batch of images x (B, C, H, W), labels y (B,) and places `index` (B,) in the dataset.
 
@@ -81,12 +90,28 @@ def attack_batch(
     that fell, in order; `forwards` and `backwards`, the passes of single images, and `counted`, whether these are all.
     For the images that stand, `margin` (B,) and `attempts` (S, C, H, W): the margin of the returned point, -inf for an
     image that fell or whose point is outside the ball, and the points of the others, in order. UserError if the attack
-    raises, or does not return a tensor of the shape of x.
+    raises, or does not return a tensor of the shape of x. `watch` is called after each forward pass with the number of
+    those so far, of single images; what it raises is raised here.
     """
     batch_seed = int(rng.keys(seed, attack.name, index[:1])[0]) % 2**31
     net = copied(oracle.net)  # the attack may change its mode, weights or gradients
-    with rng.kept(batch_seed), torch.enable_grad(), others_code(f"attack {attack.name}"), counting(net) as passes:
-        z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
+    stopped: list[Exception] = []
+
+    def watched(forwards: int) -> None:
+        try:
+            watch(forwards)
+        except Exception as error:  # the attack's own faults are told apart from it
+            stopped.append(error)
+            raise Interrupted("stopped") from error
+
+    own_seed, code = rng.kept(batch_seed), others_code(f"attack {attack.name}")
+    try:
+        with own_seed, torch.enable_grad(), code, counting(net, watched) as passes:
+            z = attack.points(net, x.clone(), y.clone(), eps, norm=norm, seed=seed)
+    except (UserError, Interrupted):
+        if stopped:
+            raise stopped[0] from None
+        raise
     if not isinstance(z, Tensor) or z.shape != x.shape:
         got = f"shape {'x'.join(map(str, z.shape))}" if isinstance(z, Tensor) else type(z).__name__
         shape = "x".join(map(str, x.shape))
@@ -149,8 +174,8 @@ def others_code(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(net: nn.Module) -> Iterator[Passes]:
-    """Inside, the passes of `net` are counted: forward, and backward from its outputs.
+def counting(net: nn.Module, watch: Callable[[int], None] = lambda forwards: None) -> Iterator[Passes]:
+    """Inside, the passes of `net` are counted: forward, and backward from its outputs; `watch` is told the former.
 
     Not known are those of TorchScript, which takes no hooks, and inside of torch.func, which hides the batch.
     """
@@ -166,6 +191,7 @@ def counting(net: nn.Module) -> Iterator[Passes]:
         passes.forwards += len(output)
         if output.requires_grad:
             output.register_hook(backward)
+        watch(passes.forwards)
 
     if isinstance(net, torch.jit.ScriptModule):
         passes.known = False

@@ -35,8 +35,11 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
     began, forwards = time.perf_counter(), runner.oracle.forwards
     for number, attack in enumerate(attacks):
         assert isinstance(attack, Corruption)
-        found = []
+        found: list[float] = []
+        runner.journal.forecast.strike(number, n)
+        corrupting = runner.journal.forecast.batch(attack.name, 0, n)
         for severity in SEVERITIES:
+            corrupting(n * len(found) / len(SEVERITIES))
             runner.journal.poll()
             images = corrupted(data, attack.name, severity, source=attack.source, seed=runner.seed)
             logits = runner.halving_slots(
@@ -47,6 +50,8 @@ def curve(runner: Runner, attacks: Sequence[Attack], severities: Sequence[float]
             found.append(float(fell.mean()))
             sooner = fell & (severity < first)
             first[sooner], by[sooner] = severity, number
+        corrupting(n)
+        runner.journal.forecast.end()
         one, two, three, four, five = found
         errors[attack.name] = one, two, three, four, five
     runner.journal.seconds += time.perf_counter() - began

@@ -25,15 +25,17 @@ from advbench.engine.oracle import gradient
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
-from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator import attack_set, corruptions, flags, parallel
 from advbench.evaluator.evaluation import Evaluation
+from advbench.evaluator.forecast import Part, bisections
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
 from advbench.evaluator.parallel import agreed
 from advbench.evaluator.plan import Plan, plan
-from advbench.evaluator.precision import bf16_failure, bf16_pays
+from advbench.evaluator.precision import bf16_failure, bf16_pays, multiply_adds
 from advbench.evaluator.runner import Runner
+from advbench.evaluator.search_beyond import expected_passes
 from advbench.evaluator.settings import Settings
 from advbench.evaluator.slots import choose_slots
 from advbench.models.adapted import adapted, plain
@@ -43,6 +45,7 @@ from advbench.models.untouched import untouched
 from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
 TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
+OVERHEAD = 1e5  # multiply-adds of one image in the time that its pass takes besides
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
@@ -72,6 +75,7 @@ def evaluate(
     """
     loaded = fitted(model, data)
     journal = journal or Journal()
+    journal.tell()
     device = torch.device(settings.device)
     if device.type == "cpu":
         keep_freed()
@@ -93,8 +97,13 @@ def evaluate(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points, rejects=loaded.abstain is not None,
         )  # fmt: skip
+        if settings.probes and run.curve != "severity":
+            images, classes = len(runner.correct), data.num_classes
+            spent = sum(Part.of(one, classes, slots).per_image for one in run.attacks) * images
+            journal.forecast.probes.images = expected_passes(images, spent)
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+    journal.forecast.end()
     outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
     record = make_record(loaded, data, settings, run, runner, outcome, judged)
     return Evaluation(
@@ -124,6 +133,24 @@ def planned(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> tup
         data = check_shapes(net, data, loaded.abstain)
         run = resolve(loaded, data, settings)
         return run, name_of(loaded, data, settings, run)
+
+
+def expected_work(loaded: Loaded, data: Dataset, settings: Settings) -> float:
+    """How much work an evaluation is compared with others, roughly: in multiply-adds of the passes it may make.
+
+    The arguments are those that `check` has accepted.
+    """
+    net, data = loaded.net.to(settings.device), data.to(torch.device(settings.device))
+    attacks, _ = attack_set.resolve(
+        settings.attacks, settings.attack_settings, norm=settings.norm, classes=data.num_classes
+    )
+    points = sum(size > 0 for size in settings.sizes)
+    times = [points if settings.curve == "exact" else 1] * len(attacks)
+    if settings.curve == "fast":
+        times[0] = bisections(points)
+    passes = sum(Part.of(one, data.num_classes, 1).per_image * count for one, count in zip(attacks, times, strict=True))
+    with untouched(net), rng.kept():
+        return len(data) * passes * (multiply_adds(net, data) + OVERHEAD)
 
 
 def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Settings:
@@ -186,6 +213,9 @@ def judge(
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal passes
         passes += len(inputs[0])
+
+    runner.journal.forecast.probing(lambda: passes)
+    runner.journal.tell()
 
     def judge_all() -> list[Flag]:
         if run.curve == "severity":

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from advbench.engine.search import Search, Verdicts
 from advbench.errors import Interrupted, UserError, reading
+from advbench.evaluator.forecast import Forecast
 from advbench.evaluator.identity import agree
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
@@ -33,8 +34,8 @@ _SLOW_SAVE = 1.0  # seconds; a slower save stretches the interval in proportion,
 class Journal:
     """The saved progress of one process; with `path` None nothing is saved.
 
-    After every round of a search, `progress` is called with the stage's name and the search, then `check`, which may
-    raise, then `stop`: if it returns true, the journal is saved and Interrupted is raised.
+    After every round of a search, `progress` is called with the `forecast`, then `check`, which may raise, then `stop`:
+    if it returns true, the journal is saved and Interrupted is raised. All may be called at other times too.
 
     `seconds`, `forwards` and `backwards` are summed over all searches and all resumptions. `halvings` has an entry for
     each time that memory ran out: the number of slots that were left, and the number of hits by then.
@@ -50,9 +51,10 @@ class Journal:
         path: Path | None = None,
         *,
         stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[str, Search], None] = lambda stage, search: None,
+        progress: Callable[[Forecast], None] = lambda forecast: None,
     ) -> None:
         self.path, self._stop, self._progress = path, stop, progress
+        self.forecast = Forecast()
         self._file = path
         self.seconds, self.forwards, self.backwards = 0.0, 0, 0
         self.question: dict[str, Any] = {}
@@ -128,6 +130,7 @@ class Journal:
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         self.seconds, self.forwards, self.backwards = saved["cost"]
         self.halvings = [(slots, fallen) for slots, fallen in saved["halvings"]]
+        self.forecast.earlier = self.seconds
         return True
 
     def _answers_as(self, saved: dict[str, Any]) -> bool:
@@ -147,7 +150,7 @@ class Journal:
         cost = Meter(self, search)
 
         def watch(running: Search) -> None:
-            self._progress(stage, running)
+            self.tell()
             self.check()
             stopping = self._stop()
             waited = time.monotonic() - self._saved_at
@@ -162,10 +165,13 @@ class Journal:
                 self._interrupt()
 
         self._running = search
+        self.forecast.search(stage, search)
+        self.tell()
         try:
             verdicts = search.run(watch)
         finally:
             cost.read()
+            self.forecast.end()
         self._running = None
         self._end(vars(verdicts))
         return verdicts
@@ -191,8 +197,13 @@ class Journal:
         self._end(found)
         return found
 
+    def tell(self) -> None:
+        """Tell the progress."""
+        self._progress(self.forecast)
+
     def poll(self) -> None:
-        """Between two searches: if `stop` returns true, save and raise Interrupted."""
+        """Between two searches: tell the progress; if `stop` returns true, save and raise Interrupted."""
+        self.tell()
         if self._stop():
             self._save(self._under_way)
             self._interrupt()
@@ -230,15 +241,6 @@ class Journal:
         )
         write_sealed(self._file, stream.getvalue())
         self._saved_at = time.monotonic()
-
-
-def progress_of(search: Search) -> tuple[float, float, str]:
-    """How many items of a search are done (a running one counts in part), of how many, and how many images fell."""
-    slots = torch.tensor([item >= 0 for item in search.item])
-    shares = search.state.i.cpu()[slots] / (search.attack.steps + 1)
-    fell = search.verdicts.fell
-    done = search.finished + float(shares.clamp(max=1).sum())
-    return done, len(search.queue), f"{fell.sum()} of {len(fell)} fell"
 
 
 def _load(path: Path) -> dict[str, Any]:

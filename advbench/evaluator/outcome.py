@@ -21,8 +21,14 @@ class Outcome:
 
 def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
     """Attack the runner's own images on the eps grid `sizes`. Raises UserError and Interrupted."""
+    forecast, images = runner.journal.forecast, int((runner.correct & runner.own).sum())
+    points = sum(size > 0 for size in sizes)
+    forecast.plan(run, runner.data.num_classes, images, points, runner.oracle.slots)
     if run.curve == "severity":
-        return Outcome(*corruptions.curve(runner, run.attacks, sizes))
-    if run.curve == "nearest":
-        return Outcome(runner.nearest(run.attacks, sizes))
-    return Outcome(runner.curve(run, sizes))
+        outcome = Outcome(*corruptions.curve(runner, run.attacks, sizes))
+    elif run.curve == "nearest":
+        outcome = Outcome(runner.nearest(run.attacks, sizes))
+    else:
+        outcome = Outcome(runner.curve(run, sizes))
+    forecast.attacked()
+    return outcome

@@ -191,7 +191,7 @@ class Runner:
         (size,) = set(eps.tolist())  # all images at the same eps, because the curve is exact
         found = []
         for start in range(0, len(rows), self.slots):
-            work = partial(self._batch, attack, rows[start : start + self.slots], size)
+            work = partial(self._batch, attack, rows[start : start + self.slots], size, start, len(rows))
             found.append(self.halving_slots(partial(self.journal.once, work)))
         whole = joined(found)
         self.counted &= whole["counted"]
@@ -215,15 +215,29 @@ class Runner:
             outside=whole["outside"],
         )
 
-    def _batch(self, attack: WholeBatch, rows: NDArray[np.int64], eps: float) -> dict[str, Any]:
-        """The results of one batch, in parts of as many rows as there are slots."""
-        parts = []
+    def _batch(self, attack: WholeBatch, rows: NDArray[np.int64], eps: float, done: int, of: int) -> dict[str, Any]:
+        """The results of one batch, in parts of as many rows as there are slots, after `done` of `of` images."""
+        parts: list[dict[str, Any]] = []
+        attacked = self.journal.forecast.batch(attack.name, done, of)
         for some in torch.from_numpy(rows).to(self.data.device).split(self.oracle.slots):
+            before = sum(len(part["fell"]) for part in parts)
+
+            def watch(forwards: int, before: int = before, most: int = len(some)) -> None:
+                if not attack.from_outside:  # of others it is not known how many passes they make
+                    attacked(before + min(forwards / attack.steps, most))
+                self.journal.tell()
+
+            attacked(before)
+            self.journal.tell()
             x, y = self.data.batch(some)
-            part = attack_batch(attack, self.oracle, x, y, self.data.indices[some], eps, norm=self.norm, seed=self.seed)
+            part = attack_batch(
+                attack, self.oracle, x, y, self.data.indices[some], eps, norm=self.norm, seed=self.seed, watch=watch
+            )
             left_out = [] if self.keep_attempts else ["attempts"]
             left_out += [] if self.keep_points else ["points"]
             parts.append({**part, **{name: part[name][:0] for name in left_out}})
+        attacked(len(rows))
+        self.journal.forecast.end()
         return joined(parts)
 
     def as_seen(self, attack: Attack) -> Attack:
@@ -237,7 +251,7 @@ class Runner:
         The seed is the same, so that any is a random number of the attack's own.
         """
         rows, fell = self.first_batches[attack.name, eps]
-        again = self.halving_slots(partial(self._batch, attack, rows, eps))
+        again = self.halving_slots(partial(self._batch, attack, rows, eps, 0, len(rows)))
         return int((again["fell"].numpy() != fell).sum()), len(rows)
 
     def _fp32_oracle(self) -> Oracle:
@@ -265,11 +279,14 @@ class Runner:
         logits = self.oracle.judged(self.logits, self.data.labels)
         near_margin = (NEAR_MARGIN * logits.abs().amax(1)).cpu().numpy()
         came_near = np.zeros((first, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
+        forecast = self.journal.forecast
 
         def strike_at(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             in_fp32 = again or attack >= first
+            more = grid.end - 1 - int(points[0]) if attack < first else 0
+            forecast.strike(attack, 0 if again else len(grid.open()), more)
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
             if plan.recheck and not in_fp32:
                 came_near[attack, rows, points] = verdicts.best_margin.numpy() > -near_margin[rows]
@@ -302,6 +319,7 @@ class Runner:
         for number, attack in enumerate(attacks):
             if not len(rows):
                 break
+            self.journal.forecast.strike(number, len(rows))
             found = self.attack_at(attack, rows, np.full(len(rows), np.inf)).distance.numpy()
             nearer = found < distance[rows]
             distance[rows[nearer]] = found[nearer]

@@ -21,7 +21,7 @@ from advbench.attacks.pgd import PGD
 from advbench.attacks.rays import RayS
 from advbench.engine.attack import Answer, Problem
 from advbench.engine.oracle import gradient
-from advbench.evaluator.probes import LONG_PGD_STEPS, MAX_PROBED_IMAGES, Probe, spread
+from advbench.evaluator.probes import LONG_PGD_STEPS, MAX_PROBED_IMAGES, SHORT_PGD_STEPS, Probe, spread
 from advbench.record import Fates
 
 NORMS_OF_STARTS = ("linf", "l2")  # in which a few steps of size eps reach far
@@ -29,6 +29,7 @@ MAX_IMAGES = 64
 START_STEPS, PGD_STEPS = 7, 20
 OUTPUT_STARTS, UNIT_STARTS = 2, 6
 MAX_QUERIES, MIN_QUERIES = 500, 50  # of RayS for each image; fewer show nothing
+CLEAN_PASSES = 17  # of each probed image, for the probes at and right beside it
 MAX_SHARE = 0.1  # of the attacks' passes that RayS may cost
 
 Value = Callable[[Tensor], Tensor]
@@ -130,6 +131,17 @@ class Beyond:
             return out.gather(1, units)[:, 0] * torch.where(sign < 0.5, -1, 1)
 
         return value
+
+
+def expected_passes(n: int, spent: float) -> float:
+    """The forward passes of single images that all probes of n images make at one eps, if no image falls.
+
+    `spent`: the passes of the attacks.
+    """
+    few, many = min(n, MAX_IMAGES), min(n, MAX_PROBED_IMAGES)
+    pgd = 2 * LONG_PGD_STEPS + SHORT_PGD_STEPS
+    starts = (UNIT_STARTS + OUTPUT_STARTS) * (START_STEPS + PGD_STEPS)
+    return (CLEAN_PASSES + pgd) * many + starts * few + min(MAX_QUERIES * few, MAX_SHARE * spent)
 
 
 def hidden_layers(net: nn.Module) -> list[nn.Module]:

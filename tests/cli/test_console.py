@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from advbench.cli import console
-from advbench.cli.console import LiveBar, Screen, SparseBar, plain_table
+from advbench.cli.bar import LiveBar, SparseBar
+from advbench.cli.console import Screen, plain_table
+from advbench.outlook import Outlook
 
 
 class Terminal(io.StringIO):
@@ -59,7 +61,7 @@ def test_with_json_stdout_is_json_alone(capsys: pytest.CaptureFixture[str]) -> N
     screen.table(("a",), [("b",)])
     screen.json({"x": [1, None]})
     with screen.bar("work") as bar:
-        bar.update("stage", lambda: (1, 2, ""))
+        bar.update("stage", lambda: Outlook("stage", 0.5))
         bar.line("epoch 1")
     out, err = capsys.readouterr()
     assert out == '{"x": [1, null]}\n' and err == "chosen\n"
@@ -150,30 +152,35 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "a\\x1b[2Jb\nname\nc\\x07d\n"
 
 
-def test_live_bar_shows_stage_share_and_more(terminal: Any) -> None:
-    with terminal() as stream, Screen().bar("model") as bar:
-        assert isinstance(bar, LiveBar)
-        bar.update("apgd-ce", lambda: (1, 4, "3 of 9 fell"))
-        bar.update("apgd-t", lambda: (2, 4, "5 of 9 fell"))
-        bar.line("a line that stays")
-    shown = stream.getvalue()
-    assert "apgd-t" in shown and "50%" in shown and "5 of 9 fell" in shown and "a line that stays" in shown
-
-
-def test_sparse_bar_prints_a_line_every_30_seconds(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("word", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
+    terminal: Any, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with Screen().bar("model") as bar:
-        assert isinstance(bar, SparseBar)
-        for second in range(70):
-            now[0] = second
-            bar.update("pgd", lambda done=second: (done, 70, "all well"))
-    assert capsys.readouterr().err.splitlines() == [
-        "model: pgd, 43%, all well",
-        "model: pgd, 86%, all well",
-    ]
+    with terminal() as stream:
+        monkeypatch.setenv("TERM", word)
+        with Screen().bar("model") as bar:
+            assert isinstance(bar, SparseBar)
+            bar.line("a line")
+    assert stream.getvalue() == "a line\n"
+
+
+def test_results_in_a_file_stay_there_while_a_bar_is_shown(terminal: Any) -> None:
+    results = io.StringIO()
+    with terminal() as stream, redirect_stdout(results), Screen().bar("model") as bar:
+        assert isinstance(bar, LiveBar)
+        bar.update("tasks", lambda: Outlook("tasks", 0.5, 3.0))
+        Screen().say("a result")
+        Screen().note("a note")
+    assert results.getvalue() == "a result\n"
+    assert "a result" not in stream.getvalue() and "a note" in stream.getvalue()
+
+
+def test_text_that_the_stream_cannot_hold_is_escaped() -> None:
+    held = io.BytesIO()
+    stream = io.TextIOWrapper(held, encoding="ascii")
+    with redirect_stdout(stream):
+        Screen().say("r\u00e9sum\u00e9")
+    assert held.getvalue() == b"r\\xe9sum\\xe9\n"
 
 
 def test_own_warnings_are_one_line_and_others_are_hidden(capsys: pytest.CaptureFixture[str]) -> None:

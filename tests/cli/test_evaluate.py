@@ -151,8 +151,8 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, afte
     """Send the signal `number` to this process at the call `after` of the progress."""
     rounds = [0]
 
-    def search_progress(bar: Any) -> Any:
-        def progress(stage: str, search: Any) -> None:
+    def search_progress(*_: Any) -> Any:
+        def progress(forecast: Any) -> None:
             rounds[0] += 1
             if rounds[0] == after:
                 os.kill(os.getpid(), number)

@@ -98,8 +98,8 @@ def test_a_module_in_the_current_folder_is_found_alike(cli: Any, monkeypatch: py
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the search at its third round."""
     rounds = iter(range(100))
-    stop = lambda stage, search: os.kill(os.getpid(), signal.SIGINT) if next(rounds) == 2 else None  # noqa: E731
-    monkeypatch.setattr(keep, "search_progress", lambda bar: stop)
+    stop = lambda forecast: os.kill(os.getpid(), signal.SIGINT) if next(rounds) == 4 else None  # noqa: E731
+    monkeypatch.setattr(keep, "search_progress", lambda *_: stop)
 
 
 def test_interrupted_evaluations_of_one_model_do_not_meet(

@@ -20,7 +20,7 @@ def test_download_reports_its_progress(served: tuple[Path, str], tmp_path: Path)
     reports: list[tuple[int, int | None, str]] = []
     download([address + "data.bin"], tmp_path / "got.bin", MD5, lambda *report: reports.append(report))
     assert (tmp_path / "got.bin").read_bytes() == CONTENT
-    assert reports[-1] == (len(CONTENT), len(CONTENT), "got.bin")
+    assert reports[-1] == (len(CONTENT), len(CONTENT), "fetching got.bin")
     assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
     assert len(reports) > 1
 
@@ -68,7 +68,7 @@ def test_npm_asks_first_and_runs_no_scripts(program: Program, tmp_path: Path) ->
     assert calls[0].startswith("view some-data@1.0.0 version --fetch-retries=0")
     assert calls[1] == "pack some-data@1.0.0 --ignore-scripts"
     assert (tmp_path / "some-data-1.0.0.tgz").exists()
-    assert reports[-1][2] == "some-data@1.0.0"
+    assert reports[-1][2] == "fetching some-data@1.0.0"
 
 
 def test_failing_client_is_quoted(program: Program, tmp_path: Path) -> None:

@@ -109,4 +109,4 @@ def test_origin_is_read_as_torchvision_names_it(
     assert data.images.shape == (2, 1, 4, 4)
     assert data.labels.tolist() == [0, 1]
     assert data.class_names[9] == "ankle boot"
-    assert "t10k-images-idx3-ubyte.gz" in reports
+    assert "fetching t10k-images-idx3-ubyte.gz" in reports and reports[-1] == "decoding fashion-mnist"

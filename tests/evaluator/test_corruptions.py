@@ -20,7 +20,7 @@ from advbench.data.corruptions import COMMON, PACKAGE, corrupted, source_of
 from advbench.data.dataset import Dataset
 from advbench.eps import parse_eps
 from advbench.errors import UserError
-from advbench.evaluator import Evaluation, Settings, bare, evaluate
+from advbench.evaluator import Evaluation, Journal, Series, Settings, bare, evaluate
 from advbench.leaderboard import build
 from advbench.record import load_record
 
@@ -92,6 +92,17 @@ def test_the_curve_is_the_worst_case_and_the_table_each_ones_error(package: None
     worst = int(result.fates.by.max())
     assert result.record.attack[worst].settings["source"] == f"{PACKAGE} 1.0-test"
     assert {flag.name: flag.detail for flag in result.record.flags}["corruptions"].startswith(f"images of {PACKAGE}")
+
+
+def test_each_severity_of_each_corruption_is_told(package: None) -> None:
+    outlooks, series = [], Series()
+    journal = Journal(progress=lambda forecast: outlooks.append(series.outlook(forecast)))
+    settings = Settings(attack="corruptions", eps=["1", "2"], norm="corruptions")
+    evaluate(Threshold(0.5), grey(LEVELS), settings, journal=journal)
+    stages = [one.what for one in outlooks if one.what.startswith("attack")]
+    assert len(stages) == 15 * 5 and len(set(stages)) == 15 and stages[0].startswith("attack 1 of 15: ")
+    shares = [one.share or 0.0 for one in outlooks]
+    assert shares == sorted(shares) and 0 < shares[20] < shares[60]
 
 
 def test_severity_0_is_clean_and_a_constant_classifier_never_falls(package: None) -> None:

@@ -111,7 +111,7 @@ def test_slow_saves_are_made_less_often(tmp_path: Path, monkeypatch: pytest.Monk
         saved.append(now[0])
         kept._saved_at = now[0]
 
-    kept = Journal(tmp_path / "journal", progress=lambda stage, search: now.__setitem__(0, now[0] + 1))
+    kept = Journal(tmp_path / "journal", progress=lambda forecast: now.__setitem__(0, now[0] + 1))
     monkeypatch.setattr(kept, "_save", slow)
     kept.begin(ASKED, resume=False)
     x = torch.rand(4, 1, 2, 2)

@@ -27,6 +27,7 @@ from torch import nn
 
 from advbench.data.dataset import Dataset
 from advbench.errors import Interrupted
+from advbench.evaluator.forecast import Told
 from advbench.evaluator.parallel.merge import ShareResult, share
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.runner import Runner
@@ -83,8 +84,12 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
 class Workers:
     """The worker processes, all of which have accepted their jobs."""
 
-    def __init__(self, found: list[Future[ShareResult]]) -> None:
-        self._found = found
+    def __init__(self, found: list[Future[ShareResult]], told: dict[int, Told]) -> None:
+        self._found, self._told = found, told
+
+    def told(self) -> list[Told]:
+        """What each worker told last of its progress."""
+        return list(self._told.values())
 
     def check(self) -> None:
         """Raise the error of any worker that has failed: UserError, RuntimeError, or Interrupted if it was killed."""
@@ -116,7 +121,8 @@ def running(jobs: list[Job]) -> Iterator[Workers | None]:
                 started += [_start() for _ in jobs]
             if len(started) == len(jobs) and all(list(pool.map(_hand_over, started, jobs))):
                 torch.set_num_threads(jobs[0].threads)
-                yield Workers([pool.submit(_result, one) for one in started])
+                told = dict[int, Told]()
+                yield Workers([pool.submit(_result, one, told) for one in started], told)
             else:
                 _stop(started)
                 yield None
@@ -162,13 +168,16 @@ def _hand_over(process: subprocess.Popen[bytes], job: Job) -> bool:
         return False
 
 
-def _result(process: subprocess.Popen[bytes]) -> ShareResult:
+def _result(process: subprocess.Popen[bytes], told: dict[int, Told]) -> ShareResult:
+    """The result of a worker; what it tells before goes to `told`."""
     assert process.stdout is not None
     try:
-        found = pickle.load(process.stdout)
+        while isinstance(found := pickle.load(process.stdout), tuple):
+            told[process.pid] = found
     except (EOFError, pickle.UnpicklingError) as error:
         raise Interrupted(f"a worker process was ended (exit status {process.wait()})") from error
     if isinstance(found, Exception):
         raise found
     assert isinstance(found, ShareResult)
+    told[process.pid] = (0.0, *told.get(process.pid, (None, 0, 0))[1:])
     return found

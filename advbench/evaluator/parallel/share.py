@@ -136,7 +136,7 @@ def started(runner: Runner, run: Plan, settings: Settings, count: int, resume: b
         if workers is None:
             yield None
             return
-        runner.journal.check = workers.check
+        runner.journal.check, runner.journal.forecast.others = workers.check, workers.told
         yield lambda mine: [mine, *workers.results(runner.journal.poll)]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from advbench import rng
 from advbench.allocator import keep_freed
 from advbench.engine.kernels import exact_kernels
 from advbench.errors import Interrupted, UserError
+from advbench.evaluator.forecast import Forecast
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import attack_images
 from advbench.evaluator.parallel.merge import ShareResult
@@ -25,6 +28,8 @@ from advbench.files import locked
 from advbench.models import robustbench_zoo
 from advbench.models.untouched import untouched
 from advbench.signals import handle
+
+TELL_SECONDS = 1.0  # between two reports of the progress
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def main() -> None:
     handle(lambda *_: stopping.set())  # a shutdown signals every process
     found: ShareResult | Exception
     try:
-        found = work(job, stopping.is_set)
+        found = work(job, stopping.is_set, teller(answers))
     except (UserError, Interrupted) as error:
         found = error
     except Exception as error:  # raised again by the starting process
@@ -59,10 +64,26 @@ def main() -> None:
     answers.flush()
 
 
-def work(job: Job, stop: Callable[[], bool]) -> ShareResult:
+def teller(answers: BinaryIO) -> Callable[[Forecast], None]:
+    """A function that writes to `answers`, once a second, what a forecast tells."""
+    at = [0.0]
+
+    def tell(forecast: Forecast) -> None:
+        now = time.monotonic()
+        if now - at[0] < TELL_SECONDS:
+            return
+        at[0] = now
+        with suppress(OSError):  # the starting process has ended, which `stop` notices
+            answers.write(pickle.dumps(forecast.told()))
+            answers.flush()
+
+    return tell
+
+
+def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -> ShareResult:
     """The result on the images of `job`. Raises UserError, and Interrupted when `stop` returns true."""
     torch.set_num_threads(job.threads)
-    journal = Journal(job.journal, stop=stop)
+    journal = Journal(job.journal, stop=stop, progress=tell)
     journal.logits = job.logits
     file, settings = journal.file(job.number, job.of), job.settings
     # A worker whose starting process was killed may still be about to save the journal.
