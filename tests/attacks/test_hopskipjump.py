@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advbench import rng
-from advbench.attacks.hopskipjump import HopSkipJump
+from advbench.attacks.hopskipjump import LEAP, HopSkipJump
 from advbench.engine.attack import Answer, Problem
 from advbench.threat import around
 
@@ -89,22 +89,25 @@ def test_every_query_is_that_of_the_algorithm(norm: str) -> None:
     level = x.flatten(1) @ w + 0.2
 
     def misled(z: Tensor, row: int) -> bool:
-        return bool(z.flatten() @ w > level[row])
+        """Beyond a plane; for the first image up to a second plane only, so that long steps fail."""
+        beyond = float(z.flatten() @ w - level[row])
+        return 0 < beyond < (0.3 if row == 0 else torch.inf)
 
     infinite = torch.full((rows,), torch.inf, dtype=torch.float64)
     p = Problem(around(norm, x, infinite), index, torch.full_like(index, -1), key)
     attack: Any = HopSkipJump(name="hopskipjump", n_queries=queries, first_samples=12).for_model(norm, 3)
     loops = [by_the_paper(norm, x[row], key[row : row + 1], 12) for row in range(rows)]
     wanted = [next(loop) for loop in loops]
-    state, rounds = attack.start(p), 0
+    state, rounds, failed = attack.start(p), 0, 0
     for _ in range(queries):
         for row in range(rows):
             assert torch.allclose(state.query[row], wanted[row], atol=1e-5), (int(state.i[row]), int(state.phase[row]))
         found = torch.tensor([misled(state.query[row], row) for row in range(rows)])
+        failed += int(((state.phase == LEAP) & ~found).sum())
         wanted = [loop.send(bool(hit)) for loop, hit in zip(loops, found, strict=True)]
         state = attack.step(p, state, Answer(torch.zeros(rows, 3), found, torch.zeros(rows)))
         rounds = int(state.round.min())
-    assert rounds >= 3 and attack.done(state).all()
+    assert rounds >= 3 and failed >= 3 and attack.done(state).all()
 
 
 def test_an_item_that_never_misleads_draws_images_to_its_end() -> None:

@@ -26,7 +26,7 @@ from advbench.models.tasks import NAMES, Head, make_heads, make_tasks
 from advbench.registry import entries, find
 from advbench.threat import around
 
-NORMS = ("linf", "l2", "l1", "fourier-linf")
+NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
 COUNT, SLOTS, CLASSES = 9, 4, 5
 
 
