@@ -10,7 +10,7 @@ from typing import Any
 
 from advbench.errors import UserError, shortened
 
-NORMS = ("linf", "l2", "l1", "fourier-linf")
+NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
 CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
@@ -39,8 +39,8 @@ class Eps:
 def parse_eps(text: str, norm: str = "linf") -> Eps:
     """Read "8/255", "0.031" or "0"; for corruptions, a severity from 0 to 5.
 
-    Raises UserError when `text` is not a non-negative finite number or fraction, is above 1 for linf, or is not a
-    severity for corruptions.
+    Raises UserError when `text` is not a non-negative finite number or fraction, is above 1 for linf, is not whole for
+    l0, or is not a severity for corruptions.
     """
     written = text.strip()
     if norm == CORRUPTIONS:
@@ -59,6 +59,8 @@ def parse_eps(text: str, norm: str = "linf") -> Eps:
     if norm == "linf" and value > 1:
         hint = f"; {written}/255 was probably meant" if match[2] is None and value <= 255 else ""
         raise UserError(f"eps {text!r} is above 1, but linf eps lies in [0, 1] as inputs do{hint}")
+    if norm == "l0" and value != int(value):
+        raise UserError(f"eps {text!r} is no count: in l0 it is a whole number of elements (C x H x W), such as 10")
     return Eps(written, value)
 
 

@@ -190,6 +190,27 @@ class L1(Region):
         return g.abs().flatten(1).amax(1)
 
 
+class L0(Region):
+    """At most eps elements differ, each by as much as [0, 1] allows: sizes are counts of elements (C x H x W)."""
+
+    norm = "l0"
+
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest point: the eps largest changes stay, of equal ones the first."""
+        x, z = self.x.flatten(1), z.clamp(0, 1).flatten(1)
+        rank = (z - x).abs().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return torch.where(rank < self.eps[:, None], z, x).view_as(self.x)
+
+    def sample(self, key: Tensor) -> Tensor:
+        """eps elements, drawn at random, with values uniform in [0, 1]."""
+        shape = tuple(self.x.shape[1:])
+        rank = rng.uniform(rng.fold(key, 2), shape).flatten(1).argsort(dim=1).argsort(dim=1)
+        return torch.where((rank < self.eps[:, None]).view_as(self.x), rng.uniform(key, shape), self.x)
+
+    def size(self, d: Tensor) -> Tensor:
+        return (d != 0).flatten(1).sum(1).to(d.dtype)
+
+
 @dataclass
 class FourierLinf(Region):
     """max_k |(F d)_k| <= eps, F the unitary 2-D DFT of each channel (Faghri et al. 2021, eq. 6).
@@ -235,7 +256,7 @@ class FourierLinf(Region):
         return (torch.fft.fft2(g, norm="ortho").abs() * self.passes).flatten(1).sum(1)
 
 
-REGIONS: dict[str, type[Region]] = {region.norm: region for region in (Linf, L2, L1, FourierLinf)}
+REGIONS: dict[str, type[Region]] = {region.norm: region for region in (Linf, L2, L1, L0, FourierLinf)}
 
 
 def around(norm: str, x: Tensor, eps: Tensor) -> Region:

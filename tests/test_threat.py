@@ -15,8 +15,15 @@ from advbench.errors import UserError
 from advbench.threat import REGIONS, FourierLinf, around, banded, check_band, leak
 
 NORMS = sorted(REGIONS)
+DIRECTED = [norm for norm in NORMS if norm != "l0"]  # those with directions and a dual norm
 # Sizes at which the ball is smaller than the box, about as large, and larger.
-SIZES = {"linf": (0.02, 0.3, 0.9), "l2": (0.1, 1.0, 9.0), "l1": (0.2, 6.0, 60.0), "fourier-linf": (0.02, 0.5, 9.0)}
+SIZES = {
+    "linf": (0.02, 0.3, 0.9),
+    "l2": (0.1, 1.0, 9.0),
+    "l1": (0.2, 6.0, 60.0),
+    "l0": (1.0, 7.0, 60.0),
+    "fourier-linf": (0.02, 0.5, 9.0),
+}
 seeds = st.integers(0, 10**6)
 
 
@@ -48,7 +55,7 @@ def test_projection_lands_inside_and_leaves_what_is_inside(seed):
 @settings(max_examples=settings.default.max_examples // 3)
 def test_steepest_attains_the_dual_norm(seed):
     g = torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(seed))
-    for norm in NORMS:
+    for norm in DIRECTED:
         region = around(norm, images(seed), torch.ones(3, dtype=torch.float64))
         d = region.steepest(g)
         assert torch.allclose(region.size(d), torch.ones(3), atol=1e-4), norm
@@ -60,13 +67,13 @@ def test_steepest_attains_the_dual_norm(seed):
 def test_no_direction_gains_more_than_the_dual_norm(seed):
     draw = torch.Generator().manual_seed(seed)
     g, d = torch.randn(3, 2, 5, 4, generator=draw), torch.randn(3, 2, 5, 4, generator=draw)
-    for norm in NORMS:
+    for norm in DIRECTED:
         region = around(norm, images(seed), torch.ones(3, dtype=torch.float64))
         gained = (g * d).flatten(1).sum(1) / region.size(d)
         assert (gained <= region.dual(g) * (1 + 1e-5)).all(), norm
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DIRECTED)
 def test_zero_gradients_have_no_direction(norm):
     region = around(norm, images(0), torch.ones(3, dtype=torch.float64))
     assert torch.equal(region.steepest(torch.zeros_like(region.x)), torch.zeros_like(region.x))
@@ -89,7 +96,7 @@ def test_samples_lie_inside_and_differ_by_key_alone(seed):
         assert torch.allclose(drawn[1:2], alone, atol=1e-6), region.norm
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DIRECTED)
 def test_samples_fill_the_ball_evenly(norm):
     """In balls that [0, 1] does not cut, these are uniform: elements in Linf, r^n in L2, r in L1 and Fourier."""
     x, eps = torch.full((800, 1, 2, 2), 0.5), torch.full((800,), 0.2, dtype=torch.float64)
@@ -101,6 +108,24 @@ def test_samples_fill_the_ball_evenly(norm):
     for element in d.flatten(1).T.numpy():
         moved = element[element != 0]
         assert stats.binomtest(int((moved > 0).sum()), len(moved)).pvalue > 0.001
+
+
+def test_the_ball_of_l0_is_a_count_of_elements():
+    x, eps = images(5), torch.tensor([0.0, 3.0, 40.0], dtype=torch.float64)
+    region = around("l0", x, eps)
+    drawn = region.sample(rng.keys(0, "sample", torch.arange(3)))
+    assert region.size(drawn - x).tolist() == [0, 3, 40]
+    z = images(6)
+    kept = region.project(z)
+    for row, count in enumerate((0, 3, 40)):
+        change = (z - x)[row].abs().flatten()
+        largest = change.sort(descending=True).values[:count].sum()
+        assert torch.isclose((kept - x)[row].abs().sum(), largest, atol=1e-5)
+        assert ((kept[row] == z[row]) | (kept[row] == x[row])).all()
+    assert region.contains(kept).tolist() == [True] * 3
+    more = kept.clone()
+    more[1].view(-1)[(kept == x)[1].flatten().nonzero()[0]] = 0.123
+    assert region.contains(more).tolist() == [True, False, True]
 
 
 def least_distance(norm: str, at: np.ndarray, u: np.ndarray, size: float) -> float:

@@ -16,6 +16,7 @@ from advbench import rng
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack, Context, Samples, prepared
 from advbench.engine.losses import KL, LOSSES, aims
+from advbench.engine.oracle import Oracle
 from advbench.errors import UserError, reading, shortened
 from advbench.files import plain_path, read_list
 from advbench.recipe.fields import Size
@@ -69,19 +70,19 @@ class Aimed(Attack):
             )
         return replace(self, target=plain_path(self.target), target_sha256=digest, goals=goals)
 
-    def targets(self, logits: Tensor, y: Tensor, goals: Tensor | None = None) -> Tensor:
-        """As `Attack.targets`; `goals` (n,): the classes to aim at, where they differ by image."""
+    def target_classes(self, logits: Tensor, y: Tensor, goals: Tensor | None = None) -> Tensor:
+        """As `Attack.target_classes`; `goals` (n,): the classes to aim at, where they differ by image."""
         if goals is None and self.target == LEAST_LIKELY:
             goals = least_likely(logits, y)
         elif goals is None and isinstance(self.target, str):
             goals = y  # not prepared: as many items, without a target
         return aims(logits, y, getattr(self, "n_targets", 0), goals if goals is not None else self.target)  # type: ignore[arg-type]
 
-    def targets_of(self, samples: Samples) -> Tensor:
+    def target_classes_of(self, samples: Samples, oracle: Oracle, norm: str) -> Tensor:
         if self.goals is None:
-            return self.targets(samples.logits, samples.y)
+            return self.target_classes(samples.logits, samples.y)
         goals = torch.tensor([self.goals[place] for place in samples.index.tolist()], device=samples.y.device)
-        return self.targets(samples.logits, samples.y, goals)
+        return self.target_classes(samples.logits, samples.y, goals)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()

@@ -18,9 +18,11 @@ from torch import Tensor
 from advbench import rng
 from advbench.attacks import apgd_l1
 from advbench.attacks.aimed import Aimed
-from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.attacks.malt import nearest_classes
+from advbench.engine.attack import Answer, Attack, Problem, Samples, State
+from advbench.engine.oracle import Oracle
 from advbench.engine.tensors import rows
-from advbench.errors import UserError
+from advbench.errors import UserError, unknown
 from advbench.recipe.fields import Count, Share, Size
 from advbench.threat import Linf, banded, check_band
 
@@ -46,7 +48,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "summary": "Auto-PGD on the targeted DLR, the 9 likeliest wrong classes, 100 steps each",
         "proof": {"quick": {"steps": 8}, "needs": {"l2 bound": 1.02, "l1 free": 1.05, "l1 bound": 1.02}},
     },
+    "multi-targeted": {
+        "make": "APGD",
+        "set": {"name": "multi-targeted", "loss": "cw", "targets": "all"},
+        "summary": "Auto-PGD on the margin to every wrong class, 100 steps each (Gowal et al. 2019)",
+        "proof": {"quick": {"steps": 8}, "needs": {"l2 bound": 1.02, "l1 free": 1.05, "l1 bound": 1.02}},
+    },
 }
+TARGETS = ("likeliest", "malt", "all")
 
 
 @dataclass
@@ -67,7 +76,9 @@ class APGD(Aimed):
     """Auto-PGD.
 
     - `rho`: a step size is halved where the objective rose in at most this share of the steps.
-    - `n_targets`: one item for each of that many likeliest wrong classes; 0 is untargeted.
+    - `n_targets`: one item for each of that many wrong classes; 0 is untargeted.
+    - `targets`: which classes these are: "likeliest", of the largest logits; "malt", the first in the order of MALT;
+      "all".
     - `larger_eps` (l1 only): take the first 60 % of the steps in larger balls.
     - `band` (fourier-linf only): the lowest and highest radial frequency of the perturbation, in cycles per pixel, 0 to
       0.7072.
@@ -78,17 +89,27 @@ class APGD(Aimed):
     steps: Count = 100
     rho: Share = 0.75
     n_targets: Size = 0
+    targets: str = "likeliest"
     larger_eps: bool = False
     band: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets not in TARGETS:
+            raise unknown("value of targets", self.targets, TARGETS)
+        if self.targets != "likeliest" and self.target is not None:
+            raise UserError(f"{self.name}: target names the class to aim at: leave out targets={self.targets}")
+
     def for_model(self, norm: str, classes: int) -> Attack:
-        attack = super().for_model(norm, classes)
+        attack: Any = super().for_model(norm, classes)
+        if self.targets == "all":
+            attack = replace(attack, n_targets=classes - 1)
         check_band(self.band, norm)
         if self.larger_eps and norm != "l1":
             raise UserError(f"{self.name}: larger_eps is for norm l1, not {norm}")
-        if (self.n_targets or self.target is not None) and self.loss == "dlr" and classes < 4:
-            return replace(attack, loss="cw")
-        return attack
+        if (attack.n_targets or self.target is not None) and self.loss == "dlr" and classes < 4:
+            attack = replace(attack, loss="cw")
+        return attack  # type: ignore[no-any-return]
 
     def start(self, p: Problem) -> State:
         if p.region.norm == "l1":
@@ -152,6 +173,17 @@ class APGD(Aimed):
             halved=torch.where(checked, halve, s.halved),
             checked_value=torch.where(checked, best_value, checked_value),
         )
+
+    def target_classes_of(self, samples: Samples, oracle: Oracle, norm: str) -> Tensor:
+        if self.targets == "malt":
+            return nearest_classes(self, oracle, samples, norm, self.n_targets)
+        return super().target_classes_of(samples, oracle, norm)
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        if self.targets == "likeliest" or not self.n_targets:  # it says nothing; records stay as they are
+            del settings["targets"]
+        return settings
 
     @property
     def version(self) -> int:  # type: ignore[override]

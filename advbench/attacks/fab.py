@@ -105,7 +105,7 @@ class FABT(FAB):
 
     n_targets: Count = 9
 
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+    def target_classes(self, logits: Tensor, y: Tensor) -> Tensor:
         return likeliest(logits, y, self.n_targets)
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:

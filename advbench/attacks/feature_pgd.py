@@ -58,8 +58,8 @@ class FeaturePGD(PGD):
         assert self.centres is not None
         return FeatureOracle(oracle, self.centres)
 
-    def targets(self, logits: Tensor, y: Tensor, goals: Tensor | None = None) -> Tensor:
-        classes = super().targets(logits, y, goals)
+    def target_classes(self, logits: Tensor, y: Tensor, goals: Tensor | None = None) -> Tensor:
+        classes = super().target_classes(logits, y, goals)
         return torch.where(classes < 0, likeliest(logits, y, 1), classes)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class Problem:
     `region`: the balls around the clean images x; `y` (S,): labels; `target` (S,): the target class, or -1 for none;
     `key` (S,): the key of the item's random numbers; `restart` (S,): the number of the restart, 0 if not given;
     `reference` (S, R): what the objective may compare with, the clean logits unless the attack's oracle gives something
-    else; `index` (S,): the samples' places in the dataset, 0 if not given.
+    else; `index` (S,): the samples' places in the dataset, 0 if not given; `i` (S,): the number of answers so far, for
+    objectives that change on the way.
     """
 
     region: Region
@@ -50,10 +51,13 @@ class Problem:
     restart: Tensor | None = None
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
     index: Tensor | None = None
+    i: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.restart is None:
             self.restart = torch.zeros_like(self.y)
+        if self.i is None:
+            self.i = torch.zeros_like(self.y)
         if self.index is None:
             self.index = torch.zeros_like(self.y)
         if self.reference.dim() == 1:
@@ -184,17 +188,18 @@ class Attack:
         """Whether it climbs a loss whose gradient vanishes where logits are large."""
         return self.loss in ("ce", KL)
 
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+    def target_classes(self, logits: Tensor, y: Tensor) -> Tensor:
         """Target classes (n, T) for clean `logits` (n, K) and labels y (n,): each sample has T items per restart."""
         return torch.full((len(y), 1), -1, dtype=torch.int64, device=y.device)
 
-    def targets_of(self, samples: Samples) -> Tensor:
-        """The target classes (n, T) of the samples: those of `targets`, unless the attack has some for each sample."""
-        return self.targets(samples.logits, samples.y)
+    def target_classes_of(self, samples: Samples, oracle: Oracle, norm: str) -> Tensor:
+        """The target classes (n, T) of the samples: those of `target_classes`, unless the attack has others for each
+        sample, for which it may ask the oracle."""
+        return self.target_classes(samples.logits, samples.y)
 
     def items(self, classes: int) -> int:
         """The number of items per sample: one for each target and restart."""
-        return self.restarts * self.targets(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]
+        return self.restarts * self.target_classes(torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64)).shape[1]
 
     def updates(self, classes: int) -> int:
         """The number of updates on a sample that stands to the end."""

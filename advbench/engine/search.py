@@ -91,7 +91,7 @@ class Search:
             torch.full((n,), -torch.inf),
             torch.full((n,), torch.inf, dtype=torch.float64),
         )
-        self.targets = attack.targets_of(samples)
+        self.targets = attack.target_classes_of(samples, oracle, norm)
         by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
             (row, rank, restart)
@@ -304,7 +304,8 @@ class Search:
         return slots
 
     def _ask(self, slots: Slots, asks: Asks) -> Slots:
-        p, attack, query = slots.problem, self.attack, slots.state.query
+        attack, query = self.attack, slots.state.query
+        p = replace(slots.problem, i=slots.state.i)
         handicap = None
         if self.minimum_norm and not surely_none(slots.margin_to_beat > -torch.inf):
             handicap = slots.margin_to_beat.clamp_min(0)  # where the copy only seemed to err, the attack must go on

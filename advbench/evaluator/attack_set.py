@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from advbench.attacks.base import make, taken, with_settings
 from advbench.engine.attack import Attack
+from advbench.eps import NORMS
 from advbench.errors import UserError, unknown
 from advbench.record import AttackRef
 from advbench.registry import entries
@@ -34,17 +35,30 @@ def resolve(
             raise unknown("attack setting", key, fields)
     attacks, refs = [], []
     for name, member in members:
+        if norm not in member.norms and norm in NORMS:
+            raise UserError(
+                f"{member.name} has no form for norm {norm}: choose norm {', '.join(member.norms)}, or an attack that "
+                f"has one for {norm}: {', '.join(in_norm(norm))}"
+            )
         made = with_settings(member, dict(settings)).for_model(norm, classes)
         attacks.append(made)
         refs.append(AttackRef(name=made.name, version=str(made.version), settings={**made.settings(), "set": name}))
     return attacks, refs
 
 
+def in_norm(norm: str) -> list[str]:
+    """The registered single attacks that have a form for `norm`, sorted by name."""
+    return [name for name, kind in _kinds() if norm in kind.norms]
+
+
 def having_setting(field: str) -> list[str]:
     """The registered single attacks that have the setting `field`, sorted by name."""
-    makers = {name: entry.load() for name, entry in entries("attacks").items()}
-    return [
-        name
-        for name, maker in makers.items()
-        if isinstance(maker, type) and issubclass(maker, Attack) and field in maker.setting_names()
-    ]
+    return [name for name, kind in _kinds() if field in kind.setting_names()]
+
+
+def _kinds() -> Iterator[tuple[str, type[Attack]]]:
+    """The registered attacks that are a class, by name."""
+    for name, entry in entries("attacks").items():
+        maker = entry.load()
+        if isinstance(maker, type) and issubclass(maker, Attack):
+            yield name, maker

@@ -1,4 +1,5 @@
-"""Whether a search in bf16 is faster: on CUDA it is, and on CPUs with bf16 instructions if the network is large.
+"""Whether a search in bf16 is faster: on CUDA from compute capability 8.0 on, and on CPUs with bf16 instructions if the
+network is large.
 
 Every hit is still verified by the model itself in fp32, and the images that stand are attacked once more in fp32.
 """
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
-from advbench.engine.kernels import out_of_memory
+from advbench.engine.kernels import has_bf16, out_of_memory
 from advbench.engine.oracle import gradient
 from advbench.engine.search_copy import search_copy
 
@@ -29,10 +30,12 @@ def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], recheck:
     Decided from the device and from counts of operations, not from measured times, so that it is always the same on the
     same machine.
     """
+    if not has_bf16(data.device):
+        return False
     if data.device.type == "cuda":
         return bf16_failure(net, data) == ""
     first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, recheck))
-    pays = first >= MIN_UPDATE_RATIO * then and data.device.type == "cpu" and has_bf16_instructions()
+    pays = first >= MIN_UPDATE_RATIO * then and data.device.type == "cpu"
     return pays and multiply_adds(net, data) >= HEAVY_MULTIPLY_ADDS and bf16_failure(net, data) == ""
 
 
@@ -48,12 +51,6 @@ def bf16_failure(net: nn.Module, data: Dataset) -> str:
             raise
         return str(error).strip().partition("\n")[0][:160]
     return ""
-
-
-def has_bf16_instructions() -> bool:
-    """Whether this CPU has instructions for bf16 products; False where PyTorch does not report its capabilities."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def multiply_adds(net: nn.Module, data: Dataset) -> float:

@@ -86,8 +86,8 @@ class Probe:
     """Probes on images of a runner, evenly spread: `rows` of all images, `correct_rows` of the correctly classified.
 
     `ascent_rows` are the correctly classified images for PGD: MIN_PROBED_IMAGES, or more if MAX_COST allows.
-    `followed`: the attacks that follow the model's gradient, none on a black box. `differentiable`: whether the model
-    can be asked for a gradient at all.
+    `followed`: the attacks that follow the model's gradient, none on a black box. `differentiable`: whether PGD
+    has a form for the norm, and the model can be asked for a gradient at all.
     """
 
     def __init__(self, runner: Runner, attacks: Sequence[Attack]) -> None:
@@ -99,7 +99,7 @@ class Probe:
         self.ascent_rows = spread(self.correct_rows, min(max(affordable, MIN_PROBED_IMAGES), MAX_PROBED_IMAGES))
         self.straight_through = any(one.straight_through for one in attacks)
         self.followed = () if is_black_box(self.net) else tuple(one for one in attacks if one.follows_gradient())
-        self.differentiable = bool(self.followed) or self.has_gradient()
+        self.differentiable = runner.norm in PGD.norms and (bool(self.followed) or self.has_gradient())
 
     def has_gradient(self) -> bool:
         """Whether a backward pass works and is not zero everywhere; a black box may raise any error."""

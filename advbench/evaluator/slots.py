@@ -26,7 +26,7 @@ from advbench.engine.oracle import Oracle
 from advbench.engine.search_copy import search_copy
 from advbench.errors import UserError
 from advbench.files import locked, write_atomic
-from advbench.threat import REGIONS, around
+from advbench.threat import around
 
 CPU_SLOTS = 64
 SMALL_SIDE = 28  # pixels: for images up to this size the fixed cost of a step counts more, so they get 4 x the slots
@@ -97,7 +97,7 @@ def rate_of(
     example = data.batch(slice(0, 1))[0]
     plain, _ = search_copy(net, example=example)
     copy = search_copy(net, torch.bfloat16, example=example)[0] if precision == "bf16" else plain
-    norm = norm if norm in REGIONS else "linf"  # corruptions have no norm, and so no ball
+    norm = norm if norm in APGD.norms else "linf"  # corruptions have no norm, and APGD has no form for l0
     attack = APGD(name="apgd-ce").for_model(norm, data.num_classes)
     wait = torch.cuda.synchronize if data.device.type == "cuda" else lambda: None
 

@@ -12,6 +12,7 @@ import torch
 
 from advbench.data import load
 from advbench.data.dataset import Dataset, split_validation
+from advbench.engine.kernels import has_bf16
 from advbench.errors import UserError
 from advbench.models import build, parse_wrapper, wrap, wrappers
 from advbench.models.base import Model
@@ -66,7 +67,7 @@ def precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], Abstra
     """A function that makes autocast contexts, and the name of their precision: "fp32" or "bf16"."""
     name = recipe.precision
     if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
+        name = "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
     if name == "fp32":
         return nullcontext, name
     return partial(torch.autocast, device.type, dtype=torch.bfloat16), name

@@ -210,6 +210,7 @@ class Session:
             backend = "inductor" if self.device.type == "cuda" else "off"
         if backend == "off" or not self.method.compiles:
             return []
+        torch._dynamo.reset()  # it compiles few graphs a process, of which an earlier run may have left none
         nets = [net for net in (self.nets.f, *self.nets.parts.values()) if isinstance(net, Model)]
         return [Compiled(net, backend, self.counter) for net in nets]
 

@@ -37,11 +37,11 @@ class Counter:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Passes inside are not counted: they are no cost of the training."""
-        self.counting = False
+        before, self.counting = self.counting, False
         try:
             yield
         finally:
-            self.counting = True
+            self.counting = before
 
     def watch(self, net: nn.Module) -> None:
         """Count the passes through `net` from now on."""

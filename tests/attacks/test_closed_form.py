@@ -149,7 +149,7 @@ def test_models_of_two_and_three_classes(cases, name, classes):
     exact = case.distance("linf")
     attack = made(name)
     logits = case.net(case.x)
-    asked = attack.for_model("linf", classes).targets(logits, case.y)
+    asked = attack.for_model("linf", classes).target_classes(logits, case.y)
     assert asked.shape[1] <= classes - 1
     assert not (asked == case.y[:, None]).any()
     assert case.strike(attack, "linf", exact * 1.05).fell.all()
@@ -162,7 +162,7 @@ def test_a_chosen_target_is_reached(cases, name):
     case = cases["several"](FREE)
     own = case.y == 2
     aimed = dataclasses.replace(made(name), target=2, loss="cw").for_model("linf", 4)
-    goals = aimed.targets(case.net(case.x), case.y)
+    goals = aimed.target_classes(case.net(case.x), case.y)
     assert (goals[~own] == 2).all() and (goals[own] == -1).all()
     with torch.no_grad():
         logits = case.net.double()(case.x.double()).numpy()

@@ -1,4 +1,4 @@
-"""DDN, FMN, CW and DeepFool, step by step against the formulas of their papers, on given answers."""
+"""DDN, FMN, CW, DeepFool and sigma-zero, step by step against the formulas of their papers, on given answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from advbench.attacks.cw import CW
 from advbench.attacks.ddn import DDN
 from advbench.attacks.deepfool import DeepFool
 from advbench.attacks.fmn import FMN
+from advbench.attacks.sigma_zero import SigmaZero
 from advbench.engine.attack import Answer, Problem
 from advbench.threat import around
 
@@ -165,3 +166,41 @@ def test_deepfool_ends_at_the_first_hit() -> None:
     gradient = torch.stack([noise(k) for k in range(3)], 1)
     state = attack.step(p, attack.start(p), Answer(torch.zeros(COUNT, 3), WRONG, torch.zeros(COUNT), gradient))
     assert torch.equal(attack.done(state), WRONG)
+
+
+def test_sigma_zero_is_adam_on_a_smooth_count_and_the_margin() -> None:
+    """Step by step against torch.optim.Adam and its cosine schedule, on a linear margin, with the threshold."""
+    p, steps, sigma = problem("l0"), 40, 1e-3
+    x, v = p.region.x, noise(1)
+    b = (v * x).flatten(1).sum(1) + torch.linspace(0.1, 3.0, COUNT)
+    attack = SigmaZero(name="sigma-zero", steps=steps)
+    delta = torch.zeros_like(x, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, 0.1)
+    state, tau, seen = attack.start(p), torch.full((COUNT,), 0.3), set()
+    for _ in range(steps):
+        value = (v * (x + delta)).flatten(1).sum(1) - b
+        wrong = value > 0
+        seen |= set(wrong.tolist())
+        loss = (-value).clamp_min(0) + (delta.square() / (delta.square() + sigma)).flatten(1).mean(1)
+        adam.zero_grad()
+        loss.sum().backward()
+        assert delta.grad is not None
+        delta.grad /= delta.grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        lr = adam.param_groups[0]["lr"]
+        adam.step()
+        schedule.step()
+        with torch.no_grad():
+            delta.copy_((x + delta).clamp(0, 1) - x)
+            clear = (delta.abs() - tau.view(-1, 1, 1, 1)).abs() > 1e-4  # not on the threshold, where rounding decides
+            delta[delta.abs() < tau.view(-1, 1, 1, 1)] = 0
+        tau = (tau + torch.where(wrong, 0.01 * lr, -0.01 * lr)).clamp(0, 1)
+        gradient = torch.where(wrong.view(-1, 1, 1, 1), 0, v)
+        state = attack.step(p, state, answer(gradient, wrong, value.detach().clamp_max(0)))
+        assert clear.float().mean() > 0.9
+        assert torch.allclose(state.query[clear], (x + delta.detach())[clear], atol=1e-4)
+        assert torch.equal(state.query == x, state.delta == 0) and torch.allclose(state.tau, tau, atol=1e-6)
+        state = replace(state, delta=delta.detach().clone(), query=x + delta.detach())
+    assert seen == {False, True}
+    assert attack.objective(p, torch.eye(COUNT, 3)[p.y]).tolist() == [-1.0] * COUNT
+    assert attack.objective(p, torch.eye(COUNT, 3)[(p.y + 1) % 3]).tolist() == [0.0] * COUNT

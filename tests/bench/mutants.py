@@ -29,6 +29,7 @@ SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
 VALUES = f"{LOSSES}values_and_gradients_are_those_of_the_definition"
 APGD, SQUARE = (f"{_in(f'attacks/test_{name}_reference')}every_query_is_the_packages" for name in ("apgd", "square"))
 RAYS = _in("attacks/test_rays")
+MARGINS, JUMPS = _in("attacks/test_margins"), _in("attacks/test_hopskipjump")
 STANDARD = f"{SETS}standard_is_the_papers_set"
 
 MUTANTS: dict[str, dict[str, list[Change]]] = {
@@ -258,6 +259,51 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("deepfool-overshoot", "(1 + self.overshoot) * r", "r"),
         ],
     },
+    "advbench/attacks/odi.py": {
+        f"{MARGINS}the_steps_of_odi_margin_follow_its_cosine": [
+            ("odi-whole-cosine", "at / (self.steps + 1)", "at / self.steps"),
+            ("odi-last-steps-too-large", "0.1 if self.steps <= 10 else 0.001", "0.1"),
+        ],
+        f"{MARGINS}odi_margin_climbs_random_outputs_first_and_then_the_margin": [
+            (
+                "odi-one-sided-weights",
+                "2 * rng.uniform(rng.fold(p.key, 3), (read.shape[1],)) - 1",
+                "rng.uniform(rng.fold(p.key, 3), (read.shape[1],))",
+            ),
+            ("odi-in-the-first-restart", "torch.where(p.first, 0, self.odi_steps)", "0 * p.y + self.odi_steps"),
+        ],
+    },
+    "advbench/attacks/pma.py": {
+        f"{MARGINS}pma_climbs_one_probability_and_then_their_margin": [
+            ("pma-climbs-own-class", "p.restart % 2 == 0", "p.restart % 2 == 1"),
+            ("pma-never-both", "2 * p.i < self.steps", "p.i < self.steps"),
+        ],
+        f"{MARGINS}the_steps_of_pma_fall_twice_from_two_eps_to_nothing": [
+            ("pma-one-fall", "torch.where(s.i <= half, s.i, s.i - half)", "s.i / 2"),
+        ],
+    },
+    "advbench/attacks/malt.py": {
+        f"{MARGINS}the_order_of_malt_is_that_of_the_exact_distances_of_a_linear_model": [
+            ("malt-by-logits", "-a.value / region.dual(a.gradient).clamp_min(_TINY)", "-a.value"),
+        ],
+    },
+    "advbench/attacks/sigma_zero.py": {
+        f"{STEPS}sigma_zero_is_adam_on_a_smooth_count_and_the_margin": [
+            ("sigma-zero-no-threshold", "s.tau.view(-1, 1, 1, 1), 0, delta)", "s.tau.view(-1, 1, 1, 1), delta, delta)"),
+            ("sigma-zero-tau-turned", "torch.where(a.wrong, 1, -1)", "torch.where(a.wrong, -1, 1)"),
+            ("sigma-zero-no-count", "g = count - a.gradient", "g = 0 * count - a.gradient"),
+        ],
+    },
+    "advbench/attacks/hopskipjump.py": {
+        f"{JUMPS}every_query_is_that_of_the_algorithm[l2]": [
+            ("jump-no-baseline", "s.weighted - mean * s.sum", "s.weighted"),
+            ("jump-never-halves", "s.length / 2", "s.length"),
+            ("jump-same-samples", "s.round.float().sqrt()).long()", "s.round.float() ** 0).long()"),
+        ],
+        f"{JUMPS}every_query_is_that_of_the_algorithm[linf]": [
+            ("jump-wrong-theta", "else -2.0", "else -1.5"),
+        ],
+    },
     "advbench/attacks/rays.py": {
         f"{NEAREST}[rays-linf-False]": [("rays-no-elements", "/ 2**level) for", "/ 2**level) * 2 for")],
         f"{RAYS}every_query_is_the_papers[shape0-0.001]": [
@@ -415,7 +461,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("steps-out-of-the-ball", "nearest, towards)", "nearest, nearest)"),
         ],
     },
-    "advbench/engine/kernels.py": {
+    "advbench/models/untouched.py": {
         f"{PROMISES}model_and_global_randomness_are_left_as_they_were[apgd-ce-linf]": [
             ("train-mode", "net.eval()", "net.train()"),
         ],
@@ -522,7 +568,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("fold-seen-by-others", "len(source.users) == 1", "len(source.users) >= 1"),
         ],
         f"{COPY}logits_and_input_gradients_agree_and_the_original_is_untouched": [
-            ("copy-in-train-mode", "twin.eval().requires_grad_(False)", "twin.train().requires_grad_(False)"),
+            ("copy-in-train-mode", "copy.deepcopy(net).eval()", "copy.deepcopy(net).train()"),
         ],
     },
     "advbench/engine/search_copy/winograd.py": {

@@ -52,14 +52,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="WORD", help="mutations with it in their name")
     given = parser.parse_args()
-    table = [
-        Mutation(name, file, old, new, test)
-        for file, tests in MUTANTS.items()
-        for test, changes in tests.items()
-        for name, old, new in changes
-    ]
-    check(table)
-    chosen = [one for one in table if given.only is None or any(word in one.name for word in given.only)]
+    found = table()
+    check(found)
+    chosen = [one for one in found if given.only is None or any(word in one.name for word in given.only)]
     if not chosen:
         raise SystemExit(f"no mutation has {' or '.join(given.only)} in its name")
     began = time.perf_counter()
@@ -76,6 +71,16 @@ def main() -> int:
     print(f"{len(chosen)} mutations: {len(chosen) - len(survived)} caught, {len(survived)} survived", end="")
     print(f", {time.perf_counter() - began:.0f} s", *survived, sep="\n")
     return 1 if survived else 0
+
+
+def table() -> list[Mutation]:
+    """All mutations of mutants.py."""
+    return [
+        Mutation(name, file, old, new, test)
+        for file, tests in MUTANTS.items()
+        for test, changes in tests.items()
+        for name, old, new in changes
+    ]
 
 
 def check(table: list[Mutation]) -> None:

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advbench import rng
 from advbench.engine.attack import Answer, Attack, Problem, Samples
 from advbench.engine.cuda_graph import WARM_UP_RUNS
-from advbench.engine.kernels import _switches, exact_kernels
 from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
 from advbench.errors import UserError
@@ -26,7 +25,7 @@ from advbench.models.tasks import NAMES, Head, make_heads, make_tasks
 from advbench.registry import entries, find
 from advbench.threat import around
 
-NORMS = ("linf", "l2", "l1", "fourier-linf")
+NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
 COUNT, SLOTS, CLASSES = 9, 4, 5
 
 
@@ -257,24 +256,3 @@ def test_a_stopped_search_with_replays_resumes(net: nn.Module) -> None:
     resumed.restore(saved)
     assert torch.equal(resumed.run().fell, whole.fell)
     assert all(torch.equal(before[name], value) for name, value in saved["state"].items())
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
-@pytest.mark.parametrize("where", ["", "cuda.matmul", "cudnn.conv"])
-def test_fp32_is_exact_inside_and_restored_after(where: str) -> None:
-    """Also if precision was lowered with the newer switches, after which the older functions raise."""
-    switches = [*_switches(), (torch.backends, "fp32_precision", "ieee")]
-    before = [getattr(owner, name) for owner, name, _ in switches]
-    try:
-        owner = torch.backends
-        for part in where.split(".") if where else []:
-            owner = getattr(owner, part)
-        owner.fp32_precision = "tf32"
-        lowered = [getattr(owner, name) for owner, name, _ in switches]
-        assert "tf32" in lowered
-        with exact_kernels(torch.device("cpu")):
-            assert all(getattr(owner, name) == value for owner, name, value in _switches())
-        assert [getattr(owner, name) for owner, name, _ in switches] == lowered
-    finally:
-        for (owner, name, _), value in zip(reversed(switches), reversed(before), strict=True):
-            setattr(owner, name, value)

@@ -194,7 +194,7 @@ def test_no_row_depends_on_another(x, attack, norm):
     """`start` and `step` on some of the rows give the same as on all rows, up to rounding: tensors of other shapes may
     be computed by other kernels."""
     y = torch.arange(6) % 4
-    target = (y + 1) % 4 if attack.targets(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
+    target = (y + 1) % 4 if attack.target_classes(torch.zeros(1, 4), y[:1])[0, 0] >= 0 else torch.full_like(y, -1)
     eps = torch.linspace(0.5, 2, 6, dtype=torch.float64) * EPS[norm]
     first = torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
 

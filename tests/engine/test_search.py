@@ -39,7 +39,7 @@ class Path(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", len(self.paths[0]) - 1)
 
-    def targets(self, logits: Tensor, y: Tensor) -> Tensor:
+    def target_classes(self, logits: Tensor, y: Tensor) -> Tensor:
         return torch.arange(1, self.n_targets + 1).expand(len(y), -1)
 
     def start(self, p: Problem) -> PathState:

@@ -96,7 +96,7 @@ def test_every_norm_and_number_of_classes_has_a_recheck(norm: str, classes: int)
     made, refs = recheck_attacks(asked, norm=norm, classes=classes)
     assert [(one.eot, one.straight_through) for one in made] == [(3, True)] * 2
     assert not any(one.straight_through for one in recheck_attacks(asked[:1], norm=norm, classes=classes)[0])
-    targets = made[1].targets(torch.randn(5, classes), torch.zeros(5, dtype=torch.int64))
+    targets = made[1].target_classes(torch.randn(5, classes), torch.zeros(5, dtype=torch.int64))
     assert targets.shape == (5, min(3, classes - 1))
     assert made[1].loss == ("dlr" if classes > 3 else "cw")
     assert all(ref.settings["larger_eps"] == (norm == "l1") for ref in refs)

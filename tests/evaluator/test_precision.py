@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import torch
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.engine.kernels import has_bf16
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Journal, Settings, evaluate, precision
 from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.fp32_recheck import recheck_attacks
 from advbench.models import build
+from advbench.recipe import Recipe
+from advbench.trainer.prepare import precision as trained_in
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +39,29 @@ def test_multiply_adds_of_a_pass(digits: Dataset) -> None:
 
 
 def test_bf16_instructions_are_read_from_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
     has(monkeypatch, avx512_bf16=True)
-    assert precision.has_bf16_instructions()
+    assert has_bf16(cpu)
     has(monkeypatch, amx_bf16=True, avx512_bf16=False)
-    assert precision.has_bf16_instructions()
+    assert has_bf16(cpu)
     has(monkeypatch, avx512_f=True, avx512_bf16=False)
-    assert not precision.has_bf16_instructions()
+    assert not has_bf16(cpu)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not precision.has_bf16_instructions()  # an older PyTorch
+    assert not has_bf16(cpu)  # an older PyTorch
+
+
+@pytest.mark.parametrize(("capability", "there"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cards_before_compute_capability_8_search_and_train_in_fp32(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], there: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    card = torch.device("cuda")
+    assert has_bf16(card) == there
+    recipe = Recipe.resolve(method="pgd-at", dataset="digits", arch="mlp")
+    assert trained_in(recipe, card)[1] == ("bf16" if there else "fp32")
+    on_card = SimpleNamespace(device=card)
+    monkeypatch.setattr(precision, "bf16_failure", lambda net, data: "")
+    assert precision.bf16_pays(torch.nn.Identity(), on_card, [], []) == there  # type: ignore[arg-type]
 
 
 def test_the_recheck_is_small_beside_autoattack_only() -> None:

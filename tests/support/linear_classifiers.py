@@ -82,6 +82,8 @@ def gain(norm: str, w: Floats, room: Floats, eps: float) -> float:
         return float((a * np.minimum(room, eps)).sum())
     if norm == "fourier-linf":  # ignores the box
         return float(eps * np.abs(np.fft.fft2(w.reshape(1, SIDE, SIDE), norm="ortho")).sum())
+    if norm == "l0":
+        return float(np.sort(a * room)[::-1][: int(eps)].sum())
     if norm == "l1":
         order = np.argsort(-a)
         left = np.clip(eps - np.concatenate([[0], np.cumsum(room[order])[:-1]]), 0, room[order])
@@ -105,6 +107,8 @@ def smallest_eps(norm: str, w: Floats, room: Floats, need: float) -> float:
         return need / gain(norm, w, room, 1.0)
     if (a * room).sum() < need:
         return np.inf
+    if norm == "l0":
+        return float(np.searchsorted(np.cumsum(np.sort(a * room)[::-1]), need) + 1)
     if norm == "l1":
         order = np.argsort(-a)
         filled = np.cumsum((a * room)[order])

@@ -21,7 +21,7 @@ from typing import Any
 from advbench.engine.attack import Attack
 from advbench.registry import Entry, entries, find
 
-NORMS = ("linf", "l2", "l1", "fourier-linf")
+NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
 PARTS = ("quick", "settings", "needs", "nearest")
 SIDES = {False: "free", True: "bound"}
 STRICTEST = 1.001

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.backends.common import aot_autograd
 
 from advbench.checkpoint import read_card
 from advbench.recipe import Recipe
@@ -16,6 +18,8 @@ from advbench.trainer import train
 from advbench.trainer.session import Session
 
 Make = Callable[..., Recipe]
+LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # till 2.6
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's, as it traces
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
@@ -31,18 +35,70 @@ def test_compiling_gives_the_same_run(recipe: Make, tmp_path: Path, method: str)
     assert [made[key] for key in ("forwards", "backwards")] == [plain[key] for key in ("forwards", "backwards")]
 
 
-def test_what_cannot_be_compiled_goes_on_without(recipe: Make) -> None:
-    def broken(graph: object, inputs: object) -> None:
+def no_forward(graph: object, inputs: object) -> Any:
+    raise RuntimeError("no compiler here")
+
+
+def no_backward(graph: Any, inputs: Any) -> Any:
+    return aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=no_forward)(graph, inputs)
+
+
+def no_run(graph: object, inputs: object) -> Any:
+    def run(*args: object) -> Any:
         raise RuntimeError("no compiler here")
 
-    session = Session(recipe("pgd-at", "compile=aot_eager"), torch.device("cpu"))
+    return run
+
+
+def other_numbers(graph: Any, inputs: object) -> Any:
+    return lambda *args: tuple(1.5 * one for one in graph.forward(*args))
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [(no_forward, "no compiler here"), (no_backward, "no compiler here"), (no_run, "no compiler here"),
+     (other_numbers, "compiled outputs or gradients differ from plain ones by 50%")],
+)  # fmt: skip
+def test_what_cannot_be_compiled_goes_on_without(recipe: Make, backend: Any, words: str) -> None:
+    """And as if it had never been compiled: the same numbers, passes, statistics and random numbers."""
+    sessions = [Session(recipe("pgd-at", f"compile={name}"), torch.device("cpu")) for name in ("off", "aot_eager")]
+    plain, session = sessions
     (net,) = session.compiled
-    net.call = torch.compile(net.net._call_impl, backend=broken)
-    with pytest.warns(UserWarning, match="continues without torch.compile.*no compiler here"):
+    net.compile_with(backend)
+    with pytest.warns(UserWarning, match=f"continues without torch.compile.*{words}"):
         session.step(session.order())
-    assert "no compiler here" in session.compile_status and session.compile_status.startswith("off")
-    session.step(session.order())
-    assert session.means()[0]["loss"] > 0
+    assert words in session.compile_status and session.compile_status.startswith("off")
+    plain.step(plain.order())
+    for one in sessions:
+        one.step(one.order())
+    assert session.means() == plain.means()
+    assert (session.counter.forwards, session.counter.backwards) == (plain.counter.forwards, plain.counter.backwards)
+    for name, value in plain.nets.f.state_dict().items():
+        assert torch.equal(session.nets.f.state_dict()[name], value), name
+
+
+def test_calls_that_the_compiler_gave_up_are_counted_and_told(recipe: Make) -> None:
+    """PyTorch compiles a few graphs of one function and then runs it plainly, with no more than a line in the log."""
+    session = Session(recipe("pgd-at", "compile=aot_eager"), torch.device("cpu"))
+    plain = Session(recipe("pgd-at", "compile=off"), torch.device("cpu"))
+    with torch._dynamo.config.patch({LIMIT: 1}):
+        for one in (session, plain):
+            one.step(one.order())
+    (net,) = session.compiled
+    assert 0 < net.served < net.calls
+    assert session.compile_status == f"aot_eager ({net.served / net.calls:.0%} of calls)"
+    assert (session.counter.forwards, session.counter.backwards) == (plain.counter.forwards, plain.counter.backwards)
+
+
+def test_every_run_of_a_process_is_compiled(recipe: Make) -> None:
+    """A sweep, a notebook and a Ray worker train many: none takes the compiler's few graphs from the next."""
+    for arch, method in (("small_cnn", "pgd-at"), ("mlp", "pgd-at"), ("small_cnn", "trades"), ("small_cnn", "mart"),
+                         ("mlp", "mart"), ("small_cnn", "pgd-at")):  # fmt: skip
+        session = Session(recipe(method, "compile=aot_eager", arch=arch), torch.device("cpu"))
+        for _ in range(2):
+            session.step(session.order())
+        assert session.compile_status == "aot_eager", (arch, method)
+        assert all(net.calls and net.served == net.calls for net in session.compiled)
 
 
 def test_copies_and_second_derivatives_are_not_compiled(recipe: Make) -> None:

@@ -1,0 +1,139 @@
+"""ODI-margin and PMA, query by query against the formulas of their papers, and MALT's order against exact distances."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advbench import rng
+from advbench.attacks.malt import nearest_classes
+from advbench.attacks.odi import ODIMargin
+from advbench.attacks.pma import PMA
+from advbench.engine.attack import Answer, Problem, Samples
+from advbench.engine.oracle import Oracle
+from advbench.errors import UserError
+from advbench.registry import find
+from advbench.threat import around
+
+N, K, EPS = 6, 4, 0.05
+
+
+def problem(norm: str = "linf", restart: int = 0) -> Problem:
+    """On grey images, whose balls [0, 1] does not cut."""
+    index = torch.arange(N)
+    x = 0.5 + 0.1 * (rng.uniform(index, (1, 5, 5)) - 0.5)
+    restarts = torch.full((N,), restart)
+    key = rng.keys(0, "margins", index, restarts)
+    eps = torch.full((N,), EPS, dtype=torch.float64)
+    return Problem(around(norm, x, eps), index % K, torch.full((N,), -1), key, restarts)
+
+
+def logits(seed: int) -> torch.Tensor:
+    return torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(attack: Any, p: Problem) -> list[float]:
+    """The sizes, in shares of eps, of the steps of an item that starts at x, in a ball that holds none of them back."""
+    wide = Problem(around(p.region.norm, p.region.x, 100 * p.region.eps), p.y, p.target, p.key, p.restart)
+    narrow = Problem(p.region, p.y, p.target, p.key, p.restart)
+    s, sizes = attack.start(narrow), []
+    g = torch.randn(N, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    direction = p.region.steepest(g)
+    while not attack.done(s).all():
+        s.query = wide.region.x
+        moved = attack.step(narrow, s, Answer(logits(0), torch.zeros(N, dtype=torch.bool), torch.zeros(N), g))
+        # One step from x leaves the ball only if it is longer than eps: then it ends on the border.
+        along = ((moved.query - wide.region.x) * direction).flatten(1).sum(1) / (direction**2).flatten(1).sum(1)
+        sizes.append(float(along.mean()) / EPS)
+        s = moved
+    return sizes
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("steps", [8, 20])
+def test_the_steps_of_odi_margin_follow_its_cosine(norm: str, steps: int) -> None:
+    attack = ODIMargin(name="odi-margin", steps=steps).for_model(norm, K)
+    a = 0.1 if steps <= 10 else 0.001
+    wanted = [a + (1 - a) * (1 + math.cos(math.pi * s / (steps + 1))) / 2 for s in range(steps)]
+    assert walk(attack, problem(norm))[:-1] == pytest.approx(wanted, abs=1e-4)
+    assert walk(attack, problem(norm, restart=3))[:-1] == pytest.approx([1.0] * 7 + wanted, abs=1e-4)
+
+
+def test_odi_margin_climbs_random_outputs_first_and_then_the_margin() -> None:
+    attack, z = ODIMargin(name="odi-margin"), logits(2)
+    for restart, i, odi in ((0, 0, False), (0, 5, False), (1, 0, True), (1, 6, True), (1, 7, False), (4, 0, True)):
+        p = problem(restart=restart)
+        p.i = torch.full((N,), i)
+        value = attack.objective(p, z)
+        others = z.scatter(1, p.y[:, None], -torch.inf).amax(1)
+        margin = others - z[torch.arange(N), p.y]
+        if not odi:
+            assert torch.allclose(value, margin)
+            continue
+        unit = torch.stack([attack.objective(p, row.expand(N, K)) for row in torch.eye(K)], 1)  # w itself
+        assert ((unit >= -1) & (unit < 1)).all() and unit.std() > 0.3
+        assert torch.allclose(value, (unit * z).sum(1), atol=1e-6)
+    one, other = (problem(restart=r) for r in (1, 2))
+    assert not torch.allclose(attack.objective(one, z), attack.objective(other, z))  # w is drawn anew
+
+
+@pytest.mark.parametrize(("odi_steps", "updates"), [(7, 263), (0, 200)])
+def test_odi_margin_takes_as_many_updates_as_it_says(odi_steps: int, updates: int) -> None:
+    attack = ODIMargin(name="odi-margin", odi_steps=odi_steps)
+    assert attack.updates(K) == updates
+    assert sum(len(walk(attack, problem(restart=r))) - 1 for r in range(10)) == updates
+
+
+def test_the_steps_of_pma_fall_twice_from_two_eps_to_nothing() -> None:
+    sizes = walk(PMA(name="pma"), problem())[:-1]
+    wanted = [1 + math.cos(math.pi * (k - 1) / 50) for k in range(51)]
+    wanted += [1 + math.cos(math.pi * (k - 51) / 50) for k in range(51, 100)]
+    assert sizes == pytest.approx([min(size, 1.0) for size in wanted], abs=1e-4)  # the ball ends at eps
+
+
+@pytest.mark.parametrize("restart", [0, 1, 2])
+def test_pma_climbs_one_probability_and_then_their_margin(restart: int) -> None:
+    attack, z, p = PMA(name="pma"), logits(3), problem(restart=restart)
+    q = z.double().softmax(1)
+    own = q[torch.arange(N), p.y]
+    rival = q.scatter(1, p.y[:, None], -1).amax(1)
+    for i in (0, 49, 50, 99):
+        p.i = torch.full((N,), i)
+        wanted = rival - own if i >= 50 else (-own if restart % 2 == 0 else rival)
+        assert torch.allclose(attack.objective(p, z).double(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_order_of_malt_is_that_of_the_exact_distances_of_a_linear_model(cases: Any, norm: str) -> None:
+    case = cases["several"](False, 6)
+    index = torch.arange(len(case.y))
+    oracle = Oracle(case.net, slots=5)
+    eps = torch.full((len(case.y),), 0.1, dtype=torch.float64)
+    samples = Samples(lambda rows: case.x[rows], case.y, index, eps, oracle.logits(case.x))
+    attack = find("attacks", "apgd-t").create(targets="malt", n_targets=5)
+    found = attack.target_classes_of(samples, oracle, norm)
+    assert torch.equal(found, nearest_classes(attack, oracle, samples, norm, 9))
+    z = samples.logits.double().numpy()
+    for row, own in enumerate(case.y.tolist()):
+        others = [c for c in range(6) if c != own]
+        dual = [np.linalg.norm(case.weight[own] - case.weight[c], 1 if norm == "linf" else 2) for c in others]
+        away = [(z[row, own] - z[row, c]) / w for c, w in zip(others, dual, strict=True)]
+        assert found[row].tolist() == [others[k] for k in np.argsort(away)]
+    assert oracle.backwards == 2 * 5 * 20  # twice, 5 classes, 4 passes of 5 rows for 16 samples
+
+
+def test_settings_of_targets_that_say_nothing_are_refused() -> None:
+    make = find("attacks", "apgd-t").create
+    for given, words in (
+        ({"targets": "nearest"}, "choose from all, likeliest, malt"),
+        ({"targets": "all", "target": 1}, "leave out targets=all"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make(**given)
+    assert "targets" not in make().settings() and make(targets="malt").settings()["targets"] == "malt"
+    assert "targets" not in find("attacks", "apgd-ce").create(targets="malt").settings()
+    assert find("attacks", "multi-targeted").create().for_model("linf", 7).n_targets == 6
