@@ -33,7 +33,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     argv = shlex.split(
         "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --mean mnist --std 0.5 "
         "--abstain last --norm l2 --seed 3 --device cpu --precision fp32 "
-        "--set restarts=2 --format npz,png --out o --resume --force --trust-pickle --json"
+        "--set restarts=2 --format npz,png --out o --dry-run --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
     ((flags, given),) = seen
@@ -57,6 +57,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "out": Path("o"),
         "resume": True,
         "force": True,
+        "dry_run": True,
     }
 
 

@@ -40,7 +40,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "--abstain last --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
         "--save-baseline b.json "
-        "--trust-pickle --on local --json"
+        "--trust-pickle --on local --dry-run --json"
     )
     assert cli(*argv).code == 0
     ((flags, given),) = seen
@@ -71,6 +71,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "resume": True,
         "force": True,
         "on": "local",
+        "dry_run": True,
     }
 
 
