@@ -11,6 +11,7 @@ from typing import Any
 from advbench.errors import UserError, shortened
 
 NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
+EXAMPLES = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10", "fourier-linf": "8/255"}
 CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")

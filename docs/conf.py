@@ -10,7 +10,7 @@ sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[
 from advbench.version import __version__  # noqa: E402
 
 project = "advbench"
-author = "the authors of advbench"
+author = "The advbench maintainers"
 release = version = __version__
 html_title = f"advbench {__version__}"
 extensions = ["myst_nb", "sphinx_copybutton", "reference"]

@@ -77,8 +77,8 @@ class APGD(Aimed):
 
     - `rho`: a step size is halved where the objective rose in at most this share of the steps.
     - `n_targets`: one item for each of that many wrong classes; 0 is untargeted.
-    - `targets`: which classes these are: "likeliest", of the largest logits; "malt", the first in the order of MALT;
-      "all".
+    - `targets`: which classes these are: "likeliest", of the largest logits; "malt", the nearest ones, were the model
+      linear (Melamed et al. 2024, 2407.02240); "all" (MultiTargeted, Gowal et al. 2019, 1910.09338).
     - `larger_eps` (l1 only): take the first 60 % of the steps in larger balls.
     - `band` (fourier-linf only): the lowest and highest radial frequency of the perturbation, in cycles per pixel, 0 to
       0.7072.

@@ -97,7 +97,7 @@ Dataset = Annotated[
 Norm = Annotated[
     str | None,
     typer.Option(
-        "--norm", metavar="NAME", help="linf, l2, l1 or fourier-linf [default: that of the training, else linf]",
+        "--norm", metavar="NAME", help="linf, l2, l1, l0 or fourier-linf [default: that of the training, else linf]",
         rich_help_panel=MAIN, autocompletion=complete.norms,
     ),
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from advbench.defaults.analysis import FLAGS, SUPPLIED
 from advbench.defaults.listing import FOLDERS, listing
 from advbench.defaults.signatures import meaning_in, setting, shown
 from advbench.defaults.wording import without_raises
+from advbench.eps import CORRUPTIONS, EXAMPLES, NORMS
 from advbench.errors import UserError, unknown
 from advbench.recipe.trees import leaves, shipped_recipe
 from advbench.record.black_box import WINS
@@ -23,7 +24,7 @@ from advbench.record.glossary import BLACK_BOX_AHEAD
 from advbench.registry import Entry, entries, parameters
 
 _ABOUT = ("kind", "summary", "members", "recipe", "example")  # of ENTRIES, which the reference says in another form
-_READS = {"logits": "logits alone", "gradient": "gradients", "jacobian": "a gradient for each class"}
+_READS = {"logits": "answers alone, no gradients", "gradient": "gradients", "jacobian": "a gradient for each class"}
 _MANY = 60  # names, of which an error shows the near ones alone
 
 
@@ -91,7 +92,6 @@ def _unregistered(kind: str, name: str) -> dict[str, Any]:
 def _attack(entry: Entry) -> dict[str, Any]:
     """Norms and settings; of a set its members, with the settings in which they differ from the attack of that name."""
     from advbench.attacks.base import make
-    from advbench.eps import CORRUPTIONS, NORMS
 
     made = make(entry.name, "linf")
     norms = [norm for norm in (*NORMS, CORRUPTIONS) if all(norm in one.norms for one in made)]
@@ -179,7 +179,7 @@ def _example(kind: str, entry: Entry, found: Mapping[str, Any]) -> str:
     own = [one for one in found.get("settings", ()) if _settable(one)]
     if kind == "attacks":
         norm = "linf" if "linf" in found["norms"] else found["norms"][0]
-        size = "8/255" if norm in ("linf", "fourier-linf") else "0.5"
+        size = EXAMPLES[norm]
         where = "" if norm == "linf" else f" --norm {norm}"
         likely = [one for one in own if one["name"] in ("steps", "n_queries", "searches") and one["default"] != 1]
         change = f" --set {likely[-1]['name']}={shown(likely[-1]['default'])}" if likely else ""

@@ -25,7 +25,7 @@ from advbench.record import AttackRef, Engine
 
 ENGINE_VERSION = "4"  # raise it when a change of the engine may change verdicts by more than rounding
 
-BLACK_BOX_ATTACKS = ("square", "rays")  # which need nothing but the model's answers
+BLACK_BOX_ATTACKS = ("square", "rays", "hopskipjump")  # which need nothing but the model's answers
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ _DEFAULT = re.compile(r"\s*\[default: ([^\]]*)\]")
 
 def page() -> str:
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
+    parts = [_command(name, command) for name, command in group.commands.items()]
+    return "\n\n".join([md.contents("commands", group.commands), *parts])
 
 
 def _command(name: str, command: Any) -> str:

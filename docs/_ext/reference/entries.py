@@ -16,7 +16,7 @@ from reference import markdown as md
 
 def page(kind: str) -> str:
     """All entries, those of one maker together, the plainest of them first with all that they share."""
-    parts = []
+    parts = [md.contents(kind, sorted(registered(FOLDERS[kind])))]
     for group in _groups(registered(FOLDERS[kind])):
         first, *others = (describe(kind, entry.name) for entry in group)
         parts.append(_section(first))

@@ -20,7 +20,7 @@ from reference import markdown as md
 def flags() -> str:
     parts = ["\n".join(f"- **{name}**: {text}." for name, text in SEVERITIES.items())]
     for group, those in GROUPS.items():
-        parts.append(f"## {group}")
+        parts += [f"## {group}", md.contents("flags", those)]
         for name, one in those.items():
             title = f"`square{WINS}`" if name == BLACK_BOX_AHEAD else f"`{name}`"
             more = [f"The name is `{name}` for any attack NAME."] if name == BLACK_BOX_AHEAD else []

@@ -67,4 +67,10 @@ def heading(level: int, title: str, anchor: str) -> str:
 
 def sentence(text: str) -> str:
     """`text` with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:]}." if text and not text.endswith(".") else text
+    end = "" if not text or text.endswith(".") else "."
+    return f"{text[:1].upper()}{text[1:]}{end}"
+
+
+def contents(kind: str, names: Iterable[str]) -> str:
+    """Links to the headings of a long page."""
+    return " · ".join(f"[`{name}`](#{slug(f'{kind}-{name}')})" for name in names)
