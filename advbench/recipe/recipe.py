@@ -50,7 +50,7 @@ class Recipe(Part):
     - `train_n`: how many training images are used, the first ones; 0 for all.
     - `epochs`: passes over the training images.
     - `batch_size`: images in a batch, over all processes together.
-    - `precision`: "auto" is bf16 on CUDA and fp32 on a CPU.
+    - `precision`: "auto" is bf16 on CUDA (from compute capability 8.0 on), else fp32.
     - `bn`: matters with several processes only. BatchNorm normalises by each process's share of a batch ("local"; the
       running statistics are averaged), or by the whole batch ("sync", only on CUDA).
     - `compile`: the backend of torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
