@@ -40,8 +40,8 @@ IMAGES = "images"  # the folder of the PNG files
 class Examples:
     """n images before and after an attack.
 
-    - `x`, `x_adv`: (n, C, H, W) float32 in [0, 1]. Where no adversarial point was found, x_adv is the strongest attempt;
-      it is x where the model is wrong about x already, or an attack that seeks the nearest point found none.
+    - `x`, `x_adv`: (n, C, H, W) float32 in [0, 1]. Where no adversarial point was found, x_adv is the strongest
+      attempt; it is x where the model is wrong about x already, or an attack that seeks the nearest point found none.
     - `y`, `before`, `after`: (n,) int64, labels and the predictions on x and on x_adv.
     - `index`: (n,) int64, positions in the test split.
     - `felled`: (n,) bool, whether the attack changed a correct prediction inside the ball.
@@ -52,8 +52,8 @@ class Examples:
     - `confidence_before`, `confidence_after`: (n,) float32, the softmax of the prediction on x and on x_adv.
     - `label_before`, `label_after`: (n,) float32, the softmax of the label on x and on x_adv.
     - `target`: (n,) int64, the classes that the attack aimed at; None if it had none.
-    - `rounded`: (n, C, H, W) uint8, x_adv in 8 bit; `rounded_answer`: (n,) int64, the prediction on it where it still is
-      an adversarial example inside the ball, else -1. None unless images are written.
+    - `rounded`: (n, C, H, W) uint8, x_adv in 8 bit; `rounded_answer`: (n,) int64, the prediction on it where it still
+      is an adversarial example inside the ball, else -1. None unless images are written.
     """
 
     x: NDArray[np.float32]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.defaults.choice import GRID_FACTORS, choose_eps, choose_rows, grid, reference_eps
-from advbench.eps import parse_eps
+from advbench.eps import NORMS, parse_eps, parse_eps_list
 from advbench.errors import UserError
 
 
@@ -55,8 +55,13 @@ def test_eps_come_from_the_training_then_from_the_dataset() -> None:
     assert [size.text for size in choose_eps(None, "linf", None, "cifar10")[0]][-1] == "16/255"
     assert [size.text for size in choose_eps(None, "l2", None, "cifar10")[0]][-1] == "1"
     assert [size.text for size in choose_eps(None, "linf", parse_eps("0"), "mnist")[0]][-1] == "0.6"
-    with pytest.raises(UserError, match="--eps"):
-        choose_eps(None, "l1", None, "npz:x.npz")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_where_no_eps_is_usual_the_error_names_one_that_fits_the_norm(norm: str) -> None:
+    with pytest.raises(UserError, match="--eps") as caught:
+        choose_eps(None, norm, None, "npz:x.npz")
+    assert len(parse_eps_list(str(caught.value).split("--eps ")[1], norm)) == 2
 
 
 def test_reference_eps() -> None:
