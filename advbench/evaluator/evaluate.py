@@ -345,5 +345,5 @@ def check_gradient(net: nn.Module, data: Dataset, attacks: Sequence[Attack]) -> 
     except Exception as error:  # a model from elsewhere may raise anything
         raise UserError(
             f"the model gives no gradient for {followed[0].name} ({one_line(error)}): choose attacks without "
-            "gradients, such as --attack square, or rays"
+            "gradients, such as --attack square"
         ) from error
