@@ -11,6 +11,8 @@ from typing import Any
 from advbench.errors import UserError, shortened
 
 NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
+USUAL = {"linf": "2/255,4/255,8/255", "l2": "0.1,0.25,0.5", "l1": "3,6,12", "l0": "5,10,20"}  # sizes, for messages
+USUAL["fourier-linf"] = USUAL["linf"]
 CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")

@@ -16,6 +16,7 @@ from advbench.defaults.analysis import FLAGS, SUPPLIED
 from advbench.defaults.listing import FOLDERS, listing
 from advbench.defaults.signatures import meaning_in, setting, shown
 from advbench.defaults.wording import without_raises
+from advbench.eps import USUAL
 from advbench.errors import UserError, unknown
 from advbench.recipe.trees import leaves, shipped_recipe
 from advbench.record.black_box import WINS
@@ -179,7 +180,7 @@ def _example(kind: str, entry: Entry, found: Mapping[str, Any]) -> str:
     own = [one for one in found.get("settings", ()) if _settable(one)]
     if kind == "attacks":
         norm = "linf" if "linf" in found["norms"] else found["norms"][0]
-        size = "8/255" if norm in ("linf", "fourier-linf") else "0.5"
+        size = USUAL[norm].rpartition(",")[2]
         where = "" if norm == "linf" else f" --norm {norm}"
         likely = [one for one in own if one["name"] in ("steps", "n_queries", "searches") and one["default"] != 1]
         change = f" --set {likely[-1]['name']}={shown(likely[-1]['default'])}" if likely else ""

@@ -34,7 +34,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str
         raise UserError(f"there is no file {path}")
     with reading(path), path.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:
-            raise UserError(f"{path} is a pointer of Git LFS, not the file: git lfs pull (lfs: true of actions/checkout)")
+            raise UserError(f"{path} is a pointer of Git LFS: get the file by git lfs pull (CI: lfs: true of checkout)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.defaults.choice import GRID_FACTORS, choose_eps, choose_rows, grid, reference_eps
-from advbench.eps import parse_eps
+from advbench.eps import NORMS, parse_eps, parse_eps_list
 from advbench.errors import UserError
 
 
@@ -101,3 +101,10 @@ def test_a_file_that_lists_no_images(digits: Dataset, tmp_path: Path, text: str)
     file.write_text(text)
     with pytest.raises(UserError, match=str(file)):
         choose_rows(digits, None, str(file))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_where_no_eps_is_usual_the_message_names_some_of_the_norm(norm: str) -> None:
+    with pytest.raises(UserError, match=f"no usual {norm} eps .*: write a list such as --eps ") as caught:
+        choose_eps(None, norm, None, "package.module:data")
+    assert len(parse_eps_list(str(caught.value).rpartition(" ")[2], norm)) == 4
