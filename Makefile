@@ -200,4 +200,4 @@ $(BOARDS): %-leaderboard: setup $(META)/training.svg
 	done
 
 clean:
-	rm -rf .venv .venv-matrix $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
+	rm -rf .venv .venv-matrix $(PEERS) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)

@@ -19,6 +19,7 @@ from advbench.errors import UserError, reading
 
 _SUFFIX = ".advbench.tmp"
 _UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+_REMOVED = (errno.ENOENT, errno.ESTALE)  # ESTALE: by another machine, on NFS
 _TEMPORARY = re.compile(rf"\..+\.\w+{re.escape(_SUFFIX)}")
 
 
@@ -148,17 +149,19 @@ def locked(path: Path, timeout: float = 60.0) -> Iterator[None]:
 
 def _hold(path: Path) -> int | None:
     """The handle of the lock file `path`, locked; None while another process holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), path.stat()):  # else its last holder removed it after it was opened here
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
+    for _ in range(3):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except OSError as error:
+            if error.errno not in _REMOVED:
+                os.close(handle)
+                if isinstance(error, BlockingIOError):
+                    return None
+                raise
+        os.close(handle)  # its last holder removed it after it was opened here
     return None
 
 

@@ -20,10 +20,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
-from filelock import FileLock
 
 import advbench
 from advbench.cli import app
+from advbench.files import locked
 from advbench.recipe.recipe import field_names
 from advbench.record import FLAG_NAMES, Record
 from advbench.registry import entries
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     out, log = shared / "site", shared / "site.log"
-    with FileLock(shared / "site.lock"):
+    with locked(shared / "site.lock", timeout=1200):
         if not log.exists():
             command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-W", "--keep-going", "-n"]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -130,18 +130,22 @@ def test_a_removed_lock_still_lets_in_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "800" and names(tmp_path) == {"count"}
 
 
-def test_a_lock_that_was_removed_after_it_was_opened_is_not_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_lock_that_was_removed_after_it_was_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: bool
 ) -> None:
+    """At once, without waiting for another process, since there is none. `stale`: it was removed over NFS."""
     path, flock, removed = tmp_path / ".lock", files.fcntl.flock, []
 
     def late(*rest: Any) -> None:
         if not removed:  # its holder ends between the opening and the locking
             removed.append(path.unlink())
+            if stale:
+                raise OSError(errno.ESTALE, "Stale file handle")
         flock(*rest)
 
     monkeypatch.setattr(files.fcntl, "flock", late)
-    with locked(path):
+    with locked(path, timeout=0):
         assert removed and path.exists()
         with pytest.raises(UserError, match="another process holds"), locked(path, timeout=0):
             pass

@@ -63,7 +63,8 @@ class Search:
 
     `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `capture`:
     record a turn once, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search on the
-    same samples; samples that fell there are skipped.
+    same samples; samples that fell there are skipped. `spent`: the forward and backward passes for the choice of target
+    classes, before the run.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Search:
             torch.full((n,), -torch.inf),
             torch.full((n,), torch.inf, dtype=torch.float64),
         )
+        before_targets = oracle.forwards, oracle.backwards
         self.targets = attack.target_classes_of(samples, oracle, norm)
+        self.spent = oracle.forwards - before_targets[0], oracle.backwards - before_targets[1]
         by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
         self.queue = [
             (row, rank, restart)

@@ -147,6 +147,9 @@ class Journal:
             with reading(f"{self._file}; drop --resume to start over"):
                 search.restore(self._under_way)
             self._under_way = None
+        else:  # else they were counted before the save
+            self.forwards += search.spent[0]
+            self.backwards += search.spent[1]
         cost = Meter(self, search)
 
         def watch(running: Search) -> None:

@@ -136,8 +136,8 @@ def check_black_box(loaded: Loaded, attacks: Sequence[Attack], norm: str) -> Non
     refused = [one.name for one in attacks if one.follows_gradient() and not isinstance(one, Function | External)]
     if not refused:
         return
-    work = [f"--attack {name}" for name in BLACK_BOX_ATTACKS if norm in make(name, norm)[0].norms]
-    choice = f"choose {' or '.join(work)}" if work else f"norm {norm} has no attack without gradients"
+    work = [name for name in BLACK_BOX_ATTACKS if norm in make(name, norm)[0].norms]
+    choice = f"choose --attack {' or '.join(work)}" if work else f"norm {norm} has no attack without gradients"
     hint = (
         ", or wrap it in a torch.nn.Module if it is differentiable" if isinstance(loaded.net, BlackBoxFunction) else ""
     )

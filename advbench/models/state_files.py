@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from advbench import consent
-from advbench.errors import Untrusted, UserError
+from advbench.errors import Untrusted, UserError, reading
 from advbench.models import pickles
 from advbench.models.outside import stored
 
@@ -21,6 +21,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 # Keys under which training scripts save weights. The averaged ones are last: of a file with both, the others are used.
 _WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "0.", "1.")
+_POINTER = b"version https://git-lfs"
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str]]:
@@ -31,6 +32,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str
     """
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
+    with reading(path), path.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path} is a pointer of Git LFS: get the file by git lfs pull (CI: lfs: true of checkout)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_torch(path)

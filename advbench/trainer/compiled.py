@@ -96,7 +96,8 @@ class Compiled:
         device = args[0].device
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []), self.counter.paused():
-                plain, compiled = (self._results(call, args) for call in (self._plain, self.call))
+                plain, redrawn = (self._results(self._plain, args, seed) for seed in (0, 1))
+                compiled = self._results(self.call, args, 0)
         except Exception as error:  # compilers and their run time may raise anything
             if out_of_memory(error):
                 raise
@@ -105,8 +106,11 @@ class Compiled:
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
-        away = [float((b - a).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(plain, compiled, strict=True)]
-        if any(not difference <= MAX_DIFFERENCE for difference in away):
+        away = _away(plain, compiled)
+        allowed = (
+            max(MAX_DIFFERENCE, 2 * own) for own in _away(plain, redrawn)
+        )  # compiled dropout draws other numbers
+        if any(not difference <= most for difference, most in zip(away, allowed, strict=True)):
             return f"compiled outputs or gradients differ from plain ones by {max(away):.0%}"
         return ""
 
@@ -117,9 +121,9 @@ class Compiled:
         finally:
             self.net._compiled_call_impl = self
 
-    def _results(self, call: Callable[..., Tensor], args: tuple[Any, ...]) -> list[Tensor]:
+    def _results(self, call: Callable[..., Tensor], args: tuple[Any, ...], seed: int) -> list[Tensor]:
         """The outputs of `call`, and all gradients of a weighted sum of them as one vector, in float32."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         given = [one.detach().requires_grad_(one.requires_grad) for one in args]
         out = call(*given)
         if not out.requires_grad:
@@ -128,6 +132,11 @@ class Compiled:
         weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
         found = torch.autograd.grad((weights * out.float()).sum(), wanted, allow_unused=True, materialize_grads=True)
         return [out.detach().float(), torch.cat([one.float().flatten() for one in found])]
+
+
+def _away(one: list[Tensor], other: list[Tensor]) -> list[float]:
+    """The norm of the difference of each pair of tensors, as a share of that of `one`."""
+    return [float((b - a).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(one, other, strict=True)]
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from advbench.attacks.odi import ODIMargin
 from advbench.attacks.pma import PMA
 from advbench.engine.attack import Answer, Problem, Samples
 from advbench.engine.oracle import Oracle
-from advbench.errors import UserError
+from advbench.engine.search import Search
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator.journal import Journal
 from advbench.registry import find
 from advbench.threat import around
 
@@ -107,13 +111,18 @@ def test_pma_climbs_one_probability_and_then_their_margin(restart: int) -> None:
         assert torch.allclose(attack.objective(p, z).double(), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_order_of_malt_is_that_of_the_exact_distances_of_a_linear_model(cases: Any, norm: str) -> None:
-    case = cases["several"](False, 6)
+def linear(case: Any) -> tuple[Oracle, Samples]:
+    """Of a linear model of 6 classes."""
     index = torch.arange(len(case.y))
     oracle = Oracle(case.net, slots=5)
     eps = torch.full((len(case.y),), 0.1, dtype=torch.float64)
-    samples = Samples(lambda rows: case.x[rows], case.y, index, eps, oracle.logits(case.x))
+    return oracle, Samples(lambda rows: case.x[rows], case.y, index, eps, oracle.logits(case.x))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_order_of_malt_is_that_of_the_exact_distances_of_a_linear_model(cases: Any, norm: str) -> None:
+    case = cases["several"](False, 6)
+    oracle, samples = linear(case)
     attack = find("attacks", "apgd-t").create(targets="malt", n_targets=5)
     found = attack.target_classes_of(samples, oracle, norm)
     assert torch.equal(found, nearest_classes(attack, oracle, samples, norm, 9))
@@ -137,3 +146,29 @@ def test_settings_of_targets_that_say_nothing_are_refused() -> None:
     assert "targets" not in make().settings() and make(targets="malt").settings()["targets"] == "malt"
     assert "targets" not in find("attacks", "apgd-ce").create(targets="malt").settings()
     assert find("attacks", "multi-targeted").create().for_model("linf", 7).n_targets == 6
+
+
+def test_an_untargeted_attack_beside_apgd_t_gets_its_setting_malt_and_stays_untargeted(cases: Any) -> None:
+    oracle, samples = linear(cases["several"](False, 6))
+    attack = find("attacks", "apgd-ce").create(targets="malt")
+    assert attack.target_classes_of(samples, oracle, "linf").tolist() == [[-1]] * len(samples.y)
+
+
+def test_the_passes_of_malts_order_are_counted_once(cases: Any, tmp_path: Path) -> None:
+    """Also where the search was stopped and resumed."""
+    attack = find("attacks", "apgd-t").create(targets="malt", n_targets=2, steps=3).for_model("linf", 6)
+    counts = []
+    for turns in (0, 3):
+        stopping = [False] * turns + [bool(turns)]
+        path = tmp_path / str(turns)
+        for resume in (False, True)[: 1 + bool(turns)]:
+            journal = Journal(path, stop=lambda left=stopping: bool(left) and left.pop(0))  # type: ignore[misc]
+            journal.begin({}, resume=resume)
+            oracle, samples = linear(cases["several"](False, 6))
+            clean = oracle.forwards
+            with pytest.raises(Interrupted) if turns and not resume else nullcontext():
+                journal.run("apgd-t", Search(attack, samples, oracle, norm="linf", seed=0))
+        counts.append((journal.forwards, journal.backwards))
+        if not turns:
+            assert counts == [(oracle.forwards - clean, oracle.backwards)]
+    assert counts[0] == counts[1] and counts[0][1] > 5 * 20  # 5 classes, 4 passes of 5 rows for 16 samples

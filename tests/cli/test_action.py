@@ -67,9 +67,8 @@ def run(tmp_path: Path, repository: Path, forked: str) -> Callable[..., tuple[in
     python.chmod(0o755)
 
     def job(**changes: Any) -> tuple[int, Path, Runner]:
-        place = tmp_path / "runner"
-        shutil.rmtree(place, ignore_errors=True)  # each run has a machine of its own
-        place.mkdir()
+        place = tmp_path / "runner"  # the same for each run, as for several uses in one job
+        place.mkdir(exist_ok=True)
         (steps,) = (one["steps"] for one in read(repository / ".github/workflows/robustness.yml")["jobs"].values())
         gate = next(step for step in steps if step.get("id") == "advbench")
         assert gate["uses"] == f"OWNER/advbench@v{__version__}"
@@ -95,18 +94,18 @@ def test_a_gate_from_nothing(
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "--message", "a model")
 
-    code, record, runner = run()  # there is no baseline yet
-    assert code == 2 and "there is no file baseline.json" in runner.log
+    junit = tmp_path / "junit.xml"
+    code, first, runner = run(junit=junit)  # there is no baseline yet
+    assert code == 2 and not junit.exists() and "there is no file baseline.json" in runner.log
     assert runner.summary == "### No verdict: the log says why\n"
     for name in ("baseline.json", "baseline.npz"):
-        shutil.copy(record / name, repository)
+        shutil.copy(first / name, repository)
     assert git(repository, "status", "--porcelain") == "?? baseline.json\n?? baseline.npz\n"
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "--message", "the baseline")
 
-    junit = tmp_path / "junit.xml"
     code, record, runner = run(junit=junit)
-    assert code == 0, runner.log
+    assert code == 0 and record != first and (first / "baseline.json").exists(), runner.log
     assert runner.summary.startswith("### No regression against weights.safetensors")
     assert runner.summary == (record / "report.md").read_text()
     assert "| model | curve | 0 | 0.1 |" in runner.summary and "Protocol: 100 images of digits" in runner.summary

@@ -102,7 +102,7 @@ def test_attacks_by_gradients_are_refused_with_the_way_out(own: Any, command: tu
         ran = own(*command, "--model", f"own_black_boxes:{name}", "--dataset", "digits", "-n", "24")
         assert refusal(ran), ran.err
         assert f"own_black_boxes:{name} is a black box: it has no gradient" in ran.err
-        assert "choose --attack square or --attack rays or --attack hopskipjump" in ran.err
+        assert "choose --attack square or rays or hopskipjump" in ran.err
         assert ("or wrap it in a torch.nn.Module if it is differentiable" in ran.err) == (name == "by_tensor")
     assert own.files() == {"own_black_boxes.py"}
 

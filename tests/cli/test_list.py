@@ -39,8 +39,8 @@ def test_every_setting_has_a_type_and_a_meaning(kind: str, name: str) -> None:
     command: Any = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     with command.make_context(words[0], words[1:]) as context:  # an unknown flag or a flag without value is an error
         assert context.params
-        if kind == "attacks" and context.params["eps"]:
-            assert parse_eps_list(context.params["eps"], context.params["norm"] or "linf")
+        if context.params.get("eps"):
+            assert parse_eps_list(context.params["eps"], context.params.get("norm") or "linf")
 
 
 def test_the_settings_are_those_that_set_takes() -> None:

@@ -106,3 +106,10 @@ def test_a_file_that_lists_no_images(digits: Dataset, tmp_path: Path, text: str)
     file.write_text(text)
     with pytest.raises(UserError, match=str(file)):
         choose_rows(digits, None, str(file))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_where_no_eps_is_usual_the_message_names_some_of_the_norm(norm: str) -> None:
+    with pytest.raises(UserError, match=f"no usual {norm} eps .*: write a list such as --eps ") as caught:
+        choose_eps(None, norm, None, "package.module:data")
+    assert len(parse_eps_list(str(caught.value).rpartition(" ")[2], norm)) == 4

@@ -106,7 +106,7 @@ def search(net: nn.Module, attack: Attack, norm: str, **more: Any) -> Search:
     x = torch.rand(COUNT, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     oracle = Oracle(net, slots=SLOTS)
     logits = oracle.logits(x)
-    size = {"linf": 0.05, "l2": 0.2, "l1": 0.6, "fourier-linf": 0.05}[norm]
+    size = {"linf": 0.05, "l2": 0.2, "l1": 0.6, "l0": 2, "fourier-linf": 0.05}[norm]
     eps = torch.full((COUNT,), torch.inf if attack.minimum_norm else size, dtype=torch.float64)
     samples = Samples(lambda rows: x[rows], logits.argmax(1), torch.arange(COUNT), eps, logits)
     return Search(attack, samples, oracle, norm=norm, seed=0, **more)
@@ -114,7 +114,8 @@ def search(net: nn.Module, attack: Attack, norm: str, **more: Any) -> Search:
 
 MIXED = [
     ("pgd", "linf"), ("apgd-t", "l2"), ("apgd-ce", "l1"), ("apgd-ce", "fourier-linf"), ("fab", "l2"), ("square", "l1"),
-    ("fmn", "linf"), ("ddn", "l2"), ("cw-l2", "l2"), ("deepfool", "linf"), ("rays", "linf"),
+    ("fmn", "linf"), ("ddn", "l2"), ("cw-l2", "l2"), ("deepfool", "linf"), ("rays", "linf"), ("hopskipjump", "l2"),
+    ("odi-margin", "linf"), ("pma", "l2"), ("sigma-zero", "l0"),
 ]  # fmt: skip
 SHORT: dict[str, dict[str, Any]] = {
     "apgd-ce": {"steps": 15},
@@ -123,8 +124,12 @@ SHORT: dict[str, dict[str, Any]] = {
     "ddn": {"steps": 15},
     "fab": {"steps": 4, "restarts": 2},
     "fmn": {"steps": 15},
+    "hopskipjump": {"n_queries": 300},
+    "odi-margin": {"steps": 6, "restarts": 3, "odi_steps": 3},
     "pgd": {"steps": 4, "momentum": 0.5},
+    "pma": {"steps": 10},
     "rays": {"n_queries": 60},
+    "sigma-zero": {"steps": 15},
     "square": {"n_queries": 12},
 }
 

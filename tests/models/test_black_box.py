@@ -344,10 +344,10 @@ def test_the_verdicts_are_those_of_the_differentiable_twin() -> None:
 @pytest.mark.parametrize("attack", ["autoattack", "pgd", "fab", "deepfool", ["square", "apgd-ce"]])
 def test_attacks_that_follow_gradients_are_refused(attack: Any) -> None:
     with pytest.raises(
-        UserError, match=r"black box: it has no gradient, which .*attack square or attack rays, or wrap"
+        UserError, match=r"black box: it has no gradient, which .*attack square or rays or hopskipjump, or wrap"
     ):
         advbench.evaluate(linear_tensor, "digits", attack=attack, eps=["0", "0.1"], n=8)
-    with pytest.raises(UserError, match=r"choose attack square$"):
+    with pytest.raises(UserError, match=r"choose attack square or hopskipjump$"):
         advbench.evaluate(
             Plain(decision_function=linear_rows), "digits", attack="pgd", norm="l2", eps=["0", "0.5"], n=8
         )

@@ -150,6 +150,14 @@ def test_files_without_a_state_say_what_they_hold(content: Any, held: str, tmp_p
         read_state(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_pointer_of_git_lfs_is_called_so(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"net{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n")
+    with pytest.raises(UserError, match="pointer of Git LFS: get the file by git lfs pull"):
+        read_state(path)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         read_state(tmp_path / "x.pt")

@@ -77,6 +77,23 @@ def test_what_cannot_be_compiled_goes_on_without(recipe: Make, backend: Any, wor
         assert torch.equal(session.nets.f.state_dict()[name], value), name
 
 
+def other_draws(graph: Any, inputs: object) -> Any:
+    """As inductor does, whose dropout draws by a generator of its own."""
+
+    def run(*args: Any) -> Any:
+        torch.rand(1)
+        return graph.forward(*args)
+
+    return run
+
+
+def test_dropout_may_draw_other_numbers(recipe: Make) -> None:
+    session = Session(recipe("pgd-at", "compile=aot_eager", "model.dropout=0.5"), torch.device("cpu"))
+    session.compiled[0].compile_with(other_draws)
+    session.step(session.order())
+    assert session.compile_status == "aot_eager"
+
+
 def test_calls_that_the_compiler_gave_up_are_counted_and_told(recipe: Make) -> None:
     """PyTorch compiles a few graphs of one function and then runs it plainly, with no more than a line in the log."""
     session = Session(recipe("pgd-at", "compile=aot_eager"), torch.device("cpu"))

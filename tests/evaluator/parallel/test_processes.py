@@ -297,6 +297,9 @@ def test_how_many_are_worth_their_start(net: nn.Module, digits: Dataset, monkeyp
     def count(net: nn.Module, run: Plan, slots: int = 8) -> int:
         return share.how_many(net, digits, run, slots=slots)
 
+    now = [0.0]  # a clock that stands still but for the naps of `Slow`: of a busy machine the passes take longer
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     run = planned(digits)
     assert count(Slow(net), run) == 1  # PyTorch has one thread
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
