@@ -38,6 +38,7 @@ from advbench.compare import (
     verdict,
     whereabouts,
 )
+from advbench.compare.matrix import names
 from advbench.errors import UserError
 from advbench.record import AttackRef, DatasetRef, Engine, Environment, Flag, Record, Trained
 
@@ -125,6 +126,18 @@ def test_many_models_are_one_matrix() -> None:
     page = to_markdown(found)
     assert "\n| model 40 | +0.0 | +0.0 | -4.0\\* | -1.0\\* |\n" in page and "differences to it; \\* p" in page
     assert any(note.startswith("model 40: m40") or note.startswith("model 40: pgd") for note in found.notes)
+
+
+def test_no_seed_is_in_the_name_of_several() -> None:
+    """Where another model of the method is told apart by its seed."""
+    seeds = [
+        made(fallen([900, 700, 500 - seed]), spec=f"s{seed}", trained=Trained(method="trades", norm="linf", seed=seed))
+        for seed in range(3)
+    ]
+    arch = seeds[0].record.model.arch
+    assert names([side("two", *seeds[:2]), side("one", seeds[2])]) == [
+        f"trades {arch} (2 models)", f"trades {arch}, seed 2",
+    ]  # fmt: skip
 
 
 def test_other_images_are_refused_or_compared_unpaired() -> None:

@@ -45,9 +45,9 @@ def test_nothing_lies_there_that_no_record_made(place: str) -> None:
 def test_the_gate_on_ourselves_and_the_workflow_name_a_record_that_is_there() -> None:
     workflow = (ROOT / ".github/workflows/robustness.yml").read_text()
     makefile = (ROOT / "Makefile").read_text()
-    baselines = re.findall(r"(?m)^(?:  BASELINE: |BASELINE := )(\S+)", workflow + makefile)
+    baselines = re.findall(r"(?m)^(?: +baseline: |BASELINE := )(\S+)", workflow + makefile)
     assert len(baselines) == 2
-    expressions = re.findall(r"FAIL_IF: \"(.+)\"|--fail-if '(.+)'", workflow + makefile)
+    expressions = re.findall(r" fail-if: (.+)|--fail-if '(.+)'", workflow + makefile)
     assert len(expressions) == 2
     for baseline in baselines:
         record, _ = load_record(ROOT / baseline)
@@ -55,8 +55,6 @@ def test_the_gate_on_ourselves_and_the_workflow_name_a_record_that_is_there() ->
             for branch in parse_gate(expression):
                 assert all(test.quantity.eps is None or record.at(test.quantity.eps.value) for test in branch.tests)
     assert "make gate" in (ROOT / ".ci/run").read_text()
-    commands = re.findall(r"(?m)^ +(advbench .+)", workflow)
-    assert [command.split()[1] for command in commands] == ["train", "evaluate", "compare"]
 
 
 def test_the_baseline_of_the_gate_on_ourselves_is_of_this_engine() -> None:

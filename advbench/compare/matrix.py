@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from advbench.compare.report import number
 from advbench.compare.results import Comparison
 from advbench.compare.sides import Side
-from advbench.record import labels
+from advbench.record import Record, labels
 
 FEW = 3  # models that have a table each
 STAR = "* p < 0.05 (Holm)"
@@ -20,9 +20,16 @@ def many(comparison: Comparison) -> bool:
 
 def names(sides: Sequence[Side]) -> list[str]:
     """Short names of the sides, in their order, no two alike."""
-    found = labels([side.units[0].record for side in sides])
+    found = labels([_seedless(side.units[0].record) if len(side.units) > 1 else side.units[0].record for side in sides])
     counts = [len(side.units) for side in sides]
     return [f"{name} ({n} models)" if n > 1 else name for name, n in zip(found, counts, strict=True)]
+
+
+def _seedless(record: Record) -> Record:
+    """`record` in the place of those of all seeds, so that no name has one of them."""
+    model = record.model
+    trained = model.trained and model.trained.model_copy(update={"seed": None})
+    return record.model_copy(update={"model": model.model_copy(update={"trained": trained})})
 
 
 def matrix(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -13,6 +13,7 @@ from advbench.figure.text import SIZE, fit, wrapped
 KINDS = ("svg", "png", "pdf")
 WIDTH = 9.6  # inches: text of 9 points has 12 pixels where a page shows the figure 900 pixels wide
 HALF = 72 * (WIDTH / 2 - 0.75)  # points, of the title of one of two panels
+NAMES = 165.0  # points, of the names beside rows
 GREY = "0.8"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 _DASHES = ("-", "--", ":", "-.")

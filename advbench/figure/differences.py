@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from advbench.figure.canvas import percent, style
+from advbench.figure.canvas import NAMES, percent, style
 from advbench.figure.curves import set_ticks
 from advbench.figure.text import fit, plain
-
-NAMES = 165.0  # points, of the names beside the rows
 
 
 @dataclass(frozen=True)

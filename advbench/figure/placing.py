@@ -10,8 +10,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from advbench.figure.text import width_of
+
 END, POINT = "label at the end of a line", "label of a point"
 _GAP = 1.1  # lines of text from one label at the end of a line to the next
+_SPACE = 3.0  # points between a leader and its label, which need not be cut out of it then (this is slow)
 _LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0.0, "shrinkB": 3.0}
 
 
@@ -41,7 +44,7 @@ def label_end(axes: Any, x: float, y: float, text: str, colour: str) -> None:
     """Write `text` right of the axes, at the height of (x, y), where a line ends."""
     note = axes.annotate(
         text, (x, y), (1.02, y), textcoords=axes.get_yaxis_transform(), va="center", annotation_clip=False,
-        arrowprops={**_LEADER, "color": colour, "relpos": (0, 0.5)},
+        arrowprops={**_LEADER, "color": colour, "relpos": (-_SPACE / (width_of(text) or _SPACE), 0.5), "patchA": None},
     )  # fmt: skip
     note.set_label(END)
 

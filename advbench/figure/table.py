@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from advbench.figure.canvas import WIDTH, style
+from advbench.figure.canvas import NAMES, WIDTH, style
 from advbench.figure.text import fit, plain
 
-NAMES = 165.0  # points, of the names beside the rows
 ROW = 0.25  # inches of a row, for the height of `panels`
 
 
@@ -37,7 +36,7 @@ def draw_grid(
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             if not math.isnan(value):
-                axes.text(x, y, text(value), ha="center", va="center", color="white" if value > 0.6 * top else "black")
+                axes.text(x, y, text(value), ha="center", va="center", color="white" if value > 0.9 * top else "black")
     for y, x in (framed or {}).items():
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.5))
     upright = 5.2 * sum(map(len, columns)) > 72 * (WIDTH - 3)  # where names do not fit beside each other

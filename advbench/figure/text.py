@@ -18,12 +18,12 @@ def plain(text: str) -> str:
 def fit(text: str, width: float, size: float = SIZE) -> str:
     """`plain(text)`, without as much of its middle as makes it at most `width` points wide."""
     text = plain(text)
-    if _width(text, size) <= width:
+    if width_of(text, size) <= width:
         return text
     low, high = 0, len(text)  # characters that are kept: `low` of them fit, `high` do not
     while high - low > 1:
         kept = (low + high) // 2
-        low, high = (kept, high) if _width(_without_middle(text, kept), size) <= width else (low, kept)
+        low, high = (kept, high) if width_of(_without_middle(text, kept), size) <= width else (low, kept)
     return _without_middle(text, low)
 
 
@@ -32,7 +32,7 @@ def wrapped(text: str, width: float, size: float = SIZE) -> list[str]:
     lines: list[str] = []
     for word in plain(text).split():
         longer = f"{lines[-1]} {word}" if lines else ""
-        if longer and _width(longer, size) <= width:
+        if longer and width_of(longer, size) <= width:
             lines[-1] = longer
         else:
             lines.append(fit(word, width, size))
@@ -45,7 +45,7 @@ def _without_middle(text: str, kept: int) -> str:
 
 
 @cache
-def _width(text: str, size: float) -> float:
+def width_of(text: str, size: float = SIZE) -> float:
     """The width in points; pictures of pixels need up to a twentieth more than outlines."""
     from matplotlib.textpath import TextPath
 

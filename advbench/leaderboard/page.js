@@ -102,7 +102,7 @@ function fit() {
 function showTable(table, section) {
   const order = table.orders[Math.max(0, view.at - 1)];
   const element = section.querySelector(".ranking");
-  const line = element.querySelector(".line") ?? element.createTBody();
+  const line = element.querySelector(".line");
   const heads = [...element.tHead.rows[0].cells];
   const place = heads.findIndex((head) => head.dataset.key === view.sort.replace("-", ""));
   for (const head of heads) head.removeAttribute("aria-sort");
@@ -128,7 +128,9 @@ function showTable(table, section) {
   const ranked = order.ranked.map((index, rank) => placed(table.models[index], `${rank + 1}`, ""));
   const below = order.below.map(([index, why]) => placed(table.models[index], "–", why));
   line.hidden = !below.some((row) => !row.hidden);
-  element.append(...sorted(ranked, place), line, ...sorted(below, place));
+  const bodies = [...sorted(ranked, place), line, ...sorted(below, place)];
+  // A row that is moved loses the focus: choosing one by the keyboard moves none.
+  if (bodies.some((body, index) => body !== element.tBodies[index])) element.append(...bodies);
   return shown;
 }
 
@@ -285,7 +287,8 @@ function comparison(one, two) {
   if (one.table !== two.table) return [node("p", "They were measured by different protocols: no difference is taken.")];
   const { table } = one;
   const place = (model) => document.querySelector(`#r${model.id} .more a[href^="records/"]`).getAttribute("href");
-  const command = node("code", `advbench compare ${place(two.model)} --baseline ${place(one.model)}`);
+  const words = ["advbench compare", place(two.model), "--baseline", place(one.model)];
+  const command = node("code", words.flatMap((word) => [" ", node("span", word)]).slice(1));
   const rows = paired(table, one.index, two.index);
   if (!rows) return [node("p", "The page holds the differences of the best models alone. For these two:"), command];
   const head = ["", "before", "after", ["difference", node("i", "95 % interval")], "p", "lost", "gained"];

@@ -30,7 +30,7 @@ def to_html(boards: Mapping[str, Board], fates: Mapping[str, Fates]) -> str:
     """The page of `boards`, by name. `fates`, by the id of their record, are what pairs of models are compared by."""
     style, script = _asset("page.css"), _asset("page.js")
     boards = dict(sorted(boards.items(), key=lambda one: (one[1].dataset, (*NORMS, CORRUPTIONS).index(one[1].norm))))
-    names = {name: dict(zip(_ids(one), labels(one.records), strict=True)) for name, one in boards.items()}
+    names = {name: _names(one) for name, one in boards.items()}
     data = [board_data(name, one, names[name], fates) for name, one in boards.items()]
     return Template(_asset("page.html")).substitute(
         head=HEAD,
@@ -45,8 +45,13 @@ def to_html(boards: Mapping[str, Board], fates: Mapping[str, Fates]) -> str:
     )
 
 
-def _ids(board: Board) -> list[str]:
-    return [record.id for record in board.records]
+def _names(board: Board) -> dict[str, str]:
+    """Short names by the id of their record, in each table no two alike."""
+    return {
+        record.id: name
+        for table in board.tables
+        for record, name in zip(table.records, labels(table.records), strict=True)
+    }
 
 
 def _title(board: Board) -> str:

@@ -34,10 +34,9 @@ def table_html(table: Table, board: Board, names: Mapping[str, str]) -> str:
     head += [("auc", "n minor", "auc"), ("passes", "n minor", "<small>attack</small> passes")]
     head += [("flags", "minor", "flags")]
     rows = [_row(str(place), record, names, columns) for place, record in enumerate(table.ranked, start=1)]
-    if table.below:
-        line = f'<th colspan="{len(head)}" scope="rowgroup">Below the line, not ranked</th>'
-        rows.append(f'<tbody class="line"><tr>{line}</tr></tbody>')
-        rows += [_row("–", record, names, columns, why) for record, why in table.below]
+    line = f'<th colspan="{len(head)}" scope="rowgroup">Below the line, not ranked</th>'
+    rows.append(f'<tbody class="line"{"" if table.below else " hidden"}><tr>{line}</tr></tbody>')
+    rows += [_row("–", record, names, columns, why) for record, why in table.below]
     return "\n".join([
         f'<section class="protocol" data-key="{table.protocol.key}">',
         f"<h3>{text(table.protocol.title)}</h3>",

@@ -117,12 +117,13 @@ def fewest_images(records: Iterable[Record]) -> int:
 def table(records: Sequence[Record], reference: float, needed: int) -> Table:
     """The table of the records of one protocol. Ranked or not, they are sorted by accuracy at `reference`, best first.
 
-    Ties are sorted by id. `needed`: the fewest images that are ranked.
+    Those that were not measured there come last, by clean accuracy. Ties are sorted by id. `needed`: the fewest images
+    that are ranked.
     """
 
-    def key(record: Record) -> tuple[float, str]:
+    def key(record: Record) -> tuple[bool, float, str]:
         point = record.at(reference)
-        return (-point.accuracy if point else 1.0, record.id)
+        return point is None, -(point.accuracy if point else record.clean), record.id
 
     ordered = [(record, reasons(record, reference, needed)) for record in sorted(records, key=key)]
     return Table(
