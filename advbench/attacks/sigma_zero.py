@@ -4,8 +4,8 @@ delta starts at 0 and descends, by Adam, along the gradient of
 
     max(z_y - max_{c != y} z_c, 0) + 1/n sum_i delta_i^2 / (delta_i^2 + sigma),
 
-scaled to a largest element of 1. Elements below tau in modulus are then set to 0. tau rises by 0.01 lr where the point
-was adversarial and falls by as much where it was not; lr falls from 1 to 0.1 along a cosine. L0 counts elements
+scaled to a largest element of 1. tau rises by 0.01 lr where the point was adversarial and falls by as much where it was
+not, and elements below tau in modulus are set to 0; lr falls from 1 to 0.1 along a cosine. L0 counts elements
 (C x H x W), not pixels.
 """
 
@@ -82,6 +82,6 @@ class SigmaZero(Attack):
         corrected = (second / (1 - BETAS[1] ** k)).sqrt() + TINY
         delta = s.delta - lr.view(-1, 1, 1, 1) * (first / (1 - BETAS[0] ** k)) / corrected
         delta = (x + delta).clamp(0, 1) - x
-        delta = torch.where(delta.abs() < s.tau.view(-1, 1, 1, 1), 0, delta)
         tau = (s.tau + torch.where(a.wrong, 1, -1) * self.tau_step * lr).clamp(0, 1)
+        delta = torch.where(delta.abs() < tau.view(-1, 1, 1, 1), 0, delta)
         return SigmaZeroState((x + delta).clamp(0, 1), s.i + 1, delta, first, second, tau)

@@ -192,9 +192,9 @@ def test_sigma_zero_is_adam_on_a_smooth_count_and_the_margin() -> None:
         schedule.step()
         with torch.no_grad():
             delta.copy_((x + delta).clamp(0, 1) - x)
+            tau = (tau + torch.where(wrong, 0.01 * lr, -0.01 * lr)).clamp(0, 1)
             clear = (delta.abs() - tau.view(-1, 1, 1, 1)).abs() > 1e-4  # not on the threshold, where rounding decides
             delta[delta.abs() < tau.view(-1, 1, 1, 1)] = 0
-        tau = (tau + torch.where(wrong, 0.01 * lr, -0.01 * lr)).clamp(0, 1)
         gradient = torch.where(wrong.view(-1, 1, 1, 1), 0, v)
         state = attack.step(p, state, answer(gradient, wrong, value.detach().clamp_max(0)))
         assert clear.float().mean() > 0.9

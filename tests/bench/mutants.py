@@ -289,7 +289,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/attacks/sigma_zero.py": {
         f"{STEPS}sigma_zero_is_adam_on_a_smooth_count_and_the_margin": [
-            ("sigma-zero-no-threshold", "s.tau.view(-1, 1, 1, 1), 0, delta)", "s.tau.view(-1, 1, 1, 1), delta, delta)"),
+            ("sigma-zero-no-threshold", " tau.view(-1, 1, 1, 1), 0, delta)", " tau.view(-1, 1, 1, 1), delta, delta)"),
             ("sigma-zero-tau-turned", "torch.where(a.wrong, 1, -1)", "torch.where(a.wrong, -1, 1)"),
             ("sigma-zero-no-count", "g = count - a.gradient", "g = 0 * count - a.gradient"),
         ],
