@@ -37,8 +37,8 @@ def resolve(
     for name, member in members:
         if norm not in member.norms and norm in NORMS:
             raise UserError(
-                f"{member.name} has no form for norm {norm}: choose norm {', '.join(member.norms)}, or an attack that "
-                f"has one for {norm}: {', '.join(in_norm(norm))}"
+                f"{member.name} has no form for norm {norm}: choose from {', '.join(member.norms)}, or an attack that has "
+                f"one for {norm}, such as {one_in(norm)}"
             )
         made = with_settings(member, dict(settings)).for_model(norm, classes)
         attacks.append(made)
@@ -46,9 +46,11 @@ def resolve(
     return attacks, refs
 
 
-def in_norm(norm: str) -> list[str]:
-    """The registered single attacks that have a form for `norm`, sorted by name."""
-    return [name for name, kind in _kinds() if norm in kind.norms]
+def one_in(norm: str) -> str:
+    """A registered attack that has a form for `norm`: autoattack if all of it has, else the first single one."""
+    if all(norm in member.norms for member in make("autoattack", norm)):
+        return "autoattack"
+    return next(name for name, kind in _kinds() if norm in kind.norms)
 
 
 def having_setting(field: str) -> list[str]:
