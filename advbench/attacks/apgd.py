@@ -175,7 +175,7 @@ class APGD(Aimed):
         )
 
     def target_classes_of(self, samples: Samples, oracle: Oracle, norm: str) -> Tensor:
-        if self.targets == "malt":
+        if self.targets == "malt" and self.n_targets:
             return nearest_classes(self, oracle, samples, norm, self.n_targets)
         return super().target_classes_of(samples, oracle, norm)
 

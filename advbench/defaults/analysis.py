@@ -60,6 +60,8 @@ def find_analysis(name: str | None) -> Any:
         raise UserError(
             f"which analysis? choose from {', '.join(entries('analyses')) or 'none: there are no analyses'}"
         )
+    if Path(name).is_dir():
+        raise UserError(f"which analysis? name it before {name}: choose from {', '.join(entries('analyses'))}")
     return find("analyses", name)
 
 

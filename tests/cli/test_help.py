@@ -118,6 +118,7 @@ def test_list_everything_is_one_screen_of_each(cli: Any) -> None:
     assert ran.code == 0
     assert all(f"{kind} (" in ran.out for kind in KINDS)
     assert "robustbench:cifar10" not in ran.out and "advbench list models" in ran.out
+    assert all(len(line) <= 80 for line in ran.out.splitlines()[-2:])
     assert "\x1b" not in ran.out
 
 
