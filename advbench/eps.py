@@ -105,7 +105,7 @@ def as_eps_list(sizes: Any, norm: str = "linf") -> list[Eps]:
         eps = as_eps(size, norm)
         found.setdefault(eps.value, eps)
     if not found:
-        raise UserError("no eps was given: write a list such as '0,2/255,4/255,8/255'")
+        raise UserError(f"no eps was given: write a list such as {EXAMPLES.get(norm, '1,3,5')!r}")
     return [found[value] for value in sorted(found)]
 
 

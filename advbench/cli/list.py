@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -46,10 +47,14 @@ def command(
         if as_json:
             screen.json([{"list": name, **row} if kind is None else row for name in kinds for row in found[name]])
             return
-        for name in kinds:
+        if text is not None and not any(found.values()):
+            screen.say(f"no name or summary has {text!r} in it: advbench list {kind or 'KIND'} shows all")
+            return
+        for name in (name for name in kinds if found[name]):
             rows = [row for row in found[name] if kind is not None or row.get("kind") != "trained"]
             left = len(found[name]) - len(rows)
-            extra = f", and {left} trained ones: advbench list {name}" if left else ""
+            wanted = f" --filter {shlex.quote(text)}" if text is not None else ""
+            extra = f", and {left} trained ones: advbench list {name}{wanted}" if left else ""
             cells = [(str(row["name"]), *_worst(row), str(row["summary"])) for row in rows]
             columns = ("name", "at worst", "summary") if name == "flags" else ("name", "summary")
             screen.table(columns, cells, title=f"{name} ({len(rows)}{extra})")
