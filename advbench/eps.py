@@ -11,7 +11,13 @@ from typing import Any
 from advbench.errors import UserError, shortened
 
 NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
-EXAMPLES = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10", "fourier-linf": "8/255"}
+EXAMPLES = {  # of a list in each norm, for messages and documents
+    "linf": "0,4/255,8/255",
+    "l2": "0,0.25,0.5",
+    "l1": "0,6,12",
+    "l0": "0,5,10",
+    "fourier-linf": "0,4/255,8/255",
+}
 CORRUPTIONS = "corruptions"  # used in place of a norm; its eps are severities
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
 _FORM = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
@@ -49,6 +55,8 @@ def parse_eps(text: str, norm: str = "linf") -> Eps:
             raise UserError(f"{text!r} is no severity: in place of eps, corruptions have 0 (none), 1, 2, 3, 4 and 5")
         return Eps(written, float(written))
     match = _FORM.fullmatch(written)
+    if match is None and norm == "l0":
+        raise UserError(_no_count(text))
     if match is None:
         raise UserError(f"eps {text!r} is not a size: write a number such as 0.031 or a fraction such as 8/255")
     top, bottom = float(match[1]), float(match[2]) if match[2] else 1.0
@@ -61,8 +69,17 @@ def parse_eps(text: str, norm: str = "linf") -> Eps:
         hint = f"; {written}/255 was probably meant" if match[2] is None and value <= 255 else ""
         raise UserError(f"eps {text!r} is above 1, but linf eps lies in [0, 1] as inputs do{hint}")
     if norm == "l0" and value != int(value):
-        raise UserError(f"eps {text!r} is no count: in l0 it is a whole number of elements (C x H x W), such as 10")
+        raise UserError(_no_count(text))
     return Eps(written, value)
+
+
+def _no_count(text: str) -> str:
+    return f"eps {text!r} is no count: in l0 it is a whole number of elements (C x H x W), such as 10"
+
+
+def example_size(norm: str) -> str:
+    """A size in `norm`, the largest of its EXAMPLES."""
+    return EXAMPLES[norm].rpartition(",")[2]
 
 
 def as_eps(size: Any, norm: str = "linf") -> Eps:
@@ -88,7 +105,7 @@ def as_eps_list(sizes: Any, norm: str = "linf") -> list[Eps]:
         eps = as_eps(size, norm)
         found.setdefault(eps.value, eps)
     if not found:
-        raise UserError("no eps was given: write a list such as '0,2/255,4/255,8/255'")
+        raise UserError(f"no eps was given: write a list such as {EXAMPLES.get(norm, '1,3,5')!r}")
     return [found[value] for value in sorted(found)]
 
 

@@ -210,6 +210,9 @@ class L0(Region):
     def size(self, d: Tensor) -> Tensor:
         return (d != 0).flatten(1).sum(1).to(d.dtype)
 
+    def contains(self, z: Tensor) -> Tensor:
+        return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps)  # a count needs no tolerance
+
 
 @dataclass
 class FourierLinf(Region):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from advbench.eps import NORMS, Eps, as_eps, as_eps_list, parse_eps, parse_eps_list
+from advbench.eps import EXAMPLES, NORMS, Eps, as_eps, as_eps_list, example_size, parse_eps, parse_eps_list
 from advbench.errors import UserError
 
 
@@ -23,6 +23,11 @@ from advbench.errors import UserError
 def test_sizes_are_kept_as_written_and_as_numbers(text: str, norm: str, value: float) -> None:
     eps = parse_eps(text, norm)
     assert (eps.text, eps.value, str(eps)) == (text.strip(), value, text.strip())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_examples_of_messages_are_lists_in_their_norm(norm: str) -> None:
+    assert len(parse_eps_list(EXAMPLES[norm], norm)) == 3 and example_size(norm) in EXAMPLES[norm]
 
 
 @pytest.mark.parametrize(

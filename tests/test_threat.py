@@ -126,6 +126,10 @@ def test_the_ball_of_l0_is_a_count_of_elements():
     more = kept.clone()
     more[1].view(-1)[(kept == x)[1].flatten().nonzero()[0]] = 0.123
     assert region.contains(more).tolist() == [True, False, True]
+    large, count = torch.zeros(1, 3, 200, 200), torch.tensor([100_000.0], dtype=torch.float64)
+    more = large.clone()
+    more.view(-1)[:100_001] = 0.5
+    assert around("l0", large, count).contains(more).tolist() == [False]
 
 
 def least_distance(norm: str, at: np.ndarray, u: np.ndarray, size: float) -> float:

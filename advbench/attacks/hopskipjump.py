@@ -4,7 +4,8 @@ From a misclassified random image, each round t does four things. It bisects bet
 the boundary (theta = n^{-3/2} in L2, n^{-2} in Linf). It estimates the gradient there from the labels phi = +-1 of
 B_t = B_0 sqrt(t) points at a distance delta,
 
-    v = 1 / (B - 1) sum_b (phi_b - mean phi) u_b,  delta = sqrt(n) theta ||x_t - x|| (n theta in Linf; 0.1 at first).
+    v = 1 / (B - 1) sum_b (phi_b - mean phi) u_b
+    delta = sqrt(n) theta ||x_t - x|| (n theta in Linf; 0.1 at first).
 
 It steps along v / ||v||_2 (sign v in Linf) by ||x_t - x|| / sqrt(t), halved until the point misleads; and begins again.
 """

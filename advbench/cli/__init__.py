@@ -129,6 +129,8 @@ _OUR_WORDS = {
     "it must be less than or equal to": "it must be at most",
     "a valid integer.*": "a whole number",
     "a valid number.*": "a number",
+    "^Option '(.*?)' requires an argument": r"\1 needs a value",
+    "^Option '(.*?)' does not take a value": r"\1 takes no value",
 }
 _COMPLETION = {"--install-completion", "--show-completion"}
 # The base class of all errors about a command line, which typer does not export itself.
@@ -163,14 +165,13 @@ def _usage(error: Any, argv: Sequence[str]) -> int:
         typer.echo(context.get_help())
         return 0
     command = getattr(context, "command", None)
-    program = context.command_path if context is not None else "advbench"
+    program = context.command_path if context is not None else " ".join(["advbench", *({*argv[:1]} & _MORE.keys())])
     if name == "NoSuchOption":
-        commands = context.parent.command.commands if context.parent else {}
-        known = {name: _flags(one) for name, one in commands.items()}
+        known = {name: _flags(one) for name, one in (context.parent or context).command.commands.items()}
         given, _, value = next((word for word in argv if word.startswith(error.option_name)), "").partition("=")
         after = [*argv, ""][[*argv].index(given) + 1] if given in argv else ""
         value = value or ("" if after.startswith("--") else after)
-        if known and (hint := meant.flag(given, value, context.command.name, known)):
+        if hint := meant.flag(given, value, context.command.name, known):
             return _complain("error", f"unknown flag {given}: {hint}", 2)
         return _complain("error", unknown("flag", given, {*_flags(context.command)} - options.SHORT.keys()), 2)
     commands = getattr(command, "commands", None)

@@ -40,6 +40,7 @@ methods = _of(lambda: entries("methods"))
 attacks = _of(lambda: entries("attacks"))
 analyses = _of(lambda: entries("analyses"))
 norms = words(*NORMS)
+training_norms = words(*(norm for norm in NORMS if norm != "l0"))
 
 
 def architectures(incomplete: str) -> list[str]:
@@ -50,8 +51,9 @@ def architectures(incomplete: str) -> list[str]:
 
 def flags(incomplete: str) -> list[str]:
     from advbench.record import FLAG_NAMES
+    from advbench.record.black_box import WINS
 
-    return words(*FLAG_NAMES)(incomplete)
+    return words(*FLAG_NAMES, f"square{WINS}")(incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
@@ -66,14 +68,21 @@ def datasets(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Runs and weights files, the forms of other names, and after `robustbench:` its names."""
-    if incomplete.startswith("robustbench:"):
-        from advbench.models.external import listing
-
-        full = [str(row["name"]) for row in listing() if str(row["name"]).startswith("robustbench:")]
-        bare = dict.fromkeys(f"robustbench:{name.rpartition('/')[2]}" for name in full)
-        return [name for name in (*bare, *full) if name.startswith(incomplete)]
+    if zoo := _zoo(incomplete):
+        return zoo
     runs = [str(path.parent) for path in sorted(Path("runs").glob("*/run.json"))] if not incomplete else []
     return [*runs, *(form for form in _FORMS if form.startswith(incomplete)), *_places(incomplete, _WEIGHTS)]
+
+
+def _zoo(incomplete: str) -> list[str]:
+    """RobustBench's names, after `robustbench:` alone, in short and in full."""
+    if not incomplete.startswith("robustbench:"):
+        return []
+    from advbench.models.external import listing
+
+    full = [str(row["name"]) for row in listing() if str(row["name"]).startswith("robustbench:")]
+    bare = dict.fromkeys(f"robustbench:{name.rpartition('/')[2]}" for name in full)
+    return [name for name in (*bare, *full) if name.startswith(incomplete)]
 
 
 def names(context: typer.Context, incomplete: str) -> list[str]:
@@ -81,7 +90,10 @@ def names(context: typer.Context, incomplete: str) -> list[str]:
     from advbench.defaults.listing import ALL, listing
 
     kind = context.params.get("kind")
-    return words(*(str(row["name"]) for row in listing(kind)))(incomplete) if kind in ALL else []
+    if kind == "flags":
+        return flags(incomplete)
+    found = words(*(str(row["name"]) for row in listing(kind)))(incomplete) if kind in ALL else []
+    return list(dict.fromkeys([*found, *_zoo(incomplete)])) if kind == "models" else found
 
 
 def _places(start: str, suffixes: tuple[str, ...]) -> list[str]:

@@ -20,6 +20,10 @@ class Command(TyperCommand):
     Rich's own panels leave a flag's text 25 of 80 columns, and read brackets in it as markup.
     """
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        return ["[OPTIONS]", *(f"[{one.metavar}]" for one in arguments)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         rows: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for param in self.get_params(ctx):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from advbench.cli import options
+from advbench.cli import meant, options
 from advbench.cli.complete import names, words
 from advbench.cli.console import Screen
 from advbench.defaults.listing import ALL, KINDS, listing
@@ -14,12 +15,10 @@ from advbench.errors import UserError
 
 
 def command(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help=", ".join(ALL), autocompletion=words(*ALL))
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=", ".join(ALL), autocompletion=words(*ALL))] = None,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="one of that kind: its whole reference", autocompletion=names),
+        typer.Argument(metavar="NAME", help="one of that kind: its whole reference", autocompletion=names),
     ] = None,
     text: Annotated[
         str | None, typer.Option("--filter", metavar="TEXT", help="only those with TEXT in their name or summary")
@@ -41,21 +40,29 @@ def command(
                 raise UserError("--filter is for lists: leave it out, or leave out the NAME")
             describe(kind, name, screen)
             return
+        if kind not in (None, *ALL) and (hint := meant.listed(str(kind))):
+            raise UserError(f"unknown kind {kind!r}: write advbench {hint}")
         kinds = (kind,) if kind is not None else KINDS
         found = {name: listing(name, text) for name in kinds}
         if as_json:
             screen.json([{"list": name, **row} if kind is None else row for name in kinds for row in found[name]])
             return
-        for name in kinds:
+        if text is not None and not any(found.values()):
+            screen.say(f"no name or summary has {text!r} in it: advbench list {kind or 'KIND'} shows all")
+            return
+        for name in (name for name in kinds if found[name]):
             rows = [row for row in found[name] if kind is not None or row.get("kind") != "trained"]
             left = len(found[name]) - len(rows)
-            extra = f", and {left} trained ones: advbench list {name}" if left else ""
+            wanted = f" --filter {shlex.quote(text)}" if text is not None else ""
+            extra = f", and {left} trained ones: advbench list {name}{wanted}" if left else ""
             cells = [(str(row["name"]), *_worst(row), str(row["summary"])) for row in rows]
             columns = ("name", "at worst", "summary") if name == "flags" else ("name", "summary")
             screen.table(columns, cells, title=f"{name} ({len(rows)}{extra})")
             screen.say("")
         about = f"advbench list {kind}" if kind is not None else "advbench list KIND"
-        screen.say(f"{about} NAME says all about one{'' if kind else '; advbench list flags: what each flag means'}")
+        screen.say(f"{about} NAME says all about one")
+        if kind is None:
+            screen.say("advbench list flags says what each flag means")
 
 
 def describe(kind: str, name: str, screen: Screen) -> None:

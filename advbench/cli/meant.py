@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from advbench.defaults.listing import FOLDERS
 from advbench.defaults.listing import KINDS as LISTED
 from advbench.registry import entries, kind_of
 
@@ -60,18 +61,26 @@ def command(given: str) -> str:
     return f"advbench evaluate --model {given}" if Path(given).exists() else ""
 
 
+def listed(name: str) -> str:
+    """What to type after "advbench" to read about `name`; empty where nothing is registered under it."""
+    kinds = [kind for kind, folder in FOLDERS.items() if name in entries(folder)]
+    return f"list {kinds[0]} {name}" if kinds else ""
+
+
 def flag(given: str, value: str, name: str, known: Mapping[str, Collection[str]]) -> str:
     """What to type instead of the flag `given` of the command `name`; empty where nothing is known.
 
-    `value`: the word after it, if any. `known`: the flags of each command.
+    `value`: the word after it, if any. `known`: the flags of each command; `name` is none of them for a flag that
+    stands before the command.
     """
     word = given.lstrip("-").lower()
     for meaning in _FLAGS.get(word.replace("_", "-"), ()):
-        if meaning.split()[0] in known[name]:
+        if meaning.split()[0] in known.get(name, ()):
             takes_value = " " not in meaning and meaning not in ("--force", "--resume")
             return f"write {meaning} {value}".rstrip() if takes_value else f"write {meaning}"
     if others := [other for other, flags in known.items() if given in flags]:
-        return f"it is a flag of advbench {' and '.join(others)}"
+        before = "" if name in known else ", and stands behind the command"
+        return f"it is a flag of advbench {' and '.join(others)}{before}"
     if field := setting(word.replace("-", "_"), name):
         return f"it is a setting: write --set {field}={value or 'VALUE'}"
     return ""

@@ -185,7 +185,7 @@ Resume = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="only say what would be done and about how long it is", rich_help_panel=OUTPUT),
+    typer.Option("--dry-run", help="only say what would be done, and in how many passes", rich_help_panel=OUTPUT),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="print JSON objects, one per line, and no progress", rich_help_panel=OUTPUT)

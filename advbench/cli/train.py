@@ -86,7 +86,7 @@ def command(
             metavar="NAME",
             help="linf, l2, l1 or fourier-linf [default: linf]",
             rich_help_panel=MAIN,
-            autocompletion=complete.norms,
+            autocompletion=complete.training_norms,
         ),
     ] = None,
     mean: options.Mean = None,

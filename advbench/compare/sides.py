@@ -60,7 +60,7 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - a record file;
     - a run folder: its records in `folder/records` or, if it has none, its records in the leaderboards in `places`;
     - a folder of run folders: the records of all of them;
-    - an id, or at least its first 4 digits, in one of `places`, or below a leaderboard: `LB/1a2b`;
+    - an id, or at least its first 4 digits, in one of `places` or a folder of `runs`, or below a folder: `LB/1a2b`;
     - the spec of a model, such as robustbench:NAME, or the name given to it, that has records in `places`;
     - a comma list of these: several trainings of one recipe, taken together.
 
@@ -197,9 +197,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _ids(text: str, places: Iterable[Path]) -> list[Path]:
-    """The record file whose id begins with `text`, in `places` or in the leaderboard before the last slash, if any."""
+    """The record file whose id begins with `text`: in the folder before the last slash, else in `places` and runs."""
     folder, prefix = Path(text).parent, Path(text).name
-    places = places if folder == Path() else (folder,)
+    places = (*sorted(Path("runs").glob("*")), *places) if folder == Path() else (folder,)
     if not re.fullmatch(r"[0-9a-f]{4,16}", prefix):
         return []
     found = {file.stem: file for place in places for file in _files(place) if file.stem.startswith(prefix)}

@@ -46,7 +46,9 @@ def run_analysis(
     known = inspect.signature(maker).parameters
     for flag in flags:
         if flag not in known:
-            raise unknown(f"flag of analyze {name}", flag, FLAGS & known.keys())
+            raise UserError(
+                f"the analysis {name} takes no {flag}: choose from {', '.join(sorted(FLAGS & known.keys()))}"
+            )
     supplied = {key: value for key, value in {"device": device, "progress": progress}.items() if key in known}
     given = {**flags, **fitted(maker, settings, written or {}, apart=SUPPLIED | FLAGS)}
     with exact_kernels(device):  # no TF32 on CUDA
@@ -60,6 +62,8 @@ def find_analysis(name: str | None) -> Any:
         raise UserError(
             f"which analysis? choose from {', '.join(entries('analyses')) or 'none: there are no analyses'}"
         )
+    if Path(name).is_dir():
+        raise UserError(f"which analysis? name it before {name}: choose from {', '.join(entries('analyses'))}")
     return find("analyses", name)
 
 

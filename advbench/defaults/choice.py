@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advbench.eps import CORRUPTIONS, EXAMPLES, NORMS, Eps, as_eps, as_eps_list, parse_eps, parse_eps_list
+from advbench.eps import CORRUPTIONS, EXAMPLES, NORMS, Eps, as_eps, as_eps_list, example_size, parse_eps, parse_eps_list
 from advbench.errors import UserError, reading, unknown
 from advbench.files import read_list
 from advbench.registry import entries
@@ -78,7 +78,7 @@ def choose_eps(given: Any, norm: str, train: Eps | None, dataset: str) -> tuple[
     if base is None or base.value == 0:
         base, about = reference_eps(dataset, norm), f"the usual eps of {dataset}"
     if base is None:
-        raise UserError(f"there is no usual {norm} eps for {dataset}: write a list such as --eps 0,{EXAMPLES[norm]}")
+        raise UserError(f"there is no usual {norm} eps for {dataset}: write a list such as --eps {EXAMPLES[norm]}")
     return grid(base, norm), f"0 to 2 x {about} {base}"
 
 
@@ -89,7 +89,7 @@ def choose_size(given: Any, target: Target) -> Eps:
         return as_eps(given, norm)
     size = target.train_eps or reference_eps(images, norm)
     if size is None:
-        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps {EXAMPLES[norm]}")
+        raise UserError(f"there is no usual {norm} eps for {images}: write a size such as --eps {example_size(norm)}")
     return size
 
 

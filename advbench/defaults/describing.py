@@ -16,7 +16,7 @@ from advbench.defaults.analysis import FLAGS, SUPPLIED
 from advbench.defaults.listing import FOLDERS, listing
 from advbench.defaults.signatures import meaning_in, setting, shown
 from advbench.defaults.wording import without_raises
-from advbench.eps import CORRUPTIONS, EXAMPLES, NORMS
+from advbench.eps import CORRUPTIONS, NORMS, example_size
 from advbench.errors import UserError, unknown
 from advbench.recipe.trees import leaves, shipped_recipe
 from advbench.record.black_box import WINS
@@ -31,6 +31,8 @@ _MANY = 60  # names, of which an error shows the near ones alone
 def describe(kind: str, name: str) -> dict[str, Any]:
     """The entry `name` of `kind` as plain values: at least `kind`, `name`, `summary` and `example`.
 
+    A RobustBench model may be named without its dataset and threat.
+
     `settings`, where it has some, are a list of name, type, default (none where it must be given) and meaning.
     `details` are what the file says of itself. Raises UserError, with near names, if there is none.
     """
@@ -38,6 +40,10 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     if kind == "flags" and (attack := _attack_ahead(name)):
         row = {key: str(value).replace("NAME", attack) for key, value in rows[BLACK_BOX_AHEAD].items()}
         rows = {name: row | {"name": name}, **rows}
+    if kind == "models" and name.startswith("robustbench:"):
+        from advbench.models import robustbench_zoo
+
+        name = robustbench_zoo.choose(name.partition(":")[2])[0].spec
     if name not in rows:
         raise _unknown(kind, name, rows)
     found: dict[str, Any] = {"kind": kind, "name": name, "summary": rows[name]["summary"]}
@@ -179,11 +185,10 @@ def _example(kind: str, entry: Entry, found: Mapping[str, Any]) -> str:
     own = [one for one in found.get("settings", ()) if _settable(one)]
     if kind == "attacks":
         norm = "linf" if "linf" in found["norms"] else found["norms"][0]
-        size = EXAMPLES[norm]
         where = "" if norm == "linf" else f" --norm {norm}"
         likely = [one for one in own if one["name"] in ("steps", "n_queries", "searches") and one["default"] != 1]
         change = f" --set {likely[-1]['name']}={shown(likely[-1]['default'])}" if likely else ""
-        return f"advbench evaluate --attack {entry.name}{where} --eps {size}{change}"
+        return f"advbench evaluate --attack {entry.name}{where} --eps {example_size(norm)}{change}"
     if kind == "methods":
         change = f" --set method.{own[0]['name']}={shown(own[0]['default'])}" if own else ""
         return f"advbench train --method {entry.name} --eps 8/255{change}"

@@ -32,7 +32,7 @@ def meanings(text: str | None) -> dict[str, str]:
         heads = list(_HEAD.finditer(words))
         ends = [*(head.start() for head in heads[1:]), len(words)]
         for head, end in zip(heads, ends, strict=False):
-            meaning = words[head.end() : end].strip().rstrip(";,.")
+            meaning = re.sub(r"(?<!\.)[;,.]$", "", words[head.end() : end].strip())  # "..." stays
             meaning = f"({head[2]}) {meaning}" if head[2] else meaning
             found |= dict.fromkeys(re.findall(r"`(\w+)`", head[1]), meaning)
     return found

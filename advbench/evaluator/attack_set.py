@@ -37,8 +37,8 @@ def resolve(
     for name, member in members:
         if norm not in member.norms and norm in NORMS:
             raise UserError(
-                f"{member.name} has no form for norm {norm}: choose from {', '.join(member.norms)}, or an attack that has "
-                f"one for {norm}, such as {one_in(norm)}"
+                f"{member.name} has no form for norm {norm}: choose from {', '.join(member.norms)}, or an attack that "
+                f"has one for {norm}, such as {one_in(norm)}"
             )
         made = with_settings(member, dict(settings)).for_model(norm, classes)
         attacks.append(made)

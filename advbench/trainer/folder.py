@@ -72,7 +72,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
         )
     if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
         raise UserError(
-            f"{out} cannot go on to {recipe.epochs} epochs: it was trained for {old.epochs}, and {', '.join(why)} "
+            f"{out} cannot go on to {recipe.epochs} epochs: its recipe is for {old.epochs}, and {', '.join(why)} "
             f"followed that number: start a new run from its weights with --init {out}"
         )
     if (out / STATE).is_file():

@@ -145,6 +145,10 @@ def test_settings_of_targets_that_say_nothing_are_refused() -> None:
             make(**given)
     assert "targets" not in make().settings() and make(targets="malt").settings()["targets"] == "malt"
     assert "targets" not in find("attacks", "apgd-ce").create(targets="malt").settings()
+    y = torch.zeros(2, dtype=torch.long)
+    samples = Samples(lambda rows: torch.zeros(len(rows), 1, 2, 2), y, y, y.double(), torch.eye(5)[:2])
+    untargeted = find("attacks", "apgd-ce").create(targets="malt")  # such as the first member of autoattack
+    assert untargeted.target_classes_of(samples, Oracle(torch.nn.Identity(), slots=2), "linf").shape == (2, 1)
     assert find("attacks", "multi-targeted").create().for_model("linf", 7).n_targets == 6
 
 

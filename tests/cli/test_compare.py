@@ -162,6 +162,12 @@ def test_explain_stands_alone(here: Any, more: list[str]) -> None:
     assert ran.is_one_clear_line and f"for which {more[0]} says nothing" in ran.err, ran
 
 
+def test_the_id_of_a_record_in_a_run_folder_names_it(here: Any) -> None:
+    (record,) = (here.folder / "runs" / "a" / "records").rglob("*.json")
+    ran = here("compare", "--explain", record.stem[:8])
+    assert ran.code == 0 and "every link that can be checked is verified" in ran.out, ran.err
+
+
 def test_explain_of_a_folder_names_its_records(here: Any) -> None:
     (record,) = Path("runs/a/records/digits/linf").glob("*.json")
     ran = here("compare", "--explain", "runs/a")

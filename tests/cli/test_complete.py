@@ -50,6 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("advbench analyze tran", "transfer"),
         ("advbench list meth", "methods"),
         ("advbench list attacks apgd-", "apgd-ce apgd-t"),
+        ("advbench list flags square", "square-wins"),
+        ("advbench list models robustbench:Carmon", "Carmon2019Unlabeled"),
         ("advbench evaluate --sav", "--save-baseline"),
     ],
 )

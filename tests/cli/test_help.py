@@ -110,7 +110,11 @@ def test_list_filters_by_name_and_summary(cli: Any) -> None:
     rows = json.loads(cli("list", "attacks", "--filter", "CROCE", "--json").out)
     assert rows and all("croce" in f"{row['name']} {row['summary']}".lower() for row in rows)
     assert {"fab", "apgd-ce"} <= {row["name"] for row in rows} and "pgd" not in {row["name"] for row in rows}
-    assert cli("list", "--filter", "no such thing").code == 0
+    found = cli("list", "--filter", "rob").out
+    assert "trained ones: advbench list models --filter rob)" in found and "(0)" not in found
+    for words in (("list",), ("list", "attacks")):
+        none = cli(*words, "--filter", "no such thing")
+        assert none.code == 0 and none.out.startswith("no name or summary has 'no such thing' in it")
 
 
 def test_list_everything_is_one_screen_of_each(cli: Any) -> None:
@@ -118,6 +122,7 @@ def test_list_everything_is_one_screen_of_each(cli: Any) -> None:
     assert ran.code == 0
     assert all(f"{kind} (" in ran.out for kind in KINDS)
     assert "robustbench:cifar10" not in ran.out and "advbench list models" in ran.out
+    assert all(len(line) <= 80 for line in ran.out.splitlines()[-2:])
     assert "\x1b" not in ran.out
 
 

@@ -18,7 +18,7 @@ from advbench.defaults.listing import ALL, FOLDERS, KINDS
 from advbench.defaults.signatures import meanings, written
 from advbench.defaults.wording import paragraphs
 from advbench.engine.attack import Attack
-from advbench.eps import parse_eps_list
+from advbench.eps import as_eps_list
 from advbench.recipe import Recipe
 from advbench.recipe.fields import Count, Fractions, NotNegative, Share
 from advbench.record import Record
@@ -39,8 +39,8 @@ def test_every_setting_has_a_type_and_a_meaning(kind: str, name: str) -> None:
     command: Any = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     with command.make_context(words[0], words[1:]) as context:  # an unknown flag or a flag without value is an error
         assert context.params
-        if context.params.get("eps"):
-            assert parse_eps_list(context.params["eps"], context.params.get("norm") or "linf")
+        if "--eps" in words:
+            as_eps_list(context.params["eps"], context.params["norm"] or "linf")
 
 
 def test_the_settings_are_those_that_set_takes() -> None:
@@ -78,6 +78,12 @@ def test_a_page_of_80_columns(cli: Any) -> None:
         if kind in ("methods", "analyses"):
             wide = [line for line in cli("list", kind, name).out.splitlines() if len(line) > 80]
             assert not wide, wide
+
+
+def test_a_model_of_robustbench_goes_by_its_short_name_too(cli: Any) -> None:
+    ran = cli("list", "models", "robustbench:Carmon2019Unlabeled")
+    assert ran.code == 0 and ran.out.startswith("robustbench:cifar10/Linf/Carmon2019Unlabeled\n")
+    assert "did you mean Carmon2019Unlabeled" in cli("list", "models", "robustbench:Carmon2019").err
 
 
 def test_a_flag(cli: Any) -> None:
