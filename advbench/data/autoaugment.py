@@ -7,6 +7,8 @@ it. So images need not be sorted by operation, and the host never waits for the 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,10 +61,7 @@ def autoaugment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, view:
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"autoaugment needs uint8 images (N, C, H, W) of 1 or 3 channels, not {tuple(images.shape)}")
-    device = images.device
-    codes = torch.tensor([[_CODE[name] for name, _, _ in pair] for pair in POLICY], device=device)
-    chances = torch.tensor([[chance for _, chance, _ in pair] for pair in POLICY], device=device)
-    levels = torch.tensor([[level for _, _, level in pair] for pair in POLICY], device=device)
+    codes, chances, levels = _policy(images.device)
     key = keys(seed, "autoaugment", indices, epoch, view)
     chosen = integers(fold(key, 0), torch.full_like(key, len(POLICY)))
     applied = uniform(fold(key, 1), (2,)) < chances[chosen]
@@ -71,6 +70,16 @@ def autoaugment(images: Tensor, indices: Tensor, *, seed: int, epoch: int, view:
         code = codes[chosen, step] * applied[:, step]
         images = operate(images, code, levels[chosen, step], (negative >> step) % 2 == 1)
     return images
+
+
+@cache
+def _policy(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """POLICY as codes, probabilities and levels (25, 2), copied to the device once."""
+    return (
+        torch.tensor([[_CODE[name] for name, _, _ in pair] for pair in POLICY], device=device),
+        torch.tensor([[chance for _, chance, _ in pair] for pair in POLICY], device=device),
+        torch.tensor([[level for _, _, level in pair] for pair in POLICY], device=device),
+    )
 
 
 def operate(images: Tensor, code: Tensor, level: Tensor, negative: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Centers(nn.Module):
     def follow(self, z: Tensor, y: Tensor, alpha: float) -> None:
         """Update the centres: c_j <- c_j - alpha Delta_j for features z (B, D) of classes y (B,)."""
         away = torch.zeros_like(self.c).index_add_(0, y, self.c[y] - z.to(self.c.dtype))
-        count = torch.bincount(y, minlength=len(self.c)).to(self.c.dtype)
+        count = torch.zeros_like(self.c[:, 0]).index_add_(0, y, torch.ones_like(z[:, 0], dtype=self.c.dtype))
         self.c = self.c - alpha * away / (1 + count)[:, None]
 
 

@@ -40,8 +40,8 @@ class Steepest(torch.optim.Optimizer):
                 # Exactly one coordinate: among ties the first tensor, and in it the first entry.
                 first = torch.arange(len(sizes), device=sizes.device) == sizes.argmax()
                 for w, g, chosen in zip(weights, gradients, first, strict=True):
-                    at = torch.unravel_index(g.abs().argmax(), g.shape)  # in any memory layout
-                    w[at] -= group["lr"] * chosen * g[at]
+                    place = torch.arange(g.numel(), device=g.device).view(g.shape)  # in any memory layout
+                    w.sub_(group["lr"] * g * (chosen & (place == g.abs().argmax())))
 
 
 class Fista(torch.optim.Optimizer):
