@@ -195,7 +195,7 @@ def test_interrupted_and_resumed(cli: Any, run_folder: Path, monkeypatch: pytest
     import os
 
     def search_progress(bar: Any) -> Any:
-        return lambda forecast: os.kill(os.getpid(), signal.SIGINT) if forecast.fell else None
+        return lambda forecast: os.kill(os.getpid(), signal.SIGINT) if forecast.told()[1] else None
 
     argv = ["attack", "-n", "40", "--attack", "square", "--set", "n_queries=30"]
     with monkeypatch.context() as patch:

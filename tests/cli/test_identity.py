@@ -217,7 +217,7 @@ def test_an_unfinished_run_without_its_state_is_not_trained_over(
     shutil.rmtree(cli.folder / "b/train_state")
     before = {path: path.read_bytes() for path in (cli.folder / "b").iterdir() if path.name != ".lock"}
     refused = cli(*recipe, "--resume")
-    assert refused.code == 2 and "train_state is missing" in refused.err and "--force" in refused.err
+    assert refused.code == 2 and "state.bin is missing" in refused.err and "--force" in refused.err
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

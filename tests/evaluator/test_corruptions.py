@@ -150,7 +150,8 @@ def test_the_record_is_read_back_and_has_a_table_of_its_own(package: None, tmp_p
     assert load_record(path)[0] == result.record
     assert json.loads(path.read_text())["corruptions"]["mce"] == result.record.corruptions.mce  # type: ignore[union-attr]
     assert {file.name for file in build(tmp_path / "records", tmp_path).files} == {
-        f"grey-corruptions.{kind}" for kind in ("csv", "md", "svg")
+        "index.html",
+        *(f"grey-corruptions.{kind}" for kind in ("csv", "md", "svg")),
     }
     ball = evaluate(Threshold(0.5), grey(LEVELS), Settings(attack="fgsm", eps=["0.1"]))
     assert "corruptions" not in json.loads(ball.record.save(tmp_path, ball.fates).read_text())
