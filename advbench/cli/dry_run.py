@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from advbench.cli.console import Screen
 from advbench.defaults.target import Target
-from advbench.engine.attack import Attack
 from advbench.evaluator import Settings
 from advbench.evaluator.plan import Plan
 
@@ -19,10 +17,9 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
     `first`: what is measured on what. The passes are those of images that withstand everything; images that fall need
     fewer. Looking for flags is not counted.
     """
-    classes, points = target.data.num_classes, sum(size.value > 0 for size in settings.grid)
+    classes, strikes = target.data.num_classes, run.strikes(sum(size.value > 0 for size in settings.grid))
     passes = [
-        [_strikes(run, points, first=number == 0) * n * one for one in passes_an_image(attack, classes)]
-        for number, attack in enumerate(run.every)
+        [count * n * one for one in attack.passes(classes)] for attack, count in zip(run.every, strikes, strict=True)
     ]
     rows = [(ref.name, _written(ref.settings)) for ref in run.refs]
     forwards, backwards = (sum(counts) for counts in zip(*passes, strict=True))
@@ -51,20 +48,6 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
         f"they fall; {run.precision}, {run.curve} curve"
     )
     screen.say(f"into {out}: nothing was measured or written")
-
-
-def _strikes(run: Plan, points: int, *, first: bool) -> int:
-    """At how many eps an attack meets an image: on a fast curve the first one bisects the grid, the others refine."""
-    if run.curve == "exact":
-        return points
-    return math.ceil(math.log2(points + 1)) if first and run.curve == "fast" else 1
-
-
-def passes_an_image(attack: Attack, classes: int) -> tuple[int, int]:
-    """Forward and backward passes of an attack on an image that withstands it at one eps."""
-    queries = (attack.updates(classes) + attack.items(classes)) * attack.eot
-    backward = {"logits": 0, "gradient": queries, "jacobian": queries * classes}[attack.asks]
-    return queries * (2 if attack.checks_steps else 1), backward
 
 
 def _written(settings: dict[str, Any]) -> str:

@@ -420,7 +420,7 @@ def work(task: Task) -> float:
     """How much work the evaluation is, compared with others."""
     from advbench.evaluator import expected_work
 
-    return expected_work(task.target.loaded, task.target.data.subset(task.choice.rows), task.settings)
+    return expected_work(task.target.loaded, task.target.data.subset(task.choice.rows), task.settings, task.run)
 
 
 def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Screen) -> Record:

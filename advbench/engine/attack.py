@@ -205,6 +205,12 @@ class Attack:
         """The number of updates on a sample that stands to the end."""
         return self.steps * self.items(classes)
 
+    def passes(self, classes: int) -> tuple[int, int]:
+        """Forward and backward passes on a sample that stands to the end, at one eps."""
+        queries = (self.updates(classes) + self.items(classes)) * self.eot
+        backwards = {"logits": 0, "gradient": queries, "jacobian": queries * classes}[self.asks]
+        return queries * len(self.turn), backwards
+
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         """The value (S,) to maximise, a function of `read`: the logits (S, K), or what the attack's own oracle reads
         instead."""

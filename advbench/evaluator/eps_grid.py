@@ -14,6 +14,7 @@ several points below at once. A strike counts only if the sample also fell at al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -62,6 +63,11 @@ class EpsGrid:
         # only a strike there decides.
         reached = np.maximum(np.searchsorted(self.eps * (1 - 1e-6), size), self.first)
         return fell, np.minimum(points, reached)
+
+
+def bisections(points: int) -> int:
+    """How many strikes find the place of a sample among `points`."""
+    return math.ceil(math.log2(points + 1))
 
 
 def exact(grid: EpsGrid, strike: Strike, attacks: int) -> None:

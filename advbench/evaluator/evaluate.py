@@ -25,9 +25,8 @@ from advbench.engine.oracle import gradient
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
-from advbench.evaluator import attack_set, corruptions, flags, parallel
+from advbench.evaluator import corruptions, flags, parallel
 from advbench.evaluator.evaluation import Evaluation
-from advbench.evaluator.forecast import Part, bisections
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import Outcome
@@ -99,7 +98,7 @@ def evaluate(
         )  # fmt: skip
         if settings.probes and run.curve != "severity":
             images, classes = len(runner.correct), data.num_classes
-            spent = sum(Part.of(one, classes, slots).per_image for one in run.attacks) * images
+            spent = sum(sum(one.passes(classes)) for one in run.attacks) * images
             journal.forecast.probes.images = expected_passes(images, spent)
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
@@ -135,20 +134,14 @@ def planned(model: nn.Module | Loaded, data: Dataset, settings: Settings) -> tup
         return run, name_of(loaded, data, settings, run)
 
 
-def expected_work(loaded: Loaded, data: Dataset, settings: Settings) -> float:
+def expected_work(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> float:
     """How much work an evaluation is compared with others, roughly: in multiply-adds of the passes it may make.
 
-    The arguments are those that `check` has accepted.
+    `run`: what is planned for the other arguments.
     """
     net, data = loaded.net.to(settings.device), data.to(torch.device(settings.device))
-    attacks, _ = attack_set.resolve(
-        settings.attacks, settings.attack_settings, norm=settings.norm, classes=data.num_classes
-    )
-    points = sum(size > 0 for size in settings.sizes)
-    times = [points if settings.curve == "exact" else 1] * len(attacks)
-    if settings.curve == "fast":
-        times[0] = bisections(points)
-    passes = sum(Part.of(one, data.num_classes, 1).per_image * count for one, count in zip(attacks, times, strict=True))
+    strikes = run.strikes(sum(size > 0 for size in settings.sizes))
+    passes = sum(sum(one.passes(data.num_classes)) * count for one, count in zip(run.every, strikes, strict=True))
     with untouched(net), rng.kept():
         return len(data) * passes * (multiply_adds(net, data) + OVERHEAD)
 

@@ -7,7 +7,6 @@ image falls at one eps after the other, or a hit is refused.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,16 +44,11 @@ class Part:
     @classmethod
     def of(cls, attack: Attack, classes: int, slots: int) -> Part:
         """The part of an attack. The plans of an attack from outside are not known: its unit is an image."""
-        cost = {"logits": 1, "gradient": 2, "jacobian": 1 + classes}
-        turn = sum(cost[asks] for asks in attack.turn) * attack.eot
+        passes = float(sum(attack.passes(classes)))
         if isinstance(attack, WholeBatch):
-            return cls(attack.name, item=float(turn * attack.steps))
-        return cls(attack.name, item=float(turn * (attack.steps + 1)), items=attack.items(classes), slots=slots)
-
-    @property
-    def per_image(self) -> float:
-        """The passes on an image that stands to the end."""
-        return self.item * self.items
+            return cls(attack.name, item=passes)
+        items = attack.items(classes)
+        return cls(attack.name, item=passes / items, items=items, slots=slots)
 
     @property
     def left(self) -> float:
@@ -89,12 +83,11 @@ class Forecast:
     def plan(self, run: Plan, classes: int, images: int, points: int, slots: int) -> None:
         """The attacks of `run` are to follow one another on `images`, at `points` of the grid."""
         self.parts = [Part.of(attack, classes, slots) for attack in run.every]
-        self._rounds = bisections(points) if run.curve == "fast" else 0
+        strikes = run.strikes(points)
+        self._rounds = strikes[0] if run.curve == "fast" else 0
         self._repeated = len(run.attacks) if run.curve == "exact" else 0
-        for place, part in enumerate(self.parts):
-            part.images = images * (points if place < self._repeated else 1)
-        if self._rounds:
-            self.parts[0].images = images * self._rounds
+        for part, count in zip(self.parts, strikes, strict=True):
+            part.images = images * count
 
     def strike(self, number: int, standing: int, points: int = 0) -> None:
         """Part `number` attacks now. `standing` images can still fall; the grid has `points` more points."""
@@ -239,8 +232,3 @@ def items_left(search: Search, order: Tensor) -> float:
     longest = float(shares.max()) if len(shares) else 0.0
     slots = search.oracle.slots
     return slots * max((waiting + float(shares.sum())) / slots, longest, 1.0 if waiting else 0.0)
-
-
-def bisections(points: int) -> int:
-    """How many strikes find the place of an image among `points`."""
-    return math.ceil(math.log2(points + 1))

@@ -17,6 +17,7 @@ from advbench.engine.whole_batch import WholeBatch
 from advbench.eps import CORRUPTIONS
 from advbench.errors import UserError
 from advbench.evaluator import attack_set, reference
+from advbench.evaluator.eps_grid import bisections
 from advbench.evaluator.fp32_recheck import covered, recheck_attacks
 from advbench.evaluator.settings import Settings
 from advbench.models.black_box import Function as BlackBoxFunction
@@ -52,6 +53,13 @@ class Plan:
     def every(self) -> tuple[Attack, ...]:
         """All attacks, in the order that the indices in fates refer to."""
         return (*self.attacks, *self.recheck)
+
+    def strikes(self, points: int) -> list[int]:
+        """How often each of `every` attacks an image that stands, where `points` of the eps are above 0."""
+        counts = [points if self.curve == "exact" else 1] * len(self.attacks)
+        if self.curve == "fast":
+            counts[0] = bisections(points)
+        return counts + [1] * len(self.recheck)
 
     @property
     def shareable(self) -> bool:

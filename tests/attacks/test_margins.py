@@ -89,6 +89,7 @@ def test_odi_margin_climbs_random_outputs_first_and_then_the_margin() -> None:
 def test_odi_margin_takes_as_many_updates_as_it_says(odi_steps: int, updates: int) -> None:
     attack = ODIMargin(name="odi-margin", odi_steps=odi_steps)
     assert attack.updates(K) == updates
+    assert attack.passes(K) == (updates + 10, updates + 10)  # the last point of each restart is asked about too
     assert sum(len(walk(attack, problem(restart=r))) - 1 for r in range(10)) == updates
 
 

@@ -14,8 +14,9 @@ from advbench import data as datasets
 from advbench.data.dataset import Dataset
 from advbench.evaluator import Journal, Series, Settings, evaluate, expected_work
 from advbench.evaluator import forecast as module
-from advbench.evaluator.evaluate import bare
-from advbench.evaluator.forecast import Forecast, Part, bisections
+from advbench.evaluator.eps_grid import bisections
+from advbench.evaluator.evaluate import bare, planned
+from advbench.evaluator.forecast import Forecast, Part
 from advbench.evaluator.parallel import worker
 from advbench.outlook import Outlook
 
@@ -205,7 +206,8 @@ def test_worker_processes_tell_this_one(digits: Dataset, monkeypatch: pytest.Mon
 
 def test_work_follows_images_attacks_and_the_size_of_the_net(digits: Dataset) -> None:
     def work(net: Callable[[], nn.Module], data: Dataset, attack: str, curve: str = "fast") -> float:
-        return expected_work(bare(net(), data), data, Settings(attack=attack, eps=EPS, curve=curve))
+        loaded, settings = bare(net(), data), Settings(attack=attack, eps=EPS, curve=curve)
+        return expected_work(loaded, data, settings, planned(loaded, data, settings)[0])
 
     small = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
     large = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.Linear(512, 10))  # noqa: E731
