@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advbench import rng
+from advbench.attacks.schedules import cosine
 from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.engine.losses import margin
 from advbench.recipe.fields import Count, Size
@@ -61,8 +62,7 @@ class ODIMargin(Attack):
 
     def step(self, p: Problem, s: ODIState, a: Answer) -> ODIState:
         least = 0.1 if self.steps <= 10 else 0.001
-        at = (s.i - s.begin).float()
-        share = least + (1 - least) * (1 + torch.cos(torch.pi * at / (self.steps + 1))) / 2
+        share = cosine(s.i - s.begin, self.steps + 1, 1.0, least)
         alpha = torch.where(s.i < s.begin, 1.0, share).view(-1, 1, 1, 1) * p.region.e
         return ODIState(p.region.project(s.query + alpha * p.region.steepest(a.gradient)), s.i + 1, s.begin)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advbench.attacks.schedules import cosine
 from advbench.engine.attack import Answer, Attack, Problem, State
 from advbench.recipe.fields import Count
 
@@ -56,5 +57,5 @@ class PMA(Attack):
     def step(self, p: Problem, s: State, a: Answer) -> State:
         half = max(self.steps / 2, 1)
         k = torch.where(s.i <= half, s.i, s.i - half)
-        alpha = (1 + torch.cos(torch.pi * (k - 1) / half)).float().view(-1, 1, 1, 1) * p.region.e
+        alpha = cosine(k - 1, half, 2.0, 0.0).view(-1, 1, 1, 1) * p.region.e
         return State(p.region.project(s.query + alpha * p.region.steepest(a.gradient)), s.i + 1)

@@ -6,6 +6,6 @@ import torch
 from torch import Tensor
 
 
-def cosine(i: Tensor, steps: int, first: float, last: float) -> Tensor:
+def cosine(i: Tensor, steps: float, first: float, last: float) -> Tensor:
     """From `first` to `last` along half a cosine, for i (S,) from 0 to `steps`: (S,) float32."""
     return last + (first - last) * (1 + torch.cos(torch.pi * i.clamp_max(steps).float() / steps)) / 2

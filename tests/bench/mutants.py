@@ -261,7 +261,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/attacks/odi.py": {
         f"{MARGINS}the_steps_of_odi_margin_follow_its_cosine": [
-            ("odi-whole-cosine", "at / (self.steps + 1)", "at / self.steps"),
+            ("odi-whole-cosine", "self.steps + 1, 1.0", "self.steps, 1.0"),
             ("odi-last-steps-too-large", "0.1 if self.steps <= 10 else 0.001", "0.1"),
         ],
         f"{MARGINS}odi_margin_climbs_random_outputs_first_and_then_the_margin": [
