@@ -40,6 +40,11 @@ class Estimate(NamedTuple):
     least: float | None
 
 
+def decimals(n: int) -> int:
+    """How many decimals tables show of a percentage of `n` images: one, two from 10,000 on."""
+    return 2 if n >= 10_000 else 1
+
+
 def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
     """Score interval of a proportion, in [0, 1] (Wilson 1927, JASA 22:209). `n` must be positive."""
     z = _z(level)

@@ -524,8 +524,9 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
         return
     from advbench.record import CURVE_COLUMNS
+    from advbench.statistics import decimals
 
-    digits = 2 if record.n >= 10_000 else 1
+    digits = decimals(record.n)
     screen.table(CURVE_COLUMNS, record.curve_rows())
     if record.corruptions is not None:
         errors = [

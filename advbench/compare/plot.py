@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ def _few(comparison: Comparison, kind: str) -> bytes:
     bands = "95 % intervals" if _alone(comparison) else "range of the models, of one its 95 % interval"
     parts = {"curves": bands, "differences": _intervals(comparison)} if gaps else {"curves": bands}
     note = bands if len(set(parts.values())) == 1 else "; ".join(f"{what}: {text}" for what, text in parts.items())
-    digest = _digest(title, note, ticks, lines, gaps)
+    numbers = figure.digest(title, note, ticks, lines, gaps)
     with figure.panels(2, title, below=figure.legend_lines(len(lines), note)) as (drawing, (curves, differences)):
         xlabel = f"eps ({comparison.norm})"
         drawn = figure.draw_curves(curves, lines, xlabel, ticks)
@@ -53,7 +52,7 @@ def _few(comparison: Comparison, kind: str) -> bytes:
         figure.draw_gaps(differences, gaps, xlabel, ticks)
         differences.set_title(figure.fit(f"difference to {titles[0]}" if gaps else "no baseline", figure.HALF))
         figure.legend(drawing, drawn, [line.title for line in lines], note)
-        return figure.render(drawing, kind, digest)
+        return figure.render(drawing, kind, numbers)
 
 
 def _many(comparison: Comparison, kind: str) -> bytes:
@@ -77,7 +76,7 @@ def _many(comparison: Comparison, kind: str) -> bytes:
     with figure.panels(len(columns), title, height=height, below=1) as (drawing, axes):
         figure.draw_rows(axes, titles, columns)
         figure.legend(drawing, [], [], note)
-        return figure.render(drawing, kind, _digest(title, note, titles, columns))
+        return figure.render(drawing, kind, figure.digest(title, note, titles, columns))
 
 
 def _intervals(comparison: Comparison) -> str:
@@ -96,10 +95,6 @@ def _is_accuracy(quantity: str) -> bool:
 def _eps(comparison: Comparison, row: Row) -> float:
     texts = {f"acc@{point.eps_text}": point.eps for point in comparison.sides[0].units[0].record.curve}
     return 0.0 if row.quantity == "clean" else texts[row.quantity]
-
-
-def _digest(*numbers: object) -> str:
-    return f"numbers {hashlib.sha256(repr(numbers).encode()).hexdigest()}"
 
 
 def _line(side: Side, name: str, place: int) -> figure.Line:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from advbench.compare.results import Check, Comparison, Finding, Gate, Row
 from advbench.compare.summary import of_measurements
 from advbench.escape import csv_text, markdown, visible
+from advbench.statistics import decimals
 
 HEADER = ("model", "quantity", "baseline", "value", "difference", "95 % interval", "p")
 COLUMNS = (
@@ -44,7 +45,7 @@ def number(row: Row, field: str, sign: str = "") -> str:
     value = getattr(row, field)
     if row.quantity == "median_norm":
         return f"{value:{sign}z.4g}"
-    return f"{100 * value:{sign}z.{2 if row.n >= 10_000 else 1}f}"
+    return f"{100 * value:{sign}z.{decimals(row.n)}f}"
 
 
 def p_text(p: float) -> str:

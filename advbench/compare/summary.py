@@ -10,6 +10,7 @@ from advbench.compare.comparable import protocol
 from advbench.compare.sides import Side
 from advbench.escape import markdown
 from advbench.record import Record
+from advbench.statistics import decimals
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -40,7 +41,7 @@ def _curves(sides: Sequence[Side]) -> list[str]:
             points = [unit.record.at(eps) for unit in side.units]
             found = [point.accuracy for point in points if point is not None]
             means.append(fmean(found) if len(found) == len(points) else None)
-        digits = 2 if side.units[0].record.n >= 10_000 else 1
+        digits = decimals(side.units[0].record.n)
         cells = ["" if mean is None else f"{100 * mean:.{digits}f}" for mean in means]
         bars = sparkline(mean for mean in means if mean is not None)
         lines.append(f"| {markdown(side.label)} | {bars} | {' | '.join(cells)} |")

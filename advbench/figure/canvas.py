@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,11 @@ def render(figure: Any, kind: str = "svg", description: str = "") -> bytes:
         place(figure)
         figure.savefig(stream, format=kind, dpi=150, metadata=metadata.get(kind))
     return stream.getvalue()
+
+
+def digest(*numbers: object) -> str:
+    """A description that is another one for other `numbers`, by which figures of the same numbers are known."""
+    return f"numbers {hashlib.sha256(repr(numbers).encode()).hexdigest()}"
 
 
 def style(index: int) -> tuple[str, str]:

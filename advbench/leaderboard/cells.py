@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from advbench.record import Record, slug
-
-
-def decimals(n: int) -> int:
-    """The decimals of a percentage of `n` images: one, two from 10,000 on."""
-    return 2 if n >= 10_000 else 1
+from advbench.statistics import decimals
 
 
 def percent(value: float, n: int) -> str:

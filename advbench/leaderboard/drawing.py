@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from advbench import figure
 from advbench.leaderboard.ranking import Board
 from advbench.leaderboard.shown_eps import eps_label, shown_eps
@@ -43,7 +41,7 @@ def draw(board: Board, kind: str = "svg") -> bytes:
     ticks = [(eps, eps_label(eps, records)) for eps in (0.0, *shown_eps(records, reference))]
     label = eps_label(reference, records)
     note = _note(len(records), len(records) > ranked)
-    digest = hashlib.sha256(repr((title, norm, ticks, reference, lines, points)).encode()).hexdigest()
+    numbers = figure.digest(title, norm, ticks, reference, lines, points)
     below = figure.legend_lines(min(MAX_NAMED, len(records)), note)
     with figure.panels(2, title, below=below) as (drawing, (curves, pareto)):
         drawn = figure.draw_curves(
@@ -53,7 +51,7 @@ def draw(board: Board, kind: str = "svg") -> bytes:
         curves.set_title("accuracy against eps" + (", 95 % intervals" if len(drawn) <= figure.MAX_BANDS else ""))
         pareto.set_title("robust against clean accuracy, with the Pareto front")
         figure.legend(drawing, drawn, [line.title for line in lines[:MAX_NAMED]], note)
-        return figure.render(drawing, kind, f"numbers {digest}")
+        return figure.render(drawing, kind, numbers)
 
 
 def _note(count: int, unranked: bool) -> str:

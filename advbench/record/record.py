@@ -34,7 +34,7 @@ from advbench.record.parts import (
     Sha256,
     Share,
 )
-from advbench.statistics import wilson
+from advbench.statistics import decimals, wilson
 
 _WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
@@ -165,7 +165,7 @@ class Record(Part):
 
     def curve_rows(self) -> list[tuple[str, str, str, str]]:
         """A row of CURVE_COLUMNS for each eps, in percent."""
-        digits = 2 if self.n >= 10_000 else 1
+        digits = decimals(self.n)
         return [
             (
                 point.eps_text,
