@@ -1,4 +1,4 @@
-"""Text from records and users, made safe to show in terminals, Markdown and CSV."""
+"""Text from records and users, made safe to show in terminals, Markdown and CSV, and short."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def csv_text(text: str) -> str:
     """`text` for a CSV cell, after a ' where a spreadsheet would read it as a formula."""
     shown = visible(text)
     return f"'{shown}" if shown.startswith(_FORMULA) or text.startswith(_FORMULA) else shown
+
+
+def without_middle(text: str, kept: int, dots: str) -> str:
+    """`text` with `dots` in place of its middle, of which `kept` characters are left: both ends tell names apart."""
+    end = kept // 2
+    return f"{text[: kept - end]}{dots}{text[len(text) - end :]}"
 
 
 def _escape(char: str) -> str:

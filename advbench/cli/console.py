@@ -19,7 +19,7 @@ from advbench import ranks
 from advbench.aligned import numeric_columns, plain_table
 from advbench.cli.bar import Bar, can_draw, drawn, written
 from advbench.data import FETCHING
-from advbench.escape import visible
+from advbench.escape import visible, without_middle
 from advbench.outlook import Steady
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
             justify: Any = "right" if numeric[at] else "left"
             table.add_column(Text(columns[at]), justify=justify, width=width, overflow="fold")
         for row in rows:
-            cells = {at: row[at] if " " in row[at] else _without_middle(row[at], width) for at, width in part.items()}
+            cells = {at: row[at] if " " in row[at] else _fit(row[at], width) for at, width in part.items()}
             table.add_row(*map(Text, cells.values()))
         tables += [table, Text()]
     return Group(*tables[:-1])
@@ -198,12 +198,9 @@ def _parts(
     return parts
 
 
-def _without_middle(text: str, width: int) -> str:
-    """`text` in at most `width` characters, the middle replaced by "...": both ends tell names apart."""
-    if len(text) <= width:
-        return text
-    front = (width - 3 + 1) // 2
-    return f"{text[:front]}...{text[len(text) - (width - 3 - front) :]}"
+def _fit(text: str, width: int) -> str:
+    """`text` in at most `width` characters."""
+    return text if len(text) <= width else without_middle(text, width - 3, "...")
 
 
 def _console(stream: TextIO) -> Console:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from advbench.escape import visible
+from advbench.escape import visible, without_middle
 
 SIZE = 9.0  # points, of all text
 
@@ -23,8 +23,8 @@ def fit(text: str, width: float, size: float = SIZE) -> str:
     low, high = 0, len(text)  # characters that are kept: `low` of them fit, `high` do not
     while high - low > 1:
         kept = (low + high) // 2
-        low, high = (kept, high) if width_of(_without_middle(text, kept), size) <= width else (low, kept)
-    return _without_middle(text, low)
+        low, high = (kept, high) if width_of(without_middle(text, kept, "…"), size) <= width else (low, kept)
+    return without_middle(text, low, "…")
 
 
 def wrapped(text: str, width: float, size: float = SIZE) -> list[str]:
@@ -37,11 +37,6 @@ def wrapped(text: str, width: float, size: float = SIZE) -> list[str]:
         else:
             lines.append(fit(word, width, size))
     return lines
-
-
-def _without_middle(text: str, kept: int) -> str:
-    end = kept // 2
-    return f"{text[: kept - end]}…{text[len(text) - end :]}"
 
 
 @cache

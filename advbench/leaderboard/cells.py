@@ -1,7 +1,10 @@
-"""Numbers of the Markdown tables and of the page, as text."""
+"""What the Markdown tables and the page say in the same words, as text that each escapes in its way."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from advbench.leaderboard.ranking import Board
 from advbench.record import Record, slug
 from advbench.statistics import decimals
 
@@ -24,6 +27,21 @@ def spread(found: tuple[float, float] | None, n: int) -> str:
 def count(value: float | None) -> str:
     """Such as "9,398"; empty for None."""
     return "" if value is None else f"{value:,.0f}"
+
+
+def listed(settings: Mapping[str, object]) -> str:
+    """The settings of an attack, such as "eot 1, steps 100"."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "set")
+
+
+def left_out(board: Board) -> list[tuple[str, Sequence[Record], str]]:
+    """What was done with records that are not shown, which ones, and what else there is to say of them."""
+    found: list[tuple[str, Sequence[Record], str]] = [
+        ("measured again since, in the same way", board.repeated, ""),
+        ("replaced by another record of the same model and images", board.superseded, ""),
+        *(("retired", (one,), f"{one.model.title}: {why}") for one, why in board.retired),
+    ]
+    return [one for one in found if one[1]]
 
 
 def link(record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from advbench.escape import markdown
-from advbench.leaderboard.cells import count, interval, link, percent, spread
+from advbench.leaderboard.cells import count, interval, left_out, link, listed, percent, spread
 from advbench.leaderboard.protocol import Protocol
 from advbench.leaderboard.ranking import Board, Table
 from advbench.leaderboard.seeds import Series, series
@@ -122,13 +122,9 @@ def _spreads(found: Sequence[Series], reference: float) -> list[str]:
 
 def _left_out(board: Board) -> list[str]:
     """Which records are not shown, and why."""
-    lines = []
-    if board.repeated:
-        lines.append(f"- measured again since, in the same way: {_ids(board.repeated)}")
-    if board.superseded:
-        lines.append(f"- replaced by another record of the same model and images: {_ids(board.superseded)}")
-    lines += [f"- retired: {_ids([record])}, {markdown(record.model.title)}: {markdown(why)}"
-              for record, why in board.retired]  # fmt: skip
+    lines = [
+        f"- {what}: {_ids(records)}{f', {markdown(more)}' if more else ''}" for what, records, more in left_out(board)
+    ]
     return ["", "## Not shown", "", *lines] if lines else []
 
 
@@ -140,8 +136,7 @@ def _settings(protocol: Protocol) -> str:
     """The attacks with their settings, in one line."""
     attacks = []
     for name, settings in protocol.settings:
-        listed = [f"{key} {value}" for key, value in settings.items() if key != "set"]
-        attacks.append(markdown(f"{name} ({', '.join(listed)})" if listed else name))
+        attacks.append(markdown(f"{name} ({shown})" if (shown := listed(settings)) else name))
     return f"Protocol {protocol.key}: {'; '.join(attacks)}."
 
 

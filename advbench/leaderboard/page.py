@@ -14,7 +14,7 @@ from importlib import resources
 from string import Template
 
 from advbench.eps import CORRUPTIONS, NORMS
-from advbench.leaderboard.cells import link
+from advbench.leaderboard.cells import left_out, link
 from advbench.leaderboard.page_data import board_data
 from advbench.leaderboard.page_details import text
 from advbench.leaderboard.page_table import table_html
@@ -89,13 +89,11 @@ def _meaning(board: Board) -> str:
 
 def _left_out(board: Board) -> list[str]:
     """Which records are not shown, and why."""
-    lines = []
-    if board.repeated:
-        lines.append(f"measured again since, in the same way: {_links(board.repeated)}")
-    if board.superseded:
-        lines.append(f"replaced by another record of the same model and images: {_links(board.superseded)}")
-    lines += [f"retired: {_links([one])}, {text(one.model.title)}: {text(why)}" for one, why in board.retired]
-    return ["<h3>Not shown</h3>", "<ul>", *(f"<li>{line}</li>" for line in lines), "</ul>"] if lines else []
+    lines = [
+        f"<li>{what}: {_links(records)}{f', {text(more)}' if more else ''}</li>"
+        for what, records, more in left_out(board)
+    ]
+    return ["<h3>Not shown</h3>", "<ul>", *lines, "</ul>"] if lines else []
 
 
 def _links(records: Iterable[Record]) -> str:

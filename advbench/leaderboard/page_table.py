@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from advbench.eps import CORRUPTIONS
-from advbench.leaderboard.cells import count, interval, percent, spread
+from advbench.leaderboard.cells import count, interval, listed, percent, spread
 from advbench.leaderboard.page_details import details, text
 from advbench.leaderboard.protocol import Protocol
 from advbench.leaderboard.ranking import Board, Table
@@ -101,8 +101,7 @@ def _settings(protocol: Protocol) -> str:
     """The attacks with their settings."""
     attacks = []
     for name, settings in protocol.settings:
-        listed = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "set")
-        attacks.append(f"<li>{text(f'{name}: {listed}' if listed else name)}</li>")
+        attacks.append(f"<li>{text(f'{name}: {shown}' if (shown := listed(settings)) else name)}</li>")
     return f"<details><summary>protocol {protocol.key}</summary><ul>{''.join(attacks)}</ul></details>"
 
 
