@@ -42,13 +42,7 @@ def command(
     dataset: options.Dataset = None,
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps",
-            "-e",
-            metavar="LIST",
-            help="sizes of the perturbation [default: the training eps]",
-            rich_help_panel=MAIN,
-        ),
+        options.eps("LIST", "sizes of the perturbation [default: the training eps]"),
     ] = None,
     norm: options.Norm = None,
     n: Annotated[

@@ -37,24 +37,14 @@ def command(
     model: options.Model = None,
     attack_name: Annotated[
         str,
-        typer.Option(
-            "--attack",
-            "-a",
-            metavar="NAME",
-            help="pgd, ..., or module:function of your own",
-            rich_help_panel=MAIN,
-            autocompletion=complete.attacks,
-        ),
+        options.attack("pgd, ..., or module:function of your own"),
     ] = "pgd",
     dataset: options.Dataset = None,
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps",
-            "-e",
-            metavar="SIZE",
-            help="size of the perturbation, such as 8/255 [default: the training eps, or the usual one of the dataset]",
-            rich_help_panel=MAIN,
+        options.eps(
+            "SIZE",
+            "size of the perturbation, such as 8/255 [default: the training eps, or the usual one of the dataset]",
         ),
     ] = None,
     norm: options.Norm = None,

@@ -42,24 +42,11 @@ def command(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            metavar="NAME",
-            help="use only records of this dataset [default: that of all of them]",
-            rich_help_panel=MAIN,
-            autocompletion=complete.datasets,
-        ),
+        options.dataset("use only records of this dataset [default: that of all of them]"),
     ] = None,
     norm: Annotated[
         str | None,
-        typer.Option(
-            "--norm",
-            metavar="NAME",
-            help="use only records in this norm [default: that of all of them]",
-            rich_help_panel=MAIN,
-            autocompletion=complete.norms,
-        ),
+        options.norm("use only records in this norm [default: that of all of them]"),
     ] = None,
     unpaired: Annotated[
         bool, typer.Option("--unpaired", help="allow models measured on different images", rich_help_panel=MAIN)

@@ -48,25 +48,15 @@ def command(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(
-            "--attack",
-            "-a",
-            metavar="NAME",
-            help="pgd, ..., or module:name of your own; repeatable: the worst case counts [default: autoattack]",
-            rich_help_panel=MAIN,
-            autocompletion=complete.attacks,
-        ),
+        options.attack("pgd, ..., or module:name of your own; repeatable: the worst case counts [default: autoattack]"),
     ] = None,
     dataset: options.Dataset = None,
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps",
-            "-e",
-            metavar="LIST",
-            help="sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps, or the usual "
+        options.eps(
+            "LIST",
+            "sizes of the perturbation, such as 0,2/255,8/255 [default: 0 to 2 x the training eps, or the usual "
             "eps of the dataset]",
-            rich_help_panel=MAIN,
         ),
     ] = None,
     norm: options.Norm = None,

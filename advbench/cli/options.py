@@ -85,22 +85,44 @@ Model = Annotated[
         rich_help_panel=MAIN, autocompletion=complete.models,
     ),
 ]  # fmt: skip
+
+
+def out(where: str) -> Any:
+    """The flag --out, whose default is `where`."""
+    return typer.Option(
+        "--out", "-o", metavar="DIR", help=f"folder to write to [default: {where}]", rich_help_panel=OUTPUT
+    )
+
+
+def dataset(text: str) -> Any:
+    """The flag --dataset, which means `text`."""
+    return typer.Option(
+        "--dataset", "-d", metavar="NAME", help=text, rich_help_panel=MAIN, autocompletion=complete.datasets
+    )
+
+
+def norm(text: str, names: complete.Completer = complete.norms) -> Any:
+    """The flag --norm, which means `text` and takes one of `names`."""
+    return typer.Option("--norm", metavar="NAME", help=text, rich_help_panel=MAIN, autocompletion=names)
+
+
+def eps(metavar: str, text: str) -> Any:
+    """The flag --eps, which means `text`."""
+    return typer.Option("--eps", "-e", metavar=metavar, help=text, rich_help_panel=MAIN)
+
+
+def attack(text: str) -> Any:
+    """The flag --attack, which means `text`."""
+    return typer.Option(
+        "--attack", "-a", metavar="NAME", help=text, rich_help_panel=MAIN, autocompletion=complete.attacks
+    )
+
+
 Dataset = Annotated[
     str | None,
-    typer.Option(
-        "--dataset", "-d",
-        metavar="NAME",
-        help="digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: that of the model]",
-        rich_help_panel=MAIN, autocompletion=complete.datasets,
-    ),
-]  # fmt: skip
-Norm = Annotated[
-    str | None,
-    typer.Option(
-        "--norm", metavar="NAME", help="linf, l2, l1, l0 or fourier-linf [default: that of the training, else linf]",
-        rich_help_panel=MAIN, autocompletion=complete.norms,
-    ),
-]  # fmt: skip
+    dataset("digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: that of the model]"),
+]
+Norm = Annotated[str | None, norm("linf, l2, l1, l0 or fourier-linf [default: that of the training, else linf]")]
 Arch = Annotated[
     str | None,
     typer.Option(
@@ -210,10 +232,3 @@ On = Annotated[
         rich_help_panel=RUNNING, autocompletion=complete.words("local", "ray"),
     ),
 ]  # fmt: skip
-
-
-def out(where: str) -> Any:
-    """The flag --out, whose default is `where`."""
-    return typer.Option(
-        "--out", "-o", metavar="DIR", help=f"folder to write to [default: {where}]", rich_help_panel=OUTPUT
-    )  # fmt: skip

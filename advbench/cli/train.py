@@ -48,14 +48,9 @@ def command(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            metavar="NAME",
-            help="digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: cifar10 with a GPU, else "
-            "digits]",
-            rich_help_panel=MAIN,
-            autocompletion=complete.datasets,
+        options.dataset(
+            "digits, cifar10, npz:FILE, imagefolder:DIR, module:callable, ... [default: cifar10 with a GPU, else "
+            "digits]"
         ),
     ] = None,
     arch: Annotated[
@@ -71,23 +66,11 @@ def command(
     ] = None,
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps",
-            "-e",
-            metavar="LIST",
-            help="size of the perturbation [default: the dataset's usual one]",
-            rich_help_panel=MAIN,
-        ),
+        options.eps("LIST", "size of the perturbation [default: the dataset's usual one]"),
     ] = None,
     norm: Annotated[
         str | None,
-        typer.Option(
-            "--norm",
-            metavar="NAME",
-            help="linf, l2, l1 or fourier-linf [default: linf]",
-            rich_help_panel=MAIN,
-            autocompletion=complete.training_norms,
-        ),
+        options.norm("linf, l2, l1 or fourier-linf [default: linf]", complete.training_norms),
     ] = None,
     mean: options.Mean = None,
     std: options.Std = None,
