@@ -1,20 +1,25 @@
-"""The search: runs one attack on many samples, in a fixed number of slots that are refilled as soon as an item ends.
+"""The search: runs one attack on many samples, in slots that are refilled as soon as an item ends.
 
 An item is (sample, target, restart). It ends when its attack is done, or when the sample falls to it or to another
 item. Items are queued target by target, samples of large clean margin first. So a sample's later targets start after
 its earlier ones are decided, and short items come last, which leaves few slots idle at the end.
 
-Shapes never change and no item depends on the other slots. So verdicts do not depend on the order of the samples,
-sharding or interruption, as long as the number of slots is the same.
+No item depends on the other slots. So verdicts do not depend on the order of the samples, sharding or interruption, as
+long as the number of slots is the same. With a `width_step` the search becomes narrower once the queue is empty, and
+kernels of another width may round otherwise: then this holds up to rounding. Hits are always verified in passes of the
+whole number of slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench import rng
@@ -23,7 +28,7 @@ from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import in_8_bit
-from advbench.engine.slots import Hits, Slots, copied, cpu_copies
+from advbench.engine.slots import Hits, Refused, Slots, copied, cpu_copies
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.threat import around
 
@@ -32,6 +37,14 @@ Attempt = tuple[float, int, Tensor]
 
 # Shares of an image's largest logit: rounding that a search copy may have added to a margin, and the most of it.
 ROUNDING, MAX_ROUNDING = 2.0**-19, 2.0**-5
+NARROW_TO = 0.75  # of the width: a search becomes narrower when so few slots suffice; graphs are then recorded anew
+
+LOOK_AHEAD = 4096  # places of the queue that are examined at once
+
+Places = NDArray[np.int64]
+Margins = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+H = TypeVar("H", Hits, Refused)
 
 
 @dataclass
@@ -58,13 +71,61 @@ class Verdicts:
     outside: int = 0
 
 
+class Results(NamedTuple):
+    """By slot (S,): whether its item ends, and has a hit; where known its best margin, and that of its attempt."""
+
+    over: Mask
+    hit: Mask
+    reached: Margins | None
+    tried: Margins | None
+
+
+@dataclass
+class Work:
+    """What searches have spent: slot-steps (turns x width), those of them that served an item, and seconds by part.
+
+    `attacks`: from the first kernel of a stride until its results are read; `verification`: of hits, by the model;
+    `recheck`: all parts of searches that repeat others in fp32; `host`: the choice of items and the rest. An item that
+    ends within a stride was served for half of it.
+    """
+
+    slot_steps: float = 0.0
+    useful: float = 0.0
+    attacks: float = 0.0
+    verification: float = 0.0
+    recheck: float = 0.0
+    host: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def rechecking(self) -> Work:
+        """The same, all of whose seconds were of a recheck."""
+        return Work(self.slot_steps, self.useful, recheck=self.attacks + self.verification + self.recheck + self.host)
+
+    @property
+    def useful_share(self) -> float | None:
+        """The share of the slot-steps that served an item; None without any."""
+        return self.useful / self.slot_steps if self.slot_steps else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds by part, for the record."""
+        names = ("attacks", "verification", "recheck", "host")
+        return {name: round(getattr(self, name), 3) for name in names}
+
+
 class Search:
     """One attack on samples. `run` returns the verdicts; `snapshot` and `restore` resume a search that was stopped.
 
-    `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `capture`:
-    record a turn once, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search on the
-    same samples; samples that fell there are skipped. `spent`: the forward and backward passes for the choice of target
-    classes, before the run.
+    `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `width_step`:
+    the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's.
+    `capture`: record a turn once for each width, then replay it; if that fails, `eager` says why. `before`:
+    verdicts of an earlier search on the same samples; samples that fell there are skipped. `spent`: the forward and
+    backward passes for the choice of target classes, before the run.
     """
 
     def __init__(
@@ -76,6 +137,7 @@ class Search:
         norm: str,
         seed: int,
         stride: int = 1,
+        width_step: int | None = None,
         keep_points: bool = False,
         keep_attempts: bool = False,
         capture: Capture | None = None,
@@ -83,7 +145,8 @@ class Search:
     ) -> None:
         self.attack, self.samples, self.oracle = attack, samples, oracle
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
-        n, slots, device = len(samples.y), oracle.slots, samples.y.device
+        self.width_step = width_step or oracle.slots
+        n, device = len(samples.y), samples.y.device
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
         self.verdicts = before or Verdicts(
@@ -95,59 +158,67 @@ class Search:
         before_targets = oracle.forwards, oracle.backwards
         self.targets = attack.target_classes_of(samples, oracle, norm)
         self.spent = oracle.forwards - before_targets[0], oracle.backwards - before_targets[1]
-        by_margin = margin(samples.logits, samples.y).cpu().argsort(stable=True).tolist()
-        self.queue = [
-            (row, rank, restart)
-            for restart in range(attack.restarts)
-            for rank in range(self.targets.shape[1])
-            for row in by_margin
-        ]
-        self.next = 0
-        self.item = [-1] * slots  # the queue position of each slot's item; -1: idle
-        self._busy = torch.zeros(slots, dtype=torch.bool, device=device)  # slots with an item
+        self.work = Work()
+        self.order: Places = margin(samples.logits, samples.y).cpu().argsort(stable=True).numpy()
+        self.total = n * self.targets.shape[1] * attack.restarts  # number of items in the queue
+        self.next = 0  # place in the queue
+        standing = n if self.minimum_norm else int((~self.verdicts.fell).sum())
+        width = self._width_of(standing * self.total // n)
+        self.item: Places = np.full(width, -1)  # the place in the queue of each slot's item; -1: idle
+        self._busy = torch.zeros(width, dtype=torch.bool, device=device)  # slots with an item
         self._idle = True  # whether slots may have become idle since the last fill
-        problem = self._problem([0] * slots)
+        problem = self._problem(np.zeros(width, dtype=np.int64))
         self.slots = Slots(
             problem,
             mapped(torch.clone, attack.start(problem)),  # in-place writes need separate tensors
             torch.empty_like(problem.region.x),
-            torch.zeros(slots, dtype=torch.bool, device=device),
-            torch.zeros(slots, device=device),
-            torch.zeros(slots, device=device),
-            torch.zeros_like(problem.region.x) if self.keep_attempts else torch.zeros(slots, 1, device=device),
-            torch.zeros(slots, device=device),
+            torch.zeros(width, dtype=torch.bool, device=device),
+            torch.zeros(width, device=device),
+            torch.zeros(width, device=device),
+            torch.zeros_like(problem.region.x) if self.keep_attempts else torch.zeros(width, 1, device=device),
+            torch.zeros(width, device=device),
         )
-        self.unchecked: list[Hits] = []
-        self._waiting = 0  # number of items in `unchecked`
-        self.refused: list[tuple[int, State, Tensor]] = []
+        self.unchecked: list[Hits] = []  # to be verified
+        self.refused: list[Refused] = []  # which continue
         # Hits are verified once so many wait. A verified hit cancels its sample's other items, so if samples have
         # several items, it must not wait for a full batch.
-        self.verify_at = slots if len(self.queue) == n else max(1, slots // 8)
+        self.verify_at = oracle.slots if self.total == n else max(1, oracle.slots // 8)
         self.eager = ""
-        self._capture = capture
+        self._given_capture = self._capture = capture
         self._replay: Callable[[], None] | None = None
 
     @property
     def finished(self) -> int:
-        """The number of items that ended or were cancelled, out of `len(queue)`."""
-        return self.next - sum(item >= 0 for item in self.item) - self._waiting - len(self.refused)
+        """The number of items that ended or were cancelled, out of `total`."""
+        return self.next - int((self.item >= 0).sum()) - _count(self.unchecked) - _count(self.refused)
 
     @property
     def state(self) -> State:
         """The states of the items in the slots."""
         return self.slots.state
 
+    @property
+    def width(self) -> int:
+        """The number of slots in use, at most the oracle's."""
+        return len(self.item)
+
+    def rows_of(self, items: Places) -> Places:
+        """The samples' rows of items, which are places in the queue."""
+        return self.order[items % len(self.order)]
+
     def run(self, watch: Callable[[Search], None] | None = None) -> Verdicts:
         """Run all items. `watch` is called after every round; it can stop the search by raising."""
         while True:
+            began = time.perf_counter()
             self._fill()
-            if any(item >= 0 for item in self.item):
+            self.work.host += time.perf_counter() - began
+            if (self.item >= 0).any():
                 self._advance()
             elif self.unchecked:
                 self._verify()
             else:
                 return self.verdicts
-            if self._waiting >= self.verify_at:
+            if _count(self.unchecked) >= self.verify_at:
                 self._verify()
             if watch is not None:
                 watch(self)
@@ -157,7 +228,7 @@ class Search:
         v = self.verdicts
         return {
             "next": self.next,
-            "item": list(self.item),
+            "item": torch.from_numpy(self.item.copy()),
             "state": cpu_copies(self.state),
             "candidate": copied(self.slots.candidate),
             "best_size": copied(self.slots.best_size),
@@ -169,7 +240,9 @@ class Search:
                 (copied(hits.items), copied(hits.points), cpu_copies(hits.states), copied(hits.margin_to_beat))
                 for hits in self.unchecked
             ],
-            "refused": [(item, cpu_copies(state), copied(to_beat)) for item, state, to_beat in self.refused],
+            "refused": [
+                (copied(one.items), cpu_copies(one.states), copied(one.margin_to_beat)) for one in self.refused
+            ],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
@@ -187,10 +260,10 @@ class Search:
         def state(fields: dict[str, Tensor]) -> State:
             return kind(**{name: copied(value, device) for name, value in fields.items()})
 
-        self.next, self.item = saved["next"], list(saved["item"])
-        self._leave([False] * len(self.item))
+        self.next, self.item = saved["next"], saved["item"].numpy().copy()
+        self._leave(self.item < 0)
         self.slots = Slots(
-            self._problem([max(item, 0) for item in self.item]),
+            self._problem(self.item.clip(0)),
             state(saved["state"]),
             *(copied(saved[name], device) for name in ("candidate", "has_candidate", "best_size", "margin_to_beat")),
             *(copied(saved[name], device) for name in ("attempt", "attempt_margin")),
@@ -199,19 +272,24 @@ class Search:
             Hits(copied(items), copied(points, device), state(fields), copied(to_beat, device))
             for items, points, fields, to_beat in saved["unchecked"]
         ]
-        self._waiting = sum(map(len, self.unchecked))
-        self.refused = [(item, state(fields), copied(to_beat, device)) for item, fields, to_beat in saved["refused"]]
+        self.refused = [
+            Refused(copied(items), state(fields), copied(to_beat, device))
+            for items, fields, to_beat in saved["refused"]
+        ]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]),
             copied(saved["refused_size"]), dict(saved["points"]), dict(saved["attempts"]), saved["unverified"],
             saved["nonfinite"],
         )  # fmt: skip
 
-    def _problem(self, items: list[int]) -> Problem:
-        device = self.samples.y.device
-        row, rank, restart = (
-            torch.tensor(column, device=device) for column in zip(*(self.queue[i] for i in items), strict=True)
-        )
+    def _width_of(self, items: int) -> int:
+        """The width for so many items."""
+        return min(self.oracle.slots, max(1, -(-items // self.width_step)) * self.width_step)
+
+    def _problem(self, items: Places) -> Problem:
+        n, ranks = self.targets.shape
+        of_items = np.stack([self.rows_of(items), items // n % ranks, items // (n * ranks)])
+        row, rank, restart = torch.from_numpy(of_items).to(self.samples.y.device).unbind()
         target = self.targets[row, rank]
         index = self.samples.index[row]
         key = rng.keys(self.seed, self.attack.name, index, target, restart)
@@ -220,27 +298,54 @@ class Search:
         return Problem(region, self.samples.y[row], target, key, restart, reference, index)
 
     def _fill(self) -> None:
-        """Give idle slots the refused items, then the next items of the queue whose samples still stand."""
+        """Give idle slots the refused items, then the next items of the queue whose samples still stand.
+
+        Once the queue is empty, leave out slots that have nothing to do.
+        """
         if not self._idle:
             return
         self._idle = False
-        idle = [slot for slot, item in enumerate(self.item) if item < 0]
-        again = [self.refused.pop() for _ in idle[: len(self.refused)]]
-        if again:
-            items, states, margins = zip(*again, strict=True)
-            self._place(idle[: len(again)], list(items), self._problem(list(items)), join(states), torch.cat(margins))
-        fresh: list[int] = []
-        while len(again) + len(fresh) < len(idle) and self.next < len(self.queue):
-            if self.minimum_norm or not self.verdicts.fell[self.queue[self.next][0]]:
-                fresh.append(self.next)
-            self.next += 1
-        if fresh:
+        idle = (self.item < 0).nonzero()[0]
+        if self.refused and len(idle):
+            again, self.refused = _first(self.refused, len(idle))
+            items = again.items.numpy()
+            self._place(idle[: len(again)], items, self._problem(items), again.states, again.margin_to_beat)
+            idle = idle[len(again) :]
+        fresh = self._from_queue(len(idle))
+        if len(fresh):
             problem = self._problem(fresh)
-            to_beat = torch.full((len(fresh),), -torch.inf, device=self.slots.margin_to_beat.device)
-            self._place(idle[len(again) :][: len(fresh)], fresh, problem, self.attack.start(problem), to_beat)
+            to_beat = torch.full((len(fresh),), -torch.inf, device=self._busy.device)
+            self._place(idle[: len(fresh)], fresh, problem, self.attack.start(problem), to_beat)
+        if self.next >= self.total:
+            self._narrow()
 
-    def _place(self, slots: list[int], items: list[int], problem: Problem, state: State, to_beat: Tensor) -> None:
-        at = torch.tensor(slots, device=self.slots.has_candidate.device)
+    def _from_queue(self, most: int) -> Places:
+        """The next items of the queue whose samples still stand, at most so many."""
+        found, fell = np.empty(0, dtype=np.int64), self.verdicts.fell.numpy()
+        while len(found) < most and self.next < self.total:
+            places = np.arange(self.next, min(self.next + LOOK_AHEAD, self.total))
+            if not self.minimum_norm:
+                places = places[~fell[self.rows_of(places)]]
+            places = places[: most - len(found)]
+            enough = len(found) + len(places) == most
+            self.next = int(places[-1]) + 1 if enough else min(self.next + LOOK_AHEAD, self.total)
+            found = np.concatenate([found, places])
+        return found
+
+    def _narrow(self) -> None:
+        """Move the items to fewer slots if these are at most NARROW_TO of the width."""
+        busy = (self.item >= 0).nonzero()[0]
+        width = self._width_of(len(busy))
+        if not len(busy) or width > NARROW_TO * self.width:
+            return
+        kept = np.concatenate([busy, (self.item < 0).nonzero()[0]])[:width]
+        at = torch.from_numpy(kept).to(self._busy.device)
+        self.slots, self.item = take(self.slots, at), self.item[kept]
+        self._leave(self.item < 0)
+        self._capture, self._replay = self._given_capture, None
+
+    def _place(self, slots: Places, items: Places, problem: Problem, state: State, to_beat: Tensor) -> None:
+        at = torch.from_numpy(slots).to(self._busy.device)
         put(self.slots.problem, at, problem)
         put(self.slots.state, at, state)
         self.slots.has_candidate[at] = False
@@ -248,11 +353,11 @@ class Search:
         self.slots.margin_to_beat[at] = to_beat
         self.slots.attempt_margin[at] = -torch.inf
         self._busy[at] = True
-        for slot, item in zip(slots, items, strict=True):
-            self.item[slot] = item
+        self.item[slots] = items
 
     def _advance(self) -> None:
         """Run `stride` turns in all slots, then end the items that are done or have a hit."""
+        began = time.perf_counter()
         if self._capture is not None:
             self._record(self._capture)
         for _ in range(self.stride):
@@ -262,42 +367,66 @@ class Search:
                 self._replay()
         done = self.attack.done(self.state)
         ended = self._busy & (done if self.minimum_norm else done | self.slots.has_candidate)
-        if surely_none(ended):
-            return
-        over, hit = torch.stack([ended, self.slots.has_candidate]).tolist()
-        hits = [slot for slot in range(len(over)) if over[slot] and hit[slot]]
-        if hits:
-            at = torch.tensor(hits, device=ended.device)
-            items = torch.tensor([self.item[slot] for slot in hits])
+        results = None if surely_none(ended) else self._read(ended)
+        read = time.perf_counter()
+        self.work.attacks += read - began
+        self.work.slot_steps += self.stride * self.width
+        self.work.useful += self.stride * int((self.item >= 0).sum())
+        if results is not None:
+            self.work.useful -= (self.stride - 1) / 2 * int(results.over.sum())
+            self._end(results)
+            self.work.host += time.perf_counter() - read
+
+    def _read(self, ended: Tensor) -> Results:
+        """The results of the slots. This is the only look of the host at the device in a round without hits."""
+        reached, tried = self.attack.best_margin(self.state), self.slots.attempt_margin if self.keep_attempts else None
+        columns = [one.float() for one in (ended, self.slots.has_candidate, reached, tried) if one is not None]
+        over, hit, *margins = torch.stack(columns).cpu().numpy()
+        return Results(
+            over > 0,
+            hit > 0,
+            reached=None if reached is None else margins[0],
+            tried=None if tried is None else margins[-1],
+        )
+
+    def _end(self, results: Results) -> None:
+        """End the items of the slots that are over."""
+        over, hit, reached, tried = results
+        hits = (over & hit).nonzero()[0]
+        if len(hits):
+            at = torch.from_numpy(hits).to(self._busy.device)
             self.unchecked.append(
-                Hits(items, self.slots.candidate[at], take(self.state, at), self.slots.margin_to_beat[at])
+                Hits(
+                    torch.from_numpy(self.item[hits]),
+                    self.slots.candidate[at],
+                    take(self.state, at),
+                    self.slots.margin_to_beat[at],
+                )
             )
-            self._waiting += len(hits)
-        if self.keep_attempts:
-            self._collect([slot for slot in range(len(over)) if over[slot]])
-        reached = self.attack.best_margin(self.state)
+        if tried is not None:
+            self._collect(over.nonzero()[0], tried)
         if reached is not None:
-            ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
-            of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
-            self.verdicts.best_margin.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")
+            np.maximum.at(self.verdicts.best_margin.numpy(), self.rows_of(self.item[over]), reached[over])
         self._leave(over)
 
-    def _collect(self, slots: list[int]) -> None:
+    def _collect(self, slots: Places, margins: Margins) -> None:
         """Keep the attempts of the items that end in `slots` where they are the strongest of their samples."""
-        margins, kept = self.slots.attempt_margin.tolist(), self.verdicts.attempts
-        for slot in slots:
-            item = self.item[slot]
-            row, rank = self.queue[item][0], (margins[slot], -item)  # of equal ones, that of the first item
-            before = kept.get(row)
-            if self.verdicts.fell[row] or margins[slot] == -torch.inf:
+        kept, found = self.verdicts.attempts, dict[int, tuple[float, int, int]]()
+        for slot in slots[margins[slots] > -np.inf].tolist():
+            item, reached = int(self.item[slot]), float(margins[slot])
+            row = int(self.order[item % len(self.order)])
+            before = found.get(row) or kept.get(row)
+            if self.verdicts.fell[row]:
                 continue
-            if before is None or rank > (before[0], -before[1]):
-                kept[row] = margins[slot], item, copied(self.slots.attempt[slot])
+            if before is None or (reached, -item) > (before[0], -before[1]):  # of equal ones, that of the first item
+                found[row] = reached, item, slot
+        points = copied(self.slots.attempt[[slot for _, _, slot in found.values()]])
+        kept.update({row: (*found[row][:2], point) for row, point in zip(found, points, strict=True)})
 
-    def _leave(self, slots: list[bool]) -> None:
+    def _leave(self, slots: Mask) -> None:
         """Make `slots` idle: those whose entry is true."""
-        self.item = [-1 if left else item for left, item in zip(slots, self.item, strict=True)]
-        self._busy = torch.tensor([item >= 0 for item in self.item], device=self._busy.device)
+        self.item[slots] = -1
+        self._busy = torch.from_numpy(self.item >= 0).to(self._busy.device)
         self._idle = True
 
     def _step(self, slots: Slots) -> Slots:
@@ -376,44 +505,63 @@ class Search:
         self._replay = again
 
     def _verify(self) -> None:
-        """Let the model judge up to `slots` waiting hits; free the slots of samples that fell."""
-        waiting = join(self.unchecked)
-        first = torch.arange(min(len(waiting), self.oracle.slots))
-        batch = take(waiting, first)
-        rest = torch.arange(len(first), len(waiting))
-        self.unchecked = [take(waiting, rest)] if len(rest) else []
-        self._waiting = len(rest)
-        items = batch.items.tolist()
+        """Let the model judge up to `oracle.slots` waiting hits; free the slots of samples that fell."""
+        began = time.perf_counter()
+        batch, self.unchecked = _first(self.unchecked, self.oracle.slots)
+        items = batch.items.numpy()
         p = self._problem(items)
         z = p.region.project(batch.points)
         logits = self.oracle.logits(z, p.y)
-        good = (wrong(logits, p.y) & p.region.contains(z)).tolist()
         largest, reached = logits.abs().amax(1), margin(logits, p.y)
         if self.minimum_norm:  # from the start: the item's steps are used up
             states = self.attack.start(p)
             to_beat = torch.maximum(4 * batch.margin_to_beat, torch.maximum(-2 * reached, ROUNDING * largest))
             most = (1 if self.oracle.random else MAX_ROUNDING) * largest
-            again = ((to_beat > batch.margin_to_beat.clamp_min(0)) & (to_beat <= most)).tolist()
+            again = (to_beat > batch.margin_to_beat.clamp_min(0)) & (to_beat <= most)
         else:
             states, to_beat = batch.states, batch.margin_to_beat - reached
-            again = (~self.attack.done(states)).tolist()
-        self.verdicts.nonfinite += int((~logits.isfinite()).any(1).sum())
-        size = p.region.size(z.double() - p.region.x.double()).tolist()
-        for place, item in enumerate(items):
-            row = self.queue[item][0]
-            if good[place]:
-                self.verdicts.fell[row] = True
-                self.verdicts.attempts.pop(row, None)
-                if size[place] < self.verdicts.distance[row]:
-                    self.verdicts.distance[row] = size[place]
-                    if self.keep_points:
-                        self.verdicts.points[row] = z[place].cpu()
-            else:
-                self.verdicts.unverified += 1
-                self.verdicts.refused[row] = min(self.verdicts.refused[row].item(), size[place])
-                if again[place]:
-                    one = torch.tensor([place])
-                    self.refused.append((item, take(states, one), to_beat[one]))
-                    self._idle = True  # idle slots have work again
+            again = ~self.attack.done(states)
+        judged = [
+            wrong(logits, p.y) & p.region.contains(z),
+            again,
+            (~logits.isfinite()).any(1),
+            p.region.size(z.double() - p.region.x.double()),
+        ]
+        good, again, nonfinite, size = torch.stack([one.double() for one in judged]).cpu().numpy()
+        self.work.verification += time.perf_counter() - began
+        began = time.perf_counter()
+        self.verdicts.nonfinite += int(nonfinite.sum())
+        self._count_hits(good > 0, self.rows_of(items), size, z)
+        kept = ((good == 0) & (again > 0)).nonzero()[0]
+        if len(kept):
+            at = torch.from_numpy(kept).to(self._busy.device)
+            self.refused.append(Refused(batch.items[kept], take(states, at), to_beat[at]))
+            self._idle = True  # idle slots have work again
         if not self.minimum_norm:
-            self._leave([item >= 0 and bool(self.verdicts.fell[self.queue[item][0]]) for item in self.item])
+            self._leave((self.item >= 0) & self.verdicts.fell.numpy()[self.rows_of(self.item)])
+        self.work.host += time.perf_counter() - began
+
+    def _count_hits(self, good: Mask, rows: Places, size: Margins, z: Tensor) -> None:
+        """Enter hits z (m, C, H, W) of the samples `rows` (m,) and of norm `size` (m,): verified ones and refused."""
+        v = self.verdicts
+        v.fell.numpy()[rows[good]] = True
+        for row in v.attempts.keys() & set(rows[good].tolist()):
+            del v.attempts[row]
+        distance, before = v.distance.numpy(), v.distance.numpy()[rows]
+        np.minimum.at(distance, rows[good], size[good])
+        if self.keep_points:
+            nearest = (good & (size < before) & (size == distance[rows])).nonzero()[0][::-1]  # of equal ones the first
+            v.points.update(zip(rows[nearest].tolist(), copied(z[nearest.copy()]), strict=True))
+        v.unverified += int((~good).sum())
+        np.minimum.at(v.refused.numpy(), rows[~good], size[~good])
+
+
+def _count(some: Sequence[Hits | Refused]) -> int:
+    return sum(map(len, some))
+
+
+def _first(some: list[H], most: int) -> tuple[H, list[H]]:
+    """At most so many items, and what is left."""
+    every = join(some)
+    rest = take(every, slice(most, None))
+    return take(every, slice(most)), [rest] if len(rest) else []

@@ -49,6 +49,18 @@ class Hits:
         return len(self.items)
 
 
+@dataclass
+class Refused:
+    """Items whose hits the model refused, and from where they continue."""
+
+    items: Tensor  # (m,) int64, on the CPU
+    states: State
+    margin_to_beat: Tensor
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
 def copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """A copy of `value` on `device`, even if `value` is there already."""
     return value.to(device, copy=True)

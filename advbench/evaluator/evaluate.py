@@ -261,10 +261,11 @@ def make_record(
         seconds=journal.seconds,
         forwards=journal.forwards if runner.counted else None,
         backwards=journal.backwards if runner.counted else None,
+        useful=journal.work.useful_share,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),
-            **{**environment(str(settings.device)), "probes": judged.cost},
+            **{**environment(str(settings.device)), "parts": journal.work.seconds, "probes": judged.cost},
         ),
         supersedes=settings.supersedes,
     )

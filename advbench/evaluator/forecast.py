@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from advbench.engine.attack import Attack
 from advbench.engine.search import Search
@@ -29,31 +29,30 @@ Told = tuple[float | None, int, int]
 class Part:
     """One attack of an evaluation, or what else takes passes.
 
-    `item`: the passes of an item, to its end; `items`: of an image; `slots`: of how many items a pass makes at once;
-    `images`: how many are still to be attacked, after the running search. `passes`, `seconds`: those so far.
+    `item`: the passes of an item, to its end; `items`: of an image; `images`: how many are still to be attacked, after
+    the running search. `passes`, `seconds`: those so far.
     """
 
     name: str
     item: float = 1.0
     items: int = 1
-    slots: int = 1
     images: float = 0.0
     passes: float = 0.0
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, attack: Attack, classes: int, slots: int) -> Part:
+    def of(cls, attack: Attack, classes: int) -> Part:
         """The part of an attack. The plans of an attack from outside are not known: its unit is an image."""
         passes = float(sum(attack.passes(classes)))
         if isinstance(attack, WholeBatch):
             return cls(attack.name, item=passes)
         items = attack.items(classes)
-        return cls(attack.name, item=passes / items, items=items, slots=slots)
+        return cls(attack.name, item=passes / items, items=items)
 
     @property
     def left(self) -> float:
-        """The passes on `images`; idle slots pass too."""
-        return self.item * max(self.images * self.items, self.slots) if self.images > 0 else 0.0
+        """The passes on `images`."""
+        return self.item * self.images * self.items
 
 
 @dataclass
@@ -80,9 +79,9 @@ class Forecast:
     _rounds: int = 0  # by which the first part bisects the grid
     _repeated: int = 0  # parts that attack an image at each point of the grid
 
-    def plan(self, run: Plan, classes: int, images: int, points: int, slots: int) -> None:
+    def plan(self, run: Plan, classes: int, images: int, points: int) -> None:
         """The attacks of `run` are to follow one another on `images`, at `points` of the grid."""
-        self.parts = [Part.of(attack, classes, slots) for attack in run.every]
+        self.parts = [Part.of(attack, classes) for attack in run.every]
         strikes = run.strikes(points)
         self._rounds = strikes[0] if run.curve == "fast" else 0
         self._repeated = len(run.attacks) if run.curve == "exact" else 0
@@ -101,14 +100,12 @@ class Forecast:
 
     def search(self, stage: str, search: Search) -> None:
         """A search begins."""
-        self._part.slots = search.oracle.slots  # fewer than at the start where memory ran out
         oracle, before = search.oracle, search.oracle.forwards + search.oracle.backwards
-        order = torch.tensor([row for row, _, _ in search.queue[: len(search.samples.y)]], dtype=torch.int64)
         item = self._part.item
 
         def left() -> float:
             self.fell, self.images = int(search.verdicts.fell.sum()), len(search.verdicts.fell)
-            return item * items_left(search, order)
+            return item * items_left(search)
 
         self.begin(f"{self._place}{stage}", left, lambda: oracle.forwards + oracle.backwards - before)
 
@@ -215,20 +212,14 @@ class Series:
         return Outlook(f"{model}{forecast.stage}", self._share, left, forecast.fallen())
 
 
-def items_left(search: Search, order: Tensor) -> float:
-    """The items of a search that are left if all samples that stand now stand to the end; a running one counts in part.
-
-    Idle slots count as busy. `order` (n,): the samples, as they follow one another in the queue.
-    """
-    fell, n = search.verdicts.fell, len(order)
-    standing = torch.ones_like(fell) if search.minimum_norm else ~fell
+def items_left(search: Search) -> float:
+    """The items of a search that are left if all that stand now stand to the end; a begun one counts in part."""
+    fell, n = search.verdicts.fell.numpy(), len(search.order)
+    standing = np.ones_like(fell) if search.minimum_norm else ~fell
     rounds, at = divmod(search.next, n)
-    waiting = len(search.refused)
-    if search.next < len(search.queue):
-        waiting += int(standing[order[at:]].sum()) + (len(search.queue) // n - rounds - 1) * int(standing.sum())
+    waiting = sum(map(len, search.refused))
+    if search.next < search.total:
+        waiting += int(standing[search.order[at:]].sum()) + (search.total // n - rounds - 1) * int(standing.sum())
     answers = (search.attack.steps + 1) * len(search.attack.turn)
-    busy = torch.tensor([item >= 0 for item in search.item])
-    shares = (1 - search.state.i.cpu()[busy] / answers).clamp(min=0)
-    longest = float(shares.max()) if len(shares) else 0.0
-    slots = search.oracle.slots
-    return slots * max((waiting + float(shares.sum())) / slots, longest, 1.0 if waiting else 0.0)
+    shares = (1 - search.state.i.cpu()[torch.from_numpy(search.item >= 0)] / answers).clamp(min=0)
+    return waiting + float(shares.sum())

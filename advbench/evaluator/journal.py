@@ -14,6 +14,7 @@ import reprlib
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search, Verdicts, Work
 from advbench.errors import Interrupted, UserError, reading
 from advbench.evaluator.forecast import Forecast
 from advbench.evaluator.identity import agree
@@ -37,8 +38,8 @@ class Journal:
     After every round of a search, `progress` is called with the `forecast`, then `check`, which may raise, then `stop`:
     if it returns true, the journal is saved and Interrupted is raised. All may be called at other times too.
 
-    `seconds`, `forwards` and `backwards` are summed over all searches and all resumptions. `halvings` has an entry for
-    each time that memory ran out: the number of slots that were left, and the number of hits by then.
+    `seconds`, `forwards`, `backwards` and `work` are summed over all searches and all resumptions. `halvings` has an
+    entry for each time that memory ran out: the number of slots that were left, and the number of hits by then.
     `merged` is set once the sums include other processes; after that nothing is saved. `redrawn` says in words why a
     random model's noise is another draw than that of an evaluation in one go, "" if it is not.
 
@@ -56,7 +57,7 @@ class Journal:
         self.path, self._stop, self._progress = path, stop, progress
         self.forecast = Forecast()
         self._file = path
-        self.seconds, self.forwards, self.backwards = 0.0, 0, 0
+        self.seconds, self.forwards, self.backwards, self.work = 0.0, 0, 0, Work()
         self.question: dict[str, Any] = {}
         self._shard: dict[str, Any] = {}
         self._ended: list[dict[str, Any]] = []
@@ -106,7 +107,7 @@ class Journal:
         self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
         self._ended, self._under_way, self.halvings = [], None, []
-        self.seconds, self.forwards, self.backwards = 0.0, 0, 0
+        self.seconds, self.forwards, self.backwards, self.work = 0.0, 0, 0, Work()
         self.redrawn = f"shared by {of} processes" if of > 1 else ""
         if not resume or self._file is None or not self._file.exists():
             return False
@@ -128,7 +129,7 @@ class Journal:
             return False
         self.redrawn = "resumed"
         self._ended, self._under_way = saved["ended"], saved["under_way"]
-        self.seconds, self.forwards, self.backwards = saved["cost"]
+        (self.seconds, self.forwards, self.backwards), self.work = saved["cost"], Work(*saved["work"])
         self.halvings = [(slots, fallen) for slots, fallen in saved["halvings"]]
         self.forecast.earlier = self.seconds
         return True
@@ -137,8 +138,11 @@ class Journal:
         then = saved["logits"]
         return agree(None if then is None else then.numpy(), self.logits)
 
-    def run(self, stage: str, search: Search) -> Verdicts:
-        """The verdicts of `search`: from the journal if it finished before, else by running it to its end."""
+    def run(self, stage: str, search: Search, *, recheck: bool = False) -> Verdicts:
+        """The verdicts of `search`: from the journal if it finished before, else by running it to its end.
+
+        `recheck`: it repeats others in fp32.
+        """
         self._next += 1
         if self._next <= len(self._ended):
             with reading(f"{self._file}; drop --resume to start over"):
@@ -150,7 +154,7 @@ class Journal:
         else:  # else they were counted before the save
             self.forwards += search.spent[0]
             self.backwards += search.spent[1]
-        cost = Meter(self, search)
+        cost = Meter(self, search, recheck=recheck)
 
         def watch(running: Search) -> None:
             self.tell()
@@ -168,7 +172,7 @@ class Journal:
                 self._interrupt()
 
         self._running = search
-        self.forecast.search(stage, search)
+        self.forecast.search(f"{stage} in fp32" if recheck else stage, search)
         self.tell()
         try:
             verdicts = search.run(watch)
@@ -237,6 +241,7 @@ class Journal:
                 "ended": self._ended,
                 "under_way": under_way,
                 "cost": cost,
+                "work": astuple(self.work),
                 "halvings": self.halvings,
                 "logits": None if self.logits is None else torch.from_numpy(self.logits),
             },
@@ -250,7 +255,7 @@ def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        known = saved.keys() == {"question", "ended", "under_way", "cost", "halvings", "logits"}
+        known = saved.keys() == {"question", "ended", "under_way", "cost", "work", "halvings", "logits"}
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:
@@ -270,11 +275,12 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 class Meter:
-    """Adds a search's time and passes to the journal, without counting any twice."""
+    """Adds a search's time, passes and work to the journal, without counting any twice."""
 
-    def __init__(self, journal: Journal, search: Search) -> None:
-        self._journal, self._oracle = journal, search.oracle
+    def __init__(self, journal: Journal, search: Search, *, recheck: bool) -> None:
+        self._journal, self._search, self._oracle, self._recheck = journal, search, search.oracle, recheck
         self._seen = (time.perf_counter(), self._oracle.forwards, self._oracle.backwards)
+        self._work = Work()
 
     def read(self) -> None:
         """Add the time and passes since the last reading."""
@@ -283,3 +289,6 @@ class Meter:
         self._journal.forwards += now[1] - self._seen[1]
         self._journal.backwards += now[2] - self._seen[2]
         self._seen = now
+        work = self._search.work - self._work
+        self._journal.work += work.rechecking() if self._recheck else work
+        self._work = replace(self._search.work)

@@ -23,7 +23,7 @@ def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
     """Attack the runner's own images on the eps grid `sizes`. Raises UserError and Interrupted."""
     forecast, images = runner.journal.forecast, int((runner.correct & runner.own).sum())
     points = sum(size > 0 for size in sizes)
-    forecast.plan(run, runner.data.num_classes, images, points, runner.oracle.slots)
+    forecast.plan(run, runner.data.num_classes, images, points)
     if run.curve == "severity":
         outcome = Outcome(*corruptions.curve(runner, run.attacks, sizes))
     elif run.curve == "nearest":

@@ -31,6 +31,9 @@ from advbench.threat import FourierLinf
 
 T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps of a search between two checks by the host
+# Rows by which the width of a search changes. On CPUs it does not, so that a verdict does not depend on the number of
+# processes, which follows the machine's cores.
+WIDTH_STEP = {"cpu": None, "cuda": 64}
 # Times the image's largest clean logit: the margin within which an image came near to failure in bf16. It is four
 # rounding steps of bf16 at that logit, and three times the largest rounding that was seen to keep an image standing.
 NEAR_MARGIN = 2.0**-5
@@ -172,13 +175,14 @@ class Runner:
                 norm=self.norm,
                 seed=self.seed,
                 stride=STRIDE[self.data.device.type],
+                width_step=WIDTH_STEP[self.data.device.type],
                 keep_points=self.keep_points,
                 keep_attempts=self.keep_attempts,
                 capture=cuda_graph if graphs else None,
                 before=so_far,
             )
             try:
-                return self.journal.run(f"{attack.name} in fp32" if in_fp32 else attack.name, search)
+                return self.journal.run(attack.name, search, recheck=in_fp32)
             finally:
                 so_far = search.verdicts
                 if search.eager:

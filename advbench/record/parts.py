@@ -219,7 +219,9 @@ class External(Part):
 class Environment(OpenPart):
     """Where and when; further versions and hardware are kept too.
 
-    `advbench`: its version. `date`: ISO 8601, UTC. `command`: the words of the command line.
+    `advbench`: its version. `date`: ISO 8601, UTC. `command`: the words of the command line. An evaluation adds
+    `parts`, the seconds of attacks, of the verification of hits, of the recheck in fp32, and of the host's own work,
+    summed over processes; and `probes`, the seconds and forward passes that it took to find the flags.
     """
 
     advbench: str

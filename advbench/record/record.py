@@ -63,7 +63,7 @@ class Record(Part):
     - `flags`: reasons to doubt the number.
     - `seconds`: the time of the attacks, without start-up and loading.
     - `forwards` and `backwards`: passes of one image; none where nobody counted them.
-    - `useful`: the share of the passes that served an item.
+    - `useful`: the share of the slots' steps that served an image, the others idled; none where slots were not used.
     - `external`: files of adversarial images made elsewhere.
     - `environment`: versions, hardware, date and command.
     - `supersedes`: the id of the record of the same weights and images that this one replaces.
@@ -127,6 +127,7 @@ class Record(Part):
         seconds: float = 0.0,
         forwards: int | None = None,
         backwards: int | None = None,
+        useful: float | None = None,
         supersedes: str | None = None,
     ) -> Record:
         """The record of a finished evaluation, whose accuracies, auc and median_norm are counted from `fates`.
@@ -143,7 +144,7 @@ class Record(Part):
                 id=record_id(question, fates), question=question, model=model, dataset=dataset, norm=norm,
                 attack=tuple(attack), engine=engine, seed=seed, flags=tuple(flags), seconds=seconds,
                 corruptions=corruptions,
-                forwards=forwards, backwards=backwards, environment=environment, supersedes=supersedes,
+                forwards=forwards, backwards=backwards, useful=useful, environment=environment, supersedes=supersedes,
                 **_numbers(fates, eps),
             )  # fmt: skip
         except ValidationError as error:

@@ -381,7 +381,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/engine/search.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [
-            ("hit-not-verified", "(wrong(logits, p.y) & ", "("),
+            ("hit-not-verified", "wrong(logits, p.y) & p.region", "p.region"),
         ],
         f"{SEARCH}a_point_outside_of_the_ball_is_no_candidate": [
             ("ball-not-checked", "& p.region.contains(query)", ""),
@@ -395,22 +395,26 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("attempt-last", "(reached > slots.attempt_margin)", "(reached > -9)"),
         ],
         f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
-            ("refused-given-up", "if again[place]:", "if False:"),
+            ("refused-given-up", "(again > 0)).nonzero", "(again > 9)).nonzero"),
             ("refused-again", "& ~(reached <= to_beat)", ""),
         ],
         f"{SEARCH}a_refused_item_continues_after_a_restart": [
-            ("refused-not-kept", 'saved["refused"]]', 'saved["refused"][:0]]'),
+            (
+                "refused-not-kept",
+                'for items, fields, to_beat in saved["refused"]',
+                'for items, fields, to_beat in saved["refused"][:0]',
+            ),
         ],
         f"{REFUSED}a_copy_wrong_at_the_image_itself_loses_none": [
             ("refused-not-resumed", "self._idle = True  # idle slots have work again", "pass"),
         ],
         f"{REFUSED}no_image_is_lost_to_a_copy_that_is_wrong_too_soon[fab-linf]": [
             ("refused-without-handicap", "handicap = slots.margin_to_beat.clamp_min(0)", "handicap = None"),
-            ("refused-size-unknown", "min(self.verdicts.refused[row].item(), size[place])", "torch.inf"),
+            ("refused-size-unknown", "np.minimum.at(v.refused.numpy(), rows[~good], size[~good])", "pass"),
         ],
         f"{SEARCH}a_hit_spares_the_sample_all_its_other_items": [
-            ("sibling-goes-on", "item >= 0 and bool(self", "item < 0 and bool(self"),
-            ("sibling-begins", "if self.minimum_norm or not", "if True or not"),
+            ("sibling-goes-on", "(self.item >= 0) & self.verdicts", "(self.item < 0) & self.verdicts"),
+            ("sibling-begins", "places = places[~fell[self.rows_of(places)]]", "pass"),
         ],
         f"{ABSTAIN}candidates_are_tried_rounded_to_8_bit": [
             ("not-rounded", "if self.oracle.rejects:", "if False:"),
@@ -420,14 +424,19 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{SEARCH}the_nearest_point_of_all_items_and_queries_is_kept": [
             ("limit-not-lowered", "torch.where(hit, size, best)", "best"),
-            ("last-point-kept", "if size[place] < self.verdicts.distance[row]", "if True"),
+            ("last-point-kept", "good & (size < before) & (size == distance[rows])", "good"),
+        ],
+        f"{SEARCH}the_width_follows_the_items": [
+            ("never-narrower", "width > NARROW_TO * self.width", "width > 0"),
         ],
         f"{SEARCH}each_item_has_its_own_random_numbers": [
             ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
             ("search-restarts-alike", "index, target, restart)", "index, target)"),
         ],
-        f"{CLOSED}kl_is_that_of_the_clean_answer": [("one-restart", "range(attack.restarts)", "range(1)")],
-        f"{SEVERAL}[linf-apgd-t]": [("one-target", "range(self.targets.shape[1])", "range(1)")],
+        f"{CLOSED}kl_is_that_of_the_clean_answer": [
+            ("one-restart", "self.targets.shape[1] * attack.restarts", "self.targets.shape[1]")
+        ],
+        f"{SEVERAL}[linf-apgd-t]": [("one-target", "self.total = n * self.targets.shape[1]", "self.total = n")],
     },
     "advbench/engine/oracle.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [

@@ -183,3 +183,79 @@ def test_each_item_has_its_own_random_numbers() -> None:
     }
     assert len(KEYS) == len(wanted) == 24
     assert {key for *_, key in KEYS} == wanted
+
+
+def brighter(count: int, **more: Any) -> Search:
+    """`count` images of rising grey, the last of which fall first: image i needs count - i queries to pass `Above`."""
+    oracle = Oracle(Above(GREY + 0.01 * count - 0.015), slots=more.pop("slots", count))
+    grey = GREY + 0.01 * torch.arange(count)
+    x = grey.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    sizes = torch.full((count,), 0.5, dtype=torch.float64)
+    samples = Samples(lambda rows: x[rows], torch.zeros(count).long(), torch.arange(count), sizes, oracle.logits(x))
+    path = Path(name="path", paths=(tuple(0.01 * step for step in range(count + 1)),))
+    return Search(path, samples, oracle, norm="linf", seed=7, **more)
+
+
+def widths(run: Search) -> list[int]:
+    """The width of each round of a search, which is run to its end."""
+    found: list[int] = []
+    turns = iter(lambda: run.work.slot_steps, None)
+    before = next(turns)
+
+    def watch(search: Search) -> None:
+        nonlocal before
+        if (now := next(turns)) > before:
+            found.append(int(now - before))
+        before = now
+
+    run.run(watch)
+    return found
+
+
+def test_the_width_follows_the_items() -> None:
+    """After turn t the items of t images have ended; a width is left once another of at most 3/4 of it suffices."""
+    run = brighter(16, width_step=4)
+    assert widths(run) == [16] * 4 + [12] * 4 + [8] * 4 + [4] * 4
+    assert run.work.slot_steps == 4 * (16 + 12 + 8 + 4) and run.work.useful == sum(range(1, 17))
+    assert run.verdicts.fell.all() and run.oracle.slots == 16
+    still = brighter(16)
+    assert set(widths(still)) == {16} and still.work.useful == run.work.useful
+    assert torch.equal(still.verdicts.distance, run.verdicts.distance)
+    assert brighter(3, width_step=2, slots=16).width == 4 and brighter(3, slots=16).width == 16
+
+
+def test_a_narrowed_search_continues_after_a_restart() -> None:
+    whole = brighter(16, width_step=4).run()
+    for stop_after in range(1, 16):
+
+        def stop(search: Search, last: int = stop_after) -> None:
+            if search.verdicts.fell.sum() + sum(map(len, search.unchecked)) >= last:
+                raise InterruptedError
+
+        killed = brighter(16, width_step=4)
+        with pytest.raises(InterruptedError):
+            killed.run(stop)
+        resumed = brighter(16, width_step=4)
+        resumed.restore(killed.snapshot())
+        assert resumed.width == killed.width
+        assert torch.equal(resumed.run().distance, whole.distance)
+
+
+def test_a_step_is_recorded_once_for_each_width() -> None:
+    recorded: list[int] = []
+
+    def capture(body: Any) -> Any:
+        recorded.append(run.width)
+        return body
+
+    run = brighter(16, width_step=4, capture=capture)
+    assert torch.equal(run.run().distance, brighter(16).run().distance)
+    assert recorded == [16, 12, 8, 4] and run.eager == ""
+
+
+def test_what_idles_within_a_stride_is_counted_as_half() -> None:
+    """With 8 turns between two looks, items that end at turns 1 to 8 were useful for 4.5 turns each on average."""
+    run = brighter(8, stride=8)
+    run.run()
+    assert run.work.slot_steps == 8 * 8 and run.work.useful == sum(range(1, 9))
+    assert run.work.host > 0 and run.work.attacks > 0 and run.work.verification > 0 and run.work.recheck == 0

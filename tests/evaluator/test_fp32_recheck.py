@@ -145,6 +145,10 @@ def test_order_and_interruption_change_nothing(masked: nn.Module, digits: Datase
             continue
     assert resumed.record.id == whole.record.id
     assert number == 4 and resumed.record.forwards >= whole.record.forwards
+    assert resumed.record.useful == pytest.approx(whole.record.useful) and 0.1 < whole.record.useful < 1
+    parts = whole.record.environment.parts  # type: ignore[attr-defined]
+    assert parts.keys() == {"attacks", "verification", "recheck", "host"} and parts["recheck"] > 0
+    assert whole.record.seconds / 2 < sum(parts.values()) < whole.record.seconds + 0.01
 
 
 def test_fp32_has_no_recheck(masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

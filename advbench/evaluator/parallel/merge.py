@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench import ranks
+from advbench.engine.search import Work
 from advbench.errors import Interrupted, UserError
 from advbench.record import Fates
 
@@ -39,6 +40,7 @@ class ShareResult:
     counts: tuple[int, int, int, int]  # forwards, backwards, refused hits, hits by NaN or infinite logits
     refused: NDArray[np.float64]  # (m,), as in Runner
     seconds: float
+    work: Work
     halvings: list[tuple[int, int]]
     eager: list[str]
     points: dict[int, Tensor]
@@ -61,6 +63,7 @@ class ShareResult:
             (journal.forwards, journal.backwards, runner.unverified, runner.nonfinite),
             runner.refused[here],
             journal.seconds,
+            journal.work,
             journal.halvings,
             list(runner.eager),
             {row if all_images else int(rows[row]): point for row, point in runner.points.items()},
@@ -77,6 +80,7 @@ def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
         sum(counted) for counted in zip(*(one.counts for one in every), strict=True)
     )
     journal.seconds = max(one.seconds for one in every)
+    journal.work = sum((one.work for one in every), Work())
     journal.halvings = [halving for one in every for halving in one.halvings]
     runner.eager = {why: None for one in every for why in one.eager}
     runner.points = {row: point for one in every for row, point in one.points.items()}
