@@ -66,7 +66,8 @@ number is a stronger attack. The *envelope* is the worst case over all of them: 
   beside the last images count.
 - *Distance* is robust accuracy minus that of the envelope, in points. *Optimality* is AttackBench's (Cina et al. 2025,
   arXiv:2404.19460) at one eps: of the images that any attack felled, the share that this one felled.
-- *Alone* are the images that an attack felled and no other did. A set and its members are not compared with each other.
+- *Alone* are the images that an attack felled and no other did. A set and its members are not compared with each other,
+  and a `quick` that went on to autoattack is not among the others.
 - `apgd-t, malt` is apgd-t with `targets=malt`; all else is as its name says. Standard nets fall whole at the usual eps
   and are attacked at a tenth of it.
 - *Share of autoattack's passes* is summed over the nets that keep at least {100 * KEEPS:.0f} % under it.
@@ -122,8 +123,13 @@ class Net:
         return 100 * own / felled if felled else None
 
     def alone(self, attack: str) -> int:
-        """The images that `attack` felled and no other, except its members, or the sets that it is a member of."""
-        others = [name for name in self.found if name != attack and not related(name, attack)]
+        """The images that `attack` felled and no other did. Left out of the others are its members, sets that it is a
+        member of, and those that went on to autoattack."""
+        others = [
+            name
+            for name in self.found
+            if name != attack and not related(name, attack) and not self.found[name].escalated
+        ]
         rest = np.logical_and.reduce([self.clean, *(self.found[name].stands for name in others)])
         return int((rest & ~self.found[attack].stands).sum())
 
