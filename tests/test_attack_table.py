@@ -23,9 +23,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("attack_table", None)
 
 
-def found(bench: ModuleType, *fell: int, passes: float = 100.0, **flags: str) -> Any:
+def found(bench: ModuleType, *fell: int, passes: float = 100.0, **more: Any) -> Any:
     """An attack that felled these images; of all nets, image 9 is wrong without an attack."""
-    return bench.Found(~np.isin(np.arange(N), [9, *fell]), passes, flags=flags)
+    return bench.Found(~np.isin(np.arange(N), [9, *fell]), passes, **more)
 
 
 def net(bench: ModuleType, name: str = "a", **attacks: Any) -> Any:
@@ -62,7 +62,7 @@ def test_alone_is_what_no_other_found_but_sets_and_members_are_not_compared(benc
     assert {name: one.alone(name) for name in one.found} == {"pgd": 0, "square": 1, "odi-margin": 1, "autoattack": 1}
     others = {**one.found, "quick": found(bench, 0, 1, 2, 3), "pma": found(bench, 0)}
     assert net(bench, **others).alone("square") == 0
-    others["quick"] = found(bench, 0, 1, 2, 3, escalated="note")
+    others["quick"] = found(bench, 0, 1, 2, 3, escalated=True)
     assert net(bench, **others).alone("odi-margin") == 1 == net(bench, **others).alone("square")
     assert bench.related("square", "autoattack") and bench.related("autoattack", "square")
     assert not bench.related("apgd-t, malt", "autoattack") and bench.related("apgd-t", "autoattack")
@@ -88,12 +88,11 @@ def test_a_row_an_attack_over_all_nets(bench: ModuleType) -> None:
 
 def three(bench: ModuleType, above: int = 0, cost: float = 190.0, went_on: int = 0) -> list[Any]:
     """Nets on which quick leaves `above` more images than autoattack, at `cost` passes; `went_on` of them escalated."""
-    flags = [{"escalated": "note"} if number < went_on else {} for number in range(4)]
     return [
         net(
             bench,
             str(number),
-            quick=found(bench, *range(above, 3), passes=cost, **flags[number]),
+            quick=found(bench, *range(above, 3), passes=cost, escalated=number < went_on),
             autoattack=found(bench, 0, 1, 2, passes=1000),
         )
         for number in range(4)
@@ -112,7 +111,7 @@ def test_what_quick_is_to_reach(bench: ModuleType) -> None:
 
 def test_nets_that_escalated_do_not_count_for_its_passes(bench: ModuleType) -> None:
     nets = three(bench, went_on=1)
-    nets[0] = net(bench, "0", **{**nets[0].found, "quick": found(bench, 0, 1, 2, passes=1e6, escalated="note")})
+    nets[0] = net(bench, "0", **{**nets[0].found, "quick": found(bench, 0, 1, 2, passes=1e6, escalated=True)})
     lines = bench.quick_lines(nets)
     assert "the 3 nets" in lines[1] and "19.0 %" in lines[1]
     assert lines[2].startswith("1 of 4 nets escalated; of the 4 where") and lines[2].endswith("reached.")
@@ -121,8 +120,7 @@ def test_nets_that_escalated_do_not_count_for_its_passes(bench: ModuleType) -> N
 
 def test_a_net_whose_autoattack_is_doubted_may_escalate(bench: ModuleType) -> None:
     nets = three(bench, went_on=2)
-    nets[0].found["autoattack"].flags["gradients"] = "suspect"
-    nets[1].found["autoattack"].flags["slots"] = "note"
+    nets[0].found["autoattack"] = found(bench, 0, 1, 2, passes=1000, doubts=["gradients"])
     line = bench.quick_lines(nets)[2]
     assert line.startswith("2 of 4 nets escalated; of the 3 where no flag doubts AutoAttack, 1.")
     assert "autoattack: gradients" in bench.markdown(nets, "here")
@@ -151,7 +149,10 @@ def test_a_table_of_a_run_goes_on_where_it_was(
     assert float(rows[0]["envelope"]) <= min(robust) and all(float(row["passes"]) > 0 for row in rows)
     for row in rows:
         assert next(records.rglob(f"{row['record']}.json"), None) is not None
-    assert f"| pgd-at-digits | 0.1 | {' | '.join(f'{100 * value:.1f}' for value in robust)} |" in out.read_text()
+    least = float(rows[0]["envelope"])
+    above = [f" (+{100 * (value - least):.1f})" if value > least else "" for value in robust]
+    cells = [f"{100 * value:.1f}{more}" for value, more in zip(robust, above, strict=True)]
+    assert f"| pgd-at-digits | 0.1 | {' | '.join(cells)} | {100 * least:.1f} |" in out.read_text()
 
     page = out.read_text()
     out.unlink()

@@ -17,7 +17,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,7 +32,7 @@ from advbench.cli.evaluate import Flags, evaluate
 from advbench.environment import environment
 from advbench.errors import Interrupted
 from advbench.files import write_atomic
-from advbench.record import load_record
+from advbench.record import NOT_PROBED, load_record
 from advbench.registry import entries
 from advbench.version import __version__
 
@@ -76,22 +76,15 @@ number is a stronger attack. The *envelope* is the worst case over all of them: 
 
 @dataclass(frozen=True)
 class Found:
-    """What one attack did to a net: `stands` (n,), passes an image, seconds, and the flags, with their severities."""
+    """What one attack did to a net: `stands` (n,), passes an image, seconds, the flags that doubt its number, and
+    whether it went on to autoattack."""
 
     stands: Bools
     passes: float
     seconds: float = 0.0
-    flags: Mapping[str, str] | None = None
+    doubts: Sequence[str] = ()
+    escalated: bool = False
     record: str = ""
-
-    @property
-    def doubts(self) -> list[str]:
-        """The flags that doubt its number."""
-        return sorted(name for name, severity in (self.flags or {}).items() if severity != "note")
-
-    @property
-    def escalated(self) -> bool:
-        return "escalated" in (self.flags or {})
 
 
 @dataclass(frozen=True)
@@ -201,37 +194,44 @@ def percent(value: float | None) -> str:
 def markdown(nets: Sequence[Net], about: str) -> str:
     """The page."""
     names = attacks_of(nets)
-    head = ["net", "eps", *names]
+
+    def by_net(cell: Callable[[Net, str], str], **more: Callable[[Net], str]) -> str:
+        rows = [
+            [net.name, net.eps, *(cell(net, name) for name in names), *(last(net) for last in more.values())]
+            for net in nets
+        ]
+        return table([["net", "eps", *names, *more], *rows])
+
     parts = [TITLE, about, "## Over all nets", table(summary(nets))]
     if "quick" in names:
-        rows = [
-            ["net", "eps", "autoattack %", "quick %", "points", "passes", "% of autoattack's", "escalated", "flags"]
-        ]
-        for net in nets:
-            quick, whole = net.found["quick"], net.found["autoattack"]
-            doubts = "; ".join(
-                f"{name}: {', '.join(one.doubts)}"
-                for name, one in (("quick", quick), ("autoattack", whole))
-                if one.doubts
-            )
-            rows.append(
-                [
-                    net.name, net.eps, f"{net.robust('autoattack'):.1f}", f"{net.robust('quick'):.1f}",
-                    f"{net.robust('quick') - net.robust('autoattack'):+.1f}", f"{quick.passes:,.0f}",
-                    f"{100 * quick.passes / whole.passes:.1f}", "yes" if quick.escalated else "no", doubts,
-                ]
-            )  # fmt: skip
-        parts += ["## quick beside autoattack", "\n".join(f"- {line}" for line in quick_lines(nets)), table(rows)]
-    robust = [
-        [net.name, net.eps, *(f"{net.robust(name):.1f}" for name in names), f"{100 * net.envelope.mean():.1f}"]
-        for net in nets
-    ]
-    passes = [[net.name, net.eps, *(f"{net.found[name].passes:,.0f}" for name in names)] for net in nets]
-    alone = [[net.name, net.eps, *(str(net.alone(name)) for name in names)] for net in nets]
-    parts += ["## Robust accuracy, percent", table([[*head, "envelope"], *robust])]
-    parts += ["## Passes an image", table([head, *passes])]
-    parts += ["## Images that it alone felled", table([head, *alone])]
+        lines = "\n".join(f"- {line}" for line in quick_lines(nets))
+        parts += ["## quick beside autoattack", lines, table(quick_rows(nets))]
+    parts += ["## Robust accuracy, percent", "In brackets the distance from the envelope, where there is one."]
+    parts += [by_net(accuracy, envelope=lambda net: f"{100 * net.envelope.mean():.1f}")]
+    parts += ["## Passes an image", by_net(lambda net, name: f"{net.found[name].passes:,.0f}")]
+    parts += ["## Images that it alone felled", by_net(lambda net, name: str(net.alone(name)))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def accuracy(net: Net, attack: str) -> str:
+    above = net.distance(attack)
+    return f"{net.robust(attack):.1f}{f' (+{above:.1f})' if above > 0 else ''}"
+
+
+def quick_rows(nets: Sequence[Net]) -> list[list[str]]:
+    """A row a net: quick and autoattack, and whose flags doubt them."""
+    rows = [["net", "eps", "autoattack %", "quick %", "points", "passes", "% of autoattack's", "escalated", "flags"]]
+    for net in nets:
+        quick, whole = net.found["quick"], net.found["autoattack"]
+        doubts = [f"{name}: {', '.join(net.found[name].doubts)}" for name in WHOLE if net.found[name].doubts]
+        rows.append(
+            [
+                net.name, net.eps, f"{net.robust('autoattack'):.1f}", f"{net.robust('quick'):.1f}",
+                f"{net.robust('quick') - net.robust('autoattack'):+.1f}", f"{quick.passes:,.0f}",
+                f"{100 * quick.passes / whole.passes:.1f}", "yes" if quick.escalated else "no", "; ".join(doubts),
+            ]
+        )  # fmt: skip
+    return rows
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -271,11 +271,13 @@ def measured(run: Path, eps: str, n: int, records: Path) -> Net:
         (record,) = evaluate(flags, screen=Screen(silent=True))
         record, fates = load_record(next(records.rglob(f"{record.id}.json")))
         assert record.passes_an_image is not None
-        severities = {flag.name: flag.severity for flag in record.flags if flag.name != "not-probed"}
-        found[label] = Found(fates.standing(0), record.passes_an_image, record.seconds, severities, record.id)
+        doubts = sorted({flag.name for flag in record.doubts(record.eps[0]) if flag.name != NOT_PROBED})
+        escalated = any(flag.name == "escalated" for flag in record.flags)
+        stands = fates.standing(0)
+        found[label] = Found(stands, record.passes_an_image, record.seconds, doubts, escalated, record.id)
         clean, title = fates.clean, run.name.removesuffix(f"-{record.model.arch}")
         print(
-            f"{run.name} at {eps}: {label} leaves {100 * found[label].stands.mean():.1f} %, {record.seconds:.0f} s",
+            f"{run.name} at {eps}: {label} leaves {100 * stands.mean():.1f} %, {record.seconds:.0f} s",
             file=sys.stderr,
         )
     return Net(title, eps, clean, found)
