@@ -63,13 +63,13 @@ Written by `make attack-table`. Each attack runs alone, in Linf at one eps a net
 number is a stronger attack. The *envelope* is the worst case over all of them: an image falls if any attack felled it.
 
 - *Passes* are forward and backward ones of an image, measured: images that fall need fewer, and rows that run idle
-  beside the last images count.
+  beside the last images count. Looking for flags, on 64 images, does not.
 - *Distance* is robust accuracy minus that of the envelope, in points. *Optimality* is AttackBench's (Cina et al. 2025,
   arXiv:2404.19460) at one eps: of the images that any attack felled, the share that this one felled.
 - *Alone* are the images that an attack felled and no other did. A set and its members are not compared with each other,
   and a `quick` that went on to autoattack is not among the others.
 - `apgd-t, malt` is apgd-t with `targets=malt`; all else is as its name says. Standard nets fall whole at the usual eps
-  and are attacked at a tenth of it.
+  and are attacked at about a third of it.
 - *Share of autoattack's passes* is summed over the nets that keep at least {100 * KEEPS:.0f} % under it.
 """
 
