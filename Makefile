@@ -111,7 +111,7 @@ parity: $(MNIST_NET)/training.svg $(CIFAR10_NET)/training.svg
 	$(BIN)/python tests/bench/parity.py --model $(MNIST_NET) --eps 0.3 --out $(DEMO)/parity
 	$(BIN)/python tests/bench/parity.py --model $(CIFAR10_NET) --eps 4/255,8/255 --out $(DEMO)/parity
 
-# Every attack on every net of TABLE, METHOD-DATASET@EPS: two to three hours on one core, continued where it was stopped.
+# Every attack on every net of TABLE, METHOD-DATASET@EPS: hours on one core, continued where it was stopped.
 # Standard nets fall whole at the usual eps, so they are attacked at about a third of it.
 TABLE := pgd-at-mnist@0.3 trades-mnist@0.3 act-mnist@0.3 center-loss-mnist@0.3 standard-mnist@0.1 \
   pgd-at-fashion-mnist@0.1 trades-fashion-mnist@0.1 great-fashion-mnist@0.1 center-loss-at-fashion-mnist@0.1 \
