@@ -222,6 +222,7 @@ def evaluate(
     abstain: str | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    attack_budget: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -245,7 +246,8 @@ def evaluate(
       dataset of the model. `num_classes`, `class_names`, `class_map` and `layout` describe one's own data, as in
       `advbench.data.tensors.from_tensors`; without them the model says how many classes there are.
     - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/how-to/attack.md).
-      `settings`: fields of ours by name.
+      `settings`: fields of ours by name. `attack_budget`: forward and backward passes of all together on an image, at
+      each eps; None: their own.
     - `eps`: numbers or texts ("8/255"), one or several; None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of
       the dataset.
     - `n`: how many images are used; None: 1,000 of a named dataset, all of a given one. `subset`: which ones, "first",
@@ -285,6 +287,7 @@ def evaluate(
         name=name,
         attack=attack,
         settings=settings,
+        attack_budget=attack_budget,
         seed=seed,
         device=device,
         precision=precision,
@@ -320,6 +323,7 @@ def attack(
     abstain: str | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    attack_budget: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -362,6 +366,7 @@ def attack(
         name=name,
         attack=attack,
         settings=settings,
+        attack_budget=attack_budget,
         seed=seed,
         device=device,
         precision=precision,

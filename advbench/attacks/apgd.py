@@ -18,7 +18,7 @@ from torch import Tensor
 from advbench import rng
 from advbench.attacks import apgd_l1
 from advbench.attacks.aimed import Aimed
-from advbench.attacks.malt import nearest_classes
+from advbench.attacks.malt import CANDIDATES, nearest_classes
 from advbench.engine.attack import Answer, Attack, Problem, Samples, State
 from advbench.engine.oracle import Oracle
 from advbench.engine.tensors import rows
@@ -178,6 +178,10 @@ class APGD(Aimed):
         if self.targets == "malt" and self.n_targets:  # else untargeted, such as apgd-ce beside apgd-t
             return nearest_classes(self, oracle, samples, norm, self.n_targets)
         return super().target_classes_of(samples, oracle, norm)
+
+    def queries(self, classes: int) -> int:
+        ordering = min(CANDIDATES, classes - 1) if self.targets == "malt" and self.n_targets else 0
+        return self.items(classes) * apgd_l1.answers(self.steps, self.larger_eps) + ordering
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()

@@ -54,6 +54,7 @@ class CW(Attack):
 
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True
+    main_count: ClassVar[str] = "iterations"
 
     steps: int = field(init=False, default=1)
     loss: str = "cw"

@@ -90,6 +90,9 @@ class FAB(Attack):
         """z_k - z_y (S,), which is 0 on the boundary to class k, and its gradient (S, C, H, W)."""
         return nearest_boundary(p, a)
 
+    def queries(self, classes: int) -> int:
+        return self.updates(classes)  # the second one of a turn is to the point after the step
+
     def done(self, s: State) -> Tensor:
         return s.i >= 2 * self.steps
 

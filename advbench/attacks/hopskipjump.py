@@ -68,6 +68,7 @@ class HopSkipJump(Attack):
     asks: ClassVar[Asks] = "logits"
     norms = ("l2", "linf")
     minimum_norm: ClassVar[bool] = True
+    main_count: ClassVar[str] = "n_queries"
 
     steps: int = field(init=False, default=1)
     loss: str = field(init=False, default="cw")
@@ -157,6 +158,9 @@ class HopSkipJump(Attack):
         scale = (n**0.5 if p.region.norm == "l2" else n) * self._theta(p)
         distance = p.region.size((s.point - p.region.x).double()).float()
         return torch.where(s.round == 1, FIRST_DELTA, scale * distance).clamp_min(1e-12)
+
+    def queries(self, classes: int) -> int:
+        return self.updates(classes)  # the first one among them
 
     def done(self, s: JumpState) -> Tensor:
         return s.i >= self.n_queries

@@ -96,6 +96,19 @@ class MultiTask(PGD):
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         return TaskOracle(oracle, self, seed)
 
+    def passes(self, classes: int) -> tuple[int, int]:
+        queries = self.queries(classes) * self.eot
+        return queries * (1 + self.views()), queries * len(self.tasks())
+
+    def attacked_heads(self) -> dict[str, Head]:
+        """The heads of `tasks`, which the main task does not need."""
+        every = self.heads or {}
+        return {name: every[name] for name in self.tasks() if name != MAIN}
+
+    def views(self) -> int:
+        """How many views of an image are passed forward beside the image itself."""
+        return sum(isinstance(head.task, Drawn) for head in self.attacked_heads().values())
+
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose losses this attack raises: all, or the one that `attacked` names."""
         every = (MAIN, *(self.heads or {}))
@@ -132,15 +145,13 @@ class TaskOracle(Oracle):
     def __init__(self, oracle: Oracle, attack: MultiTask, seed: int) -> None:
         super().__init__(oracle.net, oracle.search, slots=oracle.slots, random=oracle.random)
         self.attack, self.seed = attack, seed
-        every = attack.heads or {}
-        self.heads = {name: every[name] for name in attack.tasks() if name != MAIN}
+        self.heads = attack.attacked_heads()
         self._clean: tuple[Samples, Tensor] | None = None
 
     def answer(
         self, attack: Attack, p: Problem, query: Tensor, asks: Asks | None = None, handicap: Tensor | None = None
     ) -> Answer:
-        views = sum(isinstance(head.task, Drawn) for head in self.heads.values())
-        self.forwards += views * len(query) * attack.eot
+        self.forwards += self.attack.views() * len(query) * attack.eot
         return super().answer(attack, p, query, asks, handicap)
 
     def reference(self, samples: Samples, row: Tensor, target: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class RayS(Attack):
     asks: ClassVar[Asks] = "logits"
     norms = ("linf",)
     minimum_norm: ClassVar[bool] = True
+    main_count: ClassVar[str] = "n_queries"
 
     steps: int = field(init=False, default=1)
     loss: str = field(init=False, default="cw")
@@ -98,6 +99,9 @@ class RayS(Attack):
         low, high = torch.where(ended, reach, low), torch.where(ended, reach, high)
         query = (x + ((low + high) / 2).float().view(-1, 1, 1, 1) * trial).clamp(0, 1)
         return RayState(query, s.i + 1, signs, trial, radius, low, high, block, failures)
+
+    def queries(self, classes: int) -> int:
+        return self.updates(classes)  # the first one among them
 
     def done(self, s: RayState) -> Tensor:
         return (s.i >= self.n_queries) | (s.failures >= s.query[0].numel())

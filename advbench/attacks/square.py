@@ -61,6 +61,7 @@ class Square(Aimed):
 
     asks: ClassVar[Asks] = "logits"
     version: ClassVar[int] = 2
+    main_count: ClassVar[str] = "n_queries"
     norms = ("linf", "l2", "l1")
 
     steps: int = field(init=False, default=1)

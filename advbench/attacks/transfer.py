@@ -75,6 +75,10 @@ class Transfer(APGD):
     def follows_gradient(self) -> bool:
         return False
 
+    def passes(self, classes: int) -> tuple[int, int]:
+        forwards, backwards = super().passes(classes)
+        return forwards + self.queries(classes), backwards  # the source's, and those of the model
+
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         assert self.source_net is not None
         return SourceOracle(

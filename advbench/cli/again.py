@@ -94,7 +94,8 @@ def _repeat(
         )
         with screen.bar(was.id) as bar:
             settings = Settings(
-                attack=names, attack_settings=changed, norm=was.norm, seed=was.seed, device=place,
+                attack=names, attack_settings=changed, attack_budget=was.attack_budget, norm=was.norm,
+                seed=was.seed, device=place,
                 eps=[Eps(point.eps_text, point.eps) for point in was.curve], precision=was.engine.precision,
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
@@ -169,7 +170,8 @@ def asked(record: Record, classes: int) -> tuple[list[str], dict[str, Any]]:
         changed = {key: value for key, value in then.settings.items() if now.settings.get(key) != value}
         if "code_sha256" in changed:
             raise UserError(f"record {record.id}: the code of {now.name} has changed since")
-        fields = attack.setting_names()  # the rest is read from the attack, whose record will show a difference
+        fields = set(attack.setting_names())  # the rest is read from the attack, whose record will show a difference
+        fields -= {attack.main_count} if record.attack_budget else set()
         settings |= {key: value for key, value in changed.items() if key in fields}
     return names, settings
 

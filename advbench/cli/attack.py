@@ -57,6 +57,7 @@ def command(
     std: options.Std = None,
     abstain: options.Abstain = None,
     settings: options.Set = None,
+    attack_budget: options.AttackBudget = None,
     seed: options.Seed = 0,
     out: Annotated[Path | None, options.out("attacks/ATTACK-MODEL-DATASET-NORM-EPS")] = None,
     formats: Annotated[
@@ -101,6 +102,7 @@ def command(
             device=device,
             precision=precision,
             settings=parse_settings(settings or []),
+            attack_budget=attack_budget,
             formats=tuple(split_names(formats or ["npz"])),
             out=out,
             resume=resume,
@@ -128,6 +130,7 @@ class Flags:
     device: str = "auto"
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    attack_budget: int | None = None
     formats: Sequence[str] = ("npz",)
     out: Path | None = None
     resume: bool = False
@@ -162,8 +165,9 @@ def attack(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = 
         if "png" in flags.formats and data.shape[0] not in (1, 3):
             raise UserError(f"--format png: {data.name} has {data.shape[0]} channels, a PNG has 1 or 3: choose npz")
         settings = Settings(
-            attack=flags.attack, attack_settings=flags.settings, eps=[size], norm=target.norm, seed=flags.seed,
-            device=device, precision=flags.precision, indices=indices, keep_points=True, command=("advbench", *argv),
+            attack=flags.attack, attack_settings=flags.settings, attack_budget=flags.attack_budget, eps=[size],
+            norm=target.norm, seed=flags.seed, device=device, precision=flags.precision, indices=indices,
+            keep_points=True, command=("advbench", *argv),
         )  # fmt: skip
         run, question = planned(target.loaded, data, settings)
         out = flags.out or free(ATTACKS / folder_name(flags.attack, spec, target, size), question, resume=flags.resume)

@@ -84,6 +84,7 @@ def command(
         ),
     ] = "first",
     settings: options.Set = None,
+    attack_budget: options.AttackBudget = None,
     seed: options.Seed = 0,
     curve: Annotated[
         str,
@@ -208,6 +209,7 @@ def command(
             device=device,
             precision=precision,
             settings=parse_settings(settings or []),
+            attack_budget=attack_budget,
             leaderboard=leaderboard,
             save_baseline=save_baseline,
             out=out,
@@ -261,6 +263,7 @@ class Flags:
     device: str = "auto"
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    attack_budget: int | None = None
     leaderboard: Path | None = None
     save_baseline: Path | None = None
     out: Path | None = None
@@ -376,6 +379,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
     settings = Settings(
         attack=tuple(flags.attacks),
         attack_settings=flags.settings,
+        attack_budget=flags.attack_budget,
         eps=choice.eps,
         norm=target.norm,
         seed=flags.seed,

@@ -218,6 +218,15 @@ Set = Annotated[
         "--set", "-s", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable", rich_help_panel=MEASURE
     ),
 ]  # fmt: skip
+AttackBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--attack-budget",
+        metavar="PASSES",
+        help="forward and backward passes of all attacks together on an image, at each eps [default: the attacks' own]",
+        rich_help_panel=MEASURE,
+    ),
+]
 Flags = Annotated[
     Path | None,
     typer.Option(

@@ -13,9 +13,10 @@ from advbench.compare.comparable import differences, of_set
 from advbench.compare.explain import whereabouts
 from advbench.compare.sides import Measured
 from advbench.eps import CORRUPTIONS
-from advbench.record import Record
+from advbench.record import ATTACK_BUDGET, Record
 from advbench.registry import entries
 
+BY_BUDGET = ("steps", "n_queries", "iterations")  # the settings that --attack-budget decides
 _ELSEWHERE = "<where its weights are>"
 
 
@@ -57,6 +58,7 @@ def evaluation(base: Measured, others: Sequence[Measured]) -> str:
     pairs += [("--abstain", record.model.abstain)] if record.model.abstain else []
     pairs += [("--dataset", record.dataset.name), ("--attack", ",".join(of_set(record)))]
     pairs += [("--set", text) for text in _settings(record, [unit.record for unit in others], recorded)]
+    pairs += [("--attack-budget", record.attack_budget)] if record.attack_budget else []
     if record.norm != CORRUPTIONS:
         pairs += [("--norm", record.norm), ("--eps", ",".join(point.eps_text for point in record.curve))]
     pairs.append(("-n", record.n))
@@ -113,11 +115,12 @@ def _recorded(record: Record) -> dict[str, list[str]]:
 def _settings(record: Record, others: Sequence[Record], recorded: dict[str, list[str]]) -> list[str]:
     """FIELD=VALUE texts: those of the command that made `record`, and what `others` have set differently."""
     found = {text.partition("=")[0].strip(): text for text in recorded.get("--set", [])}
+    without = {"set", ATTACK_BUDGET, *(BY_BUDGET if record.attack_budget else ())}
     for other in others:
         theirs = {one.name: one.settings for one in other.attack}
         for one in record.attack:
             for name, value in one.settings.items():
-                if name != "set" and one.name in theirs and theirs[one.name].get(name) != value:
+                if name not in without and one.name in theirs and theirs[one.name].get(name) != value:
                     word = str(value).lower() if value is None or isinstance(value, bool) else value
                     found.setdefault(name, f"{name}={word}")
     return list(found.values())

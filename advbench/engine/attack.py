@@ -12,6 +12,7 @@ may depend on another row.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +23,7 @@ from torch import Tensor
 from advbench.checkpoint.code import maker_sha256
 from advbench.engine.losses import KL, LOSSES, kl
 from advbench.errors import UserError, unknown
-from advbench.recipe.fields import Count
+from advbench.recipe.fields import LARGEST, Count
 from advbench.threat import Region
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Attack:
     version: ClassVar[int] = 1
     minimum_norm: ClassVar[bool] = False  # searches for the nearest adversarial example, not for one within eps
     checks_steps: ClassVar[bool] = False  # each query with a gradient is followed by one for logits alone
+    main_count: ClassVar[str] = "steps"  # the setting that `for_budget` chooses
 
     name: str
     steps: Count
@@ -205,11 +207,28 @@ class Attack:
         """The number of updates on a sample that stands to the end."""
         return self.steps * self.items(classes)
 
+    def queries(self, classes: int) -> int:
+        """The number of queries on a sample that stands to the end, at one eps; each asks for what `turn` says."""
+        return self.updates(classes) + self.items(classes)
+
     def passes(self, classes: int) -> tuple[int, int]:
         """Forward and backward passes on a sample that stands to the end, at one eps."""
-        queries = (self.updates(classes) + self.items(classes)) * self.eot
+        queries = self.queries(classes) * self.eot
         backwards = {"logits": 0, "gradient": queries, "jacobian": queries * classes}[self.asks]
         return queries * len(self.turn), backwards
+
+    def with_count(self, count: int) -> Attack:
+        """This attack with another `main_count`. UserError if that does not decide how many passes it makes."""
+        if self.steps == 1:
+            raise UserError(f"{self.name} is a single step, whose passes are what they are: leave out --attack-budget")
+        return dataclasses.replace(self, **{self.main_count: count})  # type: ignore[arg-type]
+
+    def for_budget(self, passes: int, classes: int) -> Attack:
+        """This attack with the largest `main_count` with which it makes at most `passes` forward and backward passes on
+        a sample. They must suffice for a count of 1."""
+        counts = range(1, min(passes, LARGEST) + 1)
+        fitting = bisect_right(counts, passes, key=lambda count: sum(self.with_count(count).passes(classes)))
+        return self.with_count(fitting)
 
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         """The value (S,) to maximise, a function of `read`: the logits (S, K), or what the attack's own oracle reads

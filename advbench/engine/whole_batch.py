@@ -58,6 +58,9 @@ class WholeBatch(Attack):
     def needs_small_logits(self) -> bool:
         return False  # its loss is not known
 
+    def with_count(self, count: int) -> Attack:
+        raise UserError(f"{self.name} runs the model itself, as often as it likes: leave out --attack-budget")
+
     @classmethod
     def setting_names(cls) -> list[str]:
         return []

@@ -17,12 +17,13 @@ from advbench.engine.whole_batch import WholeBatch
 from advbench.eps import CORRUPTIONS
 from advbench.errors import UserError
 from advbench.evaluator import attack_set, reference
+from advbench.evaluator.attack_budget import within_budget
 from advbench.evaluator.eps_grid import bisections
 from advbench.evaluator.fp32_recheck import covered, recheck_attacks
 from advbench.evaluator.settings import Settings
 from advbench.models.black_box import Function as BlackBoxFunction
 from advbench.models.black_box import is_black_box
-from advbench.record import AttackRef, Engine
+from advbench.record import ATTACK_BUDGET, AttackRef, Engine
 
 ENGINE_VERSION = "4"  # raise it when a change of the engine may change verdicts by more than rounding
 
@@ -98,11 +99,14 @@ def plan(
         attacks, refs = reference.attacks(refs, settings, classes)
     if is_black_box(loaded.net):
         check_black_box(loaded, attacks, norm)
+    budget = {} if settings.attack_budget is None else {ATTACK_BUDGET: settings.attack_budget}
+    if by_reference and budget:
+        raise UserError("--engine reference runs its attacks as published: leave out --attack-budget")
     if not by_reference:
         context = Context(loaded, data, norm, settings.seed)
-        attacks = [one.prepare(context) for one in attacks]
+        attacks = within_budget([one.prepare(context) for one in attacks], settings, classes, loaded.abstain)
         refs = [
-            ref.model_copy(update={"settings": {**ref.settings, **one.settings()}})
+            ref.model_copy(update={"settings": {**ref.settings, **one.settings(), **budget}})
             for ref, one in zip(refs, attacks, strict=True)
         ]
     whole_batches = [one.name for one in attacks if isinstance(one, WholeBatch)]
@@ -116,7 +120,7 @@ def plan(
     elif all(one.minimum_norm for one in attacks):
         kind = "nearest"
     # The nearest adversarial example of a bf16 copy lies on that copy's decision boundary, and rarely fools the model.
-    only_fp32 = kind in ("severity", "nearest") or bool(whole_batches) or is_black_box(loaded.net)
+    only_fp32 = kind in ("severity", "nearest") or bool(whole_batches or budget) or is_black_box(loaded.net)
     recheck: list[Attack] = []
     asked = settings.precision
     if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered(attacks))):

@@ -26,6 +26,8 @@ class Settings:
     - `attack`: names of registry entries (a set such as autoattack stands for its members), `package.module:name` for
       code from outside, or attacks made by hand: ours, another library's, or a function, as in `attacks.external`.
     - `attack_settings`: fields by name; each goes to the attacks that have such a field.
+    - `attack_budget`: forward and backward passes of all attacks together on an image at each eps, see `attack_budget`;
+      None for as many as the attacks usually make.
     - `eps`: sizes as they are written ("8/255"), or numbers.
     - `precision`: "bf16" searches in bf16 and attacks the images that stand once more in fp32. "auto" does so where
       that is faster (`precision.bf16_pays`) and the attacks include APGD-T, so that the recheck does not make them
@@ -42,6 +44,7 @@ class Settings:
 
     attack: Asked | Sequence[Asked] = "autoattack"
     attack_settings: Mapping[str, Any] = field(default_factory=dict)
+    attack_budget: int | None = None
     eps: Sequence[Eps | str | float]
     norm: str = "linf"
     seed: int = 0
@@ -67,7 +70,12 @@ class Settings:
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
-        for what, number, least in (("seed", self.seed, 0), ("slots", self.slots, 1), ("processes", self.processes, 1)):
+        for what, number, least in (
+            ("seed", self.seed, 0),
+            ("slots", self.slots, 1),
+            ("processes", self.processes, 1),
+            ("attack budget", self.attack_budget, 1),
+        ):
             if number is None and what != "seed":
                 continue
             if not isinstance(number, SupportsIndex) or isinstance(number, bool) or number.__index__() < least:

@@ -12,6 +12,7 @@ from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
+    ATTACK_BUDGET,
     RECHECK_SET,
     AttackRef,
     Corruptions,
@@ -43,6 +44,7 @@ from advbench.record.record import (
 )
 
 __all__ = [
+    "ATTACK_BUDGET",
     "CURVE_COLUMNS",
     "FLAG_NAMES",
     "NOT_PROBED",

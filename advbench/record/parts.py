@@ -14,6 +14,7 @@ Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["note", "suspect", "broken"]
+ATTACK_BUDGET = "attack_budget"  # among the settings of attacks that were given one
 RECHECK_SET = "survivors-fp32"  # the `set` of the attacks that follow a search in bf16
 
 
@@ -126,7 +127,7 @@ class AttackRef(Part):
     """One attack, with all its settings.
 
     `name`: its own, or for a member of a set the member's. `version`: rises when verdicts may change. `settings`: all
-    of them, with `set`, the name that the command gave.
+    of them, with `set`, the name that the command gave, and `attack_budget`, the passes that all attacks together had.
     """
 
     name: str

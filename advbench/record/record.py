@@ -19,6 +19,7 @@ from advbench.files import locked, replace_file, write_atomic, write_new
 from advbench.record.black_box import WINS, black_box_ahead
 from advbench.record.fates import Fates, load_sealed
 from advbench.record.parts import (
+    ATTACK_BUDGET,
     AttackRef,
     Corruptions,
     Count,
@@ -192,6 +193,12 @@ class Record(Part):
         """Forward and backward passes of the evaluation for each image; None where nobody counted them."""
         counted = self.forwards is not None and self.backwards is not None
         return (self.forwards + self.backwards) / self.n if counted else None  # type: ignore[operator]
+
+    @property
+    def attack_budget(self) -> int | None:
+        """The passes that all attacks together were given for an image at each eps; None for their usual ones."""
+        found = self.attack[0].settings.get(ATTACK_BUDGET)
+        return found if isinstance(found, int) else None
 
     def doubts(self, eps: float | None = None) -> tuple[Flag, ...]:
         """The flags that doubt its number at `eps` (None: at any eps)."""

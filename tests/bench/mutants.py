@@ -30,6 +30,8 @@ VALUES = f"{LOSSES}values_and_gradients_are_those_of_the_definition"
 APGD, SQUARE = (f"{_in(f'attacks/test_{name}_reference')}every_query_is_the_packages" for name in ("apgd", "square"))
 RAYS = _in("attacks/test_rays")
 MARGINS, JUMPS = _in("attacks/test_margins"), _in("attacks/test_hopskipjump")
+BUDGET = _in("evaluator/test_attack_budget")
+FIT, COUNTED = f"{BUDGET}an_attack_makes_as_many_passes_as_fit", f"{BUDGET}settings_that_cost_passes_are_counted"
 STANDARD = f"{SETS}standard_is_the_papers_set"
 
 MUTANTS: dict[str, dict[str, list[Change]]] = {
@@ -147,6 +149,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("apgd-steps", "steps: Count = 100", "steps: Count = 10"),
             ("apgd-rho", "rho: Share = 0.75", "rho: Share = 0.5"),
         ],
+        f"{COUNTED}[apgd-t-linf-more0]": [("malt-order-not-counted", " + ordering", "")],
     },
     "advbench/attacks/aimed.py": {
         f"{TARGETS}random_targets_are_wrong_classes_and_hang_on_seed_and_place_alone[pgd]": [
@@ -185,6 +188,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{FAB}each_step_queries_a_gradient_and_logits": [("fab-half-the-steps", "2 * self.steps", "self.steps")],
         f"{STANDARD}[linf]": [("fab-beta", "beta: Share = 0.9", "beta: Share = 0.5")],
         f"{SEVERAL}[linf-fab-t]": [("fab-one-target", "y, self.n_targets)", "y, 1)")],
+        f"{FIT}[fab-t-linf]": [("fab-counts-a-query-more", "self.updates(classes)", "super().queries(classes)")],
     },
     "advbench/engine/hyperplane.py": {
         f"{SEVERAL}[linf-fab]": [("boundary-not-by-distance", "f.abs() / (dual + 1e-12)", "f.abs()")],
@@ -303,6 +307,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{JUMPS}every_query_is_that_of_the_algorithm[linf]": [
             ("jump-wrong-theta", "else -2.0", "else -1.5"),
         ],
+        f"{FIT}[hopskipjump-l2]": [("jump-counts-a-query-more", "self.updates(classes)", "super().queries(classes)")],
     },
     "advbench/attacks/rays.py": {
         f"{NEAREST}[rays-linf-False]": [("rays-no-elements", "/ 2**level) for", "/ 2**level) * 2 for")],
@@ -352,12 +357,14 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{_in('attacks/test_multi_task')}a_step_goes_along_the_gradient_of_the_weighted_losses": [
             ("multi-task-main-alone", "a.gradient).sum(1)", "a.gradient)[:, 0]"),
         ],
+        f"{COUNTED}[multi-task-linf-more6]": [("views-not-counted", "queries * (1 + self.views())", "queries")],
     },
     "advbench/attacks/transfer.py": {
         f"{PROMISES}transfer_is_judged_by_the_model_and_counts_the_passes_of_both": [
             ("transfer-judged-by-source", "self.net(query)", "self.search(query)"),
             ("transfer-gradients-of-net", "__init__(net, source,", "__init__(net, net,"),
         ],
+        f"{COUNTED}[transfer-linf-more5]": [("judging-not-counted", "forwards + self.queries(classes)", "forwards")],
     },
     "advbench/attacks/autoattack.py": {
         f"{STANDARD}[linf]": [("autoattack-targets", "n_targets=5 if l1 else 9", "n_targets=5 if l1 else 3")],
@@ -378,6 +385,15 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{CLOSED}solve_reaches_the_attainable_gain[fgsm-linf-0.9999]": [
             ("solve-flipped", "grad(value.sum(), query)", "grad(-value.sum(), query)"),
         ],
+        f"{FIT}[pgd-linf]": [
+            ("budget-a-step-more", "return self.with_count(fitting)", "return self.with_count(fitting + 1)"),
+        ],
+    },
+    "advbench/evaluator/attack_budget.py": {
+        f"{BUDGET}a_set_shares_it_in_proportion_to_the_usual_passes": [
+            ("budget-in-equal-shares", "budget * own // sum(usual)", "budget // len(usual)"),
+        ],
+        f"{BUDGET}one_that_is_too_small_names_the_least": [("budget-least-rounded-down", "-(-one *", "(one *")],
     },
     "advbench/engine/search.py": {
         f"{PROMISES}a_hit_of_the_search_copy_alone_does_not_count": [

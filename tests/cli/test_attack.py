@@ -33,7 +33,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     argv = shlex.split(
         "attack --model a --attack fgsm --eps 4/255 -n 9 --dataset mnist --arch lenet5 --mean mnist --std 0.5 "
         "--abstain last --norm l2 --seed 3 --device cpu --precision fp32 "
-        "--set restarts=2 --format npz,png --out o --dry-run --resume --force --trust-pickle --json"
+        "--set restarts=2 --attack-budget 500 --format npz,png --out o --dry-run --resume --force --trust-pickle --json"
     )
     assert cli(*argv).code == 0
     ((flags, given),) = seen
@@ -53,6 +53,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "device": "cpu",
         "precision": "fp32",
         "settings": {"restarts": 2},
+        "attack_budget": 500,
         "formats": ("npz", "png"),
         "out": Path("o"),
         "resume": True,

@@ -38,8 +38,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
         "--dataset mnist --arch lenet5 --mean mnist --std 0.5 "
         "--abstain last --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
-        "--precision fp32 --set steps=40 --set step_size=2/255 --leaderboard LB --out o --resume --force "
-        "--save-baseline b.json "
+        "--precision fp32 --set steps=40 --set step_size=2/255 --attack-budget 500 --leaderboard LB --out o --resume "
+        "--force --save-baseline b.json "
         "--trust-pickle --on local --dry-run --json"
     )
     assert cli(*argv).code == 0
@@ -64,6 +64,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "device": "cpu",
         "precision": "fp32",
         "settings": {"steps": 40, "step_size": 2 / 255},
+        "attack_budget": 500,
         "probes": "on",
         "leaderboard": Path("LB"),
         "save_baseline": Path("b.json"),
