@@ -54,7 +54,11 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
         batch = min(max(session.batch_size, 128), len(session.held_out))
         start = time.monotonic()
         score(
-            session.deployed, session.held_out.subset(range(batch)), recipe, batch_size=batch, autocast=session.autocast
+            session.deployed,
+            session.held_out.subset(range(batch)),
+            recipe,
+            batch_size=batch,
+            attacking=session.attacking,
         )
         validation = (time.monotonic() - start) * len(session.held_out) / batch
     epoch = step * session.steps + validation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,13 @@ def test_an_attack_casts_a_weight_once_however_many_steps_it_makes(recipe: Make,
     for steps in (1, 5):
         sets = (f"compile={backend}", "precision=bf16", f"inner.steps={steps}", f"validation.steps={steps}")
         session = Session(recipe("pgd-at", *sets, arch="small_cnn_16_32_100"), torch.device("cpu"))
-        order = session.order()
-        session.step(order)  # compiles
-
-        def scored(session: Session = session) -> None:
-            assert session.held_out is not None
-            score(session.nets.f, session.held_out, session.recipe, batch_size=24, attacking=session.attacking)
-
-        scored()
-        counts.append((casts_of_weights(session, lambda: session.step(order)), casts_of_weights(session, scored)))
+        assert session.held_out is not None
+        step = partial(session.step, session.order())
+        test = partial(
+            score, session.nets.f, session.held_out, session.recipe, batch_size=24, attacking=session.attacking
+        )
+        step(), test()  # compiles
+        counts.append((casts_of_weights(session, step), casts_of_weights(session, test)))
         assert session.compile_status == backend
         assert all(weight.dtype == torch.float32 for weight in session.nets.f.parameters())
     assert counts[0] == counts[1] and min(counts[0]) >= 1

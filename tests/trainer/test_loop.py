@@ -247,7 +247,9 @@ def test_a_lack_of_memory_says_what_to_do_and_the_run_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, hungry)
-        with pytest.raises(UserError, match="^out of memory at batch_size 16 in fp32: .*smaller batch_size.*--resume$"):
+        with pytest.raises(
+            UserError, match=r"^out of memory at batch_size 16 in fp32: .*smaller batch_size.*--resume$"
+        ):
             train(made, tmp_path / "run", device="cpu")
     assert len(rows(tmp_path / "run")) == 1
     train(made, tmp_path / "run", device="cpu", resume=True)
@@ -261,7 +263,7 @@ def test_other_errors_than_a_lack_of_memory_are_not_explained_as_one(
         raise RuntimeError("shapes")
 
     monkeypatch.setattr(Method, "step", broken)
-    with pytest.raises(RuntimeError, match="^shapes$"):
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
         train(recipe("pgd-at", arch="mlp"), tmp_path / "run", device="cpu")
 
 
