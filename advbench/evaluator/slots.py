@@ -140,18 +140,19 @@ def step_of(attack: Attack, oracle: Oracle, p: Problem, *, graph: bool) -> tuple
             state = attack.step(p, state, oracle.answer(attack, p, state.query, asks))
         return state
 
-    state, why_not = attack.start(p), "not asked for"
+    state, replay, why_not = attack.start(p), None, "not asked for"
     if graph:
         recorded = graphed(step, state, cuda_graph)
-        if recorded.replay is not None:
-            return recorded.replay, ""
-        state, why_not = recorded.live, recorded.why_not
+        state, replay, why_not = recorded.live, recorded.replay, recorded.why_not
 
-    def again() -> None:
+    def take() -> None:
         nonlocal state
-        state = step(state)
+        if replay is None:
+            state = step(state)
+        else:
+            replay()  # in place: the state stays where the graph writes it
 
-    return again, why_not
+    return take, why_not
 
 
 def seconds_of(step: Callable[[], None], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from cuda_bench import Bench
+from cuda_table import Found, Job, Left
 from torch import Tensor, nn
 
 from advbench.engine.attack import Samples
@@ -62,6 +65,18 @@ class Enough(Exception):
     """The search is not continued."""
 
 
+def linear_samples(n: int, device: torch.device) -> tuple[Linear, Samples]:
+    """The model, and n images that it gets right, on `device`."""
+    net = Linear().eval().to(device)
+    x = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(1)).to(device)
+    with torch.no_grad():
+        logits = net(x)
+    eps = torch.full((n,), EPS, dtype=torch.float64, device=device)
+    return net, Samples(
+        x=lambda rows: x[rows], y=logits.argmax(1), index=torch.arange(n, device=device), eps=eps, logits=logits
+    )
+
+
 def host_part(
     attack: str,
     *,
@@ -73,17 +88,7 @@ def host_part(
 ) -> HostPart:
     """`attack` on twice as many samples as slots, to the end or for so many rounds."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    net = Linear().eval().to(device)
-    x = torch.rand(2 * slots, *SHAPE, generator=torch.Generator().manual_seed(1)).to(device)
-    with torch.no_grad():
-        logits = net(x)
-    samples = Samples(
-        x=lambda rows: x[rows],
-        y=logits.argmax(1),
-        index=torch.arange(len(x), device=device),
-        eps=torch.full((len(x),), EPS, dtype=torch.float64, device=device),
-        logits=logits,
-    )
+    net, samples = linear_samples(2 * slots, device)
     (made,), _ = resolve([attack], ATTACKS[attack], norm="linf", classes=CLASSES)
     search = Search(made, samples, Oracle(net, slots=slots), norm="linf", seed=0, stride=stride or STRIDE[device.type])
     step, in_steps, done = search._step, 0.0, 0
@@ -110,6 +115,20 @@ def host_part(
     wait()
     whole = clock() - began
     return HostPart(1e3 * (whole - in_steps) / done, 1e3 * in_steps / done, done)
+
+
+def jobs(bench: Bench) -> list[Job]:
+    """The host's part of each attack."""
+
+    def run(attack: str, left: Left) -> Iterator[Found]:
+        slots = bench.sizes.slots
+        with exact_kernels(bench.device):
+            host_part(attack, slots=64, device=bench.device, rounds=4)  # warm-up
+            part = host_part(attack, slots=slots, device=bench.device)
+        remark = f"steps {part.steps:.2f} ms, {STRIDE[bench.device.type]} a round, {part.rounds} rounds"
+        yield f"host, {attack}, {slots} slots", f"{part.rest:.2f} ms a round", remark
+
+    return [Job(attack, partial(run, attack)) for attack in ATTACKS]
 
 
 def main() -> None:

@@ -247,9 +247,7 @@ def test_a_lack_of_memory_says_what_to_do_and_the_run_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, hungry)
-        with pytest.raises(
-            UserError, match=r"^out of memory at batch_size 16 in fp32: .*smaller.*--resume$"
-        ):
+        with pytest.raises(UserError, match=r"^out of memory at batch_size 16 in fp32: .*smaller.*--resume$"):
             train(made, tmp_path / "run", device="cpu")
     assert len(rows(tmp_path / "run")) == 1
     train(made, tmp_path / "run", device="cpu", resume=True)
