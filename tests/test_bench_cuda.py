@@ -10,11 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from advbench.checkpoint.weights import save_weights
+from advbench.engine.oracle import Oracle
 from advbench.errors import UserError
-from advbench.evaluator import Settings
+from advbench.evaluator import Journal, Settings, runner
 from advbench.evaluator import slots as slots_module
 from advbench.models import build
 
@@ -127,6 +129,48 @@ def test_every_row_is_on_the_disk_at_once_and_tables_follow_each_other(cuda: Mod
             assert tables(path)[-1][-1] == ("card", f"{run} {number}", "1 / 2 3", "")
     assert path.read_text().count("# Title") == 1
     assert [len(rows) for rows in tables(path)] == [2, 2]
+
+
+def test_on_a_card_parts_are_timed_on_the_card_and_only_within_searches(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now
+
+        def synchronize(self) -> None:
+            assert self.at <= now
+
+        def elapsed_time(self, last: Event) -> float:
+            return 1000 * (last.at - self.at)
+
+    def body() -> None:
+        nonlocal now
+        now += 2
+
+    def verify(oracle: Oracle, x: Tensor) -> None:
+        nonlocal now
+        now += 5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Journal, "run", lambda journal, stage, search: search())
+    monkeypatch.setattr(Oracle, "logits", verify)
+    monkeypatch.setattr(runner, "cuda_graph", lambda body: body)
+    parts, journal, x = cuda.cuda_autoattack.Parts(torch.device("cuda")), Journal(), torch.zeros(1)
+    oracle = Oracle(nn.Identity(), slots=1)
+    with parts.watched():
+        replay = runner.cuda_graph(body)
+        journal.run("apgd-ce", lambda: (replay(), replay(), oracle.logits(x)))
+        replay(), oracle.logits(x)  # such as the clean pass
+        journal.run("apgd-ce in fp32", replay)
+    journal.run("apgd-ce", replay)
+    assert parts.seconds == {"attacks": 4, "recheck": 2, "verification": 5}
 
 
 @pytest.fixture(scope="module")

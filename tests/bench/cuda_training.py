@@ -53,6 +53,8 @@ def _train(bench: Bench, kind: str, name: str, batch: int, left: Left) -> Iterat
         began, seconds = time.perf_counter(), 0.0
         timed(ours.step, 2, bench.device)
         warm = time.perf_counter() - began
+        if left() < 0:
+            raise Cut(f"out of time after two steps in {warm:.0f} s")
 
         def work() -> None:
             nonlocal seconds

@@ -15,10 +15,12 @@ from advbench import ranks
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import out_of_memory
+from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
+from advbench.evaluator.attack_set import resolve
 from advbench.evaluator.slots import (
     MAX_CUDA_SLOTS,
     MIN_CUDA_SLOTS,
@@ -26,8 +28,10 @@ from advbench.evaluator.slots import (
     cached,
     choose_slots,
     fastest,
+    problem_of,
     rate_of,
     seconds_of,
+    step_of,
 )
 
 N = 50
@@ -203,6 +207,29 @@ def test_a_timing_is_long_enough_and_the_best_of_three_counts(seconds: tuple[flo
     clock = Clock(*seconds)
     assert seconds_of(clock.step, torch.device("cpu"), clock) == pytest.approx(best)
     assert next(clock.seconds, None) is None
+
+
+def test_a_recorded_step_makes_the_same_queries(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recording is stood in for by the step itself."""
+    monkeypatch.setattr(slots_module, "cuda_graph", lambda body: body)
+    (attack,), _ = resolve(["fab-t"], {}, norm="linf", classes=10)
+    p = problem_of(digits, 8, "linf")
+    p.target = (p.y + 1) % 10
+
+    def queries(graph: bool) -> list[Tensor]:
+        asked: list[Tensor] = []
+        net = Small()
+        net.register_forward_pre_hook(lambda _, given: asked.append(given[0].clone()))
+        step, why_not = step_of(attack, Oracle(net, slots=8), p, graph=graph)
+        assert bool(why_not) is not graph
+        for _ in range(3):
+            step()
+        return asked
+
+    eager, recorded = queries(False), queries(True)
+    assert len(eager) == 6  # two in a turn
+    # The turn that was recorded was made once to try it and once by the recording; three more follow.
+    assert len(recorded) == 10 and all(torch.equal(a, b) for a, b in zip(recorded[4:8], eager[2:], strict=True))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1", "corruptions"])
