@@ -92,7 +92,7 @@ class Parts:
         with ExitStack() as stack:
             for owner, name, new in (
                 (Journal, "run", running),
-                (Search, "_step", lambda search, slots: self.timed(self._stage, step, search, slots)),
+                (Search, "_step", lambda search, *given: self.timed(self._stage, step, search, *given)),
                 (Oracle, "logits", lambda oracle, *given: self.timed("verification", verify, oracle, *given)),
                 (runner, "cuda_graph", captured),
             ):
@@ -197,7 +197,7 @@ def _reference(bench: Bench, ours: Ours, exact: bool, left: Left) -> Iterator[Fo
     while count:
         begin = sum(map(len, fell))
         x, y = bench.data.batch(slice(begin, begin + count))
-        net = Timed(bench.model.net, left)
+        net = Timed(bench.model.net, left).eval()
         began = time.perf_counter()
         with exact_kernels(bench.device) if exact else nullcontext():
             adversary = AutoAttack(net, norm="Linf", eps=eps, seed=0, device=x.device, version="standard")

@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, help="test images to score")
     given = parser.parse_args()
     if given.cuda and not torch.cuda.is_available():
-        sys.exit("error: bench-cuda measures on an NVIDIA GPU, and there is no CUDA device here")
+        sys.exit("error: --cuda measures on an NVIDIA GPU, and there is no CUDA device here")
     torch.set_num_threads(given.threads)
     device = torch.device("cuda" if given.cuda else "cpu")
     batch = given.batch_size or (512 if given.cuda else 128)
