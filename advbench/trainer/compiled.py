@@ -84,9 +84,9 @@ class Compiled:
     def _mode(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What decides which graph runs."""
         shapes = tuple((tuple(one.shape), one.dtype, one.requires_grad) for one in args)
-        asked = any(weight.requires_grad for weight in self.net.parameters())
+        weights = frozenset((weight.requires_grad, weight.dtype) for weight in self.net.parameters())
         modes = tuple(module.training for module in self.net.modules())
-        return shapes, asked, modes, torch.is_grad_enabled(), torch.is_autocast_enabled(args[0].device.type)
+        return shapes, weights, modes, torch.is_grad_enabled(), torch.is_autocast_enabled(args[0].device.type)
 
     def _failure(self, args: tuple[Any, ...]) -> str:
         """Why the compiled call and its backward pass do not do what the plain ones do; "" if they do.
