@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(SHAPE[1] * SHAPE[2], CLASSES)
+        self.linear = nn.Linear(SHAPE[1] * SHAPE[2], CLASSES, bias=False)
         with torch.no_grad():
             self.linear.weight.copy_(torch.randn(self.linear.weight.shape, generator=torch.Generator().manual_seed(0)))
 
