@@ -16,8 +16,8 @@ CIFAR10_CUDA_NET := $(DEMO)/pgd-at-cifar10-resnet18
 TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/gate/pgd-at-digits-mlp.json
 
-.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format docs bench parity published bench-training bench-ways bench-cuda \
-  attack-table mutations leaderboards effects clean $(BOARDS)
+.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format docs bench parity published bench-training bench-ways \
+  bench-cuda pack-cuda attack-table mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -150,12 +150,21 @@ bench-ways: setup
 	$(BIN)/python tests/bench/two_ways.py curve
 	$(BIN)/python tests/bench/two_ways.py precision
 
-# On an NVIDIA GPU: training of ResNet-18 on CIFAR-10 beside the plain loop; then AutoAttack on one that was trained
-# against it, by both engines on 2,000 images and by ours on all 10,000.
-bench-cuda: $(CIFAR10_CUDA_NET)/training.svg
-	$(BIN)/python tests/bench/training.py --cuda
-	$(BIN)/python tests/bench/training.py --cuda --method trades
-	$(BIN)/python tests/bench/cuda.py --model $(CIFAR10_CUDA_NET) --out leaderboards/speed-cuda.md
+# Ten minutes on an NVIDIA GPU, the most informative first, without pip or a network (see the script's --help). Before,
+# where there is a network: `make pack-cuda`, which puts the test images, and the weights of a net of the zoo, into a folder
+# of less than 64 MiB. For AutoAttack on a robust net: `make $(CIFAR10_CUDA_NET)/training.svg`, then both with
+# BENCH_NET=$(CIFAR10_CUDA_NET) BENCH_EPS=8/255.
+CUDA_PACK := .bench-cuda
+BENCH_NET ?= pyautoattack:model_test
+BENCH_EPS ?= 0.25/255
+BENCH_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
+BUDGET ?= 600
+bench-cuda:
+	PYTHONPATH=. $(BENCH_PYTHON) tests/bench/bench_cuda.py $(if $(wildcard $(CUDA_PACK)),--pack $(CUDA_PACK)) \
+	  --model $(BENCH_NET) --eps $(BENCH_EPS) --budget $(BUDGET) --out leaderboards/speed-cuda.md
+
+pack-cuda: setup
+	$(BIN)/python tests/bench/cuda_pack.py --model $(BENCH_NET) --to $(CUDA_PACK)
 
 $(CIFAR10_CUDA_NET)/training.svg: | .venv/.installed
 	$(BIN)/advbench train --device cuda --method pgd-at --dataset cifar10 --arch resnet18 --eps 8/255 --epochs 15 \

@@ -189,11 +189,7 @@ def enough_memory() -> Iterator[None]:
 
 def measured_slots(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> int:
     """The number of slots that suits the device and the images, the same for all processes."""
-    return ranks.first(
-        lambda: choose_slots(
-            loaded.net, data, norm=settings.norm, precision=run.precision, weights_sha256=loaded.weights_sha256
-        )
-    )
+    return ranks.first(lambda: choose_slots(loaded.net, data, norm=settings.norm, precision=run.precision))
 
 
 def judge(

@@ -1,4 +1,8 @@
-"""`--engine reference`: AutoAttack as its own package runs it, to check the engine of advbench against."""
+"""`--engine reference`: AutoAttack as its own package runs it, to check the engine of advbench against.
+
+It is for verdicts, and runs in exact fp32 like all evaluations. Its time on a card is compared in PyTorch's own choice
+of kernels, by `make bench-cuda`.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from advbench.engine.kernels import out_of_memory
 from advbench.trainer.tools import Counter
 
+_AUTOCAST_FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 MAX_DIFFERENCE = 0.1  # between compiled and plain outputs or gradients, as a share of their norm; bf16 rounds by 1 %
 
 
@@ -83,9 +84,9 @@ class Compiled:
     def _mode(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What decides which graph runs."""
         shapes = tuple((tuple(one.shape), one.dtype, one.requires_grad) for one in args)
-        asked = any(weight.requires_grad for weight in self.net.parameters())
+        weights = frozenset((weight.requires_grad, weight.dtype) for weight in self.net.parameters())
         modes = tuple(module.training for module in self.net.modules())
-        return shapes, asked, modes, torch.is_grad_enabled(), torch.is_autocast_enabled(args[0].device.type)
+        return shapes, weights, modes, torch.is_grad_enabled(), torch.is_autocast_enabled(args[0].device.type)
 
     def _failure(self, args: tuple[Any, ...]) -> str:
         """Why the compiled call and its backward pass do not do what the plain ones do; "" if they do.
@@ -140,13 +141,27 @@ def _away(one: list[Tensor], other: list[Tensor]) -> list[float]:
 
 
 @contextmanager
-def without_weight_gradients(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, no weight of `nets` requires a gradient."""
-    weights = [weight for net in nets for weight in net.parameters() if weight.requires_grad]
+def fixed_weights(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, no weight of `nets` requires a gradient, and under autocast those of its layers have its dtype.
+
+    Autocast keeps no cast between calls of compiled code, which would cast every weight again in each step of an
+    attack. Only weights that autocast casts too are: of linear layers and convolutions.
+    """
+    modules = [module for net in nets for module in net.modules()]
+    asking = [weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
+    layers = [module for module in modules if type(module).forward in _AUTOCAST_FORWARDS]
+    before = [(weight, weight.data, weight.grad) for module in layers for weight in module.parameters(recurse=False)]
     try:
-        for weight in weights:
+        for weight in asking:
             weight.requires_grad_(False)
+        for weight, value, _ in before:
+            device = value.device.type
+            if value.dtype == torch.float32 and torch.is_autocast_enabled(device):
+                weight.grad = None  # the compiler refuses one of another dtype
+                weight.data = value.to(torch.get_autocast_dtype(device))
         yield
     finally:
-        for weight in weights:
+        for weight, value, gradient in before:
+            weight.data, weight.grad = value, gradient
+        for weight in asking:
             weight.requires_grad_(True)

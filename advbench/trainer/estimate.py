@@ -53,9 +53,8 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
     if session.held_out is not None:
         batch = min(max(session.batch_size, 128), len(session.held_out))
         start = time.monotonic()
-        score(
-            session.deployed, session.held_out.subset(range(batch)), recipe, batch_size=batch, autocast=session.autocast
-        )
+        some = session.held_out.subset(range(batch))
+        score(session.deployed, some, recipe, batch_size=batch, attacking=session.attacking)
         validation = (time.monotonic() - start) * len(session.held_out) / batch
     epoch = step * session.steps + validation
     return Estimate(

@@ -199,13 +199,13 @@ class _Run:
         session = self.session
         if session.held_out is None:
             return None
-        with session.counter.paused():
+        with session.counter.paused(), session.enough_memory():
             return score(
                 session.deployed,
                 session.held_out,
                 session.recipe,
                 batch_size=max(session.batch_size, 128),
-                autocast=session.autocast,
+                attacking=session.attacking,
                 poll=self._poll,
             )
 

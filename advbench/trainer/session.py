@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import resource
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from advbench.allocator import keep_freed
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
-from advbench.engine.kernels import out_of_memory
+from advbench.engine.kernels import has_bf16, out_of_memory
 from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
@@ -27,7 +28,7 @@ from advbench.models.untouched import untouched
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
-from advbench.trainer.compiled import Compiled, without_weight_gradients
+from advbench.trainer.compiled import Compiled, fixed_weights
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
 from advbench.trainer.start import start_from
@@ -94,7 +95,7 @@ class Session:
                 self.counter.watch(net)
 
         self.compiled = self._compile()
-        attack_context = partial(without_weight_gradients, (f, *parts.values())) if self.compiled else nullcontext
+        attack_context = partial(fixed_weights, (f, *parts.values())) if self.compiled else nullcontext
         self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast, attack_context)
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0
@@ -129,6 +130,26 @@ class Session:
     def lr(self) -> float:
         """The learning rate of f at the next step."""
         return self.base_lr["f"] * factor(self.recipe.schedule, self.progress)
+
+    @contextmanager
+    def attacking(self) -> Iterator[None]:
+        """Inside, nets compute as in the attacks of the training: in its precision, for gradients of images alone."""
+        with self.autocast(), self.tools.attack_context():
+            yield
+
+    @contextmanager
+    def enough_memory(self) -> Iterator[None]:
+        """Raise UserError where memory runs out inside. What was saved of the run is still there to be resumed."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            half = "--precision bf16, " if self.precision == "fp32" and has_bf16(self.device) else ""
+            raise UserError(
+                f"out of memory at batch_size {self.recipe.batch_size} in {self.precision}: train with a smaller "
+                f"batch_size, {half}or a smaller model, or free some and go on with --resume"
+            ) from error
 
     def _layout(self, f: Model) -> torch.memory_format:
         """The memory layout of f: NHWC, or NCHW if f does not run in NHWC (`view` raises for such tensors).
@@ -189,14 +210,12 @@ class Session:
         first = self.position * self.batch_size + ranks.rank() * self.rows
         x, y = self._batch(order[first : first + self.rows])
         nets.notes.clear()
-        with explained(f"{nets.f.arch} failed in training") if ":" in nets.f.arch else nullcontext():
-            try:
-                with self.autocast():
-                    terms = self.method.step(nets, x, y, self.tools)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise UserError("out of memory: choose a smaller batch_size or model") from error
+        with (
+            explained(f"{nets.f.arch} failed in training") if ":" in nets.f.arch else nullcontext(),
+            self.enough_memory(),
+            self.autocast(),
+        ):
+            terms = self.method.step(nets, x, y, self.tools)
         self._add_to_sums(terms, nets.notes)
         self._average_statistics()
         self.position += 1

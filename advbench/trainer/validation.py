@@ -38,10 +38,10 @@ def score(
     recipe: Recipe,
     *,
     batch_size: int,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    attacking: Callable[[], AbstractContextManager[Any]] = nullcontext,
     poll: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """The scores of `net`, in eval mode, on `held_out`. The attacks run in `autocast`, the verdicts in float32.
+    """The scores of `net`, in eval mode, on `held_out`. The attacks run in `attacking`, the verdicts in float32.
 
     A sample counts as robust if both the image and its PGD point are classified correctly; likewise for FGSM.
     `poll` is called before each batch, and may raise. With several processes each scores its share.
@@ -60,7 +60,7 @@ def score(
             key = keys(recipe.validation.seed, "score", held_out.indices[rows])
             problem = Problem(around(recipe.threat.norm, x, eps), y, untargeted, key)
             objective = partial(_ce, net, y, untargeted)
-            with autocast():
+            with attacking():
                 points = [solve(attack, objective, problem) for attack in (pgd, fgsm)]
             with torch.no_grad():
                 clean, robust, single = (~wrong(net(z), y) for z in (x, *points))

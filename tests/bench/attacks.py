@@ -57,7 +57,7 @@ def ours(net: nn.Module, data: Dataset, attack: str, eps: float, precision: str)
         attack=attack, attack_settings=SETTINGS.get(attack, {}), eps=[eps], precision=precision, curve="exact"
     )
     run = plan(settings, bare(net, data), data, bf16_pays=lambda *attacks: bf16_pays(net, data, *attacks))
-    slots = choose_slots(net, data, norm="linf", precision=run.precision, weights_sha256="")  # a rule of the images
+    slots = choose_slots(net, data, norm="linf", precision=run.precision)  # a rule of the images
     processes = how_many(net, data, run, slots=slots)
     runner = Runner(net, data, norm="linf", seed=0, slots=slots, precision=run.precision, journal=journal)
     fates = attack_all(runner, run, settings, processes, resume=False).fates

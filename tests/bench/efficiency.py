@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.allocator import keep_freed
-from advbench.checkpoint import load_model, weights_sha256
+from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.search_copy import search_copy
@@ -126,7 +126,7 @@ def efficiency(
     net: nn.Module, data: Dataset, attacks: Sequence[str], eps: float, *, slots: int | None = None, norm: str = "linf"
 ) -> list[Row]:
     """One row an attack of `attacks`, each on all images that `net` gets right, on their device in fp32."""
-    slots = slots or choose_slots(net, data, norm=norm, precision="fp32", weights_sha256=weights_sha256(net))
+    slots = slots or choose_slots(net, data, norm=norm, precision="fp32")
     found = []
     with untouched(net):
         for attack in resolve(list(attacks), {}, norm=norm, classes=data.num_classes)[0]:

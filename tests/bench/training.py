@@ -20,6 +20,7 @@ from copy import deepcopy
 from statistics import median
 
 import torch
+from cuda_bench import matrix_rate
 from loops import Task, available, serve, timed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +31,7 @@ from advbench.errors import UserError
 from advbench.evaluator import Settings, evaluate
 from advbench.evaluator.evaluate import bare
 from advbench.recipe import Recipe
+from advbench.trainer.prepare import network
 from advbench.trainer.session import Session
 
 
@@ -72,12 +74,11 @@ class Other:
         return net  # type: ignore[no-any-return]
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Operations a second of a bf16 matrix product: 8192 a side on CUDA, 2048 on a CPU; the best of several."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    timed(lambda: a @ a, 2, device)  # type: ignore[arg-type, return-value]
-    return float(2 * side**3 / min(timed(lambda: a @ a, 5, device) for _ in range(5)))  # type: ignore[arg-type, return-value]
+def task_of(session: Session, workers: int, threads: int) -> Task:
+    """What `session` does, for the other loops. The net is a new one of the same seed: hooks cannot be sent."""
+    recipe = session.recipe
+    net = session.method.wrap(network(recipe, session.data, recipe.seed), recipe.seed)
+    return Task(recipe, net, session.data.to("cpu"), str(session.device), workers, threads)
 
 
 def operations(session: Session) -> float:
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, help="test images to score")
     given = parser.parse_args()
     if given.cuda and not torch.cuda.is_available():
-        sys.exit("error: bench-cuda measures on an NVIDIA GPU, and there is no CUDA device here")
+        sys.exit("error: --cuda measures on an NVIDIA GPU, and there is no CUDA device here")
     torch.set_num_threads(given.threads)
     device = torch.device("cuda" if given.cuda else "cpu")
     batch = given.batch_size or (512 if given.cuda else 128)
@@ -138,9 +139,7 @@ def main() -> None:
     flops = operations(Session(recipe, device))
     session = Session(recipe, device)
     ours = Ours(session)
-    task = Task(
-        recipe, deepcopy(session.nets.f).cpu(), session.data.to("cpu"), str(device), given.workers, given.threads
-    )
+    task = task_of(session, given.workers, given.threads)
     found, missing = available(given.method)
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)

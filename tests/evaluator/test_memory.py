@@ -11,14 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advbench import ranks
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import out_of_memory
+from advbench.engine.oracle import Oracle
 from advbench.engine.search import Search
 from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import slots as slots_module
-from advbench.evaluator.slots import MAX_CUDA_SLOTS, MIN_CUDA_SLOTS, cached, choose_slots, fastest, rate_of
+from advbench.evaluator.attack_set import resolve
+from advbench.evaluator.slots import (
+    MAX_CUDA_SLOTS,
+    MIN_CUDA_SLOTS,
+    architecture_sha256,
+    cached,
+    choose_slots,
+    fastest,
+    problem_of,
+    rate_of,
+    seconds_of,
+    step_of,
+)
 
 N = 50
 ATTACKS = {
@@ -136,7 +150,7 @@ def test_what_counts_as_a_lack_of_memory() -> None:
 def test_the_rule_for_a_cpu_depends_on_the_images_alone(digits: Dataset) -> None:
     def slots(n: int) -> int:
         data = digits.subset([row % N for row in range(n)])
-        return choose_slots(Small(), data, norm="linf", precision="fp32", weights_sha256="")
+        return choose_slots(Small(), data, norm="linf", precision="fp32")
 
     assert [slots(n) for n in (1, 8, 9, 64, 200, 5000)] == [8, 8, 8, 32, 128, 256]
 
@@ -166,13 +180,65 @@ def test_the_first_count_may_not_fit_and_other_errors_pass() -> None:
         fastest(broken)
 
 
+class Clock:
+    """Shows the time that the steps have taken; each timing has its own seconds a step, in order."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.now, self.steps = iter(seconds), 0.0, 0
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def __call__(self) -> float:
+        self.now += self.steps * next(self.seconds) if self.steps else 0.0
+        self.steps = 0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        # The warm-up; 1, 2, 4, 8 and 16 steps, until they take 0.2 s; twice as many again.
+        ((0.5, 0.09, 0.02, 0.02, 0.02, 0.02, 0.03, 0.01), 0.01),
+        ((0.5, 0.3, 0.4, 0.35), 0.3),
+    ],
+)
+def test_a_timing_is_long_enough_and_the_best_of_three_counts(seconds: tuple[float, ...], best: float) -> None:
+    clock = Clock(*seconds)
+    assert seconds_of(clock.step, torch.device("cpu"), clock) == pytest.approx(best)
+    assert next(clock.seconds, None) is None
+
+
+def test_a_recorded_step_makes_the_same_queries(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recording is stood in for by the step itself."""
+    monkeypatch.setattr(slots_module, "cuda_graph", lambda body: body)
+    (attack,), _ = resolve(["fab-t"], {}, norm="linf", classes=10)
+    p = problem_of(digits, 8, "linf")
+    p.target = (p.y + 1) % 10
+
+    def queries(graph: bool) -> list[Tensor]:
+        asked: list[Tensor] = []
+        net = Small()
+        net.register_forward_pre_hook(lambda _, given: asked.append(given[0].clone()))
+        step, why_not = step_of(attack, Oracle(net, slots=8), p, graph=graph)
+        assert bool(why_not) is not graph
+        for _ in range(3):
+            step()
+        return asked
+
+    eager, recorded = queries(False), queries(True)
+    assert len(eager) == 6  # two in a turn
+    # The turn that was recorded was made once to try it and once by the recording; three more follow.
+    assert len(recorded) == 10 and all(torch.equal(a, b) for a, b in zip(recorded[4:8], eager[2:], strict=True))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l1", "corruptions"])
-def test_the_rate_is_that_of_the_steps_after_the_warm_up(digits: Dataset, norm: str) -> None:
-    times = iter([5.0, 7.0, 0.0, 0.5])
-    rate = rate_of(Small(), digits, norm=norm, precision="fp32", clock=lambda: next(times))
+def test_the_rate_is_that_of_steps_in_so_many_rows(digits: Dataset, norm: str) -> None:
+    times = iter(range(100))
+    rate = rate_of(Small(), digits, norm=norm, precision="fp32", clock=lambda: float(next(times)))
     seen.clear()
-    assert rate(16) == 4 * 16 / 2.0 and set(seen) == {16}
-    assert rate(64) == 4 * 64 / 0.5  # more than there are images
+    assert rate(16) == 16 and set(seen) == {16}  # each timing is of one step and takes a second
+    assert rate(64) == 64  # more than there are images
 
 
 def test_a_measured_count_is_kept_and_asked_for_once(tmp_path: Path) -> None:
@@ -208,10 +274,25 @@ def test_a_device_is_measured_and_no_more_slots_than_images(
     monkeypatch.setattr(slots_module, "slots_file", lambda: tmp_path / "slots.json")
     monkeypatch.setattr(slots_module, "rate_of", lambda *given, **more: lambda slots: float(min(slots, 512)))
     data: Any = OnDevice()
-    assert choose_slots(Small(), data, norm="linf", precision="bf16", weights_sha256="ab") == 128
+
+    def slots(net: nn.Module) -> int:
+        return choose_slots(net, data, norm="linf", precision="bf16")
+
+    assert slots(Small()) == 128
     (key,) = json.loads((tmp_path / "slots.json").read_text())
-    assert key.startswith("a card|torch ") and key.endswith("|ab|1x8x8|linf|bf16")
+    assert key.startswith("a card|torch ") and key.endswith(f"|{architecture_sha256(Small())}|1x8x8|linf|bf16")
     assert json.loads((tmp_path / "slots.json").read_text())[key] == 512
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    assert slots(Small()) == 64  # for 34 images
+
+
+def test_an_architecture_is_the_same_whatever_its_weights_are() -> None:
+    def net(width: int, activation: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), activation, nn.Linear(width, 2))
+
+    one, again = (architecture_sha256(net(5, nn.ReLU())) for _ in range(2))
+    assert one == again
+    assert len({one, architecture_sha256(net(6, nn.ReLU())), architecture_sha256(net(5, nn.GELU()))}) == 3
 
 
 def test_the_memory_of_a_search_does_not_grow_with_the_images(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.profiler import ProfilerActivity, profile
 
 from advbench.checkpoint import read_card
 from advbench.recipe import Recipe
 from advbench.trainer import train
+from advbench.trainer.compiled import fixed_weights
 from advbench.trainer.session import Session
+from advbench.trainer.validation import score
 
 Make = Callable[..., Recipe]
 LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # till 2.6
@@ -139,3 +144,48 @@ def test_attacks_ask_weights_for_no_gradient(recipe: Make) -> None:
     session.nets.key = torch.zeros(2, dtype=torch.int64)
     session.tools.attack(objective, x, torch.zeros(2, dtype=torch.int64))
     assert seen == [False, False] and all(weight.requires_grad for weight in f.parameters())
+
+
+def casts_of_weights(session: Session, work: Callable[[], object]) -> int:
+    """How often `work` casts a tensor of the shape of the largest weight, which no other tensor has."""
+    shape = list(max(session.nets.f.parameters(), key=lambda weight: weight.numel()).shape)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        work()
+    return sum(event.name == "aten::_to_copy" and event.input_shapes[0] == shape for event in seen.events())
+
+
+@pytest.mark.parametrize("backend", ["off", "aot_eager"])
+def test_an_attack_casts_a_weight_once_however_many_steps_it_makes(recipe: Make, backend: str) -> None:
+    """Autocast keeps its casts from pass to pass, but not inside compiled code."""
+    counts = []
+    for steps in (1, 5):
+        sets = (f"compile={backend}", "precision=bf16", f"inner.steps={steps}", f"validation.steps={steps}")
+        session = Session(recipe("pgd-at", *sets, arch="small_cnn_16_32_100"), torch.device("cpu"))
+        assert session.held_out is not None
+        step = partial(session.step, session.order())
+        test = partial(
+            score, session.nets.f, session.held_out, session.recipe, batch_size=24, attacking=session.attacking
+        )
+        step(), test()  # compiles
+        counts.append((casts_of_weights(session, step), casts_of_weights(session, test)))
+        assert session.compile_status == backend
+        assert all(weight.dtype == torch.float32 for weight in session.nets.f.parameters())
+    assert counts[0] == counts[1] and min(counts[0]) >= 1
+
+
+def test_only_weights_that_autocast_casts_are_cast_and_all_come_back() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(2, 2))
+    before = {name: (weight, weight.data_ptr()) for name, weight in net.named_parameters()}
+    for autocast in (True, False):
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+            pytest.raises(KeyError),
+            fixed_weights([net]),
+        ):
+            found = {name for name, weight in net.named_parameters() if weight.dtype == torch.bfloat16}
+            assert found == ({"0.weight", "0.bias", "4.weight", "4.bias"} if autocast else set())
+            assert not any(weight.requires_grad for weight in net.parameters())
+            net(torch.rand(2, 1, 3, 3))
+            raise KeyError
+        for name, weight in net.named_parameters():
+            assert (weight, weight.data_ptr()) == before[name] and weight.requires_grad

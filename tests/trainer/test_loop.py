@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from advbench.checkpoint import load_model, read_card
 from advbench.data import load
 from advbench.errors import Interrupted, UserError
 from advbench.files import locked
+from advbench.methods.base import Method
 from advbench.recipe import Recipe
 from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, train
 
@@ -225,6 +227,42 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(
     loaded = load_model(str(out), trust_code=True)
     assert all(bool(value.isfinite().all()) for value in loaded.net.state_dict().values())
     assert read_card(out).results["epochs"] == 1
+
+
+@pytest.mark.parametrize(("where", "arch"), [("step", "mlp"), ("step", "tiny_arch:Tiny"), ("score", "mlp")])
+def test_a_lack_of_memory_says_what_to_do_and_the_run_resumes(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, arch: str
+) -> None:
+    made, calls = recipe("pgd-at", arch=arch), 0
+    whole = train(made, tmp_path / "whole", device="cpu")
+    owner: Any = Method if where == "step" else loop
+    plain, fit = getattr(owner, where), 7 if where == "step" else 1  # till within the second epoch
+
+    def hungry(*given: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > fit:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return plain(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, hungry)
+        with pytest.raises(UserError, match=r"^out of memory at batch_size 16 in fp32: .*smaller.*--resume$"):
+            train(made, tmp_path / "run", device="cpu")
+    assert len(rows(tmp_path / "run")) == 1
+    train(made, tmp_path / "run", device="cpu", resume=True)
+    assert rows(tmp_path / "run") == rows(whole) and weights(tmp_path / "run") == weights(whole)
+
+
+def test_other_errors_than_a_lack_of_memory_are_not_explained_as_one(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(Method, "step", broken)
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
+        train(recipe("pgd-at", arch="mlp"), tmp_path / "run", device="cpu")
 
 
 def test_the_events_of_a_run(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
