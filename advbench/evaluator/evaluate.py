@@ -45,6 +45,7 @@ from advbench.record import DatasetRef, Environment, Fates, Flag, Record
 
 TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 OVERHEAD = 1e5  # multiply-adds of one image in the time that its pass takes besides
+COMPILED_FROM = 1e16  # multiply-adds: a minute of a fast GPU, about what compiling takes
 MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
 
 
@@ -95,6 +96,7 @@ def evaluate(
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points, rejects=loaded.abstain is not None,
+            compiler=compiler(loaded, data, settings, run),
         )  # fmt: skip
         if settings.probes and run.curve != "severity":
             images, classes = len(runner.correct), data.num_classes
@@ -144,6 +146,12 @@ def expected_work(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) 
     passes = sum(sum(one.passes(data.num_classes)) * count for one, count in zip(run.every, strikes, strict=True))
     with untouched(net), rng.kept():
         return len(data) * passes * (multiply_adds(net, data) + OVERHEAD)
+
+
+def compiler(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> str:
+    """The backend of torch.compile for the search: on CUDA, where an evaluation may take longer than compiling."""
+    cuda = torch.device(settings.device).type == "cuda"
+    return "inductor" if cuda and expected_work(loaded, data, settings, run) >= COMPILED_FROM else ""
 
 
 def with_saved_choices(settings: Settings, saved: dict[str, Any] | None) -> Settings:
@@ -238,6 +246,9 @@ def make_record(
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
+    measured: dict[str, Any] = {"parts": journal.work.seconds, "probes": judged.cost}
+    if runner.compiled is not None:
+        measured["compile"] = runner.compiled.status
     return Record.of(
         outcome.fates,
         model=model_ref(loaded, settings.name),
@@ -261,7 +272,7 @@ def make_record(
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),
-            **{**environment(str(settings.device)), "parts": journal.work.seconds, "probes": judged.cost},
+            **{**environment(str(settings.device)), **measured},
         ),
         supersedes=settings.supersedes,
     )

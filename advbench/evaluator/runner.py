@@ -47,7 +47,7 @@ class Runner:
     bf16 and verifies in fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest
     verified adversarial example (C, H, W), and `attempts` the point of the largest margin that failed, after that
     margin. When memory runs out, the number of slots is halved. `eager` holds the reasons why steps did not run as CUDA
-    graphs.
+    graphs. `compiler`: the backend of torch.compile for the search copy, "" for none.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Runner:
         is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
         rejects: bool = False,
+        compiler: str = "",
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
@@ -87,6 +88,9 @@ class Runner:
         self.oracle.random = self.halving_slots(
             lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
         )
+        if compiler and not self.oracle.random:
+            copy.compile_with(compiler)
+        self.compiled = copy.compiled
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
@@ -358,6 +362,9 @@ class Runner:
         if self._copy_fault and not self.oracle.random:
             detail = f"attacks search the model itself, which takes longer: a faster copy fails ({self._copy_fault})"
             found.append(Flag(name="search-copy", severity="note", detail=detail))
+        if self.compiled is not None and self.compiled.reason:
+            detail = f"the search copy runs without torch.compile, which takes longer: {self.compiled.reason}"
+            found.append(Flag(name="eager", severity="note", detail=detail))
         found += [
             Flag(name="eager", severity="note", detail=f"steps did not run as CUDA graphs: {why}") for why in self.eager
         ]

@@ -224,7 +224,7 @@ GROUPS: dict[str, dict[str, Meaning]] = {
         ),
         "slots": Meaning("note", "the memory was too small, so the passes were made smaller", "nothing"),
         "search-copy": Meaning("note", "the faster copy of the model fails, so the model itself is searched", _LONGER),
-        "eager": Meaning("note", "steps did not run as CUDA graphs", _LONGER),
+        "eager": Meaning("note", "steps did not run as CUDA graphs, or not as compiled code", _LONGER),
     },
 }
 GLOSSARY: dict[str, Meaning] = {name: one for group in GROUPS.values() for name, one in group.items()}

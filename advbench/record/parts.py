@@ -222,7 +222,8 @@ class Environment(OpenPart):
 
     `advbench`: its version. `date`: ISO 8601, UTC. `command`: the words of the command line. An evaluation adds
     `parts`, the seconds of attacks, of the verification of hits, of the recheck in fp32, and of the host's own work,
-    summed over processes; and `probes`, the seconds and forward passes that it took to find the flags.
+    summed over processes; `probes`, the seconds and forward passes that it took to find the flags; and where the search
+    was compiled, `compile`: by what, and which share of the calls that served.
     """
 
     advbench: str

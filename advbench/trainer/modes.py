@@ -1,4 +1,4 @@
-"""Train and eval modes during attacks and weight perturbation: the one place that sets them."""
+"""Train and eval modes, and weights, during attacks and weight perturbation: the one place that sets them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_AUTOCAST_FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
 
 @contextmanager
@@ -44,3 +47,30 @@ def frozen_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+@contextmanager
+def fixed_weights(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, no weight of `nets` requires a gradient, and under autocast those of its layers have its dtype.
+
+    Autocast keeps no cast between calls of compiled code, which would cast every weight again in each step of an
+    attack. Only weights that autocast casts too are: of linear layers and convolutions.
+    """
+    modules = [module for net in nets for module in net.modules()]
+    asking = [weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
+    layers = [module for module in modules if type(module).forward in _AUTOCAST_FORWARDS]
+    before = [(weight, weight.data, weight.grad) for module in layers for weight in module.parameters(recurse=False)]
+    try:
+        for weight in asking:
+            weight.requires_grad_(False)
+        for weight, value, _ in before:
+            device = value.device.type
+            if value.dtype == torch.float32 and torch.is_autocast_enabled(device):
+                weight.grad = None  # the compiler refuses one of another dtype
+                weight.data = value.to(torch.get_autocast_dtype(device))
+        yield
+    finally:
+        for weight, value, gradient in before:
+            weight.data, weight.grad = value, gradient
+        for weight in asking:
+            weight.requires_grad_(True)

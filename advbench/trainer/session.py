@@ -19,6 +19,7 @@ from advbench.allocator import keep_freed
 from advbench.data.augment import crop_flip, cutout
 from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
+from advbench.engine.compiled import Compiled
 from advbench.engine.kernels import has_bf16, out_of_memory
 from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
@@ -28,7 +29,7 @@ from advbench.models.untouched import untouched
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
-from advbench.trainer.compiled import Compiled, fixed_weights
+from advbench.trainer.modes import fixed_weights
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
 from advbench.trainer.start import start_from
@@ -231,7 +232,7 @@ class Session:
             return []
         torch._dynamo.reset()  # it compiles few graphs a process, of which an earlier run may have left none
         nets = [net for net in (self.nets.f, *self.nets.parts.values()) if isinstance(net, Model)]
-        return [Compiled(net, backend, self.counter) for net in nets]
+        return [Compiled(net, backend, self.counter, what="training") for net in nets]
 
     @property
     def compile_status(self) -> str:

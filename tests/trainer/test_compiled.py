@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from advbench.checkpoint import read_card
 from advbench.recipe import Recipe
 from advbench.trainer import train
-from advbench.trainer.compiled import fixed_weights
+from advbench.trainer.modes import fixed_weights
 from advbench.trainer.session import Session
 from advbench.trainer.validation import score
 

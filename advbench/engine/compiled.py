@@ -1,39 +1,48 @@
-"""torch.compile of a network's forward pass, with a fallback where it fails.
+"""torch.compile of a network's forward pass, in training and in a search, with a fallback where it fails.
 
-For each mode there are two graphs: updates need gradients of the weights, attacks do not, and a compiled backward pass
-computes every gradient that its forward pass was traced for. Each is tried before it is used: compilers fail in the
-forward pass, in the backward pass, and where their code first runs.
+In training there are two graphs for each mode: updates need gradients of the weights, attacks do not, and a compiled
+backward pass computes every gradient that its forward pass was traced for. Each graph is tried before it is used:
+compilers fail in the forward pass, in the backward pass, and where their code first runs.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from advbench.engine.kernels import out_of_memory
-from advbench.trainer.tools import Counter
 
-_AUTOCAST_FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 MAX_DIFFERENCE = 0.1  # between compiled and plain outputs or gradients, as a share of their norm; bf16 rounds by 1 %
+
+
+class Counter(Protocol):
+    """Counts passes: of compiled code, whose layers call no hooks, by `add(out)`; none while it is `paused`."""
+
+    def add(self, out: Tensor) -> None: ...
+    def paused(self) -> AbstractContextManager[None]: ...
 
 
 class Compiled:
     """Compiles the calls of `net` with `backend` (inductor, aot_eager), until that fails: `reason` then says why.
 
-    `calls` and `served`: how many calls there were, and how many of them ran compiled code. Copies of the net, its
-    state dict, and its `features` and `head` are not affected.
+    `what` goes on without it then. `counter` is told of every pass of compiled code. `any_batch`: a graph serves
+    batches of every size. `calls` and `served`: how many calls there were, and how many of them ran compiled code.
+    Copies of the net, its state dict, and its `features` and `head` are not affected.
     """
 
-    def __init__(self, net: nn.Module, backend: str, counter: Counter) -> None:
+    def __init__(
+        self, net: nn.Module, backend: str, counter: Counter | None = None, *, what: str, any_batch: bool = False
+    ) -> None:
         self.net = net
         self.backend = backend
         self.counter = counter
+        self.what, self.any_batch = what, any_batch
         self.reason = ""
         self.calls = self.served = 0
         self._graphs_run = 0
@@ -53,7 +62,7 @@ class Compiled:
 
             return run
 
-        self.call = torch.compile(self.net._call_impl, backend=counting, dynamic=False)
+        self.call = torch.compile(self.net._call_impl, backend=counting, dynamic=None if self.any_batch else False)
 
     def __call__(self, *args: Any) -> Tensor:
         key = self._mode(args)
@@ -61,7 +70,7 @@ class Compiled:
             self._tried.add(key)
             self.reason = self._failure(args)
             if self.reason:
-                warnings.warn(f"training continues without torch.compile: {self.reason}", stacklevel=2)
+                warnings.warn(f"{self.what} continues without torch.compile: {self.reason}", stacklevel=2)
                 self.net._compiled_call_impl = None
                 return self.net(*args)  # type: ignore[no-any-return]
         before = self._graphs_run
@@ -69,7 +78,8 @@ class Compiled:
         self.calls += 1
         if self._graphs_run > before:  # else torch.compile gave up silently, and the plain pass was counted by its hook
             self.served += 1
-            self.counter.add(out)
+            if self.counter is not None:
+                self.counter.add(out)
         return out
 
     @property
@@ -83,7 +93,7 @@ class Compiled:
 
     def _mode(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What decides which graph runs."""
-        shapes = tuple((tuple(one.shape), one.dtype, one.requires_grad) for one in args)
+        shapes = tuple((tuple(one.shape[self.any_batch :]), one.dtype, one.requires_grad) for one in args)
         weights = frozenset((weight.requires_grad, weight.dtype) for weight in self.net.parameters())
         modes = tuple(module.training for module in self.net.modules())
         return shapes, weights, modes, torch.is_grad_enabled(), torch.is_autocast_enabled(args[0].device.type)
@@ -96,7 +106,8 @@ class Compiled:
         buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
         device = args[0].device
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), self.counter.paused():
+            paused = nullcontext() if self.counter is None else self.counter.paused()
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), paused:
                 plain, redrawn = (self._results(self._plain, args, seed) for seed in (0, 1))
                 compiled = self._results(self.call, args, 0)
         except Exception as error:  # compilers and their run time may raise anything
@@ -138,30 +149,3 @@ class Compiled:
 def _away(one: list[Tensor], other: list[Tensor]) -> list[float]:
     """The norm of the difference of each pair of tensors, as a share of that of `one`."""
     return [float((b - a).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(one, other, strict=True)]
-
-
-@contextmanager
-def fixed_weights(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, no weight of `nets` requires a gradient, and under autocast those of its layers have its dtype.
-
-    Autocast keeps no cast between calls of compiled code, which would cast every weight again in each step of an
-    attack. Only weights that autocast casts too are: of linear layers and convolutions.
-    """
-    modules = [module for net in nets for module in net.modules()]
-    asking = [weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
-    layers = [module for module in modules if type(module).forward in _AUTOCAST_FORWARDS]
-    before = [(weight, weight.data, weight.grad) for module in layers for weight in module.parameters(recurse=False)]
-    try:
-        for weight in asking:
-            weight.requires_grad_(False)
-        for weight, value, _ in before:
-            device = value.device.type
-            if value.dtype == torch.float32 and torch.is_autocast_enabled(device):
-                weight.grad = None  # the compiler refuses one of another dtype
-                weight.data = value.to(torch.get_autocast_dtype(device))
-        yield
-    finally:
-        for weight, value, gradient in before:
-            weight.data, weight.grad = value, gradient
-        for weight in asking:
-            weight.requires_grad_(True)
