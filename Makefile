@@ -83,7 +83,6 @@ format: setup
 SPEED := leaderboards/speed-cpu.md
 ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --out $(SPEED) --attacks
 bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
-	rm -f $(SPEED)
 	$(ATTACKS) pgd,apgd-ce --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 1000 --rounds $(ROUNDS)
 	$(ATTACKS) autoattack --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --rounds $(ROUNDS)
 	$(ATTACKS) pgd,apgd-ce --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 256 --rounds $(ROUNDS)
@@ -128,9 +127,10 @@ $(CIFAR10_NET)/training.svg: | .venv/.installed
 	$(TRAIN) --method pgd-at --dataset cifar10 --eps 8/255 --epochs 8 --out $(CIFAR10_NET)
 
 # Our training loop beside the plain one of papers' code and those of two libraries, on this machine's CPU.
+TRAINING := PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --out $(SPEED)
 bench-training: $(PEERS)/.installed
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --method trades
+	$(TRAINING)
+	$(TRAINING) --method trades
 
 # The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
 bench-ways: setup
