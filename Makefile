@@ -16,8 +16,8 @@ CIFAR10_CUDA_NET := $(DEMO)/pgd-at-cifar10-resnet18
 TRAIN := $(BIN)/advbench train --arch small_cnn_16_32_100 --set train_n=10000 --set batch_size=32 --resume
 BASELINE := leaderboards/gate/pgd-at-digits-mlp.json
 
-.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format docs bench parity published bench-training bench-ways \
-  bench-cuda pack-cuda attack-table mutations leaderboards effects clean $(BOARDS)
+.PHONY: setup demo gate baseline test test-slow test-matrix wheel-check check format docs bench parity parity-attacks \
+  published published-trades attack-table bench-training bench-ways bench-cuda pack-cuda mutations leaderboards effects clean $(BOARDS)
 
 setup: .venv/.installed
 
@@ -83,7 +83,6 @@ format: setup
 SPEED := leaderboards/speed-cpu.md
 ATTACKS := PYTHONPATH=. $(PEERS)/bin/python tests/bench/attacks.py --threads 2 --out $(SPEED) --attacks
 bench: $(MNIST_NET)/training.svg $(LENET5) $(PEERS)/.installed
-	rm -f $(SPEED)
 	$(ATTACKS) pgd,apgd-ce --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 1000 --rounds $(ROUNDS)
 	$(ATTACKS) autoattack --model $(MNIST_NET) --dataset mnist --eps 0.3 -n 500 --rounds $(ROUNDS)
 	$(ATTACKS) pgd,apgd-ce --model $(LENET5) --arch lenet5 --dataset mnist --eps 0.3 -n 256 --rounds $(ROUNDS)
@@ -115,11 +114,18 @@ parity: $(MNIST_NET)/training.svg $(CIFAR10_NET)/training.svg
 # Standard nets fall whole at the usual eps, so they are attacked at about a third of it.
 TABLE := pgd-at-mnist@0.3 trades-mnist@0.3 act-mnist@0.3 center-loss-mnist@0.3 standard-mnist@0.1 \
   pgd-at-fashion-mnist@0.1 trades-fashion-mnist@0.1 great-fashion-mnist@0.1 center-loss-at-fashion-mnist@0.1 \
-  standard-fashion-mnist@0.03 pgd-at-cifar10@8/255 trades-cifar10@8/255 act-cifar10@8/255 standard-cifar10@3/255
+  standard-fashion-mnist@0.03 pgd-at-cifar10@4/255 trades-cifar10@4/255 act-cifar10@4/255 standard-cifar10@1/255
 table_run = boards/$(firstword $(subst @, ,$(1)))-small_cnn_16_32_100
 attack-table: $(foreach net,$(TABLE),$(call table_run,$(net))/training.svg)
 	$(BIN)/python tests/bench/attack_table.py --out leaderboards/attacks.md \
 	  $(foreach net,$(TABLE),$(call table_run,$(net))@$(lastword $(subst @, ,$(net))))
+
+# The nearest adversarial examples by sigma-zero and hopskipjump, ours and those of the libraries that have them.
+parity-attacks: $(LENET5) $(PEERS)/.installed
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/parity_attacks.py --model $(LENET5) --arch lenet5 -n 128 \
+	  --attacks sigma-zero --out leaderboards/parity.md
+	PYTHONPATH=. $(PEERS)/bin/python tests/bench/parity_attacks.py --model $(LENET5) --arch lenet5 -n 32 \
+	  --attacks hopskipjump --queries 1000 --out leaderboards/parity.md
 
 # What others measured on that LeNet5 with all 10,000 images: 6.8 % are wrong under PGD-40 (natural errors included), the
 # median distance is 0.351 in Linf (FAB, 20 steps) and 1.872 in L2 (DDN, 1,000 steps, points of 256 levels: without them
@@ -130,7 +136,23 @@ published: $(LENET5)
 	$(PUBLISHED) --attack fab --set steps=20 --eps 0.3
 	$(PUBLISHED) --attack ddn --set steps=1000 --set levels=256 --norm l2 --eps 1.5
 
-# A run has its figure once it is finished. On CIFAR-10 the recipe's learning rate is too large for such a small net.
+# The MNIST net by TRADES in the repository of A3 (MIT licence: fetched, never kept here): clean 99.48 %, at eps 0.3 its
+# authors have 92.71 % by A3 and 92.81 % by AutoAttack, of all 10,000 images. `quick` on all of them, then AutoAttack by
+# ours and by the reference on the first 2,000.
+A3_NET := $(DEMO)/mnist_trades_smallcnn.pt
+published-trades: $(A3_NET)
+	$(BIN)/advbench evaluate --model $(A3_NET) --arch small_cnn --dataset mnist -n 10000 --attack quick --eps 0,0.3 \
+	  --out $(DEMO)/published --resume
+	$(BIN)/python tests/bench/parity.py --model $(A3_NET) --arch small_cnn --dataset mnist -n 2000 --eps 0.3 --seeds 0 \
+	  --threads 2 --out $(DEMO)/parity
+
+$(A3_NET):
+	mkdir -p $(DEMO)
+	curl --fail --silent --show-error --location --output $@.part https://raw.githubusercontent.com/liuye6666/adaptive_auto_attack/c3650cdbc85ff90833bbadef26e52548096841b0/model_weights/TRADES/model_mnist_smallcnn.pt
+	echo "5b99888064f692047d5592b38df2dde126aa1b991a26c6aad683ce709634bea0  $@.part" | sha256sum --check --quiet
+	mv $@.part $@
+
+# A run has its figure once it is finished. On CIFAR-10 so small a net learns nothing at the usual eps and rate.
 boards/%-mnist-small_cnn_16_32_100/training.svg: | .venv/.installed
 	$(TRAIN) --method $* --dataset mnist --eps 0.3 --epochs 5 --out $(@D)
 
@@ -138,12 +160,13 @@ boards/%-fashion-mnist-small_cnn_16_32_100/training.svg: | .venv/.installed
 	$(TRAIN) --method $* --dataset fashion-mnist --eps 0.1 --epochs 5 --out $(@D)
 
 boards/%-cifar10-small_cnn_16_32_100/training.svg: | .venv/.installed
-	$(TRAIN) --method $* --dataset cifar10 --eps 8/255 --epochs 8 --set optim.lr=0.01 --out $(@D)
+	$(TRAIN) --method $* --dataset cifar10 --eps 4/255 --epochs 8 --set optim.lr=0.02 --set augment.crop=0 --out $(@D)
 
 # Our training loop beside the plain one of papers' code and those of two libraries, on this machine's CPU.
+TRAINING := PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --out $(SPEED)
 bench-training: $(PEERS)/.installed
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py
-	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --method trades
+	$(TRAINING)
+	$(TRAINING) --method trades
 
 # The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
 bench-ways: setup

@@ -4,9 +4,10 @@
                                   [--rounds R] [--libraries LIST] [--out FILE.md]
 
 Prints, for each attack and library, the median seconds, the median of the ratios to ours in the same round, the passes
-an image, and the robust accuracy reached; with --out, appends the table to a Markdown file. It is no test: times are
-of one machine, and only ratios of one run are worth quoting. Peers that are not installed are named and left out
-(`pip install '.[peers]'`, in an environment of its own: they pin old versions).
+an image, and the robust accuracy reached; --out puts the table into a Markdown file, in the place of that of the same
+attacks, net and dataset. It is no test: times are of one machine, and only ratios of one run are worth quoting. Peers
+that are not installed are named and left out (`pip install '.[peers]'`, in an environment of its own: they pin old
+versions).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import report
 import torch
 from peers import PGD_STEP, PGD_STEPS, Counted, Run, available, peers
 from torch import nn
@@ -39,13 +41,6 @@ from advbench.evaluator.slots import choose_slots
 from advbench.version import __version__
 
 SETTINGS = {"pgd": {"steps": PGD_STEPS, "rel_step": PGD_STEP, "random_start": False}}
-TITLE = """# Our engine beside other libraries
-
-Written by `make bench`: the same net, images, eps, budget and threads, round by round. Only the ratios of one table are
-worth quoting. Robust accuracy is what the attack alone leaves; peers' hits are judged by the model itself, outside of
-their time. Ours is what `advbench evaluate` does: the time has the clean pass, the start of processes, every hit's
-verification, and what follows in fp32 on a search in bf16.
-"""
 Measured = tuple[float, float, float, float]  # seconds, forwards and backwards an image, robust accuracy in percent
 
 
@@ -135,19 +130,17 @@ def main() -> None:
             )
             print(*rows[-1].values(), sep="\t", file=sys.stderr)
     peer_versions = ", ".join(f"{name} {versions[name]}" for name in chosen if name in versions)
-    table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     here = environment()
     text = (
         f"{loaded.arch} on {data.name} ({loaded.spec if ':' in loaded.spec else loaded.weights_sha256[:12]}), "
         f"Linf eps {given.eps}, n {given.n}, {given.threads} threads, rounds {given.rounds}; {here['device_name']}, "
         f"Python {here['python']}, torch {here['torch']}, advbench {__version__}, {peer_versions}; "
-        f"{date.today()}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+        f"{date.today()}\n\n{report.table(rows)}"
     )
     print(text)
     if given.out:
-        begun = given.out.exists()
-        with given.out.open("a") as file:
-            file.write(f"\n{text}" if begun else f"{TITLE}\n{text}")
+        heading = f"{', '.join(given.attacks.split(','))}: {loaded.arch} on {data.name}"
+        report.write(given.out, report.SPEED, heading, text)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 same net, weights, images, method, batch and steps.
 
     python tests/bench/training.py [--method pgd-at|trades] [--steps K] [--rounds R] [--batch-size B] [--threads T]
-        [--precision fp32|bf16] [--set FIELD=VALUE] [--long] [--cuda]
+        [--precision fp32|bf16] [--set FIELD=VALUE] [--long] [--cuda] [--out FILE.md]
 
 Rounds alternate, and the median of the ratios counts, so that other work on the machine slows all alike. Libraries that
 are not installed are named and left out.
 --long trains all for 1,500 steps, or as many as --steps and --rounds say, and scores them by PGD-50.
 --cuda: ResNet-18, CIFAR-10, PGD-10, batch 512, and the share of the bf16 matrix rate that is reached.
+--out puts the table into a Markdown file, in the place of that of the same method, net and dataset.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import multiprocessing
 import os
 import sys
 from copy import deepcopy
+from datetime import date
+from pathlib import Path
 from statistics import median
 
+import report
 import torch
 from cuda_bench import matrix_rate
 from loops import Task, available, serve, timed
@@ -27,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advbench.data import load
 from advbench.data.dataset import Dataset
+from advbench.environment import environment
 from advbench.errors import UserError
 from advbench.evaluator import Settings, evaluate
 from advbench.evaluator.evaluate import bare
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="1,500 steps of both, and their accuracies")
     parser.add_argument("--cuda", action="store_true", help="ResNet-18 on CIFAR-10, batch 512")
     parser.add_argument("-n", type=int, default=1000, help="test images to score")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.cuda and not torch.cuda.is_available():
         sys.exit("error: --cuda measures on an NVIDIA GPU, and there is no CUDA device here")
@@ -150,30 +156,44 @@ def main() -> None:
         for other in others.values():
             other.measure(steps)
         mine.append(timed(ours.step, steps, device))
-    nets = {found[name]: other.end() for name, other in others.items()}
-    print(
-        f"{given.method}, {arch} on {dataset}, PGD-{recipe.inner.steps}, batch {batch}, {device} in "
-        f"{session.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} x {steps} steps"
-    )
-    print(f"{'':<44}{'images/s':>10}{'epoch, s':>10}{'forward':>10}{'backward':>10}{'ours is':>10}")
+    nets = {"ours": session.nets.f, **{found[name]: other.end() for name, other in others.items()}}
     passes = session.counter.forwards / session.images, session.counter.backwards / session.images
-    rows = {"ours": (mine, passes), **{found[name]: (other.seconds, other.passes) for name, other in others.items()}}
-    for name, (seconds, (forwards, backwards)) in rows.items():
+    measured = {"ours": (mine, passes), **{found[name]: (one.seconds, one.passes) for name, one in others.items()}}
+    rows = []
+    for name, (seconds, (forwards, backwards)) in measured.items():
         ratios = [a / b for a, b in zip(seconds, mine, strict=True)]
-        told = f"{median(ratios):>9.2f}x (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})"
-        print(
-            f"{name:<44}{batch / median(seconds):>10,.0f}{epoch * median(seconds):>10,.1f}{forwards:>10.2f}"
-            f"{backwards:>10.2f}{'' if name == 'ours' else told}"
+        rows.append(
+            {
+                "loop": name,
+                "images/s": f"{batch / median(seconds):,.0f}",
+                "epoch, s": f"{epoch * median(seconds):,.1f}",
+                "time / ours": f"{median(ratios):.2f}",
+                "rounds": ", ".join(f"{ratio:.2f}" for ratio in ratios),
+                "forwards": f"{forwards:.2f}",
+                "backwards": f"{backwards:.2f}",
+            }
         )
-    rate, reached = matrix_rate(device), flops / median(mine)
-    print(f"{reached / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s in bf16 matrix products: {reached / rate:.0%}")
+    scored = ""
     if given.long:
         test = load(dataset, "test")
         test = test.subset(range(min(given.n, len(test))))
-        for name, net in {"ours": session.nets.f, **nets}.items():
+        for cells, net in zip(rows, nets.values(), strict=True):
             clean, robust = accuracy(net, test, recipe.threat.eps)
             noise = 100 * (robust / 100 * (1 - robust / 100) / len(test)) ** 0.5
-            print(f"{name:<44}clean {clean:.1f} %, PGD-50 {robust:.1f} % (+- {noise:.1f}) on {len(test)} test images")
+            cells |= {"clean %": f"{clean:.1f}", "PGD-50 %": f"{robust:.1f} +- {noise:.1f}"}
+        scored = f", scored on {len(test)} test images"
+    rate, reached = matrix_rate(device), flops / median(mine)
+    here = environment(str(device))
+    text = (
+        f"PGD-{recipe.inner.steps}, batch {batch}, ours in {session.precision}, {torch.get_num_threads()} threads, "
+        f"{rounds} rounds of {steps} steps{scored}; {here['device_name']}, Python {here['python']}, "
+        f"torch {here['torch']}, advbench {here['advbench']}; {date.today()}\n\n{report.table(rows)}\n"
+        f"Ours: {reached / 1e12:.3g} of {rate / 1e12:.3g} TFLOP/s in bf16 matrix products, {reached / rate:.0%}.\n"
+    )
+    heading = f"training by {given.method}: {arch} on {dataset}"
+    print(f"{heading}\n{text}")
+    if given.out:
+        report.write(given.out, report.SPEED, heading, text)
 
 
 if __name__ == "__main__":
