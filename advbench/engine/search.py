@@ -39,12 +39,11 @@ class Verdicts:
     """The results of one attack on n samples, on the CPU.
 
     `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
-    `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
-    by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: the size of the nearest hit that the model
-    refused, inf if there is none. `attempts`: of the samples that stand, by row and if asked for, the query of the
-    largest margin inside the ball; none in a search for the nearest adversarial example. `unverified` counts the
-    refused hits, `nonfinite` hits with NaN or infinite logits, `outside` points returned by the attack that lie outside
-    the ball.
+    `points`: those adversarial examples by row, if asked for; `refused` (n,) float64: the size of the nearest hit that
+    the model refused, inf if there is none. `best_margin` (n,): the largest margin on the search copy of a query inside
+    the ball, -inf if not asked for; `attempts`: of the samples that stand, by row and if asked for, that query; neither
+    in a search for the nearest adversarial example. `unverified` counts the refused hits, `nonfinite` hits with NaN or
+    infinite logits, `outside` points returned by the attack that lie outside the ball.
     """
 
     fell: Tensor
@@ -78,6 +77,7 @@ class Search:
         stride: int = 1,
         keep_points: bool = False,
         keep_attempts: bool = False,
+        keep_margins: bool = False,
         capture: Capture | None = None,
         before: Verdicts | None = None,
     ) -> None:
@@ -86,6 +86,7 @@ class Search:
         n, slots, device = len(samples.y), oracle.slots, samples.y.device
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
+        self.keep_margins = (keep_attempts or keep_margins) and not self.minimum_norm
         self.verdicts = before or Verdicts(
             torch.zeros(n, dtype=torch.bool),
             torch.full((n,), torch.inf, dtype=torch.float64),
@@ -275,11 +276,10 @@ class Search:
             self._waiting += len(hits)
         if self.keep_attempts:
             self._collect([slot for slot in range(len(over)) if over[slot]])
-        reached = self.attack.best_margin(self.state)
-        if reached is not None:
+        if self.keep_margins:
             ours = torch.tensor([slot for slot in range(len(over)) if over[slot]])
             of = torch.tensor([self.queue[self.item[slot]][0] for slot in ours.tolist()])
-            self.verdicts.best_margin.scatter_reduce_(0, of, reached.float().cpu()[ours], "amax")
+            self.verdicts.best_margin.scatter_reduce_(0, of, self.slots.attempt_margin.cpu()[ours], "amax")
         self._leave(over)
 
     def _collect(self, slots: list[int]) -> None:
@@ -322,7 +322,7 @@ class Search:
     def _with_candidates(self, slots: Slots, query: Tensor, answer: Answer) -> Slots:
         """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong."""
         p, going = slots.problem, ~self.attack.done(slots.state)
-        if self.keep_attempts:
+        if self.keep_margins:
             slots = self._attempted(slots, query, answer, going)
         hit, best, to_beat = answer.wrong & going, slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
@@ -351,7 +351,7 @@ class Search:
         if surely_none(better):
             return slots
         better = better & slots.problem.region.contains(query)
-        attempt = rows(better, query, slots.attempt)
+        attempt = rows(better, query, slots.attempt) if self.keep_attempts else slots.attempt
         return replace(slots, attempt=attempt, attempt_margin=torch.where(better, reached, slots.attempt_margin))
 
     def _record(self, capture: Capture) -> None:

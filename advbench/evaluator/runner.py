@@ -174,6 +174,7 @@ class Runner:
                 stride=STRIDE[self.data.device.type],
                 keep_points=self.keep_points,
                 keep_attempts=self.keep_attempts,
+                keep_margins=self.in_bf16 and not in_fp32,
                 capture=cuda_graph if graphs else None,
                 before=so_far,
             )
