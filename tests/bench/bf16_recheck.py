@@ -1,12 +1,14 @@
 """How near to failure a search in bf16 brought the images that only float32 fells.
 
-    python tests/bench/bf16_recheck.py [--model SPEC]... [--arch NAME] [--dataset NAME] [--eps LIST] [-n N] [--attack SET]
+    python tests/bench/bf16_recheck.py --model SPEC... [--arch NAME] [--dataset NAME] [--norm NORM] [--eps LIST]
+        [-n N] [--attack SET]
 
-For each model and eps, the attacks run in bf16, then those of the recheck in fp32 on all images that stand, and apart
-from that all in fp32. An image's distance is how far its best margin in bf16 stayed below 0, in units of its largest
-clean logit. The first table has a column for each range of distances: how many images stood after bf16, how many of
-these the recheck felled, and how many only the evaluation all in fp32 felled. The second line says how many images
-stand after bf16 and a recheck of all, after bf16 and a recheck of the near ones (within `NEAR_MARGIN`), and in fp32.
+For each model and eps, the attacks run in bf16, then those of the recheck in fp32 on *all* images that stand, and apart
+from that all in fp32. An image's distance is how far its best margin in bf16 stayed below 0, in units of the copy's
+error: the largest of its logits on clean images, relative to an image's largest logit. The columns are ranges of
+distances; the rows say how many images stood after bf16, how many of these the recheck felled, and how many only the
+evaluation all in fp32 felled. Below, how many images stand after bf16 with a recheck of all, of those in doubt (as
+`fp32_recheck` says), and in fp32.
 """
 
 from __future__ import annotations
@@ -24,14 +26,13 @@ from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
 from advbench.eps import as_eps
 from advbench.evaluator.attack_set import resolve
-from advbench.evaluator.fp32_recheck import recheck_attacks
+from advbench.evaluator.fp32_recheck import NEAR, misled, near_margins, recheck_attacks
 from advbench.evaluator.journal import Journal
-from advbench.evaluator.runner import NEAR_MARGIN, Runner
+from advbench.evaluator.runner import Runner
 from advbench.evaluator.slots import choose_slots
 from advbench.models.untouched import untouched
 
-BOUNDS = [2.0**-k for k in range(9, 0, -1)]  # between the ranges of distances
-Rows = NDArray[np.int64]
+BOUNDS = [0, 1, 2, 4, 8, 16, 32, 64]  # between the ranges of distances
 
 
 def main() -> None:
@@ -62,8 +63,8 @@ def main() -> None:
 
 def measure(
     loaded: Loaded, data: Dataset, attacks: list[Attack], norm: str, eps: float
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
-    """Distances (n,), and which images (n,) stand after each part of a search in bf16, and in fp32."""
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]], list[str]]:
+    """Distances (n,), which images (n,) stand after each part of a search in bf16, and in fp32, and notes."""
     made: Any = {
         precision: Runner(
             loaded.net, data, norm=norm, seed=0, precision=precision, journal=Journal(),
@@ -87,35 +88,43 @@ def measure(
         return left
 
     searched = withstood(attacks, runner.correct, runner, in_fp32=False)
-    far, far_of_repeated = -best / runner.logits.abs().amax(1).numpy()
+    error = near_margins(runner.oracle, data, runner.logits) / NEAR
+    far, far_without_gradients = -best / error
     recheck = recheck_attacks(attacks, norm=norm, classes=data.num_classes)[0]
     rechecked = withstood(recheck, searched, runner, in_fp32=True)
-    near = searched & (far < NEAR_MARGIN)
-    standing = {"bf16": searched, "recheck of all": rechecked, "recheck of near": rechecked | (searched & ~near)}
-    again = near & rechecked & (far_of_repeated < NEAR_MARGIN)
+    elsewhere = misled(runner.oracle, runner._fp32_oracle(), recheck[0], data, norm)
+    doubt = searched & ((far < NEAR) | elsewhere)
+    again = rechecked & (far_without_gradients < NEAR)
     repeated = withstood([one for one in attacks if not one.follows_gradient()], again, runner, in_fp32=True)
-    for name in ("recheck of all", "recheck of near"):
-        standing[name] = standing[name] & (repeated | ~again)
-    return far, {**standing, "fp32": withstood(attacks, runner.correct, made["fp32"], in_fp32=True)}
+    every = rechecked & (repeated | ~again)
+    standing = {"bf16": searched, "recheck of all": every, "of those in doubt": every | (searched & ~doubt)}
+    fp32 = withstood(attacks, runner.correct, made["fp32"], in_fp32=True)
+    relative = float((error / runner.logits.abs().amax(1).numpy())[0])
+    notes = [
+        f"  error of a logit 1/{1 / relative:.0f}; in doubt {doubt.sum()}, of which {(searched & elsewhere).sum()} with "
+        f"a gradient elsewhere; repeated without gradients {again.sum()}"
+    ]
+    return far, {**standing, "fp32": fp32}, notes
 
 
-def table(far: NDArray[np.float64], standing: dict[str, NDArray[np.bool_]]) -> list[str]:
+def table(far: NDArray[np.float64], standing: dict[str, NDArray[np.bool_]], notes: list[str]) -> list[str]:
     """Lines of text: images by distance, and the images that stand."""
-    searched, every, near, fp32 = standing.values()
-    lines = ["  distance below   " + "".join(f"{f'1/{round(1 / bound)}':>7}" for bound in BOUNDS) + "   more"]
+    searched, every, doubt, fp32 = standing.values()
+    lines = ["  distance below   " + "".join(f"{bound:>7g}" for bound in BOUNDS) + "   more"]
     for what, some in (
         ("stood in bf16", searched),
         ("felled in recheck", searched & ~every),
         ("felled in fp32 only", every & ~fp32),
     ):
         counts = np.bincount(np.searchsorted(BOUNDS, far[some], side="right"), minlength=len(BOUNDS) + 1)
-        most = f"   largest {far[some].max():.4f}" if some.any() and some is not searched else ""
-        lines.append(f"  {what:<19}" + "".join(f"{count:>6} " for count in counts) + most)
-    share = (far[searched] < NEAR_MARGIN).mean() if searched.any() else 0
+        most = f"   largest {far[some].max():.2f}" if some.any() and some is not searched else ""
+        lines.append(f"  {what:<19}" + "".join(f"{count:>5}  " for count in counts) + most)
+    lines += notes
     lines.append("  stand: " + ", ".join(f"{name} {int(some.sum())}" for name, some in standing.items()))
-    lines.append(f"  near: {share:.1%} of those that stood in bf16; felled by bf16 only: {int((fp32 & ~near).sum())}")
-    lines.append(f"  lost by not looking at the others: {int((near & ~every).sum())}; lost against fp32: "
-                 f"{int((near & ~fp32).sum())}, net {int(near.sum()) - int(fp32.sum())}")  # fmt: skip
+    lost, gained = int((doubt & ~fp32).sum()), int((fp32 & ~doubt).sum())
+    lines.append(
+        f"  lost by leaving out the others {int((doubt & ~every).sum())}; against fp32 lost {lost}, gained {gained}"
+    )
     return lines
 
 
