@@ -101,8 +101,8 @@ def measure(
     fp32 = withstood(attacks, runner.correct, made["fp32"], in_fp32=True)
     relative = float((error / runner.logits.abs().amax(1).numpy())[0])
     notes = [
-        f"  error of a logit 1/{1 / relative:.0f}; in doubt {doubt.sum()}, of which {(searched & elsewhere).sum()} with "
-        f"a gradient elsewhere; repeated without gradients {again.sum()}"
+        f"  error of a logit 1/{1 / relative:.0f}; in doubt {doubt.sum()}, of which {(searched & elsewhere).sum()} "
+        f"with a gradient elsewhere; repeated without gradients {again.sum()}"
     ]
     return far, {**standing, "fp32": fp32}, notes
 
