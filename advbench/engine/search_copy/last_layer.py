@@ -10,13 +10,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 
-class Float32Linear(nn.Linear):
-    """`linear` with its weights and outputs (B, K) in float32, for inputs of any float dtype."""
+class Float32Linear(nn.Module):
+    """`linear` with its weights and outputs (B, K) in float32, for inputs of any float dtype. The weights are frozen."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(linear))
-        self.float()
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().float())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight, self.bias)
