@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Float32Linear(nn.Module):
-    """`linear` with its weights and outputs (B, K) in float32, for inputs of any float dtype. The weights are frozen."""
+    """`linear` with frozen weights and outputs (B, K) in float32, for inputs of any float dtype."""
 
     weight: Tensor
     bias: Tensor | None
