@@ -132,10 +132,13 @@ bench-training: $(PEERS)/.installed
 	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py
 	PYTHONPATH=. $(PEERS)/bin/python tests/bench/training.py --method trades
 
-# The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
-bench-ways: setup
+# The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict; how near to failure bf16 brought what only
+# fp32 fells; and where the rows of all passes go.
+bench-ways: $(MNIST_NET)/training.svg
 	$(BIN)/python tests/bench/two_ways.py curve
 	$(BIN)/python tests/bench/two_ways.py precision
+	$(BIN)/python tests/bench/bf16_recheck.py --model $(MNIST_NET) --dataset mnist --eps 0.3
+	$(BIN)/python tests/bench/slot_steps.py --model $(MNIST_NET) --dataset mnist --eps 0.1,0.2,0.3
 
 # On an NVIDIA GPU: training of ResNet-18 on CIFAR-10 beside the plain loop; then AutoAttack on one that was trained
 # against it, by both engines on 2,000 images and by ours on all 10,000.

@@ -31,6 +31,7 @@ from advbench.record import RECHECK_SET, AttackRef
 from advbench.threat import around
 
 SET = RECHECK_SET
+RECHECK = {"set": SET, "precision": "fp32", "images": "in doubt"}  # in the record beside an attack's settings
 TARGETS = 3
 NEAR = 4.0  # times the copy's error in a logit; a margin is off by up to twice that error
 ALIKE = 0.5  # the least cosine between gradients that point the same way
@@ -50,10 +51,7 @@ def recheck_attacks(asked: Sequence[Attack], *, norm: str, classes: int) -> tupl
         )
         for name, loss, targets in (("apgd-ce", "ce", 0), ("apgd-t", "dlr", TARGETS))
     ]
-    refs = [
-        AttackRef(name=one.name, version=str(one.version), settings={**one.settings(), "set": SET, "precision": "fp32"})
-        for one in made
-    ]
+    refs = [AttackRef(name=one.name, version=str(one.version), settings={**one.settings(), **RECHECK}) for one in made]
     return made, refs
 
 

@@ -27,9 +27,9 @@ class Settings:
       code from outside, or attacks made by hand: ours, another library's, or a function, as in `attacks.external`.
     - `attack_settings`: fields by name; each goes to the attacks that have such a field.
     - `eps`: sizes as they are written ("8/255"), or numbers.
-    - `precision`: "bf16" searches in bf16 and attacks the images that stand once more in fp32. "auto" does so where
-      that is faster (`precision.bf16_pays`) and the attacks include APGD-T, so that the recheck does not make them
-      stronger than they are in fp32.
+    - `precision`: "bf16" searches in bf16 and attacks the images that stand in doubt once more in fp32. "auto" does so
+      where that is faster (`precision.bf16_pays`) and the attacks include APGD-T, so that the recheck does not make
+      them stronger than they are in fp32.
     - `slots`: rows of every pass; None for as many as suit the device and the images.
     - `processes`: how many share the images on a CPU; None for as many as are worth their start. Within `ranks.joined`
       they are those of the launcher.
