@@ -317,11 +317,11 @@ class Runner:
             in_doubt = np.union1d(near, far[self._misled(plan.recheck[0], far)])
         for number in range(first, len(plan.every)):
             still = np.intersect1d(grid.open(), in_doubt)
-            eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number), still)
+            eps_grid.refine_down(grid, strike_at, number, samples=still)
         for number in range(first) if plan.recheck else ():
             if not plan.attacks[number].follows_gradient():
                 near = brought_near(slice(number, number + 1))
-                eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
+                eps_grid.refine_down(grid, partial(strike_at, again=True), number, samples=near)
         return grid.fates()
 
     def _misled(self, attack: Attack, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -548,7 +548,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/evaluator/runner.py": {
         f"{SECOND}images_near_failure_in_bf16_meet_the_same_attack_in_fp32[fast]": [
-            ("near-let-go", "parallel_strikes(number), near)", "parallel_strikes(number), near[:0])"),
+            ("near-let-go", "number, samples=near)", "number, samples=near[:0])"),
             ("all-are-near", "> -near_margin[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
