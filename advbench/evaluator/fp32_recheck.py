@@ -9,7 +9,11 @@ starts, so that they do exactly what they do in an evaluation all in fp32.
 Square follows no gradient, but bf16 rounds away small progress. `Runner.curve` therefore repeats attacks without
 gradients in fp32 on the images that they brought near.
 
-EVIDENCE
+Measured by `tests/bench/bf16_recheck.py --attack apgd-ce,apgd-t`, which rechecks all images that stand, on six nets
+(small_cnn_16_32_100). On 500 images, with logits still in bf16, PGD-AT and compactness on Fashion-MNIST at 0.1 and a
+standard net on MNIST at 0.06: of 1,116 that stood one fell, which bf16 had brought past 0. On 150 images MART and
+TRADES on MNIST at 0.3, N-FGSM on CIFAR-10 at 4/255 and the first net again: of 360 that stood 7 were in doubt, and none
+fell. All in fp32, no image fell that stood by this.
 """
 
 from __future__ import annotations
