@@ -79,6 +79,8 @@ def measure(
         left = standing.copy()
         for attack in by:
             rows = np.flatnonzero(left)
+            if not len(rows):
+                break
             verdicts = runner.attack_at(attack, rows, np.full(len(rows), eps), in_fp32=in_fp32)
             reached = verdicts.best_margin.numpy()
             best[0, rows] = np.maximum(best[0, rows], reached)
