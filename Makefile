@@ -168,10 +168,13 @@ bench-training: $(PEERS)/.installed
 	$(TRAINING)
 	$(TRAINING) --method trades
 
-# The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict.
-bench-ways: setup
+# The fast walk beside the exact one, and bf16 beside fp32, verdict by verdict; how near to failure bf16 brought what only
+# fp32 fells; and where the rows of all passes go.
+bench-ways: $(MNIST_NET)/training.svg
 	$(BIN)/python tests/bench/two_ways.py curve
 	$(BIN)/python tests/bench/two_ways.py precision
+	$(BIN)/python tests/bench/bf16_recheck.py --model $(MNIST_NET) --dataset mnist --eps 0.3
+	$(BIN)/python tests/bench/slot_steps.py --model $(MNIST_NET) --dataset mnist --eps 0.1,0.2,0.3
 
 # Ten minutes on an NVIDIA GPU, the most informative first, without pip or a network (see the script's --help). Before,
 # where there is a network: `make pack-cuda`, which puts the test images, and the weights of a net of the zoo, into a folder

@@ -99,9 +99,6 @@ class Square(Aimed):
         query = propose(p, s.i, s.key, best)
         return SquareState(query, s.i + 1, s.key, best, torch.where(better, a.value, s.best_value))
 
-    def best_margin(self, s: SquareState) -> Tensor | None:
-        return s.best_value if self.loss == "cw" and self.target is None else None
-
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
         """The side (S,) of the square tried after i + 1 answers; see `_sides` for `odd`."""
         table = _sides(self.n_queries, self.p_init, self.rescale_schedule, height, width, odd, i.device)

@@ -247,10 +247,6 @@ class Attack:
         """(S,) bool: items without further queries. The point after the last update is queried too."""
         return s.i > self.steps  # type: ignore[no-any-return]
 
-    def best_margin(self, s: Any) -> Tensor | None:
-        """The largest margin (S,) over each item's queries, below 0 if none was misclassified. None if not tracked."""
-        return None
-
     def result(self, s: Any) -> Tensor:
         """The strongest points (S, C, H, W), which `solve` returns to training."""
         return s.query  # type: ignore[no-any-return]

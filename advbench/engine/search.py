@@ -52,12 +52,11 @@ class Verdicts:
     """The results of one attack on n samples, on the CPU.
 
     `fell` (n,) bool; `distance` (n,) float64: of the nearest verified adversarial example, inf if there is none;
-    `points`: those adversarial examples by row, if asked for; `best_margin` (n,): the largest margin on the search copy
-    by `Attack.best_margin`, -inf if unknown; `refused` (n,) float64: the size of the nearest hit that the model
-    refused, inf if there is none. `attempts`: of the samples that stand, by row and if asked for, the query of the
-    largest margin inside the ball; none in a search for the nearest adversarial example. `unverified` counts the
-    refused hits, `nonfinite` hits with NaN or infinite logits, `outside` points returned by the attack that lie outside
-    the ball.
+    `points`: those adversarial examples by row, if asked for; `refused` (n,) float64: the size of the nearest hit that
+    the model refused, inf if there is none. `best_margin` (n,): the largest margin on the search copy of a query inside
+    the ball, -inf if not asked for; `attempts`: of the samples that stand, by row and if asked for, that query; neither
+    in a search for the nearest adversarial example. `unverified` counts the refused hits, `nonfinite` hits with NaN or
+    infinite logits, `outside` points returned by the attack that lie outside the ball.
     """
 
     fell: Tensor
@@ -72,12 +71,11 @@ class Verdicts:
 
 
 class Results(NamedTuple):
-    """By slot (S,): whether its item ends, and has a hit; where known its best margin, and that of its attempt."""
+    """By slot (S,): whether its item ends, whether it has a hit, and `Slots.attempt_margin`."""
 
     over: Mask
     hit: Mask
-    reached: Margins | None
-    tried: Margins | None
+    margins: Margins
 
 
 @dataclass
@@ -140,6 +138,7 @@ class Search:
         width_step: int | None = None,
         keep_points: bool = False,
         keep_attempts: bool = False,
+        keep_margins: bool = False,
         capture: Capture | None = None,
         before: Verdicts | None = None,
     ) -> None:
@@ -149,6 +148,7 @@ class Search:
         n, device = len(samples.y), samples.y.device
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
+        self.keep_margins = (keep_attempts or keep_margins) and not self.minimum_norm
         self.verdicts = before or Verdicts(
             torch.zeros(n, dtype=torch.bool),
             torch.full((n,), torch.inf, dtype=torch.float64),
@@ -379,19 +379,13 @@ class Search:
 
     def _read(self, ended: Tensor) -> Results:
         """The results of the slots. This is the only look of the host at the device in a round without hits."""
-        reached, tried = self.attack.best_margin(self.state), self.slots.attempt_margin if self.keep_attempts else None
-        columns = [one.float() for one in (ended, self.slots.has_candidate, reached, tried) if one is not None]
-        over, hit, *margins = torch.stack(columns).cpu().numpy()
-        return Results(
-            over > 0,
-            hit > 0,
-            reached=None if reached is None else margins[0],
-            tried=None if tried is None else margins[-1],
-        )
+        columns = ended.float(), self.slots.has_candidate.float(), self.slots.attempt_margin
+        over, hit, margins = torch.stack(columns).cpu().numpy()
+        return Results(over > 0, hit > 0, margins)
 
     def _end(self, results: Results) -> None:
         """End the items of the slots that are over."""
-        over, hit, reached, tried = results
+        over, hit, margins = results
         hits = (over & hit).nonzero()[0]
         if len(hits):
             at = torch.from_numpy(hits).to(self._busy.device)
@@ -403,10 +397,10 @@ class Search:
                     self.slots.margin_to_beat[at],
                 )
             )
-        if tried is not None:
-            self._collect(over.nonzero()[0], tried)
-        if reached is not None:
-            np.maximum.at(self.verdicts.best_margin.numpy(), self.rows_of(self.item[over]), reached[over])
+        if self.keep_attempts:
+            self._collect(over.nonzero()[0], margins)
+        if self.keep_margins:
+            np.maximum.at(self.verdicts.best_margin.numpy(), self.rows_of(self.item[over]), margins[over])
         self._leave(over)
 
     def _collect(self, slots: Places, margins: Margins) -> None:
@@ -451,7 +445,7 @@ class Search:
     def _with_candidates(self, slots: Slots, query: Tensor, answer: Answer) -> Slots:
         """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong."""
         p, going = slots.problem, ~self.attack.done(slots.state)
-        if self.keep_attempts:
+        if self.keep_margins:
             slots = self._attempted(slots, query, answer, going)
         hit, best, to_beat = answer.wrong & going, slots.best_size, slots.margin_to_beat
         if not self.minimum_norm:
@@ -480,7 +474,7 @@ class Search:
         if surely_none(better):
             return slots
         better = better & slots.problem.region.contains(query)
-        attempt = rows(better, query, slots.attempt)
+        attempt = rows(better, query, slots.attempt) if self.keep_attempts else slots.attempt
         return replace(slots, attempt=attempt, attempt_margin=torch.where(better, reached, slots.attempt_margin))
 
     def _record(self, capture: Capture) -> None:

@@ -23,7 +23,7 @@ class Slots:
     search for the nearest one it is -inf, and after a refusal the handicap of the oracle's answers.
 
     `attempt` (S, C, H, W): the query of the largest margin on the search copy, `attempt_margin` (S,), so far inside the
-    ball; (S, 1) where attempts are not kept.
+    ball; (S, 1), and -inf, where they are not kept.
     """
 
     problem: Problem

@@ -1,7 +1,7 @@
 """Whether a search in bf16 is faster: on CUDA from compute capability 8.0 on, and on CPUs with bf16 instructions if the
-network is large.
+network is large; in both, if the attacks are long beside what is attacked once more in fp32.
 
-Every hit is still verified by the model itself in fp32, and the images that stand are attacked once more in fp32.
+Every hit is still verified by the model itself in fp32.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from advbench.engine.search_copy import search_copy
 
 # For one image. In bf16 ResNet-18 (6e8) takes half the time, LeNet5 (1e7) two thirds.
 HEAVY_MULTIPLY_ADDS = 1e8
-# Updates in bf16 for each update of the recheck in fp32, which takes twice the time.
-MIN_UPDATE_RATIO = 4
+# The time of a pass in fp32 in passes in bf16: on CUDA that of arithmetic without TF32 beside bf16's matrix cores.
+FP32_PASS = {"cpu": 2.0, "cuda": 8.0}
+IN_DOUBT = 0.25  # the share of the images that is attacked again in fp32, rather more than was seen (`fp32_recheck`)
 
 
 def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], recheck: Sequence[Attack]) -> bool:
@@ -30,13 +31,21 @@ def bf16_pays(net: nn.Module, data: Dataset, attacks: Sequence[Attack], recheck:
     Decided from the device and from counts of operations, not from measured times, so that it is always the same on the
     same machine.
     """
-    if not has_bf16(data.device):
+    kind = data.device.type
+    if not has_bf16(data.device) or not fewer_passes(attacks, recheck, classes=data.num_classes, fp32=FP32_PASS[kind]):
         return False
-    if data.device.type == "cuda":
-        return bf16_failure(net, data) == ""
-    first, then = (sum(one.updates(data.num_classes) for one in some) for some in (attacks, recheck))
-    pays = first >= MIN_UPDATE_RATIO * then and data.device.type == "cpu"
-    return pays and multiply_adds(net, data) >= HEAVY_MULTIPLY_ADDS and bf16_failure(net, data) == ""
+    heavy = kind == "cuda" or multiply_adds(net, data) >= HEAVY_MULTIPLY_ADDS
+    return heavy and bf16_failure(net, data) == ""
+
+
+def fewer_passes(attacks: Sequence[Attack], recheck: Sequence[Attack], *, classes: int, fp32: float) -> bool:
+    """Whether `attacks` in bf16 take fewer passes than in fp32, a pass in which is worth `fp32` of those in bf16.
+
+    A share IN_DOUBT of the images meets `recheck`, and once more the attacks without gradients, in fp32.
+    """
+    again = [*recheck, *(one for one in attacks if not one.follows_gradient())]
+    first, then = (sum(sum(one.passes(classes)) for one in some) for some in (attacks, again))
+    return first + fp32 * IN_DOUBT * then < fp32 * first
 
 
 def bf16_failure(net: nn.Module, data: Dataset) -> str:

@@ -24,6 +24,7 @@ from advbench.engine.search_copy import search_copy
 from advbench.engine.whole_batch import WholeBatch, attack_batch, joined
 from advbench.errors import UserError
 from advbench.evaluator import eps_grid
+from advbench.evaluator.fp32_recheck import misled, near_margins
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import Plan
 from advbench.record import Fates, Flag
@@ -33,10 +34,8 @@ T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps of a search between two checks by the host
 # Rows by which the width of a search changes. On CPUs it does not, so that a verdict does not depend on the number of
 # processes, which follows the machine's cores.
-WIDTH_STEP = {"cpu": None, "cuda": 64}
-# Times the image's largest clean logit: the margin within which an image came near to failure in bf16. It is four
-# rounding steps of bf16 at that logit, and three times the largest rounding that was seen to keep an image standing.
-NEAR_MARGIN = 2.0**-5
+WIDTH_STEP = {"cpu": None, "cuda": 8}
+FELL, FAR, NEAR = range(3)  # how an image met an attack: it fell, or stood far from failure or near to it
 
 
 class Runner:
@@ -182,6 +181,7 @@ class Runner:
                 width_step=WIDTH_STEP[self.data.device.type],
                 keep_points=self.keep_points,
                 keep_attempts=self.keep_attempts,
+                keep_margins=self.in_bf16 and not in_fp32,
                 capture=cuda_graph if graphs else None,
                 before=so_far,
             )
@@ -278,15 +278,16 @@ class Runner:
     def curve(self, plan: Plan, sizes: Sequence[float]) -> Fates:
         """Each image's fate on the eps grid `sizes`, by the fast or the exact curve of the plan.
 
-        The attacks of the recheck then refine the grid points downwards in fp32. Finally each of the other attacks does
-        so too, on the images that it brought so near to failure in bf16 that only rounding may have kept them standing.
+        After a search in bf16 the attacks of the recheck refine the grid points of images in doubt downwards in fp32
+        (see `fp32_recheck`). Finally each attack without gradients does so too, on the images that it brought near.
         """
         grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
         at, first = np.asarray(sizes), len(plan.attacks)
         items = [one.items(self.data.num_classes) for one in plan.every]
-        logits = self.oracle.judged(self.logits, self.data.labels)
-        near_margin = (NEAR_MARGIN * logits.abs().amax(1)).cpu().numpy()
-        came_near = np.zeros((first, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
+        near_margin = np.zeros(len(self.data))
+        if plan.recheck:
+            near_margin = self.halving_slots(lambda: near_margins(self.oracle, self.data, self.logits))
+        stood = np.zeros((first, len(near_margin), len(at)), dtype=np.int8)  # by attack, image, point: FAR or NEAR
         forecast = self.journal.forecast
 
         def strike_at(
@@ -294,10 +295,12 @@ class Runner:
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             in_fp32 = again or attack >= first
             more = grid.end - 1 - int(points[0]) if attack < first else 0
-            forecast.strike(attack, 0 if again else len(grid.open()), more)
+            standing = len(grid.open()) if attack < first else len(rows)
+            forecast.strike(attack, 0 if again else standing, more)
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
             if plan.recheck and not in_fp32:
-                came_near[attack, rows, points] = verdicts.best_margin.numpy() > -near_margin[rows]
+                near = verdicts.best_margin.numpy() > -near_margin[rows]
+                stood[attack, rows, points] = np.where(verdicts.fell.numpy(), FELL, np.where(near, NEAR, FAR))
             # With several items, the size is that of the first verified one, which depends on the other samples. The
             # verdict must not, so the grid point replaces it.
             alone = items[attack] == 1
@@ -306,17 +309,32 @@ class Runner:
         def parallel_strikes(attack: int) -> int:
             return self.oracle.slots // items[attack]
 
+        def brought_near(attacks: slice) -> NDArray[np.int64]:
+            # At the highest point where the attack failed: strikes below may not be due (see `eps_grid`).
+            highest = len(at) - 1 - (stood[attacks, :, ::-1] > FELL).argmax(2)
+            last = np.take_along_axis(stood[attacks], highest[:, :, None], 2)
+            return np.intersect1d(grid.open(), np.flatnonzero((last == NEAR).any((0, 2))))
+
         if plan.curve == "fast":
             eps_grid.fast(grid, strike_at, first, parallel_strikes)
         else:
             eps_grid.exact(grid, strike_at, first)
+        if plan.recheck:
+            near = brought_near(slice(None))
+            far = np.setdiff1d(grid.open(), near)
+            in_doubt = np.union1d(near, far[self._misled(plan.recheck[0], far)])
         for number in range(first, len(plan.every)):
-            eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
-        for number in range(first):
-            standing = grid.open()
-            near = standing[came_near[number, standing, grid.fell[standing] - 1]]
-            eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
+            still = np.intersect1d(grid.open(), in_doubt)
+            eps_grid.refine_down(grid, strike_at, number, samples=still)
+        for number in range(first) if plan.recheck else ():
+            if not plan.attacks[number].follows_gradient():
+                near = brought_near(slice(number, number + 1))
+                eps_grid.refine_down(grid, partial(strike_at, again=True), number, samples=near)
         return grid.fates()
+
+    def _misled(self, attack: Attack, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        some = self.data.subset(rows.tolist())
+        return self.halving_slots(lambda: misled(self.oracle, self._fp32_oracle(), attack, some, self.norm))
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
         """Each image's fate on the eps grid `sizes`, from its nearest adversarial example over all attacks."""

@@ -553,6 +553,14 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("second-look-targets", "TARGETS = 3", "TARGETS = 1"),
             ("second-look-no-gradients", "through = any(attack.straight_through", "through = any(False"),
         ],
+        f"{SECOND}near_is_within_a_multiple_of_the_copys_error": [
+            ("error-of-most", "error.nan_to_num(0).max()", "error.nan_to_num(0).median()"),
+            ("near-for-all-alike", ".max() * largest)", ".max() * largest.max() + 0 * largest)"),
+        ],
+        f"{SECOND}who_is_misled": [
+            ("misled-without-gradient", "~alike & other.any(1)", "~alike"),
+            ("misled-if-opposite", ">= ALIKE", ">= -ALIKE"),
+        ],
     },
     "advbench/evaluator/rounding.py": {
         f"{ROUNDING}the_nearest_value_inside_the_ball": [
@@ -565,11 +573,15 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/evaluator/runner.py": {
         f"{SECOND}images_near_failure_in_bf16_meet_the_same_attack_in_fp32[fast]": [
-            ("near-let-go", "parallel_strikes(number), near)", "parallel_strikes(number), near[:0])"),
+            ("near-let-go", "number, samples=near)", "number, samples=near[:0])"),
             ("all-are-near", "> -near_margin[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
             ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),
+            ("misled-let-go", "far[self._misled(plan.recheck[0], far)]", "far[:0]"),
+        ],
+        f"{SECOND}images_far_from_failure_are_not_rechecked_and_none_is_lost": [
+            ("all-in-doubt", "np.intersect1d(grid.open(), in_doubt)", "grid.open()"),
         ],
         f"{EXTERNAL}a_note_says_which_do_not_repeat": [
             ("repetition-agrees", 'again["fell"].numpy() != fell', "fell != fell"),

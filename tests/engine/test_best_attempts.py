@@ -94,6 +94,9 @@ def test_the_query_of_the_largest_margin_in_the_ball(
     assert sorted(verdicts.attempts) == [0, 1, 2]
     assert {distance(point) for _, _, point in verdicts.attempts.values()} == {best}
     assert all(reached == pytest.approx(2 * (GREY + best - 0.9)) for reached, _, _ in verdicts.attempts.values())
+    margins = search(attack, Rising(0.9), count=3, stride=stride, keep_attempts=False, keep_margins=True).run()
+    assert torch.equal(margins.best_margin, verdicts.best_margin) and margins.attempts == {}
+    assert margins.best_margin.tolist() == pytest.approx([2 * (GREY + best - 0.9)] * 3)
 
 
 def test_what_falls_has_none_and_what_is_not_asked_for_is_not_kept() -> None:
@@ -101,7 +104,9 @@ def test_what_falls_has_none_and_what_is_not_asked_for_is_not_kept() -> None:
     fell = search(attack, Rising(GREY + 0.12), count=3, keep_points=True).run()
     assert fell.fell.all() and fell.attempts == {} and len(fell.points) == 3
     assert search(attack, Rising(0.9), keep_attempts=False).run().attempts == {}
-    assert search(attack, Rising(0.9), eps=torch.inf).run().attempts == {}  # seeks the nearest one
+    nearest = search(attack, Rising(0.9), eps=torch.inf, keep_margins=True).run()
+    assert nearest.attempts == {} and nearest.best_margin.isneginf().all()
+    assert search(attack, Rising(0.9), keep_attempts=False).run().best_margin.isneginf().all()
 
 
 def test_keeping_them_costs_no_pass_and_changes_no_verdict() -> None:

@@ -16,12 +16,12 @@ from advbench.cli.keep import answers
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.losses import margin
+from advbench.engine.oracle import Oracle
 from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import fp32_recheck as recheck_module
-from advbench.evaluator import runner as runner_module
 from advbench.evaluator.attack_set import resolve
-from advbench.evaluator.fp32_recheck import SET, covered, recheck_attacks
+from advbench.evaluator.fp32_recheck import NEAR, SET, covered, misled, near_margins, recheck_attacks
 from advbench.evaluator.runner import Runner
 from advbench.registry import find
 
@@ -171,7 +171,7 @@ def test_images_near_failure_in_bf16_meet_the_same_attack_in_fp32(
     coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
     given: dict[str, Any] = {"attack": ["square"], "attack_settings": {"n_queries": 150}, "curve": curve}
     fp32 = measure(coarse, digits, precision="fp32", **given)
-    monkeypatch.setattr(runner_module, "NEAR_MARGIN", -torch.inf)
+    monkeypatch.setattr(recheck_module, "NEAR", -1e9)
     blind = measure(coarse, digits, **given)
     monkeypatch.undo()
     near = measure(coarse, digits, **given)
@@ -179,27 +179,71 @@ def test_images_near_failure_in_bf16_meet_the_same_attack_in_fp32(
     assert stands <= found < left - 3
     assert [ref.name for ref in near.record.attack] == ["square", "apgd-ce", "apgd-t"]
     assert not np.isin(near.fates.by, (1, 2)).any()  # all that fell, fell to Square
-    # Images far from failure are not repeated: all of Square in fp32 would take as many passes as in bf16.
-    assert blind.record.forwards < near.record.forwards < 1.8 * blind.record.forwards
-    monkeypatch.setattr(runner_module, "NEAR_MARGIN", 1e9)
-    assert measure(coarse, digits, **given).record.forwards > near.record.forwards
+    monkeypatch.setattr(recheck_module, "NEAR", 1e9)  # images far from failure are not repeated
+    assert blind.record.forwards < near.record.forwards < measure(coarse, digits, **given).record.forwards
 
 
-def test_near_is_the_largest_margin_of_squares_queries(masked: nn.Module, digits: Dataset) -> None:
-    coarse = Coarse(masked.linear.weight.data, masked.linear.bias.data).eval()
-    settings = {"n_queries": 60}
-    (square,) = resolve(["square"], settings, norm="linf", classes=10)[0]
-    (other,) = resolve(["square"], {**settings, "loss": "ce"}, norm="linf", classes=10)[0]
-    runner = Runner(coarse, digits, norm="linf", seed=0, slots=16, precision="fp32", journal=Journal())
-    rows = np.flatnonzero(runner.correct)
-    verdicts = runner.attack_at(square, rows, np.full(len(rows), 0.1))
-    stands = ~verdicts.fell
-    clean = margin(runner.logits, digits.labels)[torch.from_numpy(rows)]
-    assert (
-        verdicts.best_margin is not None
-        and bool((verdicts.best_margin[stands] < 0).all())
-        and 0 < stands.sum() < len(rows)
-    )
-    assert bool((verdicts.best_margin[stands] > clean[stands]).all())
-    best_margin = runner.attack_at(other, rows, np.full(len(rows), 0.1)).best_margin
-    assert best_margin is not None and bool(best_margin.isneginf().all())  # its values are no margins
+@pytest.mark.parametrize("slots", [16, 64])
+def test_near_is_within_a_multiple_of_the_copys_error(masked: nn.Module, digits: Dataset, slots: int) -> None:
+    def copy(x: Tensor) -> Tensor:  # the last image's third logit is off by 0.5, all others by less
+        logits = masked(x)
+        last = (x == digits.batch(slice(N - 1, N))[0]).flatten(1).all(1)
+        return logits + 0.01 + 0.49 * last[:, None] * torch.eye(10)[2]
+
+    logits = masked(digits.batch(slice(None))[0]).detach()
+    largest = logits.abs().amax(1)
+    expected = NEAR * 0.5 / largest[-1] * largest
+    oracle = Oracle(masked, copy, slots=slots)  # type: ignore[arg-type]
+    assert near_margins(oracle, digits, logits) == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_who_is_misled(masked: nn.Module, digits: Dataset) -> None:
+    """Those whose gradient points elsewhere in the copy, none where the model has no gradient either."""
+    turned = torch.arange(N) % 3 == 0
+    x = digits.batch(slice(None))[0]
+
+    class Turned(Masked):
+        def forward(self, z: Tensor) -> Tensor:
+            back = (z[:, None] == x[turned]).flatten(2).all(2).any(1)[:, None]
+            logits = super().forward(z)
+            return torch.where(back, (2 * logits.detach() - logits), logits)
+
+    weight, bias = masked.linear.weight.data, masked.linear.bias.data
+    (attack, _), _ = recheck_attacks([find("attacks", "pgd").create()], norm="linf", classes=10)
+
+    def found(copy: nn.Module, net: nn.Module) -> list[bool]:
+        return misled(Oracle(net, copy, slots=16), Oracle(net, slots=16), attack, digits, "linf").tolist()
+
+    assert found(Turned(weight, bias), masked) == turned.tolist()
+    assert found(masked, masked) == found(masked, Coarse(weight, bias)) == [False] * N
+    assert found(Coarse(weight, bias), masked) == [True] * N
+
+
+def test_images_far_from_failure_are_not_rechecked_and_none_is_lost(
+    masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = nn.Sequential(nn.Flatten(), masked.linear).eval()
+    given: dict[str, Any] = {"attack": ["apgd-t"], "attack_settings": {"steps": 10}}
+    fp32, near = measure(plain, digits, precision="fp32", **given), measure(plain, digits, **given)
+    monkeypatch.setattr(recheck_module, "NEAR", 1e9)
+    every = measure(plain, digits, **given)
+    assert near.fates.fell.tolist() == every.fates.fell.tolist() == fp32.fates.fell.tolist()
+    spent, all_spent = (one.record.backwards - fp32.record.backwards for one in (near, every))
+    assert 0 <= spent < all_spent / 3
+
+
+def test_the_largest_margin_is_known_in_bf16_alone(masked: nn.Module, digits: Dataset) -> None:
+    attacks, _ = resolve(["square", "apgd-t"], {"n_queries": 60, "steps": 5}, norm="linf", classes=10)
+    runners = [
+        Runner(masked, digits, norm="linf", seed=0, slots=16, precision=precision, journal=Journal())
+        for precision in ("bf16", "fp32")
+    ]
+    rows = np.flatnonzero(runners[0].correct)
+    clean = margin(runners[0].logits, digits.labels)[torch.from_numpy(rows)]
+    for attack in attacks:
+        found, in_fp32 = (runner.attack_at(attack, rows, np.full(len(rows), 0.1)) for runner in runners)
+        stands = ~found.fell
+        assert stands.any()
+        assert bool((found.best_margin > clean).all() and (found.best_margin[~stands] >= 0).all())
+        assert found.best_margin[stands].median() < 0
+        assert bool(in_fp32.best_margin.isneginf().all())

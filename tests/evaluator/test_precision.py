@@ -59,18 +59,34 @@ def test_cards_before_compute_capability_8_search_and_train_in_fp32(
     assert has_bf16(card) == there
     recipe = Recipe.resolve(method="pgd-at", dataset="digits", arch="mlp")
     assert trained_in(recipe, card)[1] == ("bf16" if there else "fp32")
-    on_card = SimpleNamespace(device=card)
+    on_card = SimpleNamespace(device=card, num_classes=10)
     monkeypatch.setattr(precision, "bf16_failure", lambda net, data: "")
-    assert precision.bf16_pays(torch.nn.Identity(), on_card, [], []) == there  # type: ignore[arg-type]
+    for steps, worth in ((2, False), (100, there)):
+        attacks, _ = resolve(["apgd-t"], {"steps": steps}, norm="linf", classes=10)
+        recheck, _ = recheck_attacks(attacks, norm="linf", classes=10)
+        assert precision.bf16_pays(torch.nn.Identity(), on_card, attacks, recheck) == worth  # type: ignore[arg-type]
 
 
-def test_the_recheck_is_small_beside_autoattack_only() -> None:
-    made = {name: resolve([name], {}, norm="linf", classes=10)[0] for name in ("apgd-t", "autoattack")}
-    updates = {name: sum(one.updates(10) for one in attacks) for name, attacks in made.items()}
-    assert updates == {"apgd-t": 900, "autoattack": 100 + 900 + 900 + 5000}
-    second = sum(one.updates(10) for one in recheck_attacks(made["autoattack"], norm="linf", classes=10)[0])
-    assert second == 400
-    assert updates["apgd-t"] < precision.MIN_UPDATE_RATIO * second < updates["autoattack"]
+@pytest.mark.parametrize(
+    ("names", "settings", "doubt", "fp32", "fewer"),
+    [
+        (["autoattack"], {}, 0.25, 2, True),
+        (["autoattack"], {}, 0.25, 8, True),
+        (["autoattack"], {}, 0.9, 2, False),  # Square once more on most images
+        (["apgd-t"], {"steps": 99}, 0.25, 2, True),  # 1,800 passes, and 808 of the recheck
+        (["apgd-t"], {"steps": 21}, 0.25, 2, False),  # 396 < 2 x 0.25 x 808
+        (["apgd-t"], {"steps": 22}, 0.25, 2, True),  # 414 > 404
+        (["apgd-t"], {"steps": 11}, 0.25, 8, False),  # 7 x 216 < 8 x 0.25 x 808
+        (["apgd-t"], {"steps": 12}, 0.25, 8, True),  # 7 x 234 > 1,616
+    ],
+)
+def test_passes_are_weighed_by_what_they_take(
+    names: list[str], settings: dict[str, Any], doubt: float, fp32: float, fewer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks, _ = resolve(names, settings, norm="linf", classes=10)
+    recheck, _ = recheck_attacks(attacks, norm="linf", classes=10)
+    monkeypatch.setattr(precision, "IN_DOUBT", doubt)
+    assert precision.fewer_passes(attacks, recheck, classes=10, fp32=fp32) == fewer
 
 
 def test_auto_is_bf16_only_where_it_pays(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +101,8 @@ def test_auto_is_bf16_only_where_it_pays(digits: Dataset, monkeypatch: pytest.Mo
     has(monkeypatch, avx512_bf16=True)
     assert used(["apgd-t"]) == "fp32"  # a small network
     monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
-    assert used(["apgd-t"]) == "fp32"  # 18 updates, and the recheck has 400
-    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
+    assert used(["apgd-t"]) == "fp32"  # 54 passes, and the recheck has 808
+    monkeypatch.setattr(precision, "IN_DOUBT", 0.01)
     assert used(["apgd-t"]) == "bf16"
     assert used(["apgd-t"], "fp32") == "fp32"
     assert used(["pgd"]) == "fp32"  # the recheck would make it stronger
@@ -112,7 +128,7 @@ def test_a_resumed_evaluation_keeps_its_precision(
         run(lambda: next(left, None) is None, False)
     has(monkeypatch, avx512_bf16=True)  # another machine
     monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
-    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
+    monkeypatch.setattr(precision, "IN_DOUBT", 0.01)
     assert run(lambda: False, True) == "fp32"
 
 
@@ -139,6 +155,6 @@ def test_a_model_that_does_not_work_in_bf16(digits: Dataset, monkeypatch: pytest
         evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"], precision="bf16"))
     has(monkeypatch, avx512_bf16=True)
     monkeypatch.setattr(precision, "HEAVY_MULTIPLY_ADDS", 10.0)
-    monkeypatch.setattr(precision, "MIN_UPDATE_RATIO", 0.01)
+    monkeypatch.setattr(precision, "IN_DOUBT", 0.01)
     record = evaluate(net, digits, Settings(attack="apgd-t", attack_settings={"steps": 2}, eps=["0.1"])).record
     assert record.engine.precision == "fp32"
