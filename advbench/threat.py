@@ -15,9 +15,10 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.errors import UserError, unknown
+from advbench.roots import falling, rising
 
 _TINY = 1e-12
-_MAX_ROUNDS = 6  # of L2.project; further rounds change less than a thousandth of eps (tests/test_threat.py)
+_MAX_ROUNDS = 5  # of L2.project; further rounds change less than a thousandth of eps (tests/test_threat.py)
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Region:
 
     def contains(self, z: Tensor) -> Tensor:
         """Whether z (S, C, H, W) is in the region: (S,) bool. Norms in float64, up to 1e-5 eps + 1e-6 above eps."""
-        return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps * (1 + 1e-5) + 1e-6)
+        return _between(z, 0, 1) & (self.size(z.double() - self.x) <= self.eps * (1 + 1e-5) + 1e-6)
 
 
 class Linf(Region):
@@ -103,29 +104,20 @@ class L2(Region):
     def project(self, z: Tensor) -> Tensor:
         """The nearest point of {x + d: ||d|| <= eps, 0 <= x + d <= 1}.
 
-        It is d = clip(s u, -x, 1 - x) for u = z - x and the largest s <= 1 with ||d|| <= eps. The iteration starts from
-        the s without clipping and increases it, because clipping reduces the norm. s is exact once no further element
-        is clipped; before that the point already lies in the ball.
+        It is d = clip(s u, -x, 1 - x) for u = z - x and the largest s <= 1 with ||d|| <= eps. An element adds
+        min(s^2 u_i^2, c_i^2) to ||d||^2, c = clip(u, -x, 1 - x): this is `rising` in s^2. Short of its root, the point
+        already lies in the ball.
         """
-        x, e = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
-        u = z.flatten(1) - x
-        a, reach = u.abs(), margin_to_box(x, u)
-        squares, full = a**2, reach**2
-        s = (e / squares.sum(1, keepdim=True).sqrt().clamp_min(_TINY)).clamp_max(1)
-        for _ in range(_MAX_ROUNDS):
-            inside = torch.gt(reach, s * a, out=torch.empty_like(a))  # 1 or 0: boolean masks are slow on CPUs
-            left = (e**2 - (full * (1 - inside)).sum(1, keepdim=True)).clamp_min(0)
-            free = (squares * inside).sum(1, keepdim=True)
-            higher = torch.maximum(s, (left / free.clamp_min(_TINY**2)).sqrt().clamp_max(1))
-            settled, s = higher == s, higher
-            if s.device.type == "cpu" and bool(settled.all()):  # further rounds change no row
-                break
-        return (x + u * s).clamp(0, 1).view_as(z)
+        x, z = self.x.flatten(1), z.flatten(1)
+        u, clipped = z - x, z.clamp(0, 1) - x
+        squares = torch.stack([clipped, u]).square_()
+        s = rising(squares, squares[0] / squares[1], self.eps.to(x.dtype)[:, None] ** 2, _MAX_ROUNDS)
+        return torch.addcmul(x, u, s.sqrt().clamp_max(1)).clamp_(0, 1).view_as(self.x)
 
     def steepest(self, g: Tensor) -> Tensor:
-        # Scaled first, because the squares of a saturated model's tiny gradients underflow.
-        g = g / _rows(g.abs().flatten(1).amax(1)).clamp_min(torch.finfo(g.dtype).tiny)
-        return g / _rows(self.size(g)).clamp_min(_TINY)
+        # In float64, because the squares of a saturated model's tiny gradients underflow.
+        length = torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64)
+        return g / _rows(length.to(g.dtype).clamp_min(torch.finfo(g.dtype).tiny))
 
     def sample(self, key: Tensor) -> Tensor:
         shape = tuple(self.x.shape[1:])
@@ -149,29 +141,13 @@ class L1(Region):
         """The nearest point of {x + d: sum |d| <= eps, 0 <= x + d <= 1} (Croce and Hein 2021, 2103.01208, sec. 3).
 
         It is d_i = sign(u_i) clip(|u_i| - lambda, 0, c_i) for u = z - x, c_i the distance from x_i to the border of
-        [0, 1] in the direction of u_i, and the smallest lambda >= 0 with sum |d| <= eps: found by bisection, then
-        solved exactly on its linear piece.
+        [0, 1] in the direction of u_i, and the smallest lambda >= 0 with sum |d| <= eps: `falling` finds it.
         """
-        u = (z - self.x).flatten(1)
-        x = self.x.flatten(1)
+        x, eps = self.x.flatten(1), self.eps.to(self.x.dtype)[:, None]
+        u = z.flatten(1) - x
         a, reach = u.abs(), margin_to_box(x, u)
-        eps = self.eps.to(a.dtype)[:, None]
-
-        def total(shift: Tensor) -> Tensor:
-            return torch.minimum((a - shift).clamp_min(0), reach).sum(1, keepdim=True)
-
-        low, high = torch.zeros_like(eps), a.amax(1, keepdim=True)
-        for _ in range(24):
-            middle = (low + high) / 2
-            above = total(middle) > eps
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        sloped = (a > high) & (a - high < reach)
-        count = sloped.sum(1, keepdim=True)
-        exact = high + (total(high) - eps) / count.clamp_min(1)
-        shift = torch.where((count > 0) & (exact >= low) & (exact <= high), exact, high)
-        shift = torch.where(total(torch.zeros_like(eps)) <= eps, torch.zeros_like(eps), shift)
-        d = u.sign() * torch.minimum((a - shift).clamp_min(0), reach)
-        return (x + d).clamp(0, 1).view_as(z)
+        d = torch.minimum((a - falling(a, reach, eps)).clamp_min_(0), reach).copysign_(u)
+        return (x + d).clamp_(0, 1).view_as(z)
 
     def steepest(self, g: Tensor) -> Tensor:
         flat = g.flatten(1)
@@ -211,7 +187,7 @@ class L0(Region):
         return (d != 0).flatten(1).sum(1).to(d.dtype)
 
     def contains(self, z: Tensor) -> Tensor:
-        return _between(z, 0, 1) & (self.size(z.double() - self.x.double()) <= self.eps)  # a count needs no tolerance
+        return _between(z, 0, 1) & (self.size(z.double() - self.x) <= self.eps)  # a count needs no tolerance
 
 
 @dataclass
@@ -305,7 +281,7 @@ def check_band(band: tuple[float, float] | None, norm: str) -> None:
 
 def margin_to_box(x: Tensor, u: Tensor) -> Tensor:
     """The distance from each element of x to the border of [0, 1] in the direction of u's sign."""
-    return (u.sign().clamp_min_(0) - x).abs_()
+    return torch.gt(u, 0, out=torch.empty_like(x)).sub_(x).abs_()  # in floating point: boolean masks are slow on CPUs
 
 
 def _between(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

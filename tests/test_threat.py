@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import brentq
 
-from advbench import rng
+from advbench import rng, threat
 from advbench.errors import UserError
+from advbench.roots import falling
 from advbench.threat import REGIONS, FourierLinf, around, banded, check_band, leak
 
 NORMS = sorted(REGIONS)
@@ -163,9 +166,11 @@ def is_nearest(norm: str, size: float, seed: int) -> None:
     assert distance == pytest.approx(least_distance(norm, at, goal - at, size), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("bits", [1, 2])  # a round, on a CPU and on CUDA
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("size", [0.3, 1.0, 2.5])
-def test_l1_projection_is_the_nearest_point(seed, size):
+def test_l1_projection_is_the_nearest_point(seed, size, bits, monkeypatch):
+    monkeypatch.setattr(threat, "falling", partial(falling, bits=bits))
     is_nearest("l1", size, seed)
 
 

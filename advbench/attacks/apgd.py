@@ -147,19 +147,21 @@ class APGD(Aimed):
         best_value = torch.where(better, value, s.best_value)
         best, best_grad = rows(better, s.query, s.best), rows(better, grad, s.best_grad)
         # The first answer is to the starting point. The first checkpoint compares the best value with it.
-        checked_value = torch.where(s.i == 0, value, s.checked_value)
+        first = s.i == 0
+        checked_value = torch.where(first, value, s.checked_value)
         rises = s.rises + (value > s.value)
 
-        window = _windows(self.steps, p.y.device)[s.i.clamp_max(self.steps)]  # 0 if this is no checkpoint
-        stuck = ~s.halved & (checked_value >= best_value)
-        halve = (window > 0) & ((rises <= self.rho * window) | stuck)
+        most = _most_rises(self.steps, self.rho, p.y.device)[s.i.clamp_max(self.steps)]
+        going = most < 0  # no checkpoint
+        stuck = ~(s.halved | going) & (checked_value >= best_value)
+        halve = (rises <= most) | stuck
         step = torch.where(halve, s.step / 2, s.step)
         x, g = rows(halve, best, s.query), rows(halve, best_grad, grad)
 
-        z = region.project(x + step.view(-1, 1, 1, 1) * region.steepest(g))
-        alpha = torch.where(s.i == 0, 1.0, 0.75).view(-1, 1, 1, 1)
-        query = region.project(x + alpha * (z - x) + (1 - alpha) * (x - s.previous))
-        checked = window > 0
+        z = region.project(torch.addcmul(x, region.steepest(g), step.view(-1, 1, 1, 1)))
+        alpha = (0.75 + 0.25 * first).view(-1, 1, 1, 1)
+        ahead = torch.lerp(s.previous, x, 2.0)  # x + (x - x_{k-1})
+        query = region.project(torch.lerp(ahead, z, alpha))
         return APGDState(
             query=query,
             i=s.i + 1,
@@ -169,9 +171,9 @@ class APGD(Aimed):
             best_value=best_value,
             value=value,
             step=step,
-            rises=torch.where(checked, 0, rises),
-            halved=torch.where(checked, halve, s.halved),
-            checked_value=torch.where(checked, best_value, checked_value),
+            rises=rises * going,
+            halved=torch.where(going, s.halved, halve),
+            checked_value=torch.where(going, checked_value, best_value),
         )
 
     def target_classes_of(self, samples: Samples, oracle: Oracle, norm: str) -> Tensor:
@@ -201,16 +203,16 @@ class APGD(Aimed):
 
 
 @cache
-def _windows(steps: int, device: torch.device) -> Tensor:
-    """(steps + 2,): at i, the number of steps since the last checkpoint if there is a checkpoint after i steps, else 0.
+def _most_rises(steps: int, rho: float, device: torch.device) -> Tensor:
+    """(steps + 2,): at i, the share rho of the steps since the last checkpoint if there is one after i steps, else -1.
 
     Section 3.1: windows of 0.22 N steps, then 0.03 N shorter each time, at least 0.06 N.
     """
-    table = [0] * (steps + 2)
+    table = [-1.0] * (steps + 2)
     window, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
     at = window
     while at <= steps:
-        table[at] = window
+        table[at] = rho * window
         window = max(window - shrink, least)
         at += window
     return torch.tensor(table, device=device)

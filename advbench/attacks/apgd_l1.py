@@ -58,30 +58,27 @@ def start(p: Problem, steps: int, larger_eps: bool) -> L1State:
 def step(p: Problem, s: L1State, a: Answer, steps: int, larger_eps: bool) -> L1State:
     """The state after a step along the largest gradient elements, or after the change to the next ball."""
     x, size = p.region.x, p.region.x[0].numel()
-    factors, begins, checks = _plan(steps, larger_eps, p.y.device)
+    factors, begins, checks, counts = _plan(steps, larger_eps, p.y.device)
     at = s.i.clamp_max(answers(steps, larger_eps) - 1)
-    begin, check = begins[at], checks[at]
+    begin, check, counted = begins[at], checks[at], counts[at]
     factor, after = factors[at], factors[at + 1]
 
     better = (a.value > s.best_value) | begin
     best, best_grad = rows(better, s.query, s.best), rows(better, a.gradient, s.best_grad)
     best_value = torch.where(better, a.value, s.best_value)
 
-    count = (best != x).flatten(1).sum(1).to(x.dtype)
-    # Without larger eps the search starts dense: the initial share and count hold until the first checkpoint.
-    counted = begin & ((s.i > 0) | larger_eps)
+    count = (best != x).flatten(1).sum(1, dtype=x.dtype)
     sparser = check & (count < 0.95 * s.nonzero)
-    share = torch.where(check | counted, count / size / 1.5, s.share)
-    nonzero = torch.where(check | counted, count, s.nonzero)
+    share = torch.where(counted, count / size / 1.5, s.share)
+    nonzero = torch.where(counted, count, s.nonzero)
     length = torch.where(check, (s.step / 1.5).clamp_min(0.1), s.step)
     length = torch.where(sparser | begin, 1.0, length)
     z, g = rows(sparser, best, s.query), rows(sparser, best_grad, a.gradient)
 
-    ball = _scaled(p.region, factor)
-    stepped = ball.project(z + length.view(-1, 1, 1, 1) * ball.e * _largest(g, share))
-    entered = _scaled(p.region, after).project(best)
+    ball = _scaled(p.region, after)
+    stepped = torch.addcmul(z, _largest(g, share), (length * ball.eps).to(x.dtype).view(-1, 1, 1, 1))
     return L1State(
-        query=rows(after < factor, entered, stepped),
+        query=ball.project(rows(after < factor, best, stepped)),
         i=s.i + 1,
         best=best,
         best_grad=best_grad,
@@ -99,10 +96,11 @@ def _scaled(region: Region, factor: Tensor) -> Region:
 def _largest(g: Tensor, share: Tensor) -> Tensor:
     """The signs of the largest `share` (S,) of g's elements, at least one, scaled to L1 norm 1; zeros elsewhere."""
     size = g[0].numel()
-    sorted_ = g.abs().flatten(1).sort(dim=1).values
+    size_of = g.abs()
+    sorted_ = size_of.flatten(1).sort(dim=1).values
     place = ((1 - share) * size).clamp(0, size - 1).long()
     least = sorted_.gather(1, place[:, None]).view(-1, 1, 1, 1)
-    signs = g.sign() * (g.abs() >= least)
+    signs = g.sign() * (size_of >= least)
     return signs / signs.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 
 
@@ -119,21 +117,26 @@ def _lengths(steps: int, larger_eps: bool) -> list[int]:
 
 
 @cache
-def _plan(steps: int, larger_eps: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each number of answers so far: the query's factor of eps, whether it is its ball's first, and whether its
-    answer is a checkpoint. One more entry stands for the state after the last answer, whose query is not used."""
+def _plan(steps: int, larger_eps: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each number of answers so far: the query's factor of eps, whether it is its ball's first, whether its answer
+    is a checkpoint, and whether the best perturbation's elements are counted. One more entry stands for the state after
+    the last answer, whose query is not used."""
     lengths = _lengths(steps, larger_eps)
     factors: list[float] = []
     begins: list[bool] = []
     checks: list[bool] = []
+    counts: list[bool] = []
     for factor, length in zip(range(len(lengths), 0, -1), lengths, strict=True):
         window = max(int(0.04 * length), 1)
         for i in range(length + 1):
             factors.append(float(factor))
             begins.append(i == 0)
             checks.append(i > 0 and i % window == 0)
+            # Without larger eps the search starts dense: the first share and count hold until the first checkpoint.
+            counts.append(checks[-1] or (i == 0 and larger_eps))
     return (
         torch.tensor([*factors, 1.0], device=device),
         torch.tensor([*begins, False], device=device),
         torch.tensor([*checks, False], device=device),
+        torch.tensor([*counts, False], device=device),
     )

@@ -77,14 +77,13 @@ class FAB(Attack):
         if a.grad is None:
             return State(rows(a.wrong, x + self.beta * (s.query - x), s.query), s.i + 1)
         f, w = self.boundary(p, a)
-        near = to_hyperplane(s.query, w, -f, region.norm)
         rise = torch.linalg.vecdot(w.flatten(1), (s.query - x).flatten(1)) - f
-        far = to_hyperplane(x, w, rise, region.norm)
-        one, other = region.size(near).clamp_min(1e-8), region.size(far).clamp_min(1e-8)
+        both = torch.cat([s.query, x])  # both steps at once, which are half as many operations
+        d = to_hyperplane(both, torch.cat([w, w]), torch.cat([-f, rise]), region.norm)
+        one, other = region.size(d).clamp_min(1e-8).chunk(2)
         alpha = (one / (one + other)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
-        # (1 - alpha)(x_i + eta d_i) + alpha (x + eta d_0)
-        stepped = torch.lerp(s.query.add(near, alpha=self.eta), x.add(far, alpha=self.eta), alpha)
-        return State(stepped.clamp_(0, 1), s.i + 1)
+        near, far = both.add(d, alpha=self.eta).chunk(2)
+        return State(torch.lerp(near, far, alpha).clamp_(0, 1), s.i + 1)
 
     def boundary(self, p: Problem, a: Answer) -> tuple[Tensor, Tensor]:
         """z_k - z_y (S,), which is 0 on the boundary to class k, and its gradient (S, C, H, W)."""

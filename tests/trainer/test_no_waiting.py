@@ -1,21 +1,18 @@
 """A training step on CUDA neither waits for the device nor copies from the host: proved without a card.
 
-The step runs on fake tensors, which have a device, a shape and no values. What needs a value on the host raises, and so
-do operations on two devices. Backward passes need a real engine, so gradients are zeros.
+The step runs on the fake tensors of `fake_cuda`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fake_cuda import Watched, zero_gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from advbench.data.dataset import Dataset
 from advbench.recipe import Recipe
@@ -25,42 +22,6 @@ from advbench.trainer.session import Session
 
 BATCH = 8
 SHORT = ["compile=off", "precision=fp32", "inner.steps=2", "validation.fraction=0", f"batch_size={BATCH}"]
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "bincount"}
-
-
-class Waits(TorchDispatchMode):
-    """Collects what would wait for the device, or copy between it and the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        touched = [one for one in tree_leaves((args, kwargs or {}, out)) if isinstance(one, Tensor)]
-        if name in WAITS:
-            self.found.append(name)
-        if name in ("_to_copy", "copy_", "copy") and {one.device.type for one in touched} == {"cpu", "cuda"}:
-            self.found.append(f"{name} between host and device")
-        masks = args[1] if name in ("index", "index_put_") else ()
-        if any(isinstance(one, Tensor) and one.dtype == torch.bool for one in masks or ()):
-            self.found.append(f"{name} by a mask")
-        return out
-
-
-@contextlib.contextmanager
-def zero_gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
-    """Inside, gradients are zeros; the functions in the list say to what `backward` gives one."""
-    given: list[Callable[[], None]] = []
-
-    def grad(outputs: Any, inputs: Any, *rest: Any, **how: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(one) for one in ([inputs] if isinstance(inputs, Tensor) else inputs))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", grad)
-        patch.setattr(Tensor, "backward", lambda self, *rest, **how: [give() for give in given])
-        yield given
 
 
 def move(net: nn.Module, fake: Callable[[Tensor], Tensor]) -> None:
@@ -113,9 +74,9 @@ def waits_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         given.append(to_weights)
         order = fake(torch.arange(len(labels)))
         session.step(order)
-        with Waits() as seen:
+        with Watched() as seen:
             session.step(order)
-    return seen.found
+    return seen.waits
 
 
 @pytest.mark.parametrize("method", sorted(set(entries("methods")) - {"free-at"}))  # which reads x.grad of `backward`
