@@ -71,23 +71,27 @@ class Runner:
         self._copy_fault = copy.fault
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
-        self.unverified = self.nonfinite = self.outside = 0
         self.returned = 0  # points of attacks on whole batches, of which `outside` lie outside of the ball
         self.counted = True  # whether all passes of attacks on whole batches could be counted
         self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
         self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
-        self.points: dict[int, Tensor] = {}
-        self._sizes: dict[int, float] = {}  # of the perturbations in `points`
-        self.attempts: dict[int, tuple[float, Tensor]] = {}
-        self.eager: dict[str, None] = {}
+        self.forget()
         self.oracle.random = self.halving_slots(
             lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
         )
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
-        self.refused = np.full(len(data), np.inf)  # by image: the least eps, or size, of a hit that the model refused
+
+    def forget(self) -> None:
+        """Forget what the attacks found, which the journal tells again."""
+        self.unverified = self.nonfinite = self.outside = 0
+        self.points: dict[int, Tensor] = {}
+        self._sizes: dict[int, float] = {}  # of the perturbations in `points`
+        self.attempts: dict[int, tuple[float, Tensor]] = {}
+        self.eager: dict[str, None] = {}
+        self.refused = np.full(len(self.data), np.inf)  # by image: the least eps, or size, of a hit that it refused
 
     def restrict_to(self, rows: NDArray[np.int64]) -> None:
         """Attack only the images `rows`, the share of this process."""
@@ -272,19 +276,21 @@ class Runner:
 
         The attacks of the recheck then refine the grid points downwards in fp32. Finally each of the other attacks does
         so too, on the images that it brought so near to failure in bf16 that only rounding may have kept them standing.
+        The escalation refines downwards as well, and what it moved is checked again in fp32.
         """
         grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
-        at, first = np.asarray(sizes), len(plan.attacks)
+        at, first, count = np.asarray(sizes), len(plan.attacks), len(plan.every)
+        checks = range(first, first + len(plan.recheck))
         items = [one.items(self.data.num_classes) for one in plan.every]
         logits = self.oracle.judged(self.logits, self.data.labels)
         near_margin = (NEAR_MARGIN * logits.abs().amax(1)).cpu().numpy()
-        came_near = np.zeros((first, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
+        came_near = np.zeros((count, len(near_margin), len(at)), dtype=bool)  # by attack, image and grid point
         forecast = self.journal.forecast
 
         def strike_at(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-            in_fp32 = again or attack >= first
+            in_fp32 = again or attack in checks
             more = grid.end - 1 - int(points[0]) if attack < first else 0
             forecast.strike(attack, 0 if again else len(grid.open()), more)
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
@@ -298,16 +304,27 @@ class Runner:
         def parallel_strikes(attack: int) -> int:
             return self.oracle.slots // items[attack]
 
+        def recheck(searched: range, samples: NDArray[np.int64] | None = None) -> None:
+            for number in checks:
+                eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number), samples)
+            for number in searched:
+                standing = grid.open()
+                near = standing[came_near[number, standing, grid.fell[standing] - 1]]
+                eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
+
         if plan.curve == "fast":
             eps_grid.fast(grid, strike_at, first, parallel_strikes)
         else:
             eps_grid.exact(grid, strike_at, first)
-        for number in range(first, len(plan.every)):
-            eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
-        for number in range(first):
-            standing = grid.open()
-            near = standing[came_near[number, standing, grid.fell[standing] - 1]]
-            eps_grid.refine_down(grid, partial(strike_at, again=True), number, parallel_strikes(number), near)
+        recheck(range(first))
+        if plan.escalated:
+            before = grid.fell.copy()
+            if plan.curve == "exact":
+                eps_grid.exact(grid, strike_at, count, checks.stop)
+            else:
+                for number in range(checks.stop, count):
+                    eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
+            recheck(range(checks.stop, count), np.flatnonzero((grid.fell < before) & (grid.fell > grid.first)))
         return grid.fates()
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:

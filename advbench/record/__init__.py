@@ -12,6 +12,7 @@ from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
+    ESCALATION,
     RECHECK_SET,
     AttackRef,
     Corruptions,
@@ -28,6 +29,7 @@ from advbench.record.parts import (
 )
 from advbench.record.record import (
     CURVE_COLUMNS,
+    ESCALATED,
     NOT_PROBED,
     Damage,
     Record,
@@ -44,6 +46,8 @@ from advbench.record.record import (
 
 __all__ = [
     "CURVE_COLUMNS",
+    "ESCALATED",
+    "ESCALATION",
     "FLAG_NAMES",
     "NOT_PROBED",
     "RECHECK_SET",
