@@ -276,7 +276,7 @@ class Runner:
 
         The attacks of the recheck then refine the grid points downwards in fp32. Finally each of the other attacks does
         so too, on the images that it brought so near to failure in bf16 that only rounding may have kept them standing.
-        The escalation refines downwards as well, and what it moved is checked again in fp32.
+        The escalation comes after that, in the same way.
         """
         grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
         at, first, count = np.asarray(sizes), len(plan.attacks), len(plan.every)
@@ -304,9 +304,7 @@ class Runner:
         def parallel_strikes(attack: int) -> int:
             return self.oracle.slots // items[attack]
 
-        def recheck(searched: range, samples: NDArray[np.int64] | None = None) -> None:
-            for number in checks:
-                eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number), samples)
+        def repeat_near(searched: range) -> None:
             for number in searched:
                 standing = grid.open()
                 near = standing[came_near[number, standing, grid.fell[standing] - 1]]
@@ -316,15 +314,15 @@ class Runner:
             eps_grid.fast(grid, strike_at, first, parallel_strikes)
         else:
             eps_grid.exact(grid, strike_at, first)
-        recheck(range(first))
-        if plan.escalated:
-            before = grid.fell.copy()
-            if plan.curve == "exact":
-                eps_grid.exact(grid, strike_at, count, checks.stop)
-            else:
-                for number in range(checks.stop, count):
-                    eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
-            recheck(range(checks.stop, count), np.flatnonzero((grid.fell < before) & (grid.fell > grid.first)))
+        for number in checks:
+            eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
+        repeat_near(range(first))
+        if plan.curve == "exact":
+            eps_grid.exact(grid, strike_at, count, checks.stop)
+        else:
+            for number in range(checks.stop, count):
+                eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
+        repeat_near(range(checks.stop, count))
         return grid.fates()
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
