@@ -1,4 +1,4 @@
-"""`quick`: two cheap margin attacks and a sentinel, for most of AutoAttack's verdicts at an eighth of its passes.
+"""`quick`: two cheap margin attacks and a sentinel, for most of AutoAttack's verdicts at a sixth of its passes.
 
 The margin from output-diversified starts (Liu et al. 2022, arXiv:2203.05154), then APGD on the margin to the 3 classes
 that are nearest in MALT's order (Melamed et al. 2024, arXiv:2407.02240), then Square with 500 queries. Square follows

@@ -519,7 +519,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/attacks/quick.py": {
-        f"{QUICK}the_set_costs_an_eighth_of_autoattack": [
+        f"{QUICK}the_set_costs_a_sixth_of_autoattack": [
             ("quick-likeliest-classes", 'targets="malt"', 'targets="likeliest"'),
             ("quick-blind-sentinel", "n_queries=500", "n_queries=5"),
         ],

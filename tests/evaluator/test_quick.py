@@ -97,13 +97,13 @@ def why(result: Evaluation) -> str | None:
     return next((flag.detail for flag in result.record.flags if flag.name == "escalated"), None)
 
 
-def test_the_set_costs_an_eighth_of_autoattack() -> None:
+def test_the_set_costs_a_sixth_of_autoattack() -> None:
     odi, apgd, square = (one for one in make("quick", "linf"))
     assert [one.name for one in (odi, apgd, square)] == OWN
     assert (apgd.loss, apgd.settings()["targets"], apgd.items(10)) == ("cw", "malt", 3)
     assert odi.items(10) == 10 and square.passes(10) == (501, 0)
     own, whole = (sum(sum(one.passes(10)) for one in make(name, "linf")) for name in ("quick", "autoattack"))
-    assert own == 1653 and 7.5 < whole / own < 8.5
+    assert own == 1653 and 5.5 < whole / own < 6.5
 
 
 def test_an_honest_net_meets_three_attacks(nets: Any, digits: Dataset) -> None:
