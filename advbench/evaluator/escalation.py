@@ -2,7 +2,8 @@
 
 It was where a flag doubts the number, or where a later attack of the set still fells more of the images than the shares
 below: where the set has converged its later attacks find next to nothing, and one that reads no gradient finds much
-only where gradients mislead the others. Chosen on six nets that are in no table, of MNIST, Fashion-MNIST and CIFAR-10.
+only where gradients mislead the others. On five nets that are in no table, of MNIST, Fashion-MNIST and CIFAR-10, later
+attacks of `quick` felled 0 % by gradients and at most 0.3 % without.
 """
 
 from __future__ import annotations
