@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from advbench import leaderboard
 from advbench.errors import UserError
 from advbench.leaderboard.protocol import protocol
 from advbench.record import (
+    ESCALATED,
+    ESCALATION,
     RECHECK_SET,
     AttackRef,
     CurvePoint,
@@ -146,6 +149,25 @@ def test_the_order_of_attacks_and_the_recheck_of_autoattack_in_bf16_change_nothi
     assert order(page(one, two)) == [("autoattack on the first 1,000 test images", ["one", "two"])]
     csv = leaderboard.render([one])["cifar10-linf.csv"].decode()
     assert ",autoattack," in csv and RECHECK_SET not in csv
+
+
+def test_quick_is_ranked_apart_whether_it_went_on_or_not() -> None:
+    own = [
+        AttackRef(name=name, version="1", settings={"steps": 100, "set": "quick"}) for name in ("odi-margin", "square")
+    ]
+    later = [
+        AttackRef(name=ref.name, version="1", settings={**ref.settings, "set": "quick", "stage": ESCALATION})
+        for ref in autoattack()
+    ]
+    went_on = Flag(name=ESCALATED, severity="note", detail="it went on")
+    one, _ = made([90, 60, 50], spec="one", attack=[*own, *later])
+    two, _ = made([90, 60, 40], spec="two", attack=[*own, *later], flags=[went_on])
+    whole, _ = made([90, 60, 30], spec="whole", attack=autoattack())
+    assert protocol(one).strength < protocol(whole).strength == math.inf
+    assert order(page(one, two, whole)) == [
+        ("autoattack on the first 1,000 test images", ["whole"]),
+        ("quick on the first 1,000 test images", ["one", "two"]),
+    ]
 
 
 @pytest.mark.parametrize(

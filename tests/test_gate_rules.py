@@ -182,6 +182,7 @@ def test_others_adversarial_images_and_abstention_are_part_of_the_attack() -> No
             },
             "precision (bf16; fp32)",  # and the recheck that belongs to it
         ),
+        ({"flags": [Flag(name="escalated", severity="note", detail="it went on")]}, "escalated (yes; no)"),
     ],
 )
 def test_slots_precision_and_device_are_reported(changes: dict[str, Any], says: str) -> None:

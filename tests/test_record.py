@@ -471,7 +471,7 @@ def test_black_box_ahead(shares: tuple[float, float], beside: str, severity: str
     fell[:first], fell[first : first + second] = 1, 2
     fates = Fates(fell, np.where(fell < 0, -1, 1))
     flags = [Flag(name=beside, severity="note")] if beside else []
-    found = black_box_ahead("square", 1, fates, [0.0, 0.1, 0.2], flags)
+    found = black_box_ahead("square", [1], fates, [0.0, 0.1, 0.2], flags)
     assert [(flag.severity, flag.eps) for flag in found] == ([(severity, eps)] if severity else [])
 
 

@@ -15,14 +15,17 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
     """Print the attacks of `run` on `n` images with their settings and passes, or one JSON object.
 
     `first`: what is measured on what. The passes are those of images that withstand everything; images that fall need
-    fewer. Looking for flags is not counted.
+    fewer. Looking for flags is not counted, and those of an escalation, which may follow, are told apart.
     """
-    classes, strikes = target.data.num_classes, run.strikes(sum(size.value > 0 for size in settings.grid))
+    classes, whole = target.data.num_classes, run.whole()
+    strikes = whole.strikes(sum(size.value > 0 for size in settings.grid))
     passes = [
-        [count * n * one for one in attack.passes(classes)] for attack, count in zip(run.every, strikes, strict=True)
+        [count * n * one for one in attack.passes(classes)] for attack, count in zip(whole.every, strikes, strict=True)
     ]
     rows = [(ref.name, _written(ref.settings)) for ref in run.refs]
-    forwards, backwards = (sum(counts) for counts in zip(*passes, strict=True))
+    sure = len(run.every)
+    forwards, backwards = (sum(counts) for counts in zip(*passes[:sure], strict=True))
+    more = sum(map(sum, passes[sure:]))
     if screen.as_json:
         attacks = [ref.model_dump(mode="json") for ref in run.refs]
         eps = [str(size) for size in settings.grid]
@@ -34,6 +37,7 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
             "n": n,
             "attack": attacks,
             "precision": run.precision,
+            **({"escalation": more} if more else {}),
         }
         screen.json({**about, "curve": run.curve, "forwards": forwards, "backwards": backwards, "out": str(out)})
         return
@@ -47,6 +51,8 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
         f"roughly {forwards:,} forward and {backwards:,} backward passes of one image if every image stands, fewer as "
         f"they fall; {run.precision}, {run.curve} curve"
     )
+    if more:
+        screen.say(f"where the attacks of the stage escalation follow, at most {more:,} passes more")
     screen.say(f"into {out}: nothing was measured or written")
 
 

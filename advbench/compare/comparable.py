@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from advbench.record import RECHECK_SET, AttackRef, DatasetRef, Record
+from advbench.record import ESCALATED, RECHECK_SET, AttackRef, DatasetRef, Record
 
 KINDS = ("images", "norms", "attacks", "engines")
 
@@ -54,6 +54,7 @@ def _circumstances(record: Record) -> dict[str, Any]:
         "precision": engine.precision,
         "curve": engine.curve,
         "seed": record.seed,
+        "escalated": "yes" if any(flag.name == ESCALATED for flag in record.flags) else "no",
         "device": device or "unknown",
     }
 

@@ -123,7 +123,7 @@ def _attack(entry: Entry) -> dict[str, Any]:
 
 
 def _differences(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in own.items() if value != usual[name]}
+    return {name: value for name, value in own.items() if value != usual.get(name)}
 
 
 def _method(entry: Entry) -> dict[str, Any]:

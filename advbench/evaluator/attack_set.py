@@ -9,8 +9,8 @@ from advbench.attacks.base import make, taken, with_settings
 from advbench.engine.attack import Attack
 from advbench.eps import NORMS
 from advbench.errors import UserError, unknown
-from advbench.record import AttackRef
-from advbench.registry import entries
+from advbench.record import ESCALATION, AttackRef
+from advbench.registry import entries, find
 
 
 def resolve(
@@ -18,23 +18,30 @@ def resolve(
 ) -> tuple[list[Attack], list[AttackRef]]:
     """The single attacks of all named sets, made for the norm and the number of classes, and their references.
 
-    A setting goes to every attack that has a field of that name. Raises UserError for an unknown attack, for what is no
-    attack, for a setting that no attack has, for a value that does not fit its field, and for an
-    attack that does not support the norm.
+    The attacks to which a set escalates follow its own, and their references say so. A setting goes to every attack
+    that has a field of that name. Raises UserError for an unknown attack, for what is no attack, for a setting that no
+    attack has, for a value that does not fit its field, for an attack that does not support the norm, and for a set
+    that escalates beside other attacks.
     """
-    members = []
+    members: list[tuple[str, Attack, dict[str, Any]]] = []
     for one in asked:
-        of_set = make(one, norm) if isinstance(one, str) else (taken(one),)
-        members += [(one if isinstance(one, str) else member.name, member) for member in of_set]
-    fields = {field for _, member in members for field in member.setting_names()}
+        if not isinstance(one, str):
+            members.append(((member := taken(one)).name, member, {}))
+            continue
+        members += [(one, member, {}) for member in make(one, norm)]
+        if then := find("attacks", one).about.get("escalates"):
+            if len(asked) > 1:
+                raise UserError(f"{one} decides by itself whether {then} follows: ask for it alone, or for {then}")
+            members += [(one, member, {"stage": ESCALATION}) for member in make(then, norm)]
+    fields = {field for _, member, _ in members for field in member.setting_names()}
     for key in settings:
         if key not in fields:
             if having := having_setting(key):
-                names = "+".join(dict.fromkeys(name for name, _ in members))
+                names = "+".join(dict.fromkeys(name for name, _, _ in members))
                 raise UserError(f"{names} has no setting {key!r}: attacks that have it are {', '.join(having)}")
             raise unknown("attack setting", key, fields)
     attacks, refs = [], []
-    for name, member in members:
+    for name, member, stage in members:
         if norm not in member.norms and norm in NORMS:
             raise UserError(
                 f"{member.name} has no form for norm {norm}: choose from {', '.join(member.norms)}, or an attack that "
@@ -42,7 +49,8 @@ def resolve(
             )
         made = with_settings(member, dict(settings)).for_model(norm, classes)
         attacks.append(made)
-        refs.append(AttackRef(name=made.name, version=str(made.version), settings={**made.settings(), "set": name}))
+        told = {**made.settings(), "set": name, **stage}
+        refs.append(AttackRef(name=made.name, version=str(made.version), settings=told))
     return attacks, refs
 
 

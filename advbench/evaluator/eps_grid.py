@@ -70,10 +70,10 @@ def bisections(points: int) -> int:
     return math.ceil(math.log2(points + 1))
 
 
-def exact(grid: EpsGrid, strike: Strike, attacks: int) -> None:
-    """Every attack at every grid point, on the samples that still stand."""
+def exact(grid: EpsGrid, strike: Strike, attacks: int, first: int = 0) -> None:
+    """Every attack from `first` up to `attacks` at every grid point, on the samples that still stand."""
     for point in range(grid.first, grid.end):
-        for attack in range(attacks):
+        for attack in range(first, attacks):
             samples = np.flatnonzero(grid.fell > point)
             if len(samples):
                 grid.take(strike, attack, samples, np.full(len(samples), point))

@@ -26,6 +26,7 @@ from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator.escalation import why_escalate
 from advbench.evaluator.evaluation import Evaluation
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
 from advbench.evaluator.journal import Journal
@@ -41,7 +42,7 @@ from advbench.models.adapted import adapted, plain
 from advbench.models.base import straight_through
 from advbench.models.black_box import BlackBox, black_box
 from advbench.models.untouched import untouched
-from advbench.record import DatasetRef, Environment, Fates, Flag, Record
+from advbench.record import ESCALATED, DatasetRef, Environment, Fates, Flag, Record
 
 TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 OVERHEAD = 1e5  # multiply-adds of one image in the time that its pass takes besides
@@ -102,8 +103,16 @@ def evaluate(
             images, classes = len(runner.correct), data.num_classes
             spent = sum(sum(one.passes(classes)) for one in run.attacks) * images
             journal.forecast.probes.images = expected_passes(images, spent)
+        journal.why = ranks.first(lambda: journal.why)
+        run = run.whole() if journal.why else run
         outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
         judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+        if why := why_escalate(run, outcome.fates, judged.flags, settings.sizes):
+            run, count = run.whole(), count if journal.merged else 1  # alone where the model could not be shared
+            journal.go_on(why)
+            runner.forget()
+            outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
+            judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
     journal.forecast.end()
     outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
     record = make_record(loaded, data, settings, run, runner, outcome, judged)
@@ -174,7 +183,7 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
     check_gradient(net, data, run.attacks)
-    for attack in run.attacks:
+    for attack in (*run.attacks, *run.escalation):
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
             raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):
@@ -227,6 +236,11 @@ def judge(
 
     with runner.net.register_forward_pre_hook(count):
         found = ranks.first(lambda: runner.halving_slots(judge_all))
+    if run.escalated:
+        detail = (
+            f"the evaluation went on to {'+'.join(one.name for one in run.escalation)}: {'; '.join(runner.journal.why)}"
+        )
+        found.append(Flag(name=ESCALATED, severity="note", detail=detail))
     cost = {"seconds": round(time.perf_counter() - began, 3), "forwards": passes}
     if runner.oracle.random and runner.journal.redrawn:
         detail = f"the model's noise is not that of an evaluation in one go: it was {runner.journal.redrawn}"

@@ -182,12 +182,11 @@ def black_box(fates: Fates, attacks: Sequence[Attack], eps: Sequence[float], fou
     A black-box attack that runs before all others says nothing about their gradients. `found`: the other flags.
     """
     first = next((place for place, attack in enumerate(attacks) if attack.follows_gradient()), len(attacks))
-    return [
-        flag
-        for number, attack in enumerate(attacks)
-        if number > first and not attack.follows_gradient()
-        for flag in black_box_ahead(attack.name, number, fates, eps, found)
-    ]
+    places = defaultdict[str, list[int]](list)
+    for number, attack in enumerate(attacks):
+        if number > first and not attack.follows_gradient():
+            places[attack.name].append(number)
+    return [flag for name, numbers in places.items() for flag in black_box_ahead(name, numbers, fates, eps, found)]
 
 
 def not_repeatable(

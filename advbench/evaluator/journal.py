@@ -13,7 +13,7 @@ import io
 import reprlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ from advbench.evaluator.identity import agree
 from advbench.files import clear_leftovers, read_sealed, write_sealed
 
 _SAVE_INTERVAL = 20.0  # seconds between two saves; a kill loses at most this and one step
+Cost = tuple[float, int, int, Work]
 _SLOW_SAVE = 1.0  # seconds; a slower save stretches the interval in proportion, so saving takes a twentieth of the time
 
 
@@ -40,7 +41,9 @@ class Journal:
 
     `seconds`, `forwards`, `backwards` and `work` are summed over all searches and all resumptions. `halvings` has an
     entry for each time that memory ran out: the number of slots that were left, and the number of hits by then.
-    `merged` is set once the sums include other processes; after that nothing is saved. `redrawn` says in words why a
+    `merged` is set once the sums include other processes; after that nothing is saved, until `go_on`. `why` says why
+    the evaluation went on to the attacks of its escalation, empty if it did not. `workers` holds, by number, the
+    `state` at the end of the other processes that this one started. `redrawn` says in words why a
     random model's noise is another draw than that of an evaluation in one go, "" if it is not.
 
     `logits` (M, K): the model's answers to the first clean images, where its code is from outside (see
@@ -68,6 +71,9 @@ class Journal:
         self.halvings: list[tuple[int, int]] = []
         self.check: Callable[[], None] = lambda: None
         self.merged = False
+        self._own: tuple[Cost, list[tuple[int, int]]] | None = None  # its own sums, where they were merged
+        self.why: list[str] = []
+        self.workers: dict[int, dict[str, Any]] = {}
         self.redrawn = ""
         self.logits: NDArray[np.float32] | None = None
 
@@ -97,6 +103,26 @@ class Journal:
         self._running = None
         self.halvings.append((slots, sum(int(fell.sum()) for fell in kept)))
 
+    @property
+    def cost(self) -> Cost:
+        """Seconds, forwards, backwards and work."""
+        return self.seconds, self.forwards, self.backwards, self.work
+
+    def merge(self, costs: Sequence[Cost], halvings: list[tuple[int, int]]) -> None:
+        """Take over the costs and halvings of all processes, its own among them."""
+        self._own = self.cost, self.halvings
+        seconds, forwards, backwards, work = zip(*costs, strict=True)
+        self.seconds, self.forwards, self.backwards = max(seconds), sum(forwards), sum(backwards)
+        self.work = sum(work, Work())
+        self.halvings, self.merged, self.check = halvings, True, lambda: None
+
+    def go_on(self, why: list[str]) -> None:
+        """Begin again with the searches that have ended, which are not run again, and then go on to further ones."""
+        if self._own is not None:
+            (self.seconds, self.forwards, self.backwards, self.work), self.halvings = self._own
+        self.why, self.merged, self._next = why, False, 0
+        self._save(None)
+
     def begin(self, question: dict[str, Any], *, resume: bool, number: int = 0, of: int = 1) -> bool:
         """Start on `question` as process `number` of `of`, or with `resume` continue from the saved file.
 
@@ -106,7 +132,7 @@ class Journal:
         """
         self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
-        self._ended, self._under_way, self.halvings = [], None, []
+        self._ended, self._under_way, self.halvings, self.why = [], None, [], []
         self.seconds, self.forwards, self.backwards, self.work = 0.0, 0, 0, Work()
         self.redrawn = f"shared by {of} processes" if of > 1 else ""
         if not resume or self._file is None or not self._file.exists():
@@ -128,11 +154,15 @@ class Journal:
             warnings.warn(f"the model no longer answers as when {self._file} was saved: starting over", stacklevel=2)
             return False
         self.redrawn = "resumed"
-        self._ended, self._under_way = saved["ended"], saved["under_way"]
-        (self.seconds, self.forwards, self.backwards), self.work = saved["cost"], Work(*saved["work"])
-        self.halvings = [(slots, fallen) for slots, fallen in saved["halvings"]]
+        self.restore(saved)
         self.forecast.earlier = self.seconds
         return True
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from a `state` of this question."""
+        self._ended, self._under_way = saved["ended"], saved["under_way"]
+        (self.seconds, self.forwards, self.backwards), self.work = saved["cost"], Work(*saved["work"])
+        self.halvings, self.why = [(slots, fallen) for slots, fallen in saved["halvings"]], saved["why"]
 
     def _answers_as(self, saved: dict[str, Any]) -> bool:
         then = saved["logits"]
@@ -234,28 +264,29 @@ class Journal:
         if self._file is None or self.merged:
             return
         stream = io.BytesIO()
-        cost = (self.seconds, self.forwards, self.backwards)
-        torch.save(
-            {
-                "question": {**self.question, **self._shard},
-                "ended": self._ended,
-                "under_way": under_way,
-                "cost": cost,
-                "work": astuple(self.work),
-                "halvings": self.halvings,
-                "logits": None if self.logits is None else torch.from_numpy(self.logits),
-            },
-            stream,
-        )
+        torch.save(self.state(under_way), stream)
         write_sealed(self._file, stream.getvalue())
         self._saved_at = time.monotonic()
+
+    def state(self, under_way: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the file holds; `under_way` is the snapshot of a search, by default of the one that waits to go on."""
+        return {
+            "question": {**self.question, **self._shard},
+            "ended": self._ended,
+            "under_way": under_way or self._under_way,
+            "cost": (self.seconds, self.forwards, self.backwards),
+            "work": astuple(self.work),
+            "halvings": self.halvings,
+            "logits": None if self.logits is None else torch.from_numpy(self.logits),
+            "why": self.why,
+        }
 
 
 def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        known = saved.keys() == {"question", "ended", "under_way", "cost", "work", "halvings", "logits"}
+        known = saved.keys() == {"question", "ended", "under_way", "cost", "work", "halvings", "logits", "why"}
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from advbench import ranks
@@ -34,7 +34,8 @@ BLACK_BOX_ATTACKS = ("square", "rays", "hopskipjump")  # which need nothing but 
 class Plan:
     """The attacks of an evaluation and how they are run.
 
-    `recheck` follows `attacks` in fp32, on the images that stand after a search in bf16; it is empty in fp32. `refs`
+    `recheck` follows `attacks` in fp32, on the images that stand after a search in bf16; it is empty in fp32.
+    `escalation` follows where `escalated`, because those before it may be too weak (see `evaluator.escalation`). `refs`
     describe all of them in the record, in that order.
 
     `curve` says how each image's place on the eps grid is found: "exact", every attack at every eps; "fast", by
@@ -44,23 +45,29 @@ class Plan:
 
     attacks: tuple[Attack, ...]
     recheck: tuple[Attack, ...]
+    escalation: tuple[Attack, ...]
     refs: tuple[AttackRef, ...]
     reference: bool
     precision: Literal["fp32", "bf16"]
     curve: Literal["fast", "exact", "nearest", "severity"]
     exact: bool  # what the record says of the curve
+    escalated: bool = False
 
     @property
     def every(self) -> tuple[Attack, ...]:
-        """All attacks, in the order that the indices in fates refer to."""
-        return (*self.attacks, *self.recheck)
+        """All attacks that run, in the order that the indices in fates refer to."""
+        return (*self.attacks, *self.recheck, *(self.escalation if self.escalated else ()))
+
+    def whole(self) -> Plan:
+        """This plan with its escalation."""
+        return replace(self, escalated=True)
 
     def strikes(self, points: int) -> list[int]:
         """How often each of `every` attacks an image that stands, where `points` of the eps are above 0."""
         counts = [points if self.curve == "exact" else 1] * len(self.attacks)
         if self.curve == "fast":
             counts[0] = bisections(points)
-        return counts + [1] * len(self.recheck)
+        return counts + [1] * (len(self.every) - len(self.attacks))
 
     @property
     def shareable(self) -> bool:
@@ -109,6 +116,11 @@ def plan(
             ref.model_copy(update={"settings": {**ref.settings, **one.settings(), **budget}})
             for ref, one in zip(refs, attacks, strict=True)
         ]
+    own = sum(not ref.escalation for ref in refs)
+    attacks, escalation, refs, later = attacks[:own], attacks[own:], refs[:own], refs[own:]
+    if escalation and not settings.probes:
+        name = refs[0].settings["set"]
+        raise UserError(f"{name} escalates by what the probes find: leave out --probes off, or choose another attack")
     whole_batches = [one.name for one in attacks if isinstance(one, WholeBatch)]
     if whole_batches and ranks.world() > 1:
         raise UserError(f"{whole_batches[0]} attacks whole batches in one process: start it without torchrun")
@@ -123,7 +135,7 @@ def plan(
     only_fp32 = kind in ("severity", "nearest") or bool(whole_batches or budget) or is_black_box(loaded.net)
     recheck: list[Attack] = []
     asked = settings.precision
-    if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered(attacks))):
+    if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered([*attacks, *escalation]))):
         recheck, more = recheck_attacks(attacks, norm=norm, classes=classes)
         if asked == "bf16" or bf16_pays(attacks, recheck):
             refs = [*refs, *more]
@@ -132,7 +144,8 @@ def plan(
     return Plan(
         tuple(attacks),
         tuple(recheck),
-        tuple(refs),
+        tuple(escalation),
+        (*refs, *later),
         reference=by_reference,
         precision="bf16" if recheck else "fp32",
         curve=kind,

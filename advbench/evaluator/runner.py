@@ -74,16 +74,12 @@ class Runner:
         self._copy_fault = copy.fault
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
-        self.unverified = self.nonfinite = self.outside = 0
         self.returned = 0  # points of attacks on whole batches, of which `outside` lie outside of the ball
         self.counted = True  # whether all passes of attacks on whole batches could be counted
         self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
         self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
-        self.points: dict[int, Tensor] = {}
-        self._sizes: dict[int, float] = {}  # of the perturbations in `points`
-        self.attempts: dict[int, tuple[float, Tensor]] = {}
-        self.eager: dict[str, None] = {}
+        self.forget()
         self.oracle.random = self.halving_slots(
             lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
         )
@@ -93,7 +89,15 @@ class Runner:
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
-        self.refused = np.full(len(data), np.inf)  # by image: the least eps, or size, of a hit that the model refused
+
+    def forget(self) -> None:
+        """Forget what the attacks found, which the journal tells again."""
+        self.unverified = self.nonfinite = self.outside = 0
+        self.points: dict[int, Tensor] = {}
+        self._sizes: dict[int, float] = {}  # of the perturbations in `points`
+        self.attempts: dict[int, tuple[float, Tensor]] = {}
+        self.eager: dict[str, None] = {}
+        self.refused = np.full(len(self.data), np.inf)  # by image: the least eps, or size, of a hit that it refused
 
     def restrict_to(self, rows: NDArray[np.int64]) -> None:
         """Attack only the images `rows`, the share of this process."""
@@ -279,21 +283,24 @@ class Runner:
         """Each image's fate on the eps grid `sizes`, by the fast or the exact curve of the plan.
 
         After a search in bf16 the attacks of the recheck refine the grid points of images in doubt downwards in fp32
-        (see `fp32_recheck`). Finally each attack without gradients does so too, on the images that it brought near.
+        (see `fp32_recheck`). Then each attack without gradients does so too, on the images that it brought near. The
+        escalation comes after that, in the same way.
         """
         grid = eps_grid.EpsGrid(sizes, self.correct & self.own)
-        at, first = np.asarray(sizes), len(plan.attacks)
+        at, first, count = np.asarray(sizes), len(plan.attacks), len(plan.every)
+        checks = range(first, first + len(plan.recheck))
         items = [one.items(self.data.num_classes) for one in plan.every]
         near_margin = np.zeros(len(self.data))
         if plan.recheck:
             near_margin = self.halving_slots(lambda: near_margins(self.oracle, self.data, self.logits))
-        stood = np.zeros((first, len(near_margin), len(at)), dtype=np.int8)  # by attack, image, point: FAR or NEAR
+        stood = np.zeros((count, len(near_margin), len(at)), dtype=np.int8)  # by attack, image, point: FAR or NEAR
+        rechecked = np.zeros(0, dtype=np.int64)
         forecast = self.journal.forecast
 
         def strike_at(
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-            in_fp32 = again or attack >= first
+            in_fp32 = again or attack in checks
             more = grid.end - 1 - int(points[0]) if attack < first else 0
             standing = len(grid.open()) if attack < first else len(rows)
             forecast.strike(attack, 0 if again else standing, more)
@@ -309,27 +316,40 @@ class Runner:
         def parallel_strikes(attack: int) -> int:
             return self.oracle.slots // items[attack]
 
-        def brought_near(attacks: slice) -> NDArray[np.int64]:
+        def brought_near(attacks: range) -> NDArray[np.int64]:
             # At the highest point where the attack failed: strikes below may not be due (see `eps_grid`).
-            highest = len(at) - 1 - (stood[attacks, :, ::-1] > FELL).argmax(2)
-            last = np.take_along_axis(stood[attacks], highest[:, :, None], 2)
+            some = stood[attacks.start : attacks.stop]
+            highest = len(at) - 1 - (some[:, :, ::-1] > FELL).argmax(2)
+            last = np.take_along_axis(some, highest[:, :, None], 2)
             return np.intersect1d(grid.open(), np.flatnonzero((last == NEAR).any((0, 2))))
+
+        def recheck(attacks: range) -> None:
+            nonlocal rechecked
+            near = brought_near(attacks)
+            far = np.setdiff1d(grid.open(), near)
+            in_doubt = np.union1d(near, far[self._misled(plan.recheck[0], far)])
+            fresh = np.setdiff1d(in_doubt, rechecked)
+            rechecked = np.union1d(rechecked, fresh)
+            for number in checks:
+                eps_grid.refine_down(grid, strike_at, number, samples=np.intersect1d(grid.open(), fresh))
+            for number in attacks:
+                if not plan.every[number].follows_gradient():
+                    near = brought_near(range(number, number + 1))
+                    eps_grid.refine_down(grid, partial(strike_at, again=True), number, samples=near)
 
         if plan.curve == "fast":
             eps_grid.fast(grid, strike_at, first, parallel_strikes)
         else:
             eps_grid.exact(grid, strike_at, first)
         if plan.recheck:
-            near = brought_near(slice(None))
-            far = np.setdiff1d(grid.open(), near)
-            in_doubt = np.union1d(near, far[self._misled(plan.recheck[0], far)])
-        for number in range(first, len(plan.every)):
-            still = np.intersect1d(grid.open(), in_doubt)
-            eps_grid.refine_down(grid, strike_at, number, samples=still)
-        for number in range(first) if plan.recheck else ():
-            if not plan.attacks[number].follows_gradient():
-                near = brought_near(slice(number, number + 1))
-                eps_grid.refine_down(grid, partial(strike_at, again=True), number, samples=near)
+            recheck(range(first))
+        if plan.curve == "exact":
+            eps_grid.exact(grid, strike_at, count, checks.stop)
+        else:
+            for number in range(checks.stop, count):
+                eps_grid.refine_down(grid, strike_at, number, parallel_strikes(number))
+        if plan.recheck and plan.escalated:
+            recheck(range(checks.stop, count))
         return grid.fates()
 
     def _misled(self, attack: Attack, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

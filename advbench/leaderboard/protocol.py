@@ -108,6 +108,7 @@ def _strength(attacks: list[AttackRef], record: Record) -> float:
     classes = _about(record.dataset.name).get("num_classes", math.inf)
     targets = min(_AUTOATTACK_TARGETS.get(record.norm, 9), classes - 1)
     least = {**_AUTOATTACK_BUDGET, "n_targets": targets}
+    attacks = [ref for ref in attacks if not ref.escalation]  # which runs on some models alone
     members = [ref for ref in attacks if ref.name in _AUTOATTACK]
     in_full = all(
         _number(ref, name, low) >= low for ref in members for name, low in least.items() if _on(ref).get(name)

@@ -13,6 +13,7 @@ from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     ATTACK_BUDGET,
+    ESCALATION,
     RECHECK_SET,
     AttackRef,
     Corruptions,
@@ -29,6 +30,7 @@ from advbench.record.parts import (
 )
 from advbench.record.record import (
     CURVE_COLUMNS,
+    ESCALATED,
     NOT_PROBED,
     Damage,
     Record,
@@ -46,6 +48,8 @@ from advbench.record.record import (
 __all__ = [
     "ATTACK_BUDGET",
     "CURVE_COLUMNS",
+    "ESCALATED",
+    "ESCALATION",
     "FLAG_NAMES",
     "NOT_PROBED",
     "RECHECK_SET",

@@ -29,19 +29,23 @@ ABOUT_GRADIENTS = frozenset(
 )
 
 
+def felled_alone(numbers: Sequence[int], fates: Fates, eps: Sequence[float]) -> list[int]:
+    """For each eps how many images the attacks of those numbers alone felled, at it or not far below."""
+    fell = np.where(np.isin(fates.by, numbers), np.append(eps, np.inf)[fates.fell], np.inf)
+    return [int(((fell <= size) & (fell > size / SPAN * (1 + 1e-9))).sum()) for size in eps]
+
+
 def black_box_ahead(
-    name: str, number: int, fates: Fates, eps: Sequence[float], flags: Iterable[Flag]
+    name: str, numbers: Sequence[int], fates: Fates, eps: Sequence[float], flags: Iterable[Flag]
 ) -> tuple[Flag, ...]:
-    """At most one flag on the attack `name`, the `number`th of the list, from the images that it alone felled.
+    """At most one flag on the attack `name`, at the places `numbers` of the list, from the images it alone felled.
 
     Square fells some images first on honest models too, MNIST's above all. So it is a note, and suspect only above the
     share ALONE, or above SECONDED where one of `flags`, raised at that eps or below, is about gradients. Images count
     that fell at an eps or not far below, so that a fine grid does not hide them. It is raised at the smallest eps at
     which it is as severe as anywhere.
     """
-    sizes, n = np.append(eps, np.inf), len(fates)
-    fell = np.where(fates.by == number, sizes[fates.fell], np.inf)
-    counts = [int(((fell <= size) & (fell > size / SPAN * (1 + 1e-9))).sum()) for size in eps]
+    n, counts = len(fates), felled_alone(numbers, fates, eps)
     signs = [flag.eps or 0.0 for flag in flags if flag.name in ABOUT_GRADIENTS]
 
     def severity(count: int, size: float) -> Severity | None:

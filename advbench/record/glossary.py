@@ -206,6 +206,11 @@ GROUPS: dict[str, dict[str, Meaning]] = {
             "--probes off: none of the flags that need passes of their own was looked for",
             "evaluate without it before you quote the number",
         ),
+        "escalated": Meaning(
+            "note",
+            "the set quick was not enough for this model, so all of AutoAttack followed; the reasons stand beside it",
+            "nothing; it takes longer, and the number is AutoAttack's",
+        ),
         "spectrum": Meaning(
             "note", "how clipping to [0, 1] changed the spectrum of Fourier perturbations", "read it beside the number"
         ),

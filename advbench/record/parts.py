@@ -16,6 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Severity = Literal["note", "suspect", "broken"]
 ATTACK_BUDGET = "attack_budget"  # among the settings of attacks that were given one
 RECHECK_SET = "survivors-fp32"  # the `set` of the attacks that follow a search in bf16
+ESCALATION = "escalation"  # the `stage` of attacks that run only where those before them may be too weak
 
 
 class Part(BaseModel):
@@ -127,12 +128,18 @@ class AttackRef(Part):
     """One attack, with all its settings.
 
     `name`: its own, or for a member of a set the member's. `version`: rises when verdicts may change. `settings`: all
-    of them, with `set`, the name that the command gave, and `attack_budget`, the passes that all attacks together had.
+    of them, with `set`, the name that the command gave; `attack_budget`, the passes that all attacks together had; and
+    `stage`, "escalation" for an attack that runs only where the flag `escalated` is raised.
     """
 
     name: str
     version: str
     settings: dict[str, JsonValue] = {}
+
+    @property
+    def escalation(self) -> bool:
+        """Whether it runs only where the attacks before it may be too weak."""
+        return self.settings.get("stage") == ESCALATION
 
 
 class Engine(Part):

@@ -42,6 +42,7 @@ NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
 CURVE_COLUMNS = ("eps", "accuracy %", "95 % interval", "robust")
 NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
+ESCALATED = "escalated"  # the flag of a record whose attacks of the stage "escalation" ran
 
 
 class Record(Part):
@@ -317,7 +318,7 @@ def with_eps(record: Record, fates: Fates) -> Record:
     names = [flag.name.removesuffix(WINS) for flag in record.flags if flag.name.endswith(WINS)]
     for number, attack in enumerate(record.attack):
         if attack.name in names:
-            flags += black_box_ahead(attack.name, number, fates, record.eps, flags)
+            flags += black_box_ahead(attack.name, [number], fates, record.eps, flags)
     return record.model_copy(update={"flags": tuple(flags)})
 
 

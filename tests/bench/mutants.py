@@ -23,7 +23,7 @@ EVALUATE = _in("evaluator/test_evaluate")
 PLUGINS, EXTERNAL = _in("cli/test_plugins"), _in("attacks/test_external")
 NUMBERS, WALK, RECORD = _in("test_rng"), _in("evaluator/test_eps_grid"), _in("test_record")
 CLOSED, COPY = _in("attacks/test_closed_form"), _in("engine/search_copy/test_copy")
-ABSTAIN = _in("evaluator/test_abstain")
+ABSTAIN, QUICK = _in("evaluator/test_abstain"), _in("evaluator/test_quick")
 FELLS = f"{CLOSED}fells_all_that_can_fall_and_none_other"
 NEAREST = f"{CLOSED}nearest_point_is_at_the_exact_distance"
 SEVERAL = f"{CLOSED}the_nearest_of_several_classes_is_found"
@@ -563,6 +563,20 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("walk-size-ignored", "np.minimum(points, reached)", "points"),
         ],
     },
+    "advbench/attacks/quick.py": {
+        f"{QUICK}the_set_costs_a_sixth_of_autoattack": [
+            ("quick-likeliest-classes", 'targets="malt"', 'targets="likeliest"'),
+            ("quick-blind-sentinel", "n_queries=500", "n_queries=5"),
+        ],
+    },
+    "advbench/evaluator/escalation.py": {
+        f"{QUICK}any_flag_that_doubts_and_late_hits_escalate": [
+            ("quick-notes-escalate", "if flag.decides()", "if flag.detail"),
+            ("quick-late-hits-ignored", "k > bound * n", "k > 2 * bound * n"),
+            ("quick-first-attack-too", "(enumerate(run.every))[1:]", "(enumerate(run.every))[2:]"),
+            ("quick-goes-on-twice", "run.escalated or", "False or"),
+        ],
+    },
     "advbench/record/fates.py": {
         f"{RECORD}numbers_are_counted_from_the_fates": [
             ("curve-rises", "| (self.fell > point)", "| (self.fell != point)"),
@@ -592,16 +606,19 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/evaluator/runner.py": {
+        f"{QUICK}a_masked_net_meets_the_strong_attacks_too": [
+            ("quick-forgets-the-strong-attacks", "for number in range(checks.stop, count)", "for number in range(0)"),
+        ],
         f"{SECOND}images_near_failure_in_bf16_meet_the_same_attack_in_fp32[fast]": [
             ("near-let-go", "number, samples=near)", "number, samples=near[:0])"),
             ("all-are-near", "> -near_margin[rows]", "> -1e9"),
         ],
         f"{SECOND}what_bf16_hides_falls_in_fp32": [
-            ("second-look-in-bf16", "in_fp32 = again or attack >= first", "in_fp32 = again"),
+            ("second-look-in-bf16", "in_fp32 = again or attack in checks", "in_fp32 = again"),
             ("misled-let-go", "far[self._misled(plan.recheck[0], far)]", "far[:0]"),
         ],
         f"{SECOND}images_far_from_failure_are_not_rechecked_and_none_is_lost": [
-            ("all-in-doubt", "np.intersect1d(grid.open(), in_doubt)", "grid.open()"),
+            ("all-in-doubt", "fresh = np.setdiff1d(in_doubt, rechecked)", "fresh = grid.open()"),
         ],
         f"{EXTERNAL}a_note_says_which_do_not_repeat": [
             ("repetition-agrees", 'again["fell"].numpy() != fell', "fell != fell"),

@@ -17,7 +17,7 @@ import advbench
 from advbench.attacks.autoattack import standard as autoattack
 from advbench.attacks.square import Square
 from advbench.engine.attack import Attack
-from advbench.record import Record
+from advbench.record import ESCALATED, Record
 
 pytestmark = pytest.mark.usefixtures("all_starts")
 
@@ -85,3 +85,10 @@ def test_all_defences(name: str, net: nn.Module) -> None:
 def test_large_logits_are_flagged_where_every_loss_minds_them(name: str, attack: str, net: nn.Module) -> None:
     found = {flag.name: flag.severity for flag in measured(name, net, 64, attack).flags}
     assert set(found.values()) & {"suspect", "broken"}, found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in ASSERTED if DEFENCES[name].verdict == "flagged"])
+def test_quick_goes_on_to_autoattack_on_every_dishonest_one(name: str, net: nn.Module) -> None:
+    flags = {flag.name for flag in measured(name, net, 128, "quick").flags}
+    assert ESCALATED in flags, flags

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from advbench import ranks
-from advbench.engine.search import Work
 from advbench.errors import Interrupted, UserError
+from advbench.evaluator.journal import Cost
 from advbench.record import Fates
 
 if TYPE_CHECKING:
@@ -37,21 +37,21 @@ class ShareResult:
     fell: NDArray[np.int16]
     by: NDArray[np.int16]
     norm: NDArray[np.float64] | None
-    counts: tuple[int, int, int, int]  # forwards, backwards, refused hits, hits by NaN or infinite logits
+    counts: tuple[int, int]  # refused hits, hits by NaN or infinite logits
     refused: NDArray[np.float64]  # (m,), as in Runner
-    seconds: float
-    work: Work
+    cost: Cost
     halvings: list[tuple[int, int]]
     eager: list[str]
     points: dict[int, Tensor]
     attempts: dict[int, tuple[float, Tensor]]
     slots: int
+    journal: dict[str, Any] | None  # its state, where the process ends but the attacks may go on
 
     @classmethod
-    def of(cls, runner: Runner, fates: Fates, rows: NDArray[np.int64]) -> ShareResult:
+    def of(cls, runner: Runner, fates: Fates, rows: NDArray[np.int64], *, ends: bool = False) -> ShareResult:
         """The result of the process of `runner`, whose images have `fates`.
 
-        They are either all images, or only the images `rows`.
+        They are either all images, or only the images `rows`. `ends`: the process ends, but the attacks may go on.
         """
         journal, all_images = runner.journal, len(fates) > len(rows)
         here = rows if all_images else np.arange(len(rows))
@@ -60,28 +60,24 @@ class ShareResult:
             fates.fell[here],
             fates.by[here],
             None if fates.norm is None else fates.norm[here],
-            (journal.forwards, journal.backwards, runner.unverified, runner.nonfinite),
+            (runner.unverified, runner.nonfinite),
             runner.refused[here],
-            journal.seconds,
-            journal.work,
+            journal.cost,
             journal.halvings,
             list(runner.eager),
             {row if all_images else int(rows[row]): point for row, point in runner.points.items()},
             {row if all_images else int(rows[row]): tried for row, tried in runner.attempts.items()},
             runner.oracle.slots,
+            journal.state() if ends else None,
         )
 
 
 def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
     """The fates of all images. `runner` and its journal take over the sums and points of all processes."""
     journal = runner.journal
-    journal.merged, journal.check = True, lambda: None
-    journal.forwards, journal.backwards, runner.unverified, runner.nonfinite = (
-        sum(counted) for counted in zip(*(one.counts for one in every), strict=True)
-    )
-    journal.seconds = max(one.seconds for one in every)
-    journal.work = sum((one.work for one in every), Work())
-    journal.halvings = [halving for one in every for halving in one.halvings]
+    journal.merge([one.cost for one in every], [halving for one in every for halving in one.halvings])
+    journal.workers = {int(one.rows[0]): one.journal for one in every if one.journal is not None}
+    runner.unverified, runner.nonfinite = map(sum, zip(*(one.counts for one in every), strict=True))
     runner.eager = {why: None for one in every for why in one.eager}
     runner.points = {row: point for one in every for row, point in one.points.items()}
     runner.attempts = {row: tried for one in every for row, tried in one.attempts.items()}

@@ -56,6 +56,7 @@ class Job:
     resume: bool
     rejects: bool
     logits: NDArray[np.float32] | None  # with which a journal was saved, see `Journal`
+    saved: dict[str, Any] | None  # the state of the journal of the worker before it, from which it goes on
 
 
 def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, resume: bool) -> Job:
@@ -78,6 +79,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         resume=resume,
         rejects=runner.oracle.rejects,
         logits=runner.journal.logits,
+        saved=runner.journal.workers.get(number),
     )
 
 

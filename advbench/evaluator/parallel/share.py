@@ -98,7 +98,9 @@ def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, res
         if collect is None:
             if resume:
                 warnings.warn("the other processes do not start: this one starts over alone", stacklevel=2)
+            why = runner.journal.why
             runner.journal.begin(runner.journal.question, resume=False)
+            runner.journal.why = why
             with enough_threads(runner.net, runner.data):
                 return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)

@@ -89,9 +89,11 @@ def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -
     # A worker whose starting process was killed may still be about to save the journal.
     lock = locked(file.with_name(f".lock{file.name}")) if file else nullcontext()
     with lock, untouched(job.net), exact_kernels(job.data.device):
-        if file is not None and not job.resume:
+        if file is not None and not job.resume and job.saved is None:
             file.unlink(missing_ok=True)
-        journal.begin(job.question, number=job.number, of=job.of, resume=job.resume)
+        journal.begin(job.question, number=job.number, of=job.of, resume=job.resume and job.saved is None)
+        if job.saved is not None:
+            journal.restore(job.saved)
         rng.reseed(settings.seed)
         runner = Runner(
             job.net,
@@ -110,7 +112,7 @@ def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -
                 "the model gives other results in another process: OMP_NUM_THREADS=1 keeps the evaluation to one"
             )
         found = attack_images(runner, job.run, settings.sizes)
-        return ShareResult.of(runner, found.fates, job.rows)
+        return ShareResult.of(runner, found.fates, job.rows, ends=bool(job.run.escalation) and not job.run.escalated)
 
 
 if __name__ == "__main__":

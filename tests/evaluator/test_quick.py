@@ -1,0 +1,251 @@
+"""The set quick goes on to AutoAttack by itself where it may be too weak, and only there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench.attacks.base import make
+from advbench.cli import run
+from advbench.cli.again import asked
+from advbench.data import load
+from advbench.data.dataset import Dataset
+from advbench.errors import Interrupted, UserError
+from advbench.evaluator import Evaluation, Journal, Settings, evaluate
+from advbench.evaluator.escalation import LATER, SENTINEL, why_escalate
+from advbench.evaluator.evaluate import planned
+from advbench.record import Fates, Flag, load_records
+
+pytestmark = pytest.mark.usefixtures("started_by_fork")
+
+N = 30
+EPS = ["0", "0.05", "0.1", "0.2"]
+SHORT = {"steps": 4, "restarts": 2}
+SMALL, SMALL_OWN, STRONG = "quick_nets:small", ["pgd", "square"], ["apgd-ce", "square"]
+OWN, AUTOATTACK = ["odi-margin", "multi-targeted", "square"], ["apgd-ce", "apgd-t", "fab-t", "square"]
+NETS = """
+import torch
+from torch import nn
+from advbench.attacks.apgd import APGD
+from advbench.attacks.pgd import PGD
+from advbench.attacks.square import Square
+from advbench.data import load
+
+ENTRIES = {"small": {"make": "small", "escalates": "quick_nets:strong"}, "strong": {"make": "strong"}}
+
+def small():
+    return PGD(name="pgd", steps=3), Square(name="square", n_queries=10)
+
+def strong():
+    return APGD(name="apgd-ce", steps=6), Square(name="square", n_queries=300)
+
+class Nearest(nn.Module):
+    "The nearest class mean, a linear model, of which bf16 or all precisions see no gradient."
+
+    def __init__(self, masked, in_bf16=False):
+        super().__init__()
+        x, y = load("digits", "train").batch(slice(0, 800))
+        means = torch.stack([x[y == k].flatten(1).mean(0) for k in range(10)])
+        self.linear, self.masked, self.in_bf16 = nn.Linear(64, 10), masked, in_bf16
+        self.linear.weight.data, self.linear.bias.data = 20 * means, -10 * (means**2).sum(1)
+
+    def forward(self, x):
+        hidden = self.masked or (self.in_bf16 and x.dtype is torch.bfloat16)
+        return self.linear((x.detach() if hidden else x).flatten(1))
+
+def honest():
+    return Nearest(False).eval()
+
+def masked():
+    return Nearest(True).eval()
+
+def masked_in_bf16():
+    return Nearest(False, True).eval()
+"""
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", "test").subset(range(N))
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "quick_nets.py").write_text(NETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("quick_nets")
+        sys.modules.pop("quick_nets", None)
+
+
+def measured(
+    net: Any, data: Dataset, *, journal: Journal | None = None, resume: bool = False, **more: Any
+) -> Evaluation:
+    given: dict[str, Any] = {"attack": SMALL, "eps": EPS, "slots": 16, "processes": 1}
+    return evaluate(net, data, Settings(**{**given, **more}), journal=journal, resume=resume)
+
+
+def why(result: Evaluation) -> str | None:
+    """What the record says of an escalation, None if there was none."""
+    return next((flag.detail for flag in result.record.flags if flag.name == "escalated"), None)
+
+
+def test_the_set_costs_a_sixth_of_autoattack() -> None:
+    odi, apgd, square = (one for one in make("quick", "linf"))
+    assert [one.name for one in (odi, apgd, square)] == OWN
+    assert (apgd.loss, apgd.settings()["targets"], apgd.items(10)) == ("cw", "malt", 3)
+    assert odi.items(10) == 10 and square.passes(10) == (501, 0)
+    own, whole = (sum(sum(one.passes(10)) for one in make(name, "linf")) for name in ("quick", "autoattack"))
+    assert own == 1653 and 5.5 < whole / own < 6.5
+
+
+def test_an_honest_net_meets_three_attacks(nets: Any, digits: Dataset) -> None:
+    result, whole = (
+        measured(nets.honest(), digits, attack=name, attack_settings=SHORT | {"n_queries": 50})
+        for name in ("quick", "autoattack")
+    )
+    record = result.record
+    assert why(result) is None and (result.fates.by < 3).all()
+    assert result.fates.fell.tolist() == whole.fates.fell.tolist()  # of a linear model all find the same
+    assert [ref.name for ref in record.attack] == OWN + AUTOATTACK
+    assert [ref.escalation for ref in record.attack] == [False] * 3 + [True] * 4
+    assert record.attack_name == "quick" and all(ref.settings["set"] == "quick" for ref in record.attack)
+    assert record.passes_an_image < whole.record.passes_an_image  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def escalated(nets: Any, digits: Dataset) -> Evaluation:
+    return measured(nets.masked(), digits)
+
+
+@pytest.mark.parametrize("curve", ["fast", "exact"])
+def test_a_masked_net_meets_the_strong_attacks_too(
+    nets: Any, digits: Dataset, curve: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(nets.masked(), digits, attack="quick_nets:strong", curve=curve)
+    result = measured(nets.masked(), digits, curve=curve)
+    monkeypatch.setattr(sys.modules[planned.__module__], "why_escalate", lambda *_: [])
+    alone = measured(nets.masked(), digits, curve=curve)
+    detail = why(result)
+    assert why(alone) is None and detail is not None
+    assert "went on to apgd-ce+square: " in detail and "zero-gradient is broken" in detail
+    heights = [np.where(one.fates.fell < 0, len(EPS), one.fates.fell) for one in (result, whole, alone)]
+    assert (heights[0] == np.minimum(heights[1], heights[2])).all()
+    assert (heights[0] < heights[2]).sum() > 3 and (result.fates.by == 3).any()
+    assert result.record.question == alone.record.question and result.record.id != alone.record.id
+
+
+def test_any_flag_that_doubts_and_late_hits_escalate(nets: Any, digits: Dataset) -> None:
+    plan, _ = planned(nets.honest(), digits, Settings(attack="quick", eps=EPS))
+    eps, n = [0.0, 0.1], 1000
+
+    def reasons(later: float = 0, sentinel: float = 0, flags: tuple[Flag, ...] = ()) -> list[str]:
+        by = np.full(n, -1)
+        by[: round(later * n)], by[n - round(sentinel * n) :] = 1, 2
+        return why_escalate(plan, Fates(np.where(by < 0, -1, 1), by), flags, eps)
+
+    assert reasons() == reasons(LATER, SENTINEL) == []
+    assert reasons(LATER + 0.001) == ["multi-targeted still felled 0.6% of the images at eps 0.1"]
+    assert reasons(sentinel=SENTINEL + 0.001) == ["square still felled 1.1% of the images at eps 0.1"]
+    assert reasons(flags=(Flag(name="random", severity="suspect"),)) == ["random is suspect"]
+    assert reasons(flags=(Flag(name="small-n", severity="note"),)) == []
+    assert why_escalate(plan.whole(), Fates(np.ones(n, int), np.ones(n, int)), (), eps) == []
+
+
+def stopping(path: Path, second: bool) -> Journal:
+    """A journal that stops after five rounds of the first or the second stage."""
+    left = iter(range(5))
+    journal = Journal(path, stop=lambda: bool(journal.why) == second and next(left, None) is None)
+    return journal
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_stopped_in_either_stage_it_resumes_to_the_same(
+    nets: Any, digits: Dataset, escalated: Evaluation, processes: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    for number, second in enumerate([False, True, True]):  # stopped in the first stage, and twice in the second
+        with pytest.raises(Interrupted):
+            measured(nets.masked(), digits, journal=stopping(path, second), resume=number > 0, processes=processes)
+    journal = Journal(path)
+    result = measured(nets.masked(), digits, journal=journal, resume=True, processes=processes)
+    assert result.record.id == escalated.record.id
+    assert [flag.name for flag in result.record.flags] == [flag.name for flag in escalated.record.flags]
+    journal.finish()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_escalate_together(nets: Any, digits: Dataset, escalated: Evaluation) -> None:
+    one = measured(nets.masked(), digits, keep_points=True)
+    two = measured(nets.masked(), digits, keep_points=True, processes=2)
+    assert one.record.id == two.record.id == escalated.record.id and why(two) == why(one)
+    assert one.points.keys() == two.points.keys() and one.attempts.keys() == two.attempts.keys()  # type: ignore[union-attr]
+    assert two.record.forwards >= one.record.forwards > 0  # type: ignore[operator]
+
+
+def test_in_bf16_the_escalation_follows_the_recheck(nets: Any, digits: Dataset) -> None:
+    net = nets.masked_in_bf16()
+    result, whole = (measured(net, digits, precision="bf16", attack=one) for one in (SMALL, "quick_nets:strong"))
+    assert [ref.name for ref in result.record.attack] == [*SMALL_OWN, "apgd-ce", "apgd-t", *STRONG]
+    assert "apgd-t still felled" in str(why(result))  # with gradients that PGD in bf16 had not
+    for point, other in zip(result.record.curve, whole.record.curve, strict=True):
+        assert point.robust <= other.robust
+    assert asked(result.record, 10) == ([SMALL], {})
+
+
+def test_a_record_is_recognised_and_repeated(nets: Any, digits: Dataset, escalated: Evaluation) -> None:
+    run_of, _ = planned(nets.masked(), digits, Settings(attack=SMALL, eps=EPS, slots=16))
+    assert [ref.model_dump() for ref in run_of.refs] == [ref.model_dump() for ref in escalated.record.attack]
+    assert asked(escalated.record, 10) == ([SMALL], {})
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"probes": False}, "quick escalates by what the probes find: leave out --probes off"),
+        ({"attack": ["quick", "pgd"]}, "quick decides by itself whether autoattack follows: ask for it alone"),
+        ({"norm": "l1"}, "odi-margin has no form for norm l1: choose from linf, l2"),
+        ({"engine": "reference"}, "runs one of autoattack, .*, not quick"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(nets: Any, digits: Dataset, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        measured(nets.honest(), digits, **{"attack": "quick", **more})
+
+
+def test_l2_is_as_autoattack_on_a_linear_net(nets: Any, digits: Dataset) -> None:
+    given: dict[str, Any] = {
+        "norm": "l2",
+        "eps": ["0", "0.5"],
+        "attack_settings": {"steps": 20, "restarts": 2, "n_queries": 20},
+    }
+    quick, whole = (measured(nets.honest(), digits, attack=name, **given) for name in ("quick", "autoattack"))
+    assert why(quick) is None and quick.fates.fell.tolist() == whole.fates.fell.tolist()
+
+
+def test_the_command_line_plans_measures_and_repeats(
+    nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(nets.__file__).parent)
+    words = ["evaluate", "--model", "quick_nets:masked", "--dataset", "digits", "--attack", "quick", "-n", "16"]
+    words += ["--eps", "0,0.1", "--set", "steps=2", "--set", "n_queries=20", "--device", "cpu"]
+    words += ["--leaderboard", str(tmp_path)]
+    assert run([*words, "--dry-run"]) == 0
+    planned_text = capsys.readouterr().out
+    assert "stage=escalation" in planned_text and "where the attacks of the stage escalation follow" in planned_text
+    assert run(words) == 0
+    assert "note: escalated: the evaluation went on to apgd-ce+apgd-t+fab-t+square: " in capsys.readouterr().out
+    ((record,), _) = load_records(tmp_path)
+    assert run([*words, "--resume"]) == 0
+    assert "measured before" in capsys.readouterr().out
+    path = next(tmp_path.rglob(f"{record.id}.json"))
+    assert run(["evaluate", "--again", str(path), "--trust-code", "--device", "cpu"]) == 0
+    assert f"the same: record {record.id}" in capsys.readouterr().out
