@@ -443,39 +443,44 @@ class Search:
         return replace(slots, state=attack.step(p, slots.state, answer))
 
     def _with_candidates(self, slots: Slots, query: Tensor, answer: Answer) -> Slots:
-        """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong."""
+        """`slots` with those of the points `query` (slots, C, H, W) as candidates that the search copy gets wrong, and,
+        if margins are kept, with those as attempts that have a larger margin."""
         p, going = slots.problem, ~self.attack.done(slots.state)
-        if self.keep_margins:
-            slots = self._attempted(slots, query, answer, going)
-        hit, best, to_beat = answer.wrong & going, slots.best_size, slots.margin_to_beat
-        if not self.minimum_norm:
-            hit = hit & ~slots.has_candidate
-        if surely_none(hit):  # the common case; what follows is slow
-            return slots
         if self.minimum_norm:
-            size = p.region.size(query - p.region.x)
-            hit = hit & (size < best)
-            best = torch.where(hit, size, best)
-        else:
-            hit = hit & p.region.contains(query)
-            if not self.oracle.random:  # one pass of a random model says little about its mean
-                reached = margin(answer.logits, p.y)
-                hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
-                to_beat = torch.where(hit, reached, to_beat)
-        candidate = rows(hit, query, slots.candidate)
-        return replace(
-            slots, candidate=candidate, has_candidate=slots.has_candidate | hit, best_size=best, margin_to_beat=to_beat
-        )
-
-    def _attempted(self, slots: Slots, query: Tensor, answer: Answer, going: Tensor) -> Slots:
-        """`slots` with those queries as attempts that are inside the ball and have a larger margin, if `going` (S,)."""
-        reached = margin(answer.logits, slots.problem.y)
-        better = going & (reached > slots.attempt_margin)
-        if surely_none(better):
+            return self._with_nearer(slots, query, answer.wrong & going)
+        hit = answer.wrong & going & ~slots.has_candidate
+        if not self.keep_margins and surely_none(hit):  # the common case; what follows is slow
             return slots
-        better = better & slots.problem.region.contains(query)
+        reached = margin(answer.logits, p.y)
+        better = going & (reached > slots.attempt_margin) if self.keep_margins else hit
+        if surely_none(hit) and surely_none(better):
+            return slots
+        inside = p.region.contains(query)
+        hit, to_beat = hit & inside, slots.margin_to_beat
+        if not self.oracle.random:  # one pass of a random model says little about its mean
+            hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
+            to_beat = torch.where(hit, reached, to_beat)
+        candidate = rows(hit, query, slots.candidate)
+        found = replace(slots, candidate=candidate, has_candidate=slots.has_candidate | hit, margin_to_beat=to_beat)
+        if not self.keep_margins:
+            return found
+        better = better & inside
         attempt = rows(better, query, slots.attempt) if self.keep_attempts else slots.attempt
-        return replace(slots, attempt=attempt, attempt_margin=torch.where(better, reached, slots.attempt_margin))
+        return replace(found, attempt=attempt, attempt_margin=torch.where(better, reached, slots.attempt_margin))
+
+    def _with_nearer(self, slots: Slots, query: Tensor, hit: Tensor) -> Slots:
+        """`slots` with those `query` as candidates that are a `hit` (slots,) of smaller norm."""
+        if surely_none(hit):
+            return slots
+        region, best = slots.problem.region, slots.best_size
+        size = region.size(query - region.x)
+        hit = hit & (size < best)
+        return replace(
+            slots,
+            candidate=rows(hit, query, slots.candidate),
+            has_candidate=slots.has_candidate | hit,
+            best_size=torch.where(hit, size, best),
+        )
 
     def _record(self, capture: Capture) -> None:
         """Record a turn and replay it from now on, or note in `eager` why not."""

@@ -83,9 +83,7 @@ class Runner:
         self.oracle.random = self.halving_slots(
             lambda: is_random(net, data.subset(range(min(len(data), self.oracle.slots))))
         )
-        if compiler and not self.oracle.random:
-            copy.compile_with(compiler)
-        self.compiled = copy.compiled
+        self.compiled = copy.compile_with(compiler) if compiler and not self.oracle.random else None
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)

@@ -420,13 +420,13 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("hit-not-verified", "wrong(logits, p.y) & p.region", "p.region"),
         ],
         f"{SEARCH}a_point_outside_of_the_ball_is_no_candidate": [
-            ("ball-not-checked", "& p.region.contains(query)", ""),
+            ("ball-not-checked", "hit & inside, slots", "hit, slots"),
         ],
         f"{SEARCH}the_point_after_the_last_update_is_judged_and_none_after_it": [
-            ("hit-after-the-end", "answer.wrong & going", "answer.wrong"),
+            ("hit-after-the-end", "answer.wrong & going & ~slots", "answer.wrong & ~slots"),
         ],
         f"{ATTEMPTS}the_query_of_the_largest_margin_in_the_ball": [
-            ("attempt-outside", "better & slots.problem.region.contains(query)", "better"),
+            ("attempt-outside", "better = better & inside", "better = better & going"),
             ("attempt-after-the-end", "going & (reached >", "(reached >"),
             ("attempt-last", "(reached > slots.attempt_margin)", "(reached > -9)"),
         ],

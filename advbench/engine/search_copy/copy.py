@@ -42,7 +42,6 @@ class SearchCopy(nn.Module):
         self.fault = ""  # why this is no faster copy, but the model as it is
         self.traceable = False  # whether `net` performs the same operations on every input
         self.layout = torch.contiguous_format
-        self.compiled: Compiled | None = None
         self._packed: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,14 +67,15 @@ class SearchCopy(nn.Module):
         """Logits (B, K) of features z (B, D); only for a zoo's Model."""
         return self.net.head(self._inner(z)).to(z.dtype)  # type: ignore[operator, no-any-return]
 
-    def compile_with(self, backend: str) -> None:
-        """Compile the passes for logits by torch.compile with `backend`, if they are the same on every input.
+    def compile_with(self, backend: str) -> Compiled | None:
+        """Compile the passes for logits by torch.compile with `backend`, if they do the same on every input, else None.
 
         On CUDA this joins the elementwise work between convolutions, a third of a step of ResNet-18.
         """
         if self.traceable and not any(hasattr(module, "straight_through") for module in self.modules()):
             torch._dynamo.reset()  # it compiles few graphs a process, of which an earlier evaluation may have left none
-            self.compiled = Compiled(self.quick, backend, what="the search", any_batch=True)
+            return Compiled(self.quick, backend, what="the search", any_batch=True)
+        return None
 
     def in_layout(self, layout: torch.memory_format) -> None:
         """Store weights, and convert images, in memory layout `layout`."""

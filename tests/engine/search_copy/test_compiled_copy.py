@@ -91,13 +91,13 @@ def test_what_cannot_be_compiled_is_searched_without(run: Run, where: str, monke
 def test_one_graph_serves_every_width(net: nn.Module) -> None:
     """Of a search, whose width follows its items. PyTorch compiles a function at most 8 times."""
     copy, _ = search_copy(net, example=torch.rand(2, 1, 8, 8))
-    copy.compile_with("aot_eager")
+    compiled = copy.compile_with("aot_eager")
     for rows in range(2, 40):
         x = torch.rand(rows, 1, 8, 8, requires_grad=True)
         (gradient,) = torch.autograd.grad(copy(x).square().sum(), x)
         (expected,) = torch.autograd.grad(net(x).square().sum(), x)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
-    assert copy.compiled is not None and copy.compiled.served == copy.compiled.calls == 38
+    assert compiled is not None and compiled.served == compiled.calls == 38
 
 
 def test_models_that_do_not_do_the_same_on_every_input_stay_plain() -> None:
@@ -106,8 +106,7 @@ def test_models_that_do_not_do_the_same_on_every_input_stay_plain() -> None:
             return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
     copy, _ = search_copy(Branches(), example=torch.rand(2, 1, 2, 2))
-    copy.compile_with("aot_eager")
-    assert copy.compiled is None
+    assert copy.compile_with("aot_eager") is None
 
 
 def test_only_long_evaluations_on_cuda_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
