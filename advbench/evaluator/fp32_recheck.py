@@ -67,17 +67,24 @@ def covered(asked: Sequence[Attack]) -> bool:
     return any(isinstance(attack, APGD) and attack.name == "apgd-t" for attack in asked)
 
 
-def near_margins(oracle: Oracle, data: Dataset, logits: Tensor) -> NDArray[np.float64]:
-    """For each image (n,), the distance of a margin from 0 within which `oracle.search` may hide that the image fell.
+def copy_error(oracle: Oracle, data: Dataset, logits: Tensor) -> float:
+    """The largest error of `oracle.search` in a logit of a clean image, of which the model has `logits` (n, K).
 
-    It is NEAR times the copy's error: the largest over all clean images, of which the model has `logits` (n, K), in
-    units of an image's largest logit.
+    In units of the image's largest logit.
     """
     with torch.no_grad():
         copied = torch.cat([oracle.search(data.batch(at)[0]).float()[:n] for at, n in _passes(data, oracle.slots)])
     largest = logits.abs().amax(1)
     error = (copied - logits).abs().amax(1) / largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    margins: NDArray[np.float64] = (NEAR * error.nan_to_num(0).max() * largest).double().cpu().numpy()
+    return float(error.nan_to_num(0).max())
+
+
+def near_margins(error: float, logits: Tensor) -> NDArray[np.float64]:
+    """For each image (n,), the distance of a margin from 0 within which a copy may hide that the image fell.
+
+    It is NEAR times the `copy_error`, for an image on which the model has `logits` (n, K).
+    """
+    margins: NDArray[np.float64] = (NEAR * error * logits.abs().amax(1)).double().cpu().numpy()
     return margins
 
 

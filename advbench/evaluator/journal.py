@@ -46,6 +46,8 @@ class Journal:
     `state` at the end of the other processes that this one started. `redrawn` says in words why a
     random model's noise is another draw than that of an evaluation in one go, "" if it is not.
 
+    `copy_error`: that of a search copy in bf16 (see `fp32_recheck`), 0 in fp32, None before it is measured.
+
     `logits` (M, K): the model's answers to the first clean images, where its code is from outside (see
     `identity.known_logits`). A file that was saved with others is not resumed.
     """
@@ -75,6 +77,7 @@ class Journal:
         self.why: list[str] = []
         self.workers: dict[int, dict[str, Any]] = {}
         self.redrawn = ""
+        self.copy_error: float | None = None
         self.logits: NDArray[np.float32] | None = None
 
     @property
@@ -132,7 +135,7 @@ class Journal:
         """
         self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
-        self._ended, self._under_way, self.halvings, self.why = [], None, [], []
+        self._ended, self._under_way, self.halvings, self.why, self.copy_error = [], None, [], [], None
         self.seconds, self.forwards, self.backwards, self.work = 0.0, 0, 0, Work()
         self.redrawn = f"shared by {of} processes" if of > 1 else ""
         if not resume or self._file is None or not self._file.exists():
@@ -163,6 +166,7 @@ class Journal:
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         (self.seconds, self.forwards, self.backwards), self.work = saved["cost"], Work(*saved["work"])
         self.halvings, self.why = [(slots, fallen) for slots, fallen in saved["halvings"]], saved["why"]
+        self.copy_error = saved["copy_error"]
 
     def _answers_as(self, saved: dict[str, Any]) -> bool:
         then = saved["logits"]
@@ -279,6 +283,7 @@ class Journal:
             "halvings": self.halvings,
             "logits": None if self.logits is None else torch.from_numpy(self.logits),
             "why": self.why,
+            "copy_error": self.copy_error,
         }
 
 
@@ -286,7 +291,9 @@ def _load(path: Path) -> dict[str, Any]:
     content = read_sealed(path)
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-        known = saved.keys() == {"question", "ended", "under_way", "cost", "work", "halvings", "logits", "why"}
+        known = saved.keys() == {
+            "question", "ended", "under_way", "cost", "work", "halvings", "logits", "why", "copy_error",
+        }  # fmt: skip
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False
     if not known:

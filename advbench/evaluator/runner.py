@@ -24,7 +24,7 @@ from advbench.engine.search_copy import search_copy
 from advbench.engine.whole_batch import WholeBatch, attack_batch, joined
 from advbench.errors import UserError
 from advbench.evaluator import eps_grid
-from advbench.evaluator.fp32_recheck import misled, near_margins
+from advbench.evaluator.fp32_recheck import copy_error, misled, near_margins
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.plan import Plan
 from advbench.record import Fates, Flag
@@ -70,7 +70,7 @@ class Runner:
         self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
-        self.oracle = Oracle(net, copy, slots=journal.slots or slots, rejects=rejects)
+        self.oracle = Oracle(net, copy, slots=slots, rejects=rejects)
         self._copy_fault = copy.fault
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
@@ -87,6 +87,10 @@ class Runner:
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.copy_error = journal.copy_error or 0.0
+        if self.in_bf16 and journal.copy_error is None:
+            self.copy_error = self.halving_slots(lambda: copy_error(self.oracle, data, self.logits))
+        journal.copy_error = self.copy_error
 
     def forget(self) -> None:
         """Forget what the attacks found, which the journal tells again."""
@@ -96,6 +100,7 @@ class Runner:
         self.attempts: dict[int, tuple[float, Tensor]] = {}
         self.eager: dict[str, None] = {}
         self.refused = np.full(len(self.data), np.inf)  # by image: the least eps, or size, of a hit that it refused
+        self.oracle.slots = self.journal.slots or self.slots  # fewer where other processes ran out of memory
 
     def restrict_to(self, rows: NDArray[np.int64]) -> None:
         """Attack only the images `rows`, the share of this process."""
@@ -288,9 +293,7 @@ class Runner:
         at, first, count = np.asarray(sizes), len(plan.attacks), len(plan.every)
         checks = range(first, first + len(plan.recheck))
         items = [one.items(self.data.num_classes) for one in plan.every]
-        near_margin = np.zeros(len(self.data))
-        if plan.recheck:
-            near_margin = self.halving_slots(lambda: near_margins(self.oracle, self.data, self.logits))
+        near_margin = near_margins(self.copy_error, self.logits)
         stood = np.zeros((count, len(near_margin), len(at)), dtype=np.int8)  # by attack, image, point: FAR or NEAR
         rechecked = np.zeros(0, dtype=np.int64)
         forecast = self.journal.forecast
@@ -312,7 +315,7 @@ class Runner:
             return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else at[points]
 
         def parallel_strikes(attack: int) -> int:
-            return self.oracle.slots // items[attack]
+            return self.slots // items[attack]  # were it of halved slots, a journal would not tell the same strikes
 
         def brought_near(attacks: range) -> NDArray[np.int64]:
             # At the highest point where the attack failed: strikes below may not be due (see `eps_grid`).
@@ -351,8 +354,18 @@ class Runner:
         return grid.fates()
 
     def _misled(self, attack: Attack, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the images `rows` (m,) are `misled`. The journal keeps it, because the next searches follow from it:
+        noise, or passes of other sizes, may decide otherwise."""
         some = self.data.subset(rows.tolist())
-        return self.halving_slots(lambda: misled(self.oracle, self._fp32_oracle(), attack, some, self.norm))
+
+        def work() -> dict[str, Any]:
+            bf16, fp32 = self._like(self.oracle.search), self._fp32_oracle()
+            found = torch.from_numpy(misled(bf16, fp32, attack, some, self.norm))
+            forwards, backwards = bf16.forwards + fp32.forwards, bf16.backwards + fp32.backwards
+            return {"fell": found[:0], "misled": found, "forwards": forwards, "backwards": backwards}
+
+        found: Tensor = self.halving_slots(partial(self.journal.once, work))["misled"]
+        return found.numpy()
 
     def nearest(self, attacks: Sequence[Attack], sizes: Sequence[float]) -> Fates:
         """Each image's fate on the eps grid `sizes`, from its nearest adversarial example over all attacks."""

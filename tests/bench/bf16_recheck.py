@@ -90,7 +90,7 @@ def measure(
         return left
 
     searched = withstood(attacks, runner.correct, runner, in_fp32=False)
-    error = near_margins(runner.oracle, data, runner.logits) / NEAR
+    error = near_margins(runner.copy_error, runner.logits) / NEAR
     far, far_without_gradients = -best / error
     recheck = recheck_attacks(attacks, norm=norm, classes=data.num_classes)[0]
     rechecked = withstood(recheck, searched, runner, in_fp32=True)

@@ -589,7 +589,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{SECOND}near_is_within_a_multiple_of_the_copys_error": [
             ("error-of-most", "error.nan_to_num(0).max()", "error.nan_to_num(0).median()"),
-            ("near-for-all-alike", ".max() * largest)", ".max() * largest.max() + 0 * largest)"),
+            (
+                "near-for-all-alike",
+                "logits.abs().amax(1)).double()",
+                "logits.abs().amax() + 0 * logits[:, 0]).double()",
+            ),
         ],
         f"{SECOND}who_is_misled": [
             ("misled-without-gradient", "~alike & other.any(1)", "~alike"),
@@ -605,7 +609,18 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("rounded-once", "torch.where(above, exact.ceil(), exact.floor())", "exact.round()"),
         ],
     },
+    "advbench/evaluator/parallel/worker.py": {
+        f"{SECOND}a_worker_takes_the_copys_error_on_all_images": [
+            ("error-of-a-share", "journal.copy_error = job.copy_error", "journal.copy_error = None"),
+        ],
+    },
     "advbench/evaluator/runner.py": {
+        f"{_in('evaluator/test_memory')}with_fewer_slots_the_journal_tells_the_same_searches": [
+            ("strikes-of-halved-slots", "self.slots // items[attack]", "self.oracle.slots // items[attack]"),
+        ],
+        f"{QUICK}noise_does_not_change_which_searches_the_journal_tells": [
+            ("doubt-is-not-kept", 'partial(self.journal.once, work))["misled', 'work)["misled'),
+        ],
         f"{QUICK}a_masked_net_meets_the_strong_attacks_too": [
             ("quick-forgets-the-strong-attacks", "for number in range(checks.stop, count)", "for number in range(0)"),
         ],

@@ -21,7 +21,17 @@ from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator import fp32_recheck as recheck_module
 from advbench.evaluator.attack_set import resolve
-from advbench.evaluator.fp32_recheck import NEAR, SET, covered, misled, near_margins, recheck_attacks
+from advbench.evaluator.evaluate import planned
+from advbench.evaluator.fp32_recheck import (
+    NEAR,
+    SET,
+    copy_error,
+    covered,
+    misled,
+    near_margins,
+    recheck_attacks,
+)
+from advbench.evaluator.parallel import processes, worker
 from advbench.evaluator.runner import Runner
 from advbench.registry import find
 
@@ -194,7 +204,26 @@ def test_near_is_within_a_multiple_of_the_copys_error(masked: nn.Module, digits:
     largest = logits.abs().amax(1)
     expected = NEAR * 0.5 / largest[-1] * largest
     oracle = Oracle(masked, copy, slots=slots)  # type: ignore[arg-type]
-    assert near_margins(oracle, digits, logits) == pytest.approx(expected.numpy(), rel=1e-4)
+    assert near_margins(copy_error(oracle, digits, logits), logits) == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_a_worker_takes_the_copys_error_on_all_images(
+    masked: nn.Module, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(attack=["pgd"], precision="bf16", eps=EPS, slots=16)
+    run, _ = planned(masked, digits, settings)
+    runner = Runner(masked, digits, norm="linf", seed=0, slots=16, precision="bf16", journal=Journal())
+    errors = []
+
+    def attack_images(runner: Runner, *_: Any) -> None:
+        errors.append(runner.copy_error)
+        raise Interrupted("seen")
+
+    monkeypatch.setattr(worker, "attack_images", attack_images)
+    for number in (0, 1):
+        with pytest.raises(Interrupted, match="seen"):
+            worker.work(processes.job(runner, run, settings, number, 2, resume=False), lambda: False, lambda _: None)
+    assert errors == [runner.copy_error] * 2 and runner.copy_error > 0
 
 
 def test_who_is_misled(masked: nn.Module, digits: Dataset) -> None:

@@ -130,6 +130,21 @@ def test_halved_slots_are_reused_on_resuming(digits: Dataset, tmp_path: Path) ->
     assert result.record.id == measure(Small(), digits, 16).record.id
 
 
+@pytest.mark.parametrize("later", [120, 60])  # passes after the first stop, and before it
+def test_with_fewer_slots_the_journal_tells_the_same_searches(digits: Dataset, tmp_path: Path, later: int) -> None:
+    """How many strikes of a search go at once must not follow the memory that is left."""
+    eps = ["0", *(str(size / 100) for size in range(2, 8))]
+    given: dict[str, Any] = {"attack": ["pgd", "square"], "eps": eps}
+    rounds = iter(range(40))
+    net = Small(then=8, later=later)
+    with pytest.raises(Interrupted):
+        measure(net, digits, 32, Journal(tmp_path / "journal", stop=lambda: next(rounds, None) is None), **given)
+    assert (net.later > 0) is (later > 100)
+    result = measure(Small(8), digits, 32, Journal(tmp_path / "journal"), resume=True, **given)
+    assert result.record.engine.slots == 8
+    assert result.fates.fell.tolist() == measure(Small(), digits, 8, **given).fates.fell.tolist()
+
+
 def test_no_pass_is_larger_than_the_slots(digits: Dataset) -> None:
     seen.clear()
     measure(Small(), digits, 8, attack="autoattack", norm="l2", eps=["0", "0.5"])

@@ -20,6 +20,7 @@ from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator.escalation import LATER, SENTINEL, why_escalate
 from advbench.evaluator.evaluate import planned
+from advbench.evaluator.parallel import processes
 from advbench.record import Fates, Flag, load_records
 
 pytestmark = pytest.mark.usefixtures("started_by_fork")
@@ -64,6 +65,17 @@ def honest():
 
 def masked():
     return Nearest(True).eval()
+
+class Noisy(Nearest):
+    "In bf16 half of the gradients point backwards."
+
+    def forward(self, x):
+        logits = super().forward(x)
+        turned = (torch.rand(len(x), 1) < 0.5) & (x.dtype is torch.bfloat16)
+        return torch.where(turned, 2 * logits.detach() - logits, logits) * (1 + torch.randn(len(x), 1) / 1000)
+
+def noisy():
+    return Noisy(False).eval()
 
 def masked_in_bf16():
     return Nearest(False, True).eval()
@@ -189,6 +201,28 @@ def test_two_processes_escalate_together(nets: Any, digits: Dataset, escalated: 
     assert one.record.id == two.record.id == escalated.record.id and why(two) == why(one)
     assert one.points.keys() == two.points.keys() and one.attempts.keys() == two.attempts.keys()  # type: ignore[union-attr]
     assert two.record.forwards >= one.record.forwards > 0  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_where_workers_do_not_start_again_one_process_attacks_all_images(
+    nets: Any, digits: Dataset, escalated: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([processes._hand_over])
+    monkeypatch.setattr(processes, "_hand_over", lambda *job: next(left, lambda *_: False)(*job))
+    assert measured(nets.masked(), digits, processes=2).record.id == escalated.record.id
+    assert next(left, None) is None
+
+
+def test_noise_does_not_change_which_searches_the_journal_tells(nets: Any, digits: Dataset, tmp_path: Path) -> None:
+    """In bf16 it decides which images are in doubt."""
+    for stop in (False, True):
+        journal = stopping(tmp_path / "journal", second=True) if stop else Journal()
+        if stop:
+            with pytest.raises(Interrupted):
+                measured(nets.noisy(), digits, precision="bf16", journal=journal)
+            journal = Journal(tmp_path / "journal")
+        result = measured(nets.noisy(), digits, precision="bf16", journal=journal, resume=stop)
+        assert why(result) is not None
 
 
 def test_in_bf16_the_escalation_follows_the_recheck(nets: Any, digits: Dataset) -> None:

@@ -56,6 +56,7 @@ class Job:
     resume: bool
     rejects: bool
     logits: NDArray[np.float32] | None  # with which a journal was saved, see `Journal`
+    copy_error: float  # of all images, see `fp32_recheck`
     saved: dict[str, Any] | None  # the state of the journal of the worker before it, from which it goes on
 
 
@@ -68,7 +69,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         rows,
         run,
         settings,
-        runner.oracle.slots,
+        runner.slots,
         threads=max(1, torch.get_num_threads() // of),
         random=runner.oracle.random,
         correct=runner.correct[rows],
@@ -79,6 +80,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         resume=resume,
         rejects=runner.oracle.rejects,
         logits=runner.journal.logits,
+        copy_error=runner.copy_error,
         saved=runner.journal.workers.get(number),
     )
 

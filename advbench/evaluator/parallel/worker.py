@@ -94,6 +94,7 @@ def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -
         journal.begin(job.question, number=job.number, of=job.of, resume=job.resume and job.saved is None)
         if job.saved is not None:
             journal.restore(job.saved)
+        journal.copy_error = job.copy_error
         rng.reseed(settings.seed)
         runner = Runner(
             job.net,
