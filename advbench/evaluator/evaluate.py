@@ -182,8 +182,9 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
-    check_gradient(net, data, run.attacks)
-    for attack in (*run.attacks, *run.escalation):
+    attacks = (*run.attacks, *run.escalation)
+    check_gradient(net, data, attacks)
+    for attack in attacks:
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
             raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):

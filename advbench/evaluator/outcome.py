@@ -27,7 +27,7 @@ def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
     if run.curve == "severity":
         outcome = Outcome(*corruptions.curve(runner, run.attacks, sizes))
     elif run.curve == "nearest":
-        outcome = Outcome(runner.nearest(run.attacks, sizes))
+        outcome = Outcome(runner.nearest(run.every, sizes))
     else:
         outcome = Outcome(runner.curve(run, sizes))
     forecast.attacked()

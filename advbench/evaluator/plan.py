@@ -72,7 +72,9 @@ class Plan:
     @property
     def shareable(self) -> bool:
         """Whether several processes may share the images: not under corruptions, nor for attacks on whole batches."""
-        return self.curve != "severity" and not any(isinstance(one, WholeBatch) for one in self.attacks)
+        return self.curve != "severity" and not any(
+            isinstance(one, WholeBatch) for one in (*self.attacks, *self.escalation)
+        )
 
     def engine(self, slots: int) -> Engine:
         """The engine as the record names it."""
@@ -121,7 +123,7 @@ def plan(
     if escalation and not settings.probes:
         name = refs[0].settings["set"]
         raise UserError(f"{name} escalates by what the probes find: leave out --probes off, or choose another attack")
-    whole_batches = [one.name for one in attacks if isinstance(one, WholeBatch)]
+    whole_batches = [one.name for one in (*attacks, *escalation) if isinstance(one, WholeBatch)]
     if whole_batches and ranks.world() > 1:
         raise UserError(f"{whole_batches[0]} attacks whole batches in one process: start it without torchrun")
     kind: Literal["fast", "exact", "nearest", "severity"] = "exact" if settings.curve == "exact" else "fast"
@@ -129,7 +131,7 @@ def plan(
         kind = "severity"
     elif whole_batches:
         kind = "exact"
-    elif all(one.minimum_norm for one in attacks):
+    elif all(one.minimum_norm for one in (*attacks, *escalation)):
         kind = "nearest"
     # The nearest adversarial example of a bf16 copy lies on that copy's decision boundary, and rarely fools the model.
     only_fp32 = kind in ("severity", "nearest") or bool(whole_batches or budget) or is_black_box(loaded.net)

@@ -609,6 +609,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("rounded-once", "torch.where(above, exact.ceil(), exact.floor())", "exact.round()"),
         ],
     },
+    "advbench/evaluator/outcome.py": {
+        f"{QUICK}a_set_that_searches_for_the_nearest_examples_goes_on_too": [
+            ("nearest-without-escalation", "runner.nearest(run.every,", "runner.nearest(run.attacks,"),
+        ],
+    },
     "advbench/evaluator/parallel/worker.py": {
         f"{SECOND}a_worker_takes_the_copys_error_on_all_images": [
             ("error-of-a-share", "journal.copy_error = job.copy_error", "journal.copy_error = None"),

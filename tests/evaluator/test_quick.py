@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from advbench.attacks.base import make
 from advbench.cli import run
@@ -34,14 +36,31 @@ NETS = """
 import torch
 from torch import nn
 from advbench.attacks.apgd import APGD
+from advbench.attacks.ddn import DDN
 from advbench.attacks.pgd import PGD
 from advbench.attacks.square import Square
 from advbench.data import load
 
-ENTRIES = {"small": {"make": "small", "escalates": "quick_nets:strong"}, "strong": {"make": "strong"}}
+ENTRIES = {
+    "small": {"make": "small", "escalates": "quick_nets:strong"},
+    "strong": {"make": "strong"},
+    "near": {"make": "near", "escalates": "quick_nets:strong"},
+    "nearer": {"make": "near", "escalates": "quick_nets:nearest"},
+    "nearest": {"make": "nearest"},
+    "queries": {"make": "queries", "escalates": "quick_nets:strong"},
+}
 
 def small():
     return PGD(name="pgd", steps=3), Square(name="square", n_queries=10)
+
+def near():
+    return (DDN(name="ddn", steps=1),)
+
+def nearest():
+    return (DDN(name="ddn-long", steps=20),)
+
+def queries():
+    return (Square(name="square", n_queries=2),)
 
 def strong():
     return APGD(name="apgd-ce", steps=6), Square(name="square", n_queries=300)
@@ -152,6 +171,28 @@ def test_a_masked_net_meets_the_strong_attacks_too(
     assert (heights[0] == np.minimum(heights[1], heights[2])).all()
     assert (heights[0] < heights[2]).sum() > 3 and (result.fates.by == 3).any()
     assert result.record.question == alone.record.question and result.record.id != alone.record.id
+
+
+@pytest.mark.parametrize("name", ["near", "nearer"])
+def test_a_set_that_searches_for_the_nearest_examples_goes_on_too(
+    nets: Any, digits: Dataset, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"attack": f"quick_nets:{name}", "norm": "l2", "eps": ["0", "0.3", "0.6", "1"]}
+    monkeypatch.setattr(
+        sys.modules[planned.__module__], "why_escalate", lambda run, *_: ["asked"] * (not run.escalated)
+    )
+    result = measured(nets.honest(), digits, **given)
+    assert why(result) is not None and (result.fates.by == 1).sum() > 3
+    assert (result.fates.norm is None) is (name == "near")  # the strong set searches at each eps
+
+
+def test_a_model_without_gradients_is_refused_before_an_escalation_follows_them(nets: Any, digits: Dataset) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.from_numpy(x.flatten(1)[:, :10].numpy())
+
+    with pytest.raises(UserError, match="the model gives no gradient for apgd-ce"):
+        measured(Plain().eval(), digits, attack="quick_nets:queries")
 
 
 def test_any_flag_that_doubts_and_late_hits_escalate(nets: Any, digits: Dataset) -> None:
