@@ -68,7 +68,7 @@ def measure(
     made: Any = {
         precision: Runner(
             loaded.net, data, norm=norm, seed=0, precision=precision, journal=Journal(),
-            slots=choose_slots(loaded.net, data, norm=norm, precision=precision, weights_sha256=loaded.weights_sha256),
+            slots=choose_slots(loaded.net, data, norm=norm, precision=precision),
         )
         for precision in ("bf16", "fp32")
     }  # fmt: skip

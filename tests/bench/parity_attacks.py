@@ -114,7 +114,7 @@ def adv_lib_sigma_zero(net: nn.Module, x: Tensor, y: Tensor, steps: int, seed: i
 def ours(net: nn.Module, data: Dataset, name: str, norm: str, settings: dict[str, int], seed: int) -> Distances:
     """The distances (n,) of our attack, in fp32, verified; those of images that the model gets wrong are 0."""
     (attack,), _ = resolve([name], settings, norm=norm, classes=data.num_classes)
-    slots = choose_slots(net, data, norm=norm, precision="fp32", weights_sha256="")  # a rule of the images
+    slots = choose_slots(net, data, norm=norm, precision="fp32")  # a rule of the images
     runner = Runner(net, data, norm=norm, seed=seed, slots=slots, precision="fp32", journal=Journal())
     rows = np.flatnonzero(runner.correct)
     distance: Distances = np.zeros(len(data))
