@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from advbench.checkpoint import load_model
 from advbench.checkpoint.weights import save_weights
+from advbench.data import load
 from advbench.engine.search import Work
 from advbench.errors import UserError
 from advbench.evaluator import Settings
@@ -175,6 +177,30 @@ def pack(cuda: ModuleType, taught: Callable[[nn.Module], nn.Module], tmp_path_fa
     size = pack(str(folder / "net.safetensors"), None, "digits", folder / "pack")
     assert size == sum(file.stat().st_size for file in (folder / "pack").iterdir())
     return folder / "pack"
+
+
+@pytest.mark.parametrize(("seconds", "images"), [([9, -9], ["1 to 4", "5 to 8"]), ([-9], ["1 to 4"])])
+def test_the_reference_ends_where_no_time_is_left_after_a_batch(
+    cuda: ModuleType, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: list[float],
+    images: list[str],
+) -> None:  # fmt: skip
+    from cuda_bench import Bench, Sizes
+
+    class Nothing:
+        """Stands in for AutoAttack, and fells none."""
+
+        def __init__(self, *given: Any, **more: Any) -> None: ...
+
+        def run_standard_evaluation(self, x: Any, y: Any, batch_size: int) -> Any:
+            return x, y
+
+    monkeypatch.setattr("pyautoattack.AutoAttack", Nothing)
+    data = load(f"npz:{pack / 'images.npz'}", "test")
+    model = load_model(str(pack / "weights.safetensors"), dataset=data)
+    bench = Bench(model, data, "0.1", torch.device("cpu"), Sizes(reference=(4, 8)), tmp_path)
+    (job,) = cuda.cuda_autoattack.reference_jobs(bench, cuda.cuda_autoattack.Ours(), exact=False)
+    left = iter(seconds)
+    assert [row[0].split("images ")[1] for row in job.run(lambda: next(left))] == images
 
 
 @pytest.mark.slow

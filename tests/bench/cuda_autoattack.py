@@ -162,4 +162,4 @@ def _reference(bench: Bench, ours: Ours, exact: bool, left: Left) -> Iterator[Fo
         yield name, f"{seconds:.1f} s", ", ".join([*facts, kernels])
         done = begin + count
         count = min(most, len(bench.data)) - done if done == few else 0
-        count = min(count, int(left() * done / spent))
+        count = max(0, min(count, int(left() * done / spent)))
