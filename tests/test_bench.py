@@ -67,7 +67,7 @@ def test_parity_attacks_measures_ours(benches: None, net: nn.Module, data: Datas
 def test_a_run_replaces_its_own_section_alone(benches: None, tmp_path: Path) -> None:
     import report
 
-    file, cells = tmp_path / "speed.md", report.table([{"a": "1", "b": "2"}, {"a": "3", "b": "4"}])
+    file, cells = tmp_path / "new" / "speed.md", report.table([{"a": "1", "b": "2"}, {"a": "3", "b": "4"}])
     assert cells == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n"
     report.write(file, "# Title\n", "pgd: lenet5", f"first\n\n{cells}")
     report.write(file, "# Title\n", "training: lenet5", "second\n")
