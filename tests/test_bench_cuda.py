@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -142,7 +143,8 @@ def test_parts_are_shares_of_all_searches(cuda: ModuleType) -> None:
         ("ours: host", "1.0 s", "10% of the searches"),
         ("ours: useful slot-steps", "75.0%", "of 2,000"),
     ]
-    assert len(list(cuda.cuda_autoattack.parts_of("cut at once", Work()))) == 4
+    shared = list(cuda.cuda_autoattack.parts_of("cut at once", Work(), together=True))
+    assert len(shared) == 4 and shared[0][2] == "0% of the searches of all processes"
 
 
 def test_tensor_operations_are_timed_outside_of_steps_without_what_timing_adds(cuda: ModuleType) -> None:
@@ -216,9 +218,7 @@ def test_the_rehearsal_has_all_sections_in_order(
     assert list(dict.fromkeys(row[0] for row in rows)) == list(cuda.SECONDS)
     assert not [row for row in rows if row[1] == "cut" or row[2] in ("cut", "failed")]
     measured = {row[1]: row for row in rows}
-    assert {"host, square, 128 slots", "ours, not compiled, mlp, batch 32", "plain loop, TF32, mlp, batch 32"} <= {
-        *measured
-    }
+    assert {"host, square, 128 slots", "ours, not compiled, mlp, batch 32", "plain loop, mlp, batch 32"} <= {*measured}
     (graphs,) = (row for row in rows if row[1] == "steps that are graphs")
     assert "ms in tensor operations" in measured["host, square, 128 slots"][3]
     assert "apgd-t" in graphs[3] and "square" in graphs[3]
@@ -259,6 +259,18 @@ def test_a_measurement_that_is_cut_goes_on_where_it_stopped(
     whole = tables(out)[-1]
     assert whole[0][1] == "advbench, 6 images" and whole[0][3].endswith("resumed")
     assert not list(folder.glob("*.journal*"))
+
+
+def test_each_net_has_a_pack_of_its_own() -> None:
+    """Else the weights of the one would be measured under the name of the other."""
+
+    def folder(net: str) -> str:
+        make = ["make", "--dry-run", "--silent", "pack-cuda", f"BENCH_NET={net}"]
+        said = subprocess.run(make, cwd=BENCH.parents[1], capture_output=True, text=True, check=True).stdout
+        return said.rpartition("--to ")[2].strip()
+
+    folders = [folder(net) for net in ("pyautoattack:model_test", "demo/one", "demo/other")]
+    assert len({*folders}) == 3 and all(one.startswith(".bench-cuda/") and ":" not in one for one in folders)
 
 
 @pytest.mark.parametrize(

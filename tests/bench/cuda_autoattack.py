@@ -37,11 +37,11 @@ class Ours:
     seconds: float = 0.0
 
 
-def parts_of(name: str, work: Work) -> Iterator[Found]:
-    """A row for each part of the seconds of searches, summed over processes, and one for the slot-steps."""
-    whole = sum(work.seconds.values())
+def parts_of(name: str, work: Work, *, together: bool = False) -> Iterator[Found]:
+    """A row for each part of the seconds of searches, and one for the slot-steps. `together`: of several processes."""
+    whole, of = sum(work.seconds.values()), "the searches of all processes" if together else "the searches"
     for part, seconds in work.seconds.items():
-        yield f"{name}: {part}", f"{seconds:.1f} s", f"{seconds / max(whole, 1e-9):.0%} of the searches"
+        yield f"{name}: {part}", f"{seconds:.1f} s", f"{seconds / max(whole, 1e-9):.0%} of {of}"
     if work.useful_share is not None:
         yield f"{name}: useful slot-steps", f"{work.useful_share:.1%}", f"of {work.slot_steps:,.0f}"
 
@@ -102,7 +102,7 @@ def _ours(bench: Bench, data: Dataset, ours: Ours, left: Left, journal: Any = No
     facts = [f"{100 * point.accuracy:.2f} % robust", f"{cost} an image", how, held, *graphs]
     facts.insert(2, bench.share(work_done / ranks.world(), record.seconds))
     yield name, f"{record.seconds:.1f} s", ", ".join(fact for fact in facts if fact)
-    yield from parts_of(name, kept.work)
+    yield from parts_of(name, kept.work, together=kept.merged)
     if ranks.rank() == 0:
         kept.finish()
 
