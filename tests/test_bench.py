@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from advbench.checkpoint.weights import save_weights
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.evaluator.attack_set import resolve
@@ -62,6 +63,21 @@ def test_parity_attacks_measures_ours(benches: None, net: nn.Module, data: Datas
     wrong = net(x).argmax(1) != y
     distance = parity_attacks.ours(net, data, "sigma-zero", "l0", {"steps": 20}, 0)
     assert torch.equal(torch.from_numpy(distance == 0), wrong) and (distance <= 64).sum() > 12
+
+
+def test_parity_tells_both_engines_and_goes_on(
+    benches: None, net: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import parity
+
+    save_weights(net, tmp_path / "net.safetensors")
+    asked = ["--model", str(tmp_path / "net.safetensors"), "--dataset", "digits", "-n", "6", "--eps", "0.05"]
+    asked += ["--attack", "apgd-ce", "--seeds", "0", "--out", str(tmp_path / "found")]
+    told = []
+    for _ in range(2):
+        parity.main(asked)
+        told.append(capsys.readouterr().out.rpartition("robust images at each eps:")[2])
+    assert told[0] == told[1] and "own seed 0 / reference seed 0: 0.05: (0, 0)" in told[0]
 
 
 def test_a_run_replaces_its_own_section_alone(benches: None, tmp_path: Path) -> None:
