@@ -146,7 +146,7 @@ published-trades: $(A3_NET)
 	$(BIN)/python tests/bench/parity.py --model $(A3_NET) --arch small_cnn --dataset mnist -n 2000 --eps 0.3 --seeds 0 \
 	  --threads 2 --out $(DEMO)/parity
 
-$(A3_NET):
+$(A3_NET): | .venv/.installed
 	mkdir -p $(DEMO)
 	curl --fail --silent --show-error --location --output $@.part https://raw.githubusercontent.com/liuye6666/adaptive_auto_attack/c3650cdbc85ff90833bbadef26e52548096841b0/model_weights/TRADES/model_mnist_smallcnn.pt
 	echo "5b99888064f692047d5592b38df2dde126aa1b991a26c6aad683ce709634bea0  $@.part" | sha256sum --check --quiet
@@ -178,10 +178,10 @@ bench-ways: $(MNIST_NET)/training.svg
 
 # Ten minutes on an NVIDIA GPU, the most informative first, without pip or a network (see the script's --help). Before,
 # where there is a network: `make pack-cuda`, which puts the test images, and the weights of a net of the zoo, into a folder
-# of less than 64 MiB. For AutoAttack on a robust net: `make $(CIFAR10_CUDA_NET)/training.svg`, then both with
-# BENCH_NET=$(CIFAR10_CUDA_NET) BENCH_EPS=8/255.
-CUDA_PACK := .bench-cuda
+# of less than 64 MiB, one for each net. For AutoAttack on a robust net: `make $(CIFAR10_CUDA_NET)/training.svg`, then both
+# with BENCH_NET=$(CIFAR10_CUDA_NET) BENCH_EPS=8/255.
 BENCH_NET ?= pyautoattack:model_test
+CUDA_PACK = .bench-cuda/$(subst :,-,$(notdir $(BENCH_NET)))
 BENCH_EPS ?= 0.25/255
 BENCH_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
 BUDGET ?= 600
@@ -248,4 +248,4 @@ $(BOARDS): %-leaderboard: setup $(META)/training.svg
 	done
 
 clean:
-	rm -rf .venv .venv-matrix $(PEERS) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DEMO)
+	rm -rf .venv .venv-matrix $(PEERS) build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .bench-cuda $(DEMO)

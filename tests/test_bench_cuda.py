@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from advbench.checkpoint import load_model
 from advbench.checkpoint.weights import save_weights
-from advbench.engine.oracle import Oracle
+from advbench.data import load
+from advbench.engine.search import Work
 from advbench.errors import UserError
-from advbench.evaluator import Journal, Settings, runner
+from advbench.evaluator import Settings
 from advbench.evaluator import slots as slots_module
 from advbench.models import build
 
@@ -131,46 +134,39 @@ def test_every_row_is_on_the_disk_at_once_and_tables_follow_each_other(cuda: Mod
     assert [len(rows) for rows in tables(path)] == [2, 2]
 
 
-def test_on_a_card_parts_are_timed_on_the_card_and_only_within_searches(
-    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
+def test_parts_are_shares_of_all_searches(cuda: ModuleType) -> None:
+    work = Work(slot_steps=2000, useful=1500, attacks=5, verification=1, recheck=3, host=1)
+    assert list(cuda.cuda_autoattack.parts_of("ours", work)) == [
+        ("ours: attacks", "5.0 s", "50% of the searches"),
+        ("ours: verification", "1.0 s", "10% of the searches"),
+        ("ours: recheck", "3.0 s", "30% of the searches"),
+        ("ours: host", "1.0 s", "10% of the searches"),
+        ("ours: useful slot-steps", "75.0%", "of 2,000"),
+    ]
+    shared = list(cuda.cuda_autoattack.parts_of("cut at once", Work(), together=True))
+    assert len(shared) == 4 and shared[0][2] == "0% of the searches of all processes"
 
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
 
-        def record(self) -> None:
-            self.at = now
+def test_tensor_operations_are_timed_outside_of_steps_without_what_timing_adds(cuda: ModuleType) -> None:
+    from cuda_host import CALIBRATION, Operations
 
-        def synchronize(self) -> None:
-            assert self.at <= now
+    now, tick = 0.0, 0.0
 
-        def elapsed_time(self, last: Event) -> float:
-            return 1000 * (last.at - self.at)
-
-    def body() -> None:
+    def clock() -> float:
         nonlocal now
-        now += 2
+        now += tick
+        return now
 
-    def verify(oracle: Oracle, x: Tensor) -> None:
-        nonlocal now
-        now += 5
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(Journal, "run", lambda journal, stage, search: search())
-    monkeypatch.setattr(Oracle, "logits", verify)
-    monkeypatch.setattr(runner, "cuda_graph", lambda body: body)
-    parts, journal, x = cuda.cuda_autoattack.Parts(torch.device("cuda")), Journal(), torch.zeros(1)
-    oracle = Oracle(nn.Identity(), slots=1)
-    with parts.watched():
-        replay = runner.cuda_graph(body)
-        journal.run("apgd-ce", lambda: (replay(), replay(), oracle.logits(x)))
-        replay(), oracle.logits(x)  # such as the clean pass
-        journal.run("apgd-ce in fp32", replay)
-    journal.run("apgd-ce", replay)
-    assert parts.seconds == {"attacks": 4, "recheck": 2, "verification": 5}
+    x, operations = torch.ones(2), Operations(clock)
+    assert operations.added == 0
+    tick = 1.0
+    with operations:
+        x.add(1)
+        with operations.paused():
+            x.add(1)
+        x.add(1)
+    assert operations.seconds == 2
+    assert Operations(clock).added == pytest.approx(1 - 1 / CALIBRATION)  # each look at this clock takes a second
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +179,30 @@ def pack(cuda: ModuleType, taught: Callable[[nn.Module], nn.Module], tmp_path_fa
     size = pack(str(folder / "net.safetensors"), None, "digits", folder / "pack")
     assert size == sum(file.stat().st_size for file in (folder / "pack").iterdir())
     return folder / "pack"
+
+
+@pytest.mark.parametrize(("seconds", "images"), [([9, -9], ["1 to 4", "5 to 8"]), ([-9], ["1 to 4"])])
+def test_the_reference_ends_where_no_time_is_left_after_a_batch(
+    cuda: ModuleType, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: list[float],
+    images: list[str],
+) -> None:  # fmt: skip
+    from cuda_bench import Bench, Sizes
+
+    class Nothing:
+        """Stands in for AutoAttack, and fells none."""
+
+        def __init__(self, *given: Any, **more: Any) -> None: ...
+
+        def run_standard_evaluation(self, x: Any, y: Any, batch_size: int) -> Any:
+            return x, y
+
+    monkeypatch.setattr("pyautoattack.AutoAttack", Nothing)
+    data = load(f"npz:{pack / 'images.npz'}", "test")
+    model = load_model(str(pack / "weights.safetensors"), dataset=data)
+    bench = Bench(model, data, "0.1", torch.device("cpu"), Sizes(reference=(4, 8)), tmp_path)
+    (job,) = cuda.cuda_autoattack.reference_jobs(bench, cuda.cuda_autoattack.Ours(), exact=False)
+    left = iter(seconds)
+    assert [row[0].split("images ")[1] for row in job.run(lambda: next(left))] == images
 
 
 @pytest.mark.slow
@@ -198,14 +218,14 @@ def test_the_rehearsal_has_all_sections_in_order(
     assert list(dict.fromkeys(row[0] for row in rows)) == list(cuda.SECONDS)
     assert not [row for row in rows if row[1] == "cut" or row[2] in ("cut", "failed")]
     measured = {row[1]: row for row in rows}
-    assert {"host, square, 128 slots", "ours, not compiled, mlp, batch 32", "plain loop, TF32, mlp, batch 32"} <= {
-        *measured
-    }
+    assert {"host, square, 128 slots", "ours, not compiled, mlp, batch 32", "plain loop, mlp, batch 32"} <= {*measured}
     (graphs,) = (row for row in rows if row[1] == "steps that are graphs")
+    assert "ms in tensor operations" in measured["host, square, 128 slots"][3]
     assert "apgd-t" in graphs[3] and "square" in graphs[3]
     ours, whole = measured["advbench, 16 images"], measured["advbench, 20 images"]
     parts = [measured[f"advbench, 16 images: {part}"] for part in ("attacks", "recheck", "verification", "host")]
     assert all(float(row[2].split()[0]) >= 0 for row in (ours, whole, *parts))
+    assert 0 < float(measured["advbench, 16 images: useful slot-steps"][2].rstrip("%")) <= 100
     theirs = [row for row in rows if row[0] == "reference"]
     assert len(theirs) == 2 and all("felled by ours alone 0, by it alone 0" in row[3] for row in theirs)
     assert not list(tmp_path.glob("*.journal*"))
@@ -216,7 +236,8 @@ def test_a_measurement_that_is_cut_goes_on_where_it_stopped(
 ) -> None:
     few = {"steps": 5, "n_queries": 20}
     monkeypatch.setattr(cuda.cuda_autoattack, "Settings", partial(Settings, attack_settings=few))
-    out = tmp_path / "speed.md"
+    folder = tmp_path / "new"
+    out = folder / "speed.md"
     given = ["--device", "cpu", "--pack", str(pack), "--eps", "0.06", "-n", "6", "--out", str(out)]
 
     class Ticking:
@@ -231,17 +252,33 @@ def test_a_measurement_that_is_cut_goes_on_where_it_stopped(
     cuda.main([*given, "--sections", "whole", "--budget", "30"], clock=Ticking())
     (cut,) = tables(out)
     assert cut[-1][2:] == ("cut", "out of time; the next measurement goes on from here")
-    assert list(tmp_path.glob("*.journal"))
+    assert list(folder.glob("*.journal"))
+    cuda.main([*given, "-n", "5", "--sections", "whole"], clock=lambda: 0.0)  # another question, apart from that one
+    assert tables(out)[-1][0][1] == "advbench, 5 images" and list(folder.glob("*-6-1.journal"))
     cuda.main([*given, "--sections", "whole", "--budget", "1e9"], clock=Ticking())
     whole = tables(out)[-1]
     assert whole[0][1] == "advbench, 6 images" and whole[0][3].endswith("resumed")
-    assert not list(tmp_path.glob("*.journal*"))
+    assert not list(folder.glob("*.journal*"))
+
+
+def test_each_net_has_a_pack_of_its_own() -> None:
+    """Else the weights of the one would be measured under the name of the other."""
+
+    def folder(net: str) -> str:
+        make = ["make", "--dry-run", "--silent", "pack-cuda", f"BENCH_NET={net}"]
+        said = subprocess.run(make, cwd=BENCH.parents[1], capture_output=True, text=True, check=True).stdout
+        return said.rpartition("--to ")[2].strip()
+
+    folders = [folder(net) for net in ("pyautoattack:model_test", "demo/one", "demo/other")]
+    assert len({*folders}) == 3 and all(one.startswith(".bench-cuda/") and ":" not in one for one in folders)
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [(["--sections", "cards"], "unknown section cards: choose from card, steps"),
-     (["--device", "cuda"], "--device cpu rehearses")],
+     (["--device", "cuda"], "--device cpu rehearses"),
+     (["--device", "cpu", "--eps", "abc"], "eps 'abc' is not a size"),
+     (["--device", "cpu", "-n", "0"], "-n is 0: it must be at least 1")],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(
     cuda: ModuleType, words: list[str], error: str, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,9 @@ def test_nothing_lies_there_that_no_record_made(place: str) -> None:
         made = {f"{board}{end}" for board in boards for end in (".csv", ".md", ".svg")}
         made |= {"index.html", "EFFECTS.md", "speed-cpu.md", "parity.md"}
         found = {file.name for file in LEADERBOARDS.iterdir() if file.is_file() and not file.name.startswith(".")}
-    assert found == made
+        found = {name for name in found if ".journal" not in name}  # of a bench-cuda that goes on later
+    own = {"attacks.md", "speed-cuda.md"}  # which attack-table and bench-cuda make on this machine
+    assert made <= found <= made | own
 
 
 def test_the_gate_on_ourselves_and_the_workflow_name_a_record_that_is_there() -> None:

@@ -54,7 +54,8 @@ def estimate(recipe: Recipe, *, device: str = "auto", warm: int = 2, timed: int 
         batch = min(max(session.batch_size, 128), len(session.held_out))
         start = time.monotonic()
         some = session.held_out.subset(range(batch))
-        score(session.deployed, some, recipe, batch_size=batch, attacking=session.attacking)
+        with session.enough_memory():
+            score(session.deployed, some, recipe, batch_size=batch, attacking=session.attacking)
         validation = (time.monotonic() - start) * len(session.held_out) / batch
     epoch = step * session.steps + validation
     return Estimate(

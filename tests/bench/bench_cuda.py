@@ -37,6 +37,7 @@ from advbench import ranks
 from advbench.checkpoint import load_model
 from advbench.data import load
 from advbench.environment import environment
+from advbench.eps import parse_eps
 from advbench.errors import UserError
 
 TITLE = """# On a GPU
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None, clock: Callable[[], float] = time.mo
     parser.add_argument("--eps", default="0.25/255")
     parser.add_argument("-n", type=int, default=10_000, help="images of whole")
     parser.add_argument("--exact-reference", action="store_true", help="the reference in exact fp32, as for verdicts")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(argv)
     names = (given.sections or ",".join(SHARED if ranks.world() > 1 else SECONDS)).split(",")
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None, clock: Callable[[], float] = time.mo
         )
     if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError("this measures on an NVIDIA GPU, and there is no CUDA device here: --device cpu rehearses it")
+    parse_eps(given.eps)
+    if given.n < 1:
+        raise UserError(f"-n is {given.n}: it must be at least 1")
     cards = f":{ranks.local_rank() % torch.cuda.device_count()}" if given.device == "cuda" else ""
     device = torch.device(given.device + cards)
     began = clock()
@@ -105,8 +109,8 @@ def main(argv: Sequence[str] | None = None, clock: Callable[[], float] = time.mo
         f"{name} {here[name]}" for name in ("python", "torch", "cuda", "cudnn", "advbench") if name in here
     )
     about = (
-        f"{loaded.arch} on {Path(data.name).name}, Linf eps {given.eps}, {given.budget:.0f} s; "
-        f"{here['device_name']}, {versions}; {date.today()}"
+        f"{loaded.arch} ({loaded.weights_sha256[:12]}) on {Path(data.name).name}, Linf eps {given.eps}, "
+        f"{given.budget:.0f} s; {here['device_name']}, {versions}; {date.today()}"
     )
     table = Table(given.out, TITLE, about)
     chosen = sections(bench, names, exact=given.exact_reference)

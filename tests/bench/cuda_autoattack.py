@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,11 +21,10 @@ from torch import Tensor, nn
 from advbench import ranks
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels
-from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search
+from advbench.engine.search import Work
 from advbench.eps import parse_eps
 from advbench.errors import Interrupted
-from advbench.evaluator import Evaluation, Settings, evaluate, runner
+from advbench.evaluator import Evaluation, Settings, evaluate
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.slots import choose_slots
 
@@ -39,71 +37,13 @@ class Ours:
     seconds: float = 0.0
 
 
-@dataclass
-class Parts:
-    """Seconds of searches by part: "attacks" and "recheck" are steps, "verification" passes of the model itself.
-
-    The rest is the host's. On CUDA parts are timed between events on the device, which makes nothing wait.
-    """
-
-    device: torch.device
-    whole: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: {"attacks": 0.0, "recheck": 0.0, "verification": 0.0})
-    _events: list[tuple[str, Any, Any]] = field(default_factory=list)
-    _stage: str = ""
-
-    def timed(self, part: str, work: Callable[..., Any], *given: Any, **more: Any) -> Any:
-        if not self._stage or (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            return work(*given, **more)
-        if self.device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            found = work(*given, **more)
-            last.record()
-            self._events.append((part, first, last))
-            return found
-        began = time.perf_counter()
-        found = work(*given, **more)
-        self.seconds[part] += time.perf_counter() - began
-        return found
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Inside, what searches do is timed."""
-        run, step, verify, capture = Journal.run, Search._step, Oracle.logits, runner.cuda_graph
-
-        def running(journal: Journal, stage: str, search: Search) -> Any:
-            self._stage = "recheck" if stage.endswith(" in fp32") else "attacks"
-            began = time.perf_counter()
-            try:
-                return run(journal, stage, search)
-            finally:
-                self.whole += time.perf_counter() - began
-                for part, first, last in self._events:
-                    last.synchronize()
-                    self.seconds[part] += first.elapsed_time(last) / 1e3
-                self._events.clear()
-                self._stage = ""
-
-        def captured(body: Callable[[], None]) -> Callable[[], None]:
-            replay = capture(body)
-            return lambda: self.timed(self._stage, replay)
-
-        with ExitStack() as stack:
-            for owner, name, new in (
-                (Journal, "run", running),
-                (Search, "_step", lambda search, *given: self.timed(self._stage, step, search, *given)),
-                (Oracle, "logits", lambda oracle, *given: self.timed("verification", verify, oracle, *given)),
-                (runner, "cuda_graph", captured),
-            ):
-                stack.enter_context(mock.patch.object(owner, name, new))
-            yield
-
-    def rows(self, name: str) -> Iterator[Found]:
-        """A row for each part, and one for the rest."""
-        rest = self.whole - sum(self.seconds.values())
-        for part, seconds in {**self.seconds, "host": rest}.items():
-            yield f"{name}: {part}", f"{seconds:.1f} s", f"{seconds / max(self.whole, 1e-9):.0%} of this run's searches"
+def parts_of(name: str, work: Work, *, together: bool = False) -> Iterator[Found]:
+    """A row for each part of the seconds of searches, and one for the slot-steps. `together`: of several processes."""
+    whole, of = sum(work.seconds.values()), "the searches of all processes" if together else "the searches"
+    for part, seconds in work.seconds.items():
+        yield f"{name}: {part}", f"{seconds:.1f} s", f"{seconds / max(whole, 1e-9):.0%} of {of}"
+    if work.useful_share is not None:
+        yield f"{name}: useful slot-steps", f"{work.useful_share:.1%}", f"of {work.slot_steps:,.0f}"
 
 
 def our_jobs(bench: Bench, ours: Ours) -> list[Job]:
@@ -117,8 +57,9 @@ def our_jobs(bench: Bench, ours: Ours) -> list[Job]:
 
 def whole_jobs(bench: Bench) -> list[Job]:
     """AutoAttack by ours on all images, which goes on where an earlier measurement in the folder was cut."""
-    journal = bench.folder / f"{bench.model.weights_sha256[:12]}-{bench.eps.replace('/', '_')}.journal"
     data = bench.data.subset(range(bench.sizes.whole))
+    name = f"{bench.model.weights_sha256[:12]}-{bench.eps.replace('/', '_')}-{len(data)}-{ranks.world()}"
+    journal = bench.folder / f"{name}.journal"
     return [Job(f"{len(data):,} images", partial(_ours, bench, data, Ours(), journal=journal))]
 
 
@@ -135,7 +76,7 @@ def _ours(bench: Bench, data: Dataset, ours: Ours, left: Left, journal: Any = No
         cards = min(ranks.world(), torch.cuda.device_count())
         name += f", {ranks.world()} processes on {f'{cards} devices' if cards > 1 else 'one device'}"
     resume = ranks.first(lambda: journal is not None and journal.exists())
-    kept, parts = Journal(journal, stop=lambda: left() < 0), Parts(bench.device)
+    kept = Journal(journal, stop=lambda: left() < 0)
     settings = Settings(eps=[bench.eps], device=bench.device, curve="exact", processes=1, probes=False)
     done: list[Evaluation] = []
 
@@ -143,11 +84,11 @@ def _ours(bench: Bench, data: Dataset, ours: Ours, left: Left, journal: Any = No
         done.append(evaluate(bench.model, data, settings, journal=kept, resume=resume))
 
     try:
-        with parts.watched():
-            held = bench.held(work)
+        held = bench.held(work)
     except Interrupted:
-        yield f"{name}: cut", f"{kept.seconds:.1f} s", f"{kept.forwards / len(data):.0f} forwards an image until then"
-        yield from parts.rows(name)
+        own = len(data) / ranks.world()
+        yield f"{name}: cut", f"{kept.seconds:.1f} s", f"{kept.forwards / own:.0f} forwards an image until then"
+        yield from parts_of(name, kept.work)
         raise Cut("out of time" + ("; the next measurement goes on from here" if journal else "")) from None
     record = done[0].record
     (point,) = record.curve
@@ -161,7 +102,7 @@ def _ours(bench: Bench, data: Dataset, ours: Ours, left: Left, journal: Any = No
     facts = [f"{100 * point.accuracy:.2f} % robust", f"{cost} an image", how, held, *graphs]
     facts.insert(2, bench.share(work_done / ranks.world(), record.seconds))
     yield name, f"{record.seconds:.1f} s", ", ".join(fact for fact in facts if fact)
-    yield from parts.rows(name)
+    yield from parts_of(name, kept.work, together=kept.merged)
     if ranks.rank() == 0:
         kept.finish()
 
@@ -221,4 +162,4 @@ def _reference(bench: Bench, ours: Ours, exact: bool, left: Left) -> Iterator[Fo
         yield name, f"{seconds:.1f} s", ", ".join([*facts, kernels])
         done = begin + count
         count = min(most, len(bench.data)) - done if done == few else 0
-        count = min(count, int(left() * done / spent))
+        count = max(0, min(count, int(left() * done / spent)))

@@ -6,6 +6,9 @@ The model is one linear map of 8x8 images and costs almost nothing. In a round t
 `stride` steps, ends items and verifies hits. The device is waited for before and after each step, so that a step's time
 holds all of its own kernels, and the rest of the clock is the host's part: its Python, its copies and its waiting.
 Steps are not graphs here, which changes nothing of the rest. On a CPU it is CPU time, on CUDA the wall clock.
+
+On a CPU the rest also holds tensor operations that a card would run itself, such as the filling of slots. A second run
+times each of them; what is left is the host's own: Python, NumPy and the dispatch of operations.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +25,7 @@ import torch
 from cuda_bench import Bench
 from cuda_table import Found, Job, Left
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advbench.engine.attack import Samples
 from advbench.engine.kernels import exact_kernels
@@ -37,6 +41,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "fab-t": {"steps": 10, "n_targets": 3},
 }
 SHAPE, CLASSES, EPS = (1, 8, 8), 10, 0.02
+CALIBRATION = 2000  # operations by which the cost of timing one is measured
 
 
 class Linear(nn.Module):
@@ -54,11 +59,51 @@ class Linear(nn.Module):
 
 @dataclass(frozen=True)
 class HostPart:
-    """The milliseconds of a round that are no step, those of its steps, and how many rounds there were."""
+    """The milliseconds of a round that are no step, those of its steps, and how many rounds there were.
+
+    `operations`: on a CPU, how many of `rest` are tensor operations; on CUDA None, the device runs them.
+    """
 
     rest: float
     steps: float
     rounds: int
+    operations: float | None = None
+
+    @property
+    def split(self) -> str:
+        """`rest` in words, as far as it is split."""
+        if self.operations is None:
+            return ""
+        return f"{self.operations:.2f} ms in tensor operations, {self.rest - self.operations:.2f} ms its own, "
+
+
+class Operations(TorchDispatchMode):
+    """Sums up the `seconds` of tensor operations outside of `paused`, without what the timing adds to each."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.clock, self.added, self._paused = clock, 0.0, False
+        x, began = torch.zeros(1), clock()
+        for _ in range(CALIBRATION):
+            x.add(1)
+        plain, self.seconds = clock() - began, 0.0
+        with self:
+            for _ in range(CALIBRATION):
+                x.add(1)
+        self.added, self.seconds = (self.seconds - plain) / CALIBRATION, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        yield
+        self._paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = self.clock()
+        found = func(*args, **(kwargs or {}))
+        if not self._paused:
+            self.seconds += self.clock() - began - self.added
+        return found
 
 
 class Enough(Exception):
@@ -86,22 +131,40 @@ def host_part(
     rounds: int = 10**9,
     clock: Callable[[], float] | None = None,
 ) -> HostPart:
-    """`attack` on twice as many samples as slots, to the end or for so many rounds.
+    """`attack` on twice as many samples as slots, to the end or for so many rounds; on a CPU twice.
 
     By the wall clock on CUDA, and on a CPU by its own time, which other work on the machine hardly changes.
     """
     clock = clock or (time.perf_counter if device.type == "cuda" else time.process_time)
+
+    def run(operations: Operations | None) -> HostPart:
+        return _host_part(attack, slots, device, stride or STRIDE[device.type], rounds, clock, operations)
+
+    found = run(None)
+    return found if device.type == "cuda" else replace(found, operations=run(Operations(clock)).operations)
+
+
+def _host_part(
+    attack: str,
+    slots: int,
+    device: torch.device,
+    stride: int,
+    rounds: int,
+    clock: Callable[[], float],
+    operations: Operations | None,
+) -> HostPart:
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     net, samples = linear_samples(2 * slots, device)
     (made,), _ = resolve([attack], ATTACKS[attack], norm="linf", classes=CLASSES)
-    search = Search(made, samples, Oracle(net, slots=slots), norm="linf", seed=0, stride=stride or STRIDE[device.type])
+    search = Search(made, samples, Oracle(net, slots=slots), norm="linf", seed=0, stride=stride)
     step, in_steps, done = search._step, 0.0, 0
 
     def timed(*given: Any) -> Any:
         nonlocal in_steps
         wait()
         start = clock()
-        found = step(*given)
+        with operations.paused() if operations else nullcontext():
+            found = step(*given)
         wait()
         in_steps += clock() - start
         return found
@@ -114,11 +177,12 @@ def host_part(
 
     search._step = timed  # type: ignore[method-assign]
     began = clock()
-    with suppress(Enough):
+    with suppress(Enough), operations or nullcontext():
         search.run(watch)
     wait()
     whole = clock() - began
-    return HostPart(1e3 * (whole - in_steps) / done, 1e3 * in_steps / done, done)
+    in_operations = None if operations is None else 1e3 * operations.seconds / done
+    return HostPart(1e3 * (whole - in_steps) / done, 1e3 * in_steps / done, done, in_operations)
 
 
 def jobs(bench: Bench) -> list[Job]:
@@ -129,7 +193,7 @@ def jobs(bench: Bench) -> list[Job]:
         with exact_kernels(bench.device):
             host_part(attack, slots=64, device=bench.device, rounds=4)  # warm-up
             part = host_part(attack, slots=slots, device=bench.device)
-        remark = f"steps {part.steps:.2f} ms, {STRIDE[bench.device.type]} a round, {part.rounds} rounds"
+        remark = f"{part.split}steps {part.steps:.2f} ms, {STRIDE[bench.device.type]} a round, {part.rounds} rounds"
         yield f"host, {attack}, {slots} slots", f"{part.rest:.2f} ms a round", remark
 
     return [Job(attack, partial(run, attack)) for attack in ATTACKS]
@@ -150,8 +214,8 @@ def main() -> None:
             host_part(attack, slots=64, device=device, rounds=4)  # warm-up
             part = host_part(attack, slots=given.slots, device=device, stride=given.stride, rounds=given.rounds)
         print(
-            f"{attack}, {given.slots} slots on {device}: host {part.rest:.2f} ms a round, steps {part.steps:.2f} ms, "
-            f"{part.rounds} rounds"
+            f"{attack}, {given.slots} slots on {device}: host {part.rest:.2f} ms a round, {part.split}"
+            f"steps {part.steps:.2f} ms, {part.rounds} rounds"
         )
 
 

@@ -3,7 +3,7 @@
     python tests/bench/cuda_pack.py [--model SPEC] [--arch ARCH] [--dataset cifar10] --to FOLDER
 
 `images.npz` has the test split; `weights.safetensors` the weights in bf16, if the network is one of the zoo. Others are
-named there as here, such as pyautoattack:model_test, whose weights its package brings.
+named there as here, and what they need must be there too.
 """
 
 from __future__ import annotations

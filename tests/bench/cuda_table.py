@@ -78,6 +78,8 @@ class Table:
     def __init__(self, path: Path | None, title: str, about: str) -> None:
         self.path = path if ranks.rank() == 0 else None
         begun = self.path is not None and self.path.exists()
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self._append(f"{'' if begun else title}\n{about}\n\n{_line(HEAD)}{_line(['---'] * len(HEAD))}")
 
     def row(self, *cells: str) -> None:

@@ -27,7 +27,8 @@ def jobs(bench: Bench) -> list[Job]:
     kinds = [*quick, *((kind, batch) for kind in ("off", "plain", "inductor") for batch in others)]
     if bench.device.type != "cuda":
         kinds = [one for one in kinds if one[0] != "inductor"]
-    names = {"off": "ours, not compiled", "plain": "plain loop, TF32", "inductor": "ours, compiled"}
+    plain = "plain loop, TF32" if bench.device.type == "cuda" else "plain loop"
+    names = {"off": "ours, not compiled", "plain": plain, "inductor": "ours, compiled"}
     return [
         Job(f"{names[kind]}, batch {batch}", partial(_train, bench, kind, names[kind], batch)) for kind, batch in kinds
     ]
@@ -47,7 +48,7 @@ def _train(bench: Bench, kind: str, name: str, batch: int, left: Left) -> Iterat
         loop.measure(1)
         loop.measure(_steps(bench, loop.seconds[-1]))
         loop.end()
-        seconds, remark = loop.seconds[-1], "convolutions and products in TF32, in a process of its own"
+        seconds, remark = loop.seconds[-1], "in a process of its own"
     else:
         ours = Ours(session)
         began, seconds = time.perf_counter(), 0.0

@@ -10,17 +10,18 @@ disagreements between two seeds of the reference are the measure for those betwe
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from advbench.cli.evaluate import evaluate
+from advbench.cli.evaluate import Flags, evaluate
 from advbench.record import Fates, Record, load_record
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -33,15 +34,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     results: dict[str, tuple[Record, Fates]] = {}
     for engine, seed in [("own", 0), *(("reference", int(seed)) for seed in given.seeds.split(","))]:
         folder = given.out / f"{engine}-{seed}"
-        (record,) = evaluate(
-            [given.model], attacks=[given.attack], eps=given.eps, n=given.n, dataset=given.dataset, arch=given.arch,
-            engine=engine, seed=seed, curve=given.curve, out=folder, resume=True, device="cpu",
+        flags = Flags(
+            models=[given.model], attacks=[given.attack], eps=given.eps, n=given.n, dataset=given.dataset,
+            arch=given.arch, engine=engine, seed=seed, curve=given.curve, out=folder, resume=True, device="cpu",
         )  # fmt: skip
+        (record,) = evaluate(flags)
         results[f"{engine} seed {seed}"] = load_record(next(folder.rglob(f"{record.id}.json")))
     print(f"\n{given.model}, {given.attack}, n {given.n}, robust images at each eps:")
     for name, (record, _) in results.items():

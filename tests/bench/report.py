@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from advbench.files import write_atomic
+
 SPEED = """# Our engine and trainer beside other libraries
 
 Written by `make bench` and `make bench-training`: the same net, images, eps, budget and threads, round by round. Only
@@ -30,4 +32,5 @@ def write(file: Path, title: str, heading: str, text: str) -> None:
     sections = {one.partition("\n")[0]: one.partition("\n")[2].strip() for one in re.split(r"(?m)^## ", found)[1:]}
     sections[heading] = text.strip()
     told = [title.strip(), *(f"## {name}\n\n{section}" for name, section in sections.items())]
-    file.write_text("\n\n".join(told) + "\n", encoding="utf-8")
+    file.parent.mkdir(parents=True, exist_ok=True)  # the table has taken hours
+    write_atomic(file, "\n\n".join(told) + "\n")

@@ -74,7 +74,7 @@ def main() -> None:
     for name, part in [*sorted(parts.items(), key=lambda item: -item[1].rows), ("all", total)]:
         print(
             f"{name:<22}{part.searches:>9}{part.rows:>12,}{part.useful / max(part.rows, 1):>8.1%}"
-            f"{part.rows / total.rows:>8.1%}{part.passes / total.passes:>9.1%}"
+            f"{part.rows / max(total.rows, 1):>8.1%}{part.passes / max(total.passes, 1):>9.1%}"
         )
 
 

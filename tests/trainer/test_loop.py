@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,15 @@ def test_a_lack_of_memory_says_what_to_do_and_the_run_resumes(
     assert len(rows(tmp_path / "run")) == 1
     train(made, tmp_path / "run", device="cpu", resume=True)
     assert rows(tmp_path / "run") == rows(whole) and weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_lack_of_memory_says_what_to_do_in_an_estimate_too(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*given: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(import_module("advbench.trainer.estimate"), "score", hungry)
+    with pytest.raises(UserError, match=r"^out of memory at batch_size 16 in fp32: "):
+        estimate(recipe("pgd-at", arch="mlp"), device="cpu")
 
 
 def test_other_errors_than_a_lack_of_memory_are_not_explained_as_one(
