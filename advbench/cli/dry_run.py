@@ -52,7 +52,7 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
         f"they fall; {run.precision}, {run.curve} curve"
     )
     if more:
-        screen.say(f"where the attacks of the stage escalation follow, at most {more:,} passes more")
+        screen.say(f"where the attacks of the stage escalation follow, roughly {more:,} passes more")
     screen.say(f"into {out}: nothing was measured or written")
 
 

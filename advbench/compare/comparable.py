@@ -77,8 +77,10 @@ def _changes(record: Record, base: Record) -> str:
     """In which of their attacks two records differ: in names, or else in versions and settings."""
     new, old = _attacks(record), _attacks(base)
     found = []
+    sets = ["+".join(of_set(one)) for one in (record, base)]
     if [one.name for one in new] != [one.name for one in old]:
-        found.append("; ".join("+".join(one.name for one in attacks) for attacks in (new, old)))
+        names = ["+".join(one.name for one in attacks) for attacks in (new, old)]
+        found.append("; ".join(names if sets[0] == sets[1] else sets))
     else:
         for one, other in zip(new, old, strict=True):
             if one.version != other.version:

@@ -13,7 +13,7 @@ from advbench.compare.comparable import differences, of_set
 from advbench.compare.explain import whereabouts
 from advbench.compare.sides import Measured
 from advbench.eps import CORRUPTIONS
-from advbench.record import ATTACK_BUDGET, Record
+from advbench.record import ATTACK_BUDGET, RECHECK_SET, Record
 from advbench.registry import entries
 
 BY_BUDGET = ("steps", "n_queries", "iterations")  # the settings that --attack-budget decides
@@ -113,9 +113,14 @@ def _recorded(record: Record) -> dict[str, list[str]]:
 
 
 def _settings(record: Record, others: Sequence[Record], recorded: dict[str, list[str]]) -> list[str]:
-    """FIELD=VALUE texts: those of the command that made `record`, and what `others` have set differently."""
+    """FIELD=VALUE texts: those of the command that made `record`, and what `others` have set differently.
+
+    A setting goes to every attack that has it. So one in which the attacks of `record` differ comes from their set.
+    """
     found = {text.partition("=")[0].strip(): text for text in recorded.get("--set", [])}
-    without = {"set", ATTACK_BUDGET, *(BY_BUDGET if record.attack_budget else ())}
+    without = {"set", "stage", ATTACK_BUDGET, *(BY_BUDGET if record.attack_budget else ())}
+    pairs = [pair for one in record.attack if one.settings.get("set") != RECHECK_SET for pair in one.settings.items()]
+    without |= {name for name, value in pairs if any(name == same and value != other for same, other in pairs)}
     for other in others:
         theirs = {one.name: one.settings for one in other.attack}
         for one in record.attack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from advbench import consent
 from advbench.attacks.base import make, taken, with_settings
 from advbench.engine.attack import Attack
 from advbench.eps import NORMS
@@ -32,7 +33,8 @@ def resolve(
         if then := find("attacks", one).about.get("escalates"):
             if len(asked) > 1:
                 raise UserError(f"{one} decides by itself whether {then} follows: ask for it alone, or for {then}")
-            members += [(one, member, {"stage": ESCALATION}) for member in make(then, norm)]
+            with consent.also(code=True).given():  # what names it is code that runs already
+                members += [(one, member, {"stage": ESCALATION}) for member in make(then, norm)]
     fields = {field for _, member, _ in members for field in member.setting_names()}
     for key in settings:
         if key not in fields:

@@ -112,7 +112,8 @@ def evaluate(
             journal.go_on(why)
             runner.forget()
             outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
-            judged = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+            again = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
+            judged = Judged(again.flags, {name: judged.cost[name] + cost for name, cost in again.cost.items()})
     journal.forecast.end()
     outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
     record = make_record(loaded, data, settings, run, runner, outcome, judged)
@@ -182,9 +183,9 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
-    attacks = (*run.attacks, *run.escalation)
-    check_gradient(net, data, attacks)
-    for attack in attacks:
+    both = (*run.attacks, *run.escalation)
+    check_gradient(net, data, both)
+    for attack in both:
         if attack.items(data.num_classes) * len(data) > MAX_ITEMS:
             raise UserError(f"{attack.name}: {attack.restarts} restarts of {len(data)} images are too many")
     if settings.precision == "bf16" == run.precision and (reason := bf16_failure(net, data)):

@@ -77,21 +77,25 @@ class Forecast:
     _began: float = field(default_factory=lambda: time.monotonic())
     _place: str = ""
     _rounds: int = 0  # by which the first part bisects the grid
-    _repeated: int = 0  # parts that attack an image at each point of the grid
+    _repeated: Sequence[range] = ()  # parts that attack an image one after another at each point of the grid
+    _strikes: Sequence[int] = ()  # by part: on an image that stands
 
     def plan(self, run: Plan, classes: int, images: int, points: int) -> None:
         """The attacks of `run` are to follow one another on `images`, at `points` of the grid."""
         self.parts = [Part.of(attack, classes) for attack in run.every]
-        strikes = run.strikes(points)
-        self._rounds = strikes[0] if run.curve == "fast" else 0
-        self._repeated = len(run.attacks) if run.curve == "exact" else 0
-        for part, count in zip(self.parts, strikes, strict=True):
+        self._strikes, first = run.strikes(points), len(run.attacks)
+        self._rounds = self._strikes[0] if run.curve == "fast" else 0
+        both = range(first), range(first + len(run.recheck), len(self.parts))
+        self._repeated = both if run.curve == "exact" else ()
+        for part, count in zip(self.parts, self._strikes, strict=True):
             part.images = images * count
 
     def strike(self, number: int, standing: int, points: int = 0) -> None:
         """Part `number` attacks now. `standing` images can still fall; the grid has `points` more points."""
+        together = next((some for some in self._repeated if number in some), range(0))
         for place, part in enumerate(self.parts):
-            part.images = standing * ((place > number) + (points if place < self._repeated else 0))
+            count = (place > number) + points if place in together else self._strikes[place] * (place > number)
+            part.images = standing * count
         if self._rounds and number == 0:
             self._rounds -= 1
             self.parts[0].images = standing * self._rounds

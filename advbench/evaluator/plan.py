@@ -64,17 +64,17 @@ class Plan:
 
     def strikes(self, points: int) -> list[int]:
         """How often each of `every` attacks an image that stands, where `points` of the eps are above 0."""
-        counts = [points if self.curve == "exact" else 1] * len(self.attacks)
+        once = points if self.curve == "exact" else 1
+        counts = [once] * len(self.attacks) + [1] * len(self.recheck)
         if self.curve == "fast":
             counts[0] = bisections(points)
-        return counts + [1] * (len(self.every) - len(self.attacks))
+        return counts + [once] * (len(self.every) - len(counts))
 
     @property
     def shareable(self) -> bool:
         """Whether several processes may share the images: not under corruptions, nor for attacks on whole batches."""
-        return self.curve != "severity" and not any(
-            isinstance(one, WholeBatch) for one in (*self.attacks, *self.escalation)
-        )
+        both = (*self.attacks, *self.escalation)
+        return self.curve != "severity" and not any(isinstance(one, WholeBatch) for one in both)
 
     def engine(self, slots: int) -> Engine:
         """The engine as the record names it."""
@@ -118,12 +118,12 @@ def plan(
             ref.model_copy(update={"settings": {**ref.settings, **one.settings(), **budget}})
             for ref, one in zip(refs, attacks, strict=True)
         ]
-    own = sum(not ref.escalation for ref in refs)
+    both, own = attacks, sum(not ref.escalation for ref in refs)
     attacks, escalation, refs, later = attacks[:own], attacks[own:], refs[:own], refs[own:]
     if escalation and not settings.probes:
         name = refs[0].settings["set"]
         raise UserError(f"{name} escalates by what the probes find: leave out --probes off, or choose another attack")
-    whole_batches = [one.name for one in (*attacks, *escalation) if isinstance(one, WholeBatch)]
+    whole_batches = [one.name for one in both if isinstance(one, WholeBatch)]
     if whole_batches and ranks.world() > 1:
         raise UserError(f"{whole_batches[0]} attacks whole batches in one process: start it without torchrun")
     kind: Literal["fast", "exact", "nearest", "severity"] = "exact" if settings.curve == "exact" else "fast"
@@ -131,13 +131,13 @@ def plan(
         kind = "severity"
     elif whole_batches:
         kind = "exact"
-    elif all(one.minimum_norm for one in (*attacks, *escalation)):
+    elif all(one.minimum_norm for one in both):
         kind = "nearest"
     # The nearest adversarial example of a bf16 copy lies on that copy's decision boundary, and rarely fools the model.
     only_fp32 = kind in ("severity", "nearest") or bool(whole_batches or budget) or is_black_box(loaded.net)
     recheck: list[Attack] = []
     asked = settings.precision
-    if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered([*attacks, *escalation]))):
+    if not only_fp32 and (asked == "bf16" or (asked == "auto" and covered(both))):
         recheck, more = recheck_attacks(attacks, norm=norm, classes=classes)
         if asked == "bf16" or bf16_pays(attacks, recheck):
             refs = [*refs, *more]

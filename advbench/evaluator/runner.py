@@ -74,7 +74,6 @@ class Runner:
         self._copy_fault = copy.fault
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
-        self.returned = 0  # points of attacks on whole batches, of which `outside` lie outside of the ball
         self.counted = True  # whether all passes of attacks on whole batches could be counted
         self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
@@ -94,7 +93,8 @@ class Runner:
 
     def forget(self) -> None:
         """Forget what the attacks found, which the journal tells again."""
-        self.unverified = self.nonfinite = self.outside = 0
+        self.unverified = self.nonfinite = 0
+        self.returned = self.outside = 0  # points of attacks on whole batches, and those of them outside of the ball
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
         self.attempts: dict[int, tuple[float, Tensor]] = {}
@@ -302,8 +302,8 @@ class Runner:
             attack: int, rows: NDArray[np.int64], points: NDArray[np.int64], again: bool = False
         ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
             in_fp32 = again or attack in checks
-            more = grid.end - 1 - int(points[0]) if attack < first else 0
-            standing = len(grid.open()) if attack < first else len(rows)
+            more = 0 if attack in checks else grid.end - 1 - int(points[0])
+            standing = len(rows) if attack in checks else len(grid.open())
             forecast.strike(attack, 0 if again else standing, more)
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
             if plan.recheck and not in_fp32:

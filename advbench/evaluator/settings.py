@@ -30,8 +30,8 @@ class Settings:
       None for as many as the attacks usually make.
     - `eps`: sizes as they are written ("8/255"), or numbers.
     - `precision`: "bf16" searches in bf16 and attacks the images that stand in doubt once more in fp32. "auto" does so
-      where that is faster (`precision.bf16_pays`) and the attacks include APGD-T, so that the recheck does not make
-      them stronger than they are in fp32.
+      where that is faster (`precision.bf16_pays`) and the attacks, or those they may go on to, include APGD-T, so that
+      the recheck does not make them stronger than they are in fp32.
     - `slots`: rows of every pass; None for as many as suit the device and the images.
     - `processes`: how many share the images on a CPU; None for as many as are worth their start. Within `ranks.joined`
       they are those of the launcher.

@@ -209,7 +209,7 @@ GROUPS: dict[str, dict[str, Meaning]] = {
         "escalated": Meaning(
             "note",
             "the set quick was not enough for this model, so all of AutoAttack followed; the reasons stand beside it",
-            "nothing; it takes longer, and the number is AutoAttack's",
+            "nothing; it takes longer, and what stands withstood both sets",
         ),
         "spectrum": Meaning(
             "note", "how clipping to [0, 1] changed the spectrum of Fourier perturbations", "read it beside the number"

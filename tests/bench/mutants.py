@@ -569,6 +569,22 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("quick-blind-sentinel", "n_queries=500", "n_queries=5"),
         ],
     },
+    "advbench/evaluator/plan.py": {
+        f"{QUICK}a_set_that_searches_for_the_nearest_examples_goes_on_too[near]": [
+            ("nearest-escalates-nearest", "minimum_norm for one in both", "minimum_norm for one in attacks"),
+        ],
+        f"{QUICK}functions_may_stand_before_and_after_an_escalation": [
+            ("function-after-a-fast-curve", "for one in both if isinstance", "for one in attacks if isinstance"),
+        ],
+        f"{QUICK}the_exact_curve_plans_the_escalation_at_each_eps": [
+            ("escalation-once", "counts + [once] *", "counts + [1] *"),
+        ],
+    },
+    "advbench/compare/remedy.py": {
+        f"{QUICK}a_gate_tells_the_set_from_what_it_goes_on_to": [
+            ("a-sets-own-settings", "without |= {", "{"),
+        ],
+    },
     "advbench/evaluator/escalation.py": {
         f"{QUICK}any_flag_that_doubts_and_late_hits_escalate": [
             ("quick-notes-escalate", "if flag.decides()", "if flag.detail"),

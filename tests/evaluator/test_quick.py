@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
 from advbench.attacks.base import make
 from advbench.cli import run
@@ -22,8 +21,9 @@ from advbench.errors import Interrupted, UserError
 from advbench.evaluator import Evaluation, Journal, Settings, evaluate
 from advbench.evaluator.escalation import LATER, SENTINEL, why_escalate
 from advbench.evaluator.evaluate import planned
+from advbench.evaluator.forecast import Forecast
 from advbench.evaluator.parallel import processes
-from advbench.record import Fates, Flag, load_records
+from advbench.record import Fates, Flag, load_record, load_records
 
 pytestmark = pytest.mark.usefixtures("started_by_fork")
 
@@ -37,6 +37,7 @@ import torch
 from torch import nn
 from advbench.attacks.apgd import APGD
 from advbench.attacks.ddn import DDN
+from advbench.attacks.function import Function
 from advbench.attacks.pgd import PGD
 from advbench.attacks.square import Square
 from advbench.data import load
@@ -47,7 +48,9 @@ ENTRIES = {
     "near": {"make": "near", "escalates": "quick_nets:strong"},
     "nearer": {"make": "near", "escalates": "quick_nets:nearest"},
     "nearest": {"make": "nearest"},
-    "queries": {"make": "queries", "escalates": "quick_nets:strong"},
+    "blind": {"make": "blind", "escalates": "quick_nets:strong"},
+    "to-mine": {"make": "small", "escalates": "quick_nets:mine"},
+    "from-mine": {"make": "from_mine", "escalates": "quick_nets:strong"},
 }
 
 def small():
@@ -59,11 +62,30 @@ def near():
 def nearest():
     return (DDN(name="ddn-long", steps=20),)
 
-def queries():
-    return (Square(name="square", n_queries=2),)
-
 def strong():
     return APGD(name="apgd-ce", steps=6), Square(name="square", n_queries=300)
+
+def blind():
+    return Square(name="square", n_queries=10)
+
+def mine(model, x, y, eps):
+    return x + 2 * eps
+
+def from_mine():
+    return Function(name="mine", function=mine)
+
+class Backwardless(nn.Module):
+    def forward(self, x):
+        return Hidden.apply(x.flatten(1)[:, :10])
+
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("no way back")
 
 class Nearest(nn.Module):
     "The nearest class mean, a linear model, of which bf16 or all precisions see no gradient."
@@ -186,15 +208,6 @@ def test_a_set_that_searches_for_the_nearest_examples_goes_on_too(
     assert (result.fates.norm is None) is (name == "near")  # the strong set searches at each eps
 
 
-def test_a_model_without_gradients_is_refused_before_an_escalation_follows_them(nets: Any, digits: Dataset) -> None:
-    class Plain(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.from_numpy(x.flatten(1)[:, :10].numpy())
-
-    with pytest.raises(UserError, match="the model gives no gradient for apgd-ce"):
-        measured(Plain().eval(), digits, attack="quick_nets:queries")
-
-
 def test_any_flag_that_doubts_and_late_hits_escalate(nets: Any, digits: Dataset) -> None:
     plan, _ = planned(nets.honest(), digits, Settings(attack="quick", eps=EPS))
     eps, n = [0.0, 0.1], 1000
@@ -276,6 +289,44 @@ def test_in_bf16_the_escalation_follows_the_recheck(nets: Any, digits: Dataset) 
     assert asked(result.record, 10) == ([SMALL], {})
 
 
+def test_functions_may_stand_before_and_after_an_escalation(nets: Any, digits: Dataset) -> None:
+    after, before = (measured(nets.masked(), digits, attack=f"quick_nets:{name}") for name in ("to-mine", "from-mine"))
+    assert why(after) is not None and why(before) is not None
+    flags = {flag.name: flag for flag in before.record.flags}
+    assert flags["outside-ball"].n == 3 * round(before.record.clean * N)  # each point of the grid above 0, once
+
+
+def test_a_model_without_a_backward_pass_is_refused_before_the_first_stage(nets: Any, digits: Dataset) -> None:
+    with pytest.raises(UserError, match=r"no gradient for apgd-ce .*no way back"):
+        measured(nets.Backwardless(), digits, attack="quick_nets:blind")
+
+
+def test_the_exact_curve_plans_the_escalation_at_each_eps(nets: Any, digits: Dataset) -> None:
+    run_of, _ = planned(nets.masked(), digits, Settings(attack=SMALL, eps=EPS, curve="exact"))
+    assert run_of.strikes(3) == [3, 3] and run_of.whole().strikes(3) == [3, 3, 3, 3]
+    forecast = Forecast()
+    forecast.plan(run_of.whole(), 10, N, 3)
+    forecast.strike(1, 20, 1)  # at the second of three eps
+    assert [part.images for part in forecast.parts] == [20, 20, 60, 60]
+    forecast.strike(2, 10, 1)
+    assert [part.images for part in forecast.parts] == [0, 0, 10, 20]
+
+
+def test_the_cost_of_the_flags_is_that_of_both_judgements(
+    nets: Any, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, costs = sys.modules[planned.__module__], []
+    judge = module.judge  # type: ignore[attr-defined]
+
+    def noted(*args: Any, **how: Any) -> Any:
+        costs.append((judged := judge(*args, **how)).cost["forwards"])
+        return judged
+
+    monkeypatch.setattr(module, "judge", noted)
+    told = measured(nets.masked(), digits).record.environment.model_extra
+    assert len(costs) == 2 and told is not None and told["probes"]["forwards"] == sum(costs) > max(costs)
+
+
 def test_a_record_is_recognised_and_repeated(nets: Any, digits: Dataset, escalated: Evaluation) -> None:
     run_of, _ = planned(nets.masked(), digits, Settings(attack=SMALL, eps=EPS, slots=16))
     assert [ref.model_dump() for ref in run_of.refs] == [ref.model_dump() for ref in escalated.record.attack]
@@ -324,3 +375,23 @@ def test_the_command_line_plans_measures_and_repeats(
     path = next(tmp_path.rglob(f"{record.id}.json"))
     assert run(["evaluate", "--again", str(path), "--trust-code", "--device", "cpu"]) == 0
     assert f"the same: record {record.id}" in capsys.readouterr().out
+
+
+def test_a_gate_tells_the_set_from_what_it_goes_on_to(
+    nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The refusal names the sets, and a command that measures as the baseline was, whose attacks differ in settings."""
+    monkeypatch.chdir(Path(nets.__file__).parent)
+    about = ["--model", "quick_nets:honest", "--dataset", "digits", "-n", "16", "--eps", "0,0.1", "--device", "cpu"]
+    for name, attack in (("base", SMALL), ("other", "quick_nets:strong")):
+        assert run(["evaluate", *about, "--attack", attack, "--out", str(tmp_path / name)]) == 0
+    files = [next((tmp_path / name).rglob("*.json")) for name in ("base", "other")]
+    capsys.readouterr()
+    gate = ["--baseline", str(files[0]), "--fail-if", "clean < baseline"]
+    assert run(["compare", str(files[1]), *gate]) == 2
+    told = capsys.readouterr().err
+    assert f"different attacks (quick_nets:strong; {SMALL})" in told
+    command = shlex.split(told.partition("Measure alike by ")[2].partition(", or compare them with --")[0])
+    assert run([*command[1:], "--device", "cpu", "--out", str(tmp_path / "alike")]) == 0
+    records = [load_record(next((tmp_path / name).rglob("*.json")))[0] for name in ("base", "alike")]
+    assert records[0].attack == records[1].attack
