@@ -17,7 +17,7 @@ from torch import nn
 from advbench.checkpoint import load_model
 from advbench.checkpoint.weights import save_weights
 from advbench.data import load
-from advbench.engine.search import Work
+from advbench.engine.verdicts import Work
 from advbench.errors import UserError
 from advbench.evaluator import Settings
 from advbench.evaluator import slots as slots_module

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advbench.engine.search import Search, Verdicts, Work
+from advbench.engine.search import Search
+from advbench.engine.verdicts import Verdicts, Work
 from advbench.errors import Interrupted, UserError, reading
 from advbench.evaluator.forecast import Forecast
 from advbench.evaluator.identity import agree

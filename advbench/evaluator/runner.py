@@ -19,8 +19,9 @@ from advbench.engine.cuda_graph import cuda_graph
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search
 from advbench.engine.search_copy import search_copy
+from advbench.engine.verdicts import Verdicts
 from advbench.engine.whole_batch import WholeBatch, attack_batch, joined
 from advbench.errors import UserError
 from advbench.evaluator import eps_grid

@@ -16,8 +16,9 @@ from advbench.checkpoint import Loaded
 from advbench.data import load
 from advbench.engine.attack import Attack, Context, Problem, Samples
 from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search
 from advbench.engine.search_copy import search_copy
+from advbench.engine.verdicts import Verdicts
 from advbench.errors import UserError
 from advbench.models.base import Model
 from advbench.models.tasks import NAMES, Autoencoder, Head, Macro, make_heads, make_tasks

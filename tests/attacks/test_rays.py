@@ -17,7 +17,8 @@ from advbench.attacks.rays import RayS
 from advbench.data import load
 from advbench.engine.attack import Answer, Problem, Samples
 from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search
+from advbench.engine.verdicts import Verdicts
 from advbench.models import build
 from advbench.registry import find
 from advbench.threat import around

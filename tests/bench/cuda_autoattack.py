@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from advbench import ranks
 from advbench.data.dataset import Dataset
 from advbench.engine.kernels import exact_kernels
-from advbench.engine.search import Work
+from advbench.engine.verdicts import Work
 from advbench.eps import parse_eps
 from advbench.errors import Interrupted
 from advbench.evaluator import Evaluation, Settings, evaluate

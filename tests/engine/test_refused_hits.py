@@ -14,7 +14,8 @@ from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack, Samples
 from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search
+from advbench.engine.verdicts import Verdicts
 from advbench.evaluator import Settings, evaluate, runner
 
 N = 40

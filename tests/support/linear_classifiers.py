@@ -18,7 +18,8 @@ from advbench.attacks.transfer import Transfer
 from advbench.data import load
 from advbench.engine.attack import Attack, Samples
 from advbench.engine.oracle import Oracle
-from advbench.engine.search import Search, Verdicts
+from advbench.engine.search import Search
+from advbench.engine.verdicts import Verdicts
 from advbench.models.tasks import Head
 
 Floats = NDArray[np.float64]
