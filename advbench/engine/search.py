@@ -28,7 +28,7 @@ from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import in_8_bit
-from advbench.engine.slots import Hits, Refused, Slots, copied, cpu_copies
+from advbench.engine.slots import Hits, Refused, Slots, copied, cpu_copies, cpu_fields
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.engine.verdicts import Verdicts, Work
 from advbench.threat import around
@@ -172,13 +172,8 @@ class Search:
             "margin_to_beat": copied(self.slots.margin_to_beat),
             "attempt": copied(self.slots.attempt),
             "attempt_margin": copied(self.slots.attempt_margin),
-            "unchecked": [
-                (copied(hits.items), copied(hits.points), cpu_copies(hits.states), copied(hits.margin_to_beat))
-                for hits in self.unchecked
-            ],
-            "refused": [
-                (copied(one.items), cpu_copies(one.states), copied(one.margin_to_beat)) for one in self.refused
-            ],
+            "unchecked": [cpu_fields(one) for one in self.unchecked],
+            "refused": [cpu_fields(one) for one in self.refused],
             "fell": copied(v.fell),
             "distance": copied(v.distance),
             "points": dict(v.points),
@@ -196,6 +191,10 @@ class Search:
         def state(fields: dict[str, Tensor]) -> State:
             return kind(**{name: copied(value, device) for name, value in fields.items()})
 
+        def waiting(fields: dict[str, Any]) -> dict[str, Any]:
+            on_device = {name: copied(fields[name], device) for name in fields.keys() - {"items", "states"}}
+            return {"items": copied(fields["items"]), "states": state(fields["states"]), **on_device}
+
         self.next, self.item = saved["next"], saved["item"].numpy().copy()
         self._leave(self.item < 0)
         self.slots = Slots(
@@ -204,14 +203,8 @@ class Search:
             *(copied(saved[name], device) for name in ("candidate", "has_candidate", "best_size", "margin_to_beat")),
             *(copied(saved[name], device) for name in ("attempt", "attempt_margin")),
         )
-        self.unchecked = [
-            Hits(copied(items), copied(points, device), state(fields), copied(to_beat, device))
-            for items, points, fields, to_beat in saved["unchecked"]
-        ]
-        self.refused = [
-            Refused(copied(items), state(fields), copied(to_beat, device))
-            for items, fields, to_beat in saved["refused"]
-        ]
+        self.unchecked = [Hits(**waiting(fields)) for fields in saved["unchecked"]]
+        self.refused = [Refused(**waiting(fields)) for fields in saved["refused"]]
         self.verdicts = Verdicts(
             copied(saved["fell"]), copied(saved["distance"]), copied(saved["best_margin"]),
             copied(saved["refused_size"]), dict(saved["points"]), dict(saved["attempts"]), saved["unverified"],
@@ -329,9 +322,9 @@ class Search:
             self.unchecked.append(
                 Hits(
                     torch.from_numpy(self.item[hits]),
-                    self.slots.candidate[at],
                     take(self.state, at),
                     self.slots.margin_to_beat[at],
+                    self.slots.candidate[at],
                 )
             )
         if self.keep_attempts:
@@ -492,7 +485,7 @@ class Search:
         np.minimum.at(v.refused.numpy(), rows[~good], size[~good])
 
 
-def _count(some: Sequence[Hits | Refused]) -> int:
+def _count(some: Sequence[Refused]) -> int:
     return sum(map(len, some))
 
 

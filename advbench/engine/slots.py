@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,19 +38,6 @@ class Slots:
 
 
 @dataclass
-class Hits:
-    """Ended items with their hits `points` (m, C, H, W), and what refused items need to continue."""
-
-    items: Tensor  # (m,) int64, on the CPU
-    points: Tensor
-    states: State
-    margin_to_beat: Tensor
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-@dataclass
 class Refused:
     """Items whose hits the model refused, and from where they continue."""
 
@@ -61,6 +49,13 @@ class Refused:
         return len(self.items)
 
 
+@dataclass
+class Hits(Refused):
+    """Ended items with their hits `points` (m, C, H, W), which may yet be refused."""
+
+    points: Tensor
+
+
 def copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """A copy of `value` on `device`, even if `value` is there already."""
     return value.to(device, copy=True)
@@ -69,3 +64,8 @@ def copied(value: Tensor, device: torch.device | str = "cpu") -> Tensor:
 def cpu_copies(state: State) -> dict[str, Tensor]:
     """Copies of a state's tensors on the CPU, by field."""
     return vars(mapped(copied, state))
+
+
+def cpu_fields(of: Refused) -> dict[str, Any]:
+    """CPU copies of what `of` holds, by field, as plain values."""
+    return {name: cpu_copies(one) if isinstance(one, State) else copied(one) for name, one in vars(of).items()}

@@ -47,7 +47,7 @@ from advbench.record import ESCALATED, DatasetRef, Environment, Fates, Flag, Rec
 TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 OVERHEAD = 1e5  # multiply-adds of one image in the time that its pass takes besides
 COMPILED_FROM = 1e16  # multiply-adds: a minute of a fast GPU, about what compiling takes
-MAX_ITEMS = 10**7  # images x targets x restarts of an attack: its queue is held in memory
+MAX_ITEMS = 10**7  # images x targets x restarts of an attack: an evaluation of more would not end
 
 
 class Judged(NamedTuple):

@@ -437,8 +437,8 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SEARCH}a_refused_item_continues_after_a_restart": [
             (
                 "refused-not-kept",
-                'for items, fields, to_beat in saved["refused"]',
-                'for items, fields, to_beat in saved["refused"][:0]',
+                'for fields in saved["refused"]',
+                'for fields in saved["refused"][:0]',
             ),
         ],
         f"{REFUSED}a_copy_wrong_at_the_image_itself_loses_none": [
