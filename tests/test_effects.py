@@ -7,10 +7,14 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -44,29 +48,59 @@ def test_every_system_is_in_the_order(effects: ModuleType) -> None:
     assert files == set(effects.ORDER)
 
 
-def test_every_command_is_one_that_advbench_takes(effects: ModuleType) -> None:
+def recipe_of(command: list[str], **more: str) -> Recipe:
+    """The recipe of an `advbench train`, checked by its method; `more` are further fields."""
+    one = {flag: options(command, f"--{flag}") for flag in ("method", "dataset", "arch", "eps")}
+    sets = [*options(command, "--set"), *(f"{name}={value}" for name, value in more.items())]
+    sets += [f"epochs={epochs}" for epochs in options(command, "--epochs")]
+    recipe = Recipe.resolve(**{name: value for name, (value,) in one.items()}, sets=sets)
+    make(recipe).check(recipe, 10)
+    return recipe
+
+
+def grids_fit(tuning: Any) -> None:
+    """Every combination of a grid is a recipe of its own."""
+    assert all(len(set(values)) == len(values) > 1 for _, values in tuning.grid)
+    names = [name for name, _ in tuning.grid]
+    tried = [dict(zip(names, values, strict=True)) for values in product(*(values for _, values in tuning.grid))]
+    assert len({recipe_of(tuning.command(), **one).sha256 for one in tried}) == tuning.tries == len(tried)
+
+
+def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = importlib.import_module("evidence")
+    first = lambda tuning: tuple(f"{name}={values[0]}" for name, values in tuning.grid)  # noqa: E731
+    monkeypatch.setattr(evidence.Tuning, "chosen", first)
     folders: dict[str, str] = {}
+    tunings: dict[str, Any] = {}
     for effect in map(effects.load, effects.ORDER):
         trained = {str(folder) for runs in effect.runs for folder in runs.folders}
         assert len({runs.label for runs in effect.runs}) == len(effect.runs)
         for runs in effect.runs:
-            for command in runs.commands():
-                one = {flag: options(command, f"--{flag}") for flag in ("method", "dataset", "arch", "eps", "out")}
-                sets = [*options(command, "--set"), f"seed={options(command, '--seed')[0]}"]
-                sets += [f"epochs={epochs}" for epochs in options(command, "--epochs")]
-                named = {name: one[name][0] for name in ("method", "dataset", "arch", "eps")}
-                recipe = Recipe.resolve(**named, sets=sets)
-                make(recipe).check(recipe, 10)
-                sha256 = folders.setdefault(one["out"][0], recipe.sha256)
-                assert sha256 == recipe.sha256, f"two recipes share {one['out'][0]}"
+            for seed in runs.seeds:
+                command = runs.command(seed)
+                sha256 = recipe_of(command, seed=str(seed)).sha256
+                assert folders.setdefault(options(command, "--out")[0], sha256) == sha256, "two recipes share a folder"
+            if runs.tuned:
+                assert tunings.setdefault(runs.tuned.name, runs.tuned) == runs.tuned, "two grids share a file"
+                assert not set(runs.seeds) & set(runs.tuned.base.seeds), "claims need other seeds than the choice"
         for evaluation in effect.evaluations:
             find("attacks", evaluation.attack)
             assert parse_eps_list(evaluation.eps, "linf")[0].value == 0
             assert {str(folder) for folder in evaluation.runs.folders} <= trained
+        assert len({evaluation.key for evaluation in effect.evaluations}) == len(effect.evaluations)
         for analysis in effect.analyses:
             find("analyses", analysis.name)
             assert {str(folder) for folder in analysis.folders} <= trained
             assert len({folder.name for folder in analysis.folders}) == len(analysis.folders)
+    for tuning in tunings.values():
+        grids_fit(tuning)
+
+
+def test_a_claim_compares_methods_of_as_many_tries(effects: ModuleType) -> None:
+    for effect in map(effects.load, effects.ORDER):
+        for claim in effect.claims:
+            tries = {runs.tuned.tries if runs.tuned else 1 for runs in claim.of}
+            assert len(tries) <= 1, f"{effect.system}: {claim.text}"
 
 
 def test_the_page_is_what_the_records_and_the_judges_say(
@@ -82,7 +116,7 @@ def test_what_was_edited_by_hand_is_found(
 ) -> None:
     shutil.copytree(ROOT / "leaderboards", tmp_path / "leaderboards")
     monkeypatch.chdir(tmp_path)
-    file = effects.place("act")
+    file = effects.place("act-digits")
     stored = json.loads(file.read_text())
     if what == "verdict":
         stored["claims"][0]["verdict"] = "shown"
@@ -95,24 +129,133 @@ def test_what_was_edited_by_hand_is_found(
 
 
 def test_a_gain_counts_from_the_margin_on_and_with_every_seed(effects: ModuleType) -> None:
-    evidence = importlib.import_module("evidence")
-    assert evidence.exceeds({0: 5.0, 1: 4.0}, {0: 2.0, 1: 3.0})
-    assert not evidence.exceeds({0: 9.0, 1: 2.0}, {0: 2.0, 1: 3.0})
-    assert not evidence.exceeds({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
-    assert evidence.mean_sd({0: 1.0, 1: 3.0}) == "2.0 ± 1.4" and evidence.mean_sd([1.26]) == "1.3"
-    assert [evidence.verdict(*held) for held in ((True, True), (False, True), (False, False))] == [
+    findings = importlib.import_module("findings")
+    assert findings.exceeds({0: 5.0, 1: 4.0}, {0: 2.0, 1: 3.0})
+    assert not findings.exceeds({0: 9.0, 1: 2.0}, {0: 2.0, 1: 3.0})
+    assert not findings.exceeds({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
+    assert findings.mean_sd({0: 1.0, 1: 3.0}) == "2.0 ± 1.4" and findings.mean_sd([1.26]) == "1.3"
+    assert [findings.verdict(*held) for held in ((True, True), (False, True), (False, False))] == [
         "shown",
         "shown only under PGD",
         "not shown",
     ]
+    assert findings.worst(["shown", "shown"]) == "shown" and findings.worst(["shown", "refuted"]) == "refuted"
+    assert findings.worst(["shown", "not shown"]) == "not shown"
 
 
-def test_the_leaderboards_have_every_method() -> None:
-    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    (line,) = (line for line in text.splitlines() if line.startswith("METHODS ?="))
-    listed = line.removeprefix("METHODS ?=").split()
-    assert len(listed) == len(set(listed))
-    assert set(listed) == set(entries("methods"))
+def standing(shares: list[float], n: int) -> Any:
+    """(seeds, n): for each seed the first images stand, a share of all."""
+    return np.arange(n) < np.round(np.array(shares)[:, None] * n)
+
+
+def test_a_paired_gain_has_the_wider_interval(effects: ModuleType) -> None:
+    findings = importlib.import_module("findings")
+    ours, control = standing([0.62, 0.64, 0.63], 6000), standing([0.58, 0.60, 0.59], 6000)
+    found = findings.gain(ours, control)
+    assert found.mean == pytest.approx(4.0) and found.by_seed == pytest.approx((4.0, 4.0, 4.0)) and found.n == 6000
+    # Over seeds: sd 1 on each side, so an error of sqrt(2 / 3) points, and t of 4 degrees of freedom.
+    assert (found.low, found.high) == pytest.approx((4 - 2.776 * (2 / 3) ** 0.5, 4 + 2.776 * (2 / 3) ** 0.5), abs=0.01)
+    assert found.least == pytest.approx(2.132 * (2 / 3) ** 0.5, abs=0.01) and found.verdict == "shown"
+    back = findings.gain(control, ours)
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
+    assert back.verdict == "refuted"
+    # Over images: 4 in 100 differ, so a mean of 4 points with an error of 100 sqrt(0.04 * 0.96 / n).
+    alone = findings.gain(standing([0.62], 400), standing([0.58], 400))
+    half = 1.966 * 100 * (0.04 * 0.96 / 399) ** 0.5
+    assert (alone.low, alone.high) == pytest.approx((4 - half, 4 + half), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "by_seed", "n", "verdict"),
+    [
+        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 5000, "shown"),
+        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 4999, "not shown"),
+        (1.2, -0.3, 2.7, (1.0, 1.1, 1.5), 5000, "not shown"),
+        (1.2, 0.3, 2.1, (-0.1, 1.5, 2.2), 5000, "not shown"),
+        (0.2, -0.5, 0.9, (0.1, 0.2, 0.3), 5000, "refuted"),
+        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 5000, "not shown"),
+        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 1000, "refuted"),
+    ],
+)
+def test_a_gain_is_shown_refuted_or_neither(
+    effects: ModuleType, mean: float, low: float, high: float, by_seed: tuple[float, ...], n: int, verdict: str
+) -> None:
+    findings = importlib.import_module("findings")
+    assert findings.Gain(mean, low, high, by_seed, n, None).verdict == verdict
+
+
+def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = importlib.import_module("findings")
+    shares = {"ours": (0.80, 0.60), "low": (0.78, 0.62), "high": (0.82, 0.50), "best": (0.90, 0.40)}
+    kept = {name: [standing([share] * 2, 1000) for share in pair] for name, pair in shares.items()}
+    monkeypatch.setattr(findings.Numbers, "standing", lambda self, key, eps: kept[key][0 if eps == "0" else 1])
+    numbers = findings.Numbers()
+    assert numbers.at_equal_clean("ours", ["best", "high", "low"], "0.1").mean == pytest.approx(60 - 56)
+    assert numbers.at_equal_clean("ours", ["high", "best"], "0.1").mean == pytest.approx(60 - 50)  # beyond the line
+    assert numbers.at_equal_clean("best", ["low", "high"], "0.1").mean == pytest.approx(40 - 50)
+    assert numbers.at_equal_clean("high", ["high", "low"], "0.1").mean == pytest.approx(0)
+
+
+@pytest.fixture
+def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module `run` in an empty folder, with one small system."""
+    evidence, findings = importlib.import_module("evidence"), importlib.import_module("findings")
+    few = ("train_n=64", "batch_size=32", "validation.fraction=0.5")
+    tuning = evidence.Tuning("tiny", evidence.Runs("tiny tuning", "pgd-at", common=few, epochs=1), GRID)
+    tuned, plain = tuning.runs("tiny", (1, 2)), evidence.Runs("plain", "standard", common=few, epochs=1, seeds=(1, 2))
+    rated = [evidence.Evaluation(runs, "0,0.1", "pgd", n=40, sets=("steps=2",)) for runs in (tuned, plain)]
+
+    def judge(numbers: Any) -> Any:
+        gain = numbers.gain(rated[0].key, rated[1].key, "0.1")
+        return findings.Finding(f"n {gain.n}", gain.verdict, str(gain))
+
+    effect = evidence.Effect(
+        "tiny", "nobody", (evidence.Claim("a claim", "none", judge),), (tuned, plain), tuple(rated),
+        (evidence.Analysis("tiny", "features", (plain,), ("-n", "20")),),
+    )  # fmt: skip
+    monkeypatch.setattr(effects, "load", lambda name: effect)
+    monkeypatch.setattr(effects, "ORDER", ("tiny",))
+    monkeypatch.setattr(effects, "HERE", tmp_path / "tests" / "effects")
+    monkeypatch.chdir(tmp_path)
+    return effects
+
+
+GRID = (("optim.lr", ("0.02", "0.05")),)
+
+
+def test_what_is_measured_is_not_done_again(
+    small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1"])
+    assert small.main() == 0 and "nothing was run" not in capfd.readouterr().out
+    (claim,) = small.read("tiny")["claims"]
+    assert claim["ours"] == "n 40" and claim["verdict"] != "not measured yet" and "to" in claim["difference"]
+    assert claim["regime"].startswith("digits, mlp net, 64 training images, 1 epochs, 2 seeds")
+    assert small.check() == 0
+    shutil.rmtree("effects")  # a clone has what is kept alone
+    before = {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()}
+    assert small.main() == 0
+    assert "tiny: nothing was run, all of it is measured" in capfd.readouterr().out and not Path("effects").exists()
+    assert {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()} == before
+
+
+def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    workers = importlib.import_module("workers")
+    at_work = workers.Workers(1)
+    at_work.each(partial(at_work.run, command) for command in (["list", "methods"], ["list", "nothing"], ["list"]))
+    said = capfd.readouterr()
+    assert at_work.code == 2 and said.out.count("$ advbench list") == 2 and "stopped" in said.out
+
+
+def test_boards_have_every_method_and_a_recipe_for_each(effects: ModuleType) -> None:
+    board = importlib.import_module("board")
+    assert sorted(board.METHODS) == sorted(entries("methods"))
+    for method in board.WEIGHTS:
+        grids_fit(board.tuning(method))
+    for name, method in product(board.BOARDS, board.METHODS):
+        runs = replace(board.trainings(name, method), tuned=None)
+        recipe = recipe_of(runs.command(0))
+        assert recipe.train_n == 0 and recipe.epochs >= 10
 
 
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])
@@ -120,13 +263,3 @@ def test_every_method_has_its_row(dataset: str) -> None:
     table = pd.read_csv(ROOT / f"leaderboards/{dataset}-linf.csv")
     full = table[(table["attack"] == "autoattack") & (table["n"] >= 1000)]
     assert set(full["method"]) == set(entries("methods")) and full["arch"].nunique() == 1
-
-
-@pytest.mark.parametrize(
-    ("dataset", "arch", "eps"),
-    [("mnist", "small_cnn_16_32_100", "0.3"), ("fashion-mnist", "small_cnn", "0.1"), ("cifar10", "resnet18", "8/255")],
-)
-def test_every_method_can_be_trained_for_the_leaderboards(dataset: str, arch: str, eps: str) -> None:
-    for method in entries("methods"):
-        recipe = Recipe.resolve(method=method, dataset=dataset, arch=arch, eps=eps)
-        make(recipe).check(recipe, 10)

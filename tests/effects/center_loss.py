@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from controls import AT, AT_AA, SEEDS
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, exceeds, mean_sd, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, exceeds, mean_sd, verdict
 
 # Features approach their centres slowly: the recipe's 20 epochs are 360 steps, and the best epoch is an early one.
 LONG: dict[str, Any] = {"epochs": 200, "seeds": SEEDS}

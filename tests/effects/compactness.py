@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from controls import AT, AT_AA, AT_LONG
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, exceeds, mean_sd, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, exceeds, mean_sd, verdict
 
 FULL = Runs("compactness", "compactness")
 OFF = tuple(f"method.{weight}=0" for weight in ("lc", "ls", "gc", "gs", "conf"))

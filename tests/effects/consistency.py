@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, mean_sd, verdict
+from evidence import Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, mean_sd, verdict
 
 LONG = 120
 CROP = "augment.crop=1"

@@ -1,33 +1,31 @@
-"""Effects of the systems: trainings, evaluations and analyses on real data, and claims judged by their numbers.
+"""Effects of the systems: trainings, evaluations and analyses on real data, and the claims that they decide.
 
-Each system of the benchmark is a file in this folder, with an `EFFECT`. Its numbers come from the records in
-`leaderboards/`, the cards of the runs and the tables of the analyses. A verdict is a function of these numbers.
+Each system of the benchmark is a file in this folder, with an `EFFECT`. Settings are chosen by `Tuning` on held-out
+images; the numbers come from records, cards of runs and tables of analyses; a verdict is a function of them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, Literal
 
-from advbench.record import Record, load_record
+from findings import Finding, Numbers
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
 BOARDS = Path("leaderboards")
 GRID = "0,0.1,0.2"
-MARGIN = 2.0  # in points: results on digits vary by 0.7 to 3.4 over three seeds, so a smaller gain counts as none
-
-Verdict = Literal["shown", "not shown", "shown only under PGD"]
-MISSING = {"ours": "", "verdict": "not measured yet"}
-BySeed = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Trainings with one recipe, one for each seed. `{seed}` in `sets` is replaced by the seed."""
+    """Trainings with one recipe, one for each seed. `{seed}` in `sets` is replaced by the seed.
+
+    `common` are the fields of the recipe that all trainings of a comparison share, `sets` those of this one. `tuned`
+    adds its choice to them.
+    """
 
     label: str
     method: str
@@ -37,60 +35,106 @@ class Runs:
     epochs: int | None = None
     seeds: tuple[int, ...] = (0,)
     dataset: str = "digits"
-
-    @property
-    def _plain(self) -> bool:
-        return not self.sets and self.epochs is None
+    common: tuple[str, ...] = ()
+    tuned: Tuning | None = None
+    folders_in: Path = BASE / "runs"
 
     def folder(self, seed: int) -> Path:
         """The run folder of `seed`, named by the recipe, or by the label if there are settings."""
-        name = (
-            f"{self.method}-{self.dataset}-{self.arch}-linf-{self.eps}" if self._plain else self.label.replace(" ", "-")
-        )
-        return BASE / "runs" / f"{name}-s{seed}"
+        plain = not self.sets and not self.common and self.epochs is None and self.tuned is None
+        name = f"{self.method}-{self.dataset}-{self.arch}-linf-{self.eps}" if plain else self.label.replace(" ", "-")
+        return self.folders_in / f"{name}-s{seed}"
 
     @property
     def folders(self) -> list[Path]:
         return list(map(self.folder, self.seeds))
 
-    def commands(self) -> list[list[str]]:
-        """The arguments of `advbench train`, one command for each seed."""
-        found = []
-        for seed in self.seeds:
-            command = ["train", "--method", self.method, "--dataset", self.dataset, "--arch", self.arch]
-            command += ["--eps", self.eps, "--seed", str(seed)]
-            command += [] if self.epochs is None else ["--epochs", str(self.epochs)]
-            for text in self.sets:
-                command += ["--set", text.format(seed=seed)]
-            found.append([*command, "--out", str(self.folder(seed)), "--resume"])
-        return found
+    @property
+    def words(self) -> list[str]:
+        """The words of `advbench train` for the recipe, without seed and settings."""
+        found = ["train", "--method", self.method, "--dataset", self.dataset, "--arch", self.arch, "--eps", self.eps]
+        return found + ([] if self.epochs is None else ["--epochs", str(self.epochs)])
+
+    def command(self, seed: int) -> list[str]:
+        """The arguments of `advbench train`. Raises KeyError while nothing is chosen by `tuned`."""
+        chosen = () if self.tuned is None else self.tuned.chosen()
+        sets = [word for text in (*self.common, *chosen, *self.sets) for word in ("--set", text.format(seed=seed))]
+        return [*self.words, *sets, "--seed", str(seed), "--out", str(self.folder(seed)), "--resume"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A grid: fields of the recipe of `base`, with values. The choice, made on held-out images, is kept in a file."""
+
+    name: str
+    base: Runs
+    grid: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def file(self) -> Path:
+        return BOARDS / "tuning" / f"{self.name}.csv"
+
+    @property
+    def folder(self) -> Path:
+        return BASE / "tuning" / self.name
+
+    @property
+    def tries(self) -> int:
+        return prod(len(values) for _, values in self.grid)
+
+    def command(self) -> list[str]:
+        """The arguments of `advbench train --grid`."""
+        sets = [word for text in (*self.base.common, *self.base.sets) for word in ("--set", text)]
+        grid = [word for field, values in self.grid for word in ("--grid", f"{field}={','.join(values)}")]
+        seeds = ",".join(map(str, self.base.seeds))
+        out = ["--select", "margin", "--seed", seeds, "--out", str(self.folder), "--resume"]
+        return [*self.base.words, *sets, *grid, *out]
+
+    def chosen(self) -> tuple[str, ...]:
+        """The chosen fields, as --set takes them. Raises KeyError without a file."""
+        if not self.file.is_file():
+            raise KeyError(self.name)
+        with self.file.open(encoding="utf-8", newline="") as file:
+            row = next(row for row in csv.DictReader(file) if row["chosen"] == "1")
+        return tuple(f"{field}={row[field]}" for field, _ in self.grid)
+
+    def runs(self, label: str, seeds: tuple[int, ...], *sets: str) -> Runs:
+        """Trainings with what was chosen, and further `sets`, which go first where both name a field."""
+        return replace(self.base, label=label, seeds=seeds, sets=(*self.base.sets, *sets), tuned=self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A published evaluation of each of `runs` on the whole test set, with the best weights or those in `file`."""
+    """An evaluation of each of `runs` on the first `n` test images (0: all), by its weights or those in `file`.
+
+    `sets` are settings of the attack. `board`: its records are rows of the leaderboards.
+    """
 
     runs: Runs
     eps: str = GRID
     attack: str = "autoattack"
     file: str = ""
+    n: int = 0
+    sets: tuple[str, ...] = ()
+    board: bool = False
 
     @property
     def key(self) -> str:
-        words = (self.runs.label, self.file.removesuffix(".safetensors"), self.attack)
-        return " ".join(word for word in words if word and word != "autoattack")
+        attack = "" if self.attack == "autoattack" else self.attack
+        words = (self.runs.label, self.file.removesuffix(".safetensors"), attack, f"n={self.n}" if self.n else "")
+        return " ".join(word for word in words if word)
 
     def spec(self, seed: int) -> str:
         return str(self.runs.folder(seed) / self.file)
 
-    def commands(self) -> list[list[str]]:
-        """The arguments of `advbench evaluate`: one command for all seeds."""
-        command = ["evaluate", "--attack", self.attack, "--eps", self.eps]
-        if self.file:
-            command += ["--arch", self.runs.arch, "--dataset", self.runs.dataset]
-        for seed in self.runs.seeds:
-            command += ["--model", self.spec(seed)]
-        return [[*command, "--leaderboard", str(BOARDS), "--resume"]]
+    def command(self, seed: int) -> list[str]:
+        """The arguments of `advbench evaluate`."""
+        found = ["evaluate", "--attack", self.attack, "--eps", self.eps, "--model", self.spec(seed)]
+        found += ["--arch", self.runs.arch, "--dataset", self.runs.dataset] if self.file else []
+        found += ["-n", str(self.n)] if self.n else []
+        found += [word for text in self.sets for word in ("--set", text)]
+        out = ["--leaderboard", str(BOARDS)] if self.board else ["--out", str(BOARDS / "effects")]
+        return [*found, *out, "--resume"]
 
 
 @dataclass(frozen=True)
@@ -110,39 +154,24 @@ class Analysis:
     def folders(self) -> list[Path]:
         return [folder for runs in self.runs for folder in runs.folders]
 
-    def commands(self) -> list[list[str]]:
-        return [["analyze", self.name, *map(str, self.folders), *self.args, "--out", str(self.out), "--force"]]
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the stored analysis is of this command, and newer than its runs."""
-        command = self.out / "command.json"
-        if not command.is_file() or json.loads(command.read_text()) != self.commands()[0]:
-            return False
-        return all(command.stat().st_mtime > (folder / "run.json").stat().st_mtime for folder in self.folders)
+    def command(self) -> list[str]:
+        """The arguments of `advbench analyze`."""
+        return ["analyze", self.name, *map(str, self.folders), *self.args, "--out", str(self.out), "--force"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper, the paper's number, and a judge that returns (our numbers as text, verdict)."""
+    """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all)."""
 
     text: str
     paper: str
-    judge: Callable[[Numbers], tuple[str, Verdict]]
-
-    def judged(self, numbers: Numbers) -> dict[str, str]:
-        """The claim's row on the page. If some of its numbers are missing, it is "not measured yet"."""
-        row = {"claim": self.text, "paper": self.paper}
-        try:
-            ours, found = self.judge(numbers)
-        except KeyError:
-            return row | MISSING
-        return row | {"ours": ours, "verdict": found}
+    judge: Callable[[Numbers], Finding]
+    of: tuple[Runs, ...] = ()
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What `make effects SYSTEM=name` does for a system."""
+    """What `make effects SYSTEM=name` does for a system. `about`: what a reader has to know of it."""
 
     system: str
     source: str
@@ -150,72 +179,4 @@ class Effect:
     runs: tuple[Runs, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     analyses: tuple[Analysis, ...] = ()
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Measured numbers: `records` by evaluation and seed, `tables` of the analyses, `trained`: facts on the runs."""
-
-    records: Mapping[str, Mapping[int, Record]] = field(default_factory=dict)
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    trained: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
-
-    def clean(self, key: str) -> BySeed:
-        """Clean accuracy in percent, by seed."""
-        return {seed: 100 * record.clean for seed, record in self.records[key].items()}
-
-    def robust(self, key: str, eps: str) -> BySeed:
-        """Robust accuracy at `eps` in percent, by seed."""
-        points = {seed: record.at(float(eps)) for seed, record in self.records[key].items()}
-        return {seed: 100 * point.accuracy for seed, point in points.items() if point}
-
-    def doubts(self, key: str) -> list[str]:
-        """The names of the flags that any of the records has, without mere notes."""
-        flags = [flag for record in self.records[key].values() for flag in record.flags]
-        return sorted({flag.name for flag in flags if flag.severity != "note"})
-
-    def column(self, table: str, runs: Runs, name: str) -> BySeed:
-        """A column, by seed, of a table with one row for each run."""
-        named = {str(row["run"]): row for row in self.tables[table]}
-        return {seed: float(named[runs.folder(seed).name][name]) for seed in runs.seeds}
-
-    def percent(self, table: str, runs: Runs, name: str) -> BySeed:
-        """Like `column`, for a column of fractions, in percent."""
-        return {seed: 100 * share for seed, share in self.column(table, runs, name).items()}
-
-
-def read_numbers(stored: Mapping[str, Any]) -> Numbers:
-    """The numbers in an effect's JSON, and the records that it names."""
-
-    def by_seed(found: Mapping[str, Any]) -> dict[int, Any]:
-        return {int(seed): value for seed, value in found.items()}
-
-    records = {
-        key: {seed: load_record(BOARDS / "records" / place)[0] for seed, place in by_seed(found).items()}
-        for key, found in stored["records"].items()
-    }
-    trained = {label: by_seed(found) for label, found in stored["trained"].items()}
-    return Numbers(records, stored["tables"], trained)
-
-
-def mean_sd(values: BySeed | Sequence[float], digits: int = 1) -> str:
-    """The mean, and with several seeds the standard deviation: "72.1 ± 0.8"."""
-    found = list(values.values()) if isinstance(values, dict) else list(values)
-    spread = f" ± {stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{mean(found):.{digits}f}{spread}"
-
-
-def differences(a: BySeed, b: BySeed) -> list[float]:
-    """a - b, for each seed."""
-    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-
-
-def exceeds(a: BySeed, b: BySeed, by: float = MARGIN) -> bool:
-    """Whether a exceeds b by the margin on average, and with each seed by any amount."""
-    found = differences(a, b)
-    return mean(found) >= by and min(found) > 0
-
-
-def verdict(attacked: bool, pgd: bool = False) -> Verdict:
-    """The verdict on a claim that holds under AutoAttack (`attacked`) or under PGD (`pgd`)."""
-    return "shown" if attacked else "shown only under PGD" if pgd else "not shown"
+    about: str = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, mean_sd, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, mean_sd, verdict
 
 NET = "small_cnn_16_32_100"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, differences, mean_sd, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, differences, mean_sd, verdict
 
 SEEDS = (1, 2)  # the settings below were chosen with seed 0
 CNN: dict[str, Any] = {"arch": "small_cnn_16_32_100", "eps": "0.2", "epochs": 60, "seeds": SEEDS}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evidence import Analysis, Claim, Effect, Numbers, Verdict, verdict
+from evidence import Analysis, Claim, Effect
+from findings import Numbers, Verdict, verdict
 
 MARGINS = Analysis("implicit-bias", "implicit-bias")
 OWN = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from evidence import Claim, Effect, Evaluation, Numbers, Runs, Verdict, verdict
+from evidence import Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, verdict
 
 SOFT = ("model.activation=softplus",)
 NETS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from controls import AT, AT_AA, STANDARD, STANDARD_AA
-from evidence import Analysis, Claim, Effect, Evaluation, Numbers, Runs, Verdict, mean_sd, verdict
+from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from findings import Numbers, Verdict, mean_sd, verdict
 
 ROTATION = Runs("multi-task", "multi-task")
 AUTOENCODER = Runs("multi-task autoencoder", "multi-task", ("method.tasks=autoencoder",))

@@ -1,10 +1,12 @@
 """`make effects`: whether each published system shows the effect that its paper claims.
 
-    python tests/effects/run.py [--check] [--collect] [SYSTEM ...]
+    python tests/effects/run.py [--jobs 2] [--check] [--collect] [SYSTEM ...]
 
-Runs the trainings, evaluations and analyses in the files of this folder, resuming what was begun, and writes
-leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing and uses what has been measured.
---check lists where these files differ from what the records and judges give, and exits 1 if there is any difference.
+Runs what the files of this folder ask for and leaderboards/ does not have: grids on held-out images, trainings,
+evaluations and analyses, several at a time, each on one thread. What was begun goes on. Writes
+leaderboards/tuning/NAME.csv, leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing and
+uses what has been measured. --check lists where these files differ from what the records and judges give, and exits 1
+if there is any difference.
 """
 
 from __future__ import annotations
@@ -14,32 +16,36 @@ import csv
 import importlib
 import json
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evidence import BOARDS, MISSING, Analysis, Effect, Evaluation, Numbers, mean_sd, read_numbers
+from evidence import BOARDS, Effect, Evaluation, Runs
+from page import page, read_numbers, row
+from workers import Workers, tune
 
 from advbench.checkpoint.card import read_card
-from advbench.escape import markdown
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
 from advbench.version import __version__
 
 HERE = Path(__file__).parent
 PAGE = BOARDS / "EFFECTS.md"
+RECORDS = (BOARDS / "records", BOARDS / "effects" / "records")
 ORDER = (
-    "act", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer", "spectrum",
-    "consistency", "feature-prioritization", "single-step",
+    "act", "act-digits", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer",
+    "spectrum", "consistency", "feature-prioritization", "single-step",
 )  # fmt: skip
+Stored = dict[str, Any]
 
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"by default all: {', '.join(ORDER)}")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args()
@@ -49,16 +55,13 @@ def main() -> int:
         parser.error(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(ORDER)}")
     if given.check:
         return check()
-    for name in chosen:
-        effect = load(name)
-        if not given.collect and (code := perform(effect)):
-            return code
-        stored = collect(effect)
-        if judged(stored) and judged(stored) >= judged(read(name)):
-            write_atomic(place(name), json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(PAGE, page())
+    code = 0
+    for effect in map(load, chosen):
+        code = code or (0 if given.collect else perform(effect, given.jobs))
+        collect(effect)
+    write_atomic(PAGE, text())
     print(f"{PAGE} is written")
-    return 0
+    return code
 
 
 def load(name: str) -> Effect:
@@ -68,92 +71,135 @@ def load(name: str) -> Effect:
     return found
 
 
+# --- what is left, and running it -------------------------------------------------------------------------
+
+
+def perform(effect: Effect, jobs: int) -> int:
+    """Run all that is missing of an effect. Returns the exit code of the first command that fails, else 0."""
+    stored, records = read(effect.system), measured()
+    evaluated = {e: [seed for seed in e.runs.seeds if not found(records, e, seed)] for e in effect.evaluations}
+    analyses = [one for one in effect.analyses if stored["analysed"].get(one.key) != one.command()]
+    lacking = {runs.label: runs for runs in effect.runs if runs.label not in stored["trained"]}
+    lacking |= {runs.label: runs for one in analyses for runs in one.runs}
+    chains = []
+    for runs in {runs.label: runs for runs in effect.runs}.values():
+        for seed in runs.seeds:
+            todo = [e for e, seeds in evaluated.items() if e.runs == runs and seed in seeds]
+            if todo or runs.label in lacking:
+                chains.append((runs, seed, todo))
+    if not chains and not analyses:
+        print(f"{effect.system}: nothing was run, all of it is measured")
+        return 0
+    at_work = Workers(jobs)
+    tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.file.is_file()}
+    at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
+    at_work.each(partial(chain, at_work, effect, *one) for one in chains)
+    for one in analyses:
+        at_work.each([partial(at_work.run, one.command())])
+        if not at_work.code:
+            tables = {f"{one.key}/{file.stem}": rows(file) for file in sorted(one.out.glob("*.csv"))}
+            collect(effect, {one.key: one.command()}, tables)
+    return at_work.code
+
+
+def chain(at_work: Workers, effect: Effect, runs: Runs, seed: int, evaluations: Sequence[Evaluation]) -> None:
+    """A training and then its evaluations."""
+    if not at_work.code and at_work.run(runs.command(seed)):
+        for one in evaluations:
+            at_work.run(one.command(seed))
+    with at_work.alone("collect"):
+        collect(effect)
+
+
+# --- what was measured ------------------------------------------------------------------------------------
+
+
+def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: Mapping[str, Any] | None = None) -> None:
+    """Keep what is measured by now. An evaluation counts once all its seeds are measured."""
+    old, records = read(effect.system), measured()
+    keys = {one.key: one.command() for one in effect.analyses}
+    known = {**old["analysed"], **(analysed or {})}
+    known = {key: command for key, command in known.items() if keys.get(key) == command}
+    every = {**old["tables"], **(tables or {})}
+    evaluated = {e.key: {str(seed): found(records, e, seed) for seed in e.runs.seeds} for e in effect.evaluations}
+    trained = {runs.label: facts_of(runs, old["trained"].get(runs.label)) for runs in effect.runs}
+    stored: Stored = {
+        "system": effect.system,
+        "version": __version__,
+        "records": {
+            key: {seed: place_of(record) for seed, record in of.items() if record}
+            for key, of in evaluated.items()
+            if all(of.values())
+        },
+        "analysed": known,
+        "tables": {name: table for name, table in every.items() if name.rpartition("/")[0] in known},
+        "trained": {label: facts for label, facts in trained.items() if facts},
+    }
+    if any(stored[name] for name in ("records", "tables", "trained")):
+        claims = [row(claim, effect, read_numbers(stored)) for claim in effect.claims]
+        write_atomic(
+            place(effect.system), json.dumps({**stored, "claims": claims}, indent=1, ensure_ascii=False) + "\n"
+        )
+
+
 def place(name: str) -> Path:
     return BOARDS / "effects" / f"{name}.json"
 
 
-def perform(effect: Effect) -> int:
-    """Run all commands of an effect. Returns the exit code of the first that fails, else 0."""
-    from advbench.cli import run
-
-    for step in (*effect.runs, *effect.evaluations, *effect.analyses):
-        if isinstance(step, Analysis) and step.fresh:
-            continue
-        for command in step.commands():
-            print(f"$ advbench {shlex.join(command)}", flush=True)
-            if code := run(command):
-                print("stopped: run the same command to continue")
-                return code
-        if isinstance(step, Analysis):
-            write_atomic(step.out / "command.json", json.dumps(step.commands()[0]))
-    return 0
+def read(name: str) -> Stored:
+    """The JSON of a system; without a file, that of a system with nothing measured."""
+    if place(name).is_file():
+        return json.loads(place(name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    effect = load(name)
+    nothing: Stored = {"system": name, "records": {}, "analysed": {}, "tables": {}, "trained": {}}
+    return {**nothing, "claims": [row(claim, effect, read_numbers(nothing)) for claim in effect.claims]}
 
 
-def collect(effect: Effect) -> dict[str, Any]:
-    """The measured numbers, with verdicts. An evaluation counts once all its seeds are measured."""
-    stored = gathered(effect)
-    numbers = read_numbers(stored)
-    return {**stored, "claims": [claim.judged(numbers) for claim in effect.claims]}
+def text() -> str:
+    """The text of the page."""
+    return page([read(name) for name in ORDER], [load(name) for name in ORDER])
 
 
-def judged(stored: Mapping[str, Any]) -> int:
-    """The number of claims in `stored` that have a verdict."""
-    return sum(claim["verdict"] != MISSING["verdict"] for claim in stored["claims"])
+def measured() -> list[Record]:
+    """The records of the boards and of the effects."""
+    return [record for folder in RECORDS if folder.is_dir() for record in load_records(folder)[0]]
 
 
-def gathered(effect: Effect) -> dict[str, Any]:
-    """The existing records, tables and runs of an effect, as plain values."""
-    records, _ = load_records(BOARDS / "records")
-    commands = [c for step in (*effect.runs, *effect.evaluations, *effect.analyses) for c in step.commands()]
-    measured = {e.key: {str(seed): found(records, e, seed) for seed in e.runs.seeds} for e in effect.evaluations}
-    return {
-        "system": effect.system,
-        "source": effect.source,
-        "command": command_of(effect),
-        "commands": [shlex.join(["advbench", *command]) for command in commands],
-        "version": __version__,
-        "records": {
-            key: {seed: path_of(record) for seed, record in of.items() if record}
-            for key, of in measured.items()
-            if all(of.values())
-        },
-        "tables": {
-            f"{one.key}/{file.stem}": rows(file)
-            for one in effect.analyses
-            if one.fresh
-            for file in sorted(one.out.glob("*.csv"))
-        },
-        "trained": {
-            runs.label: {str(seed): facts(runs.folder(seed)) for seed in runs.seeds}
-            for runs in effect.runs
-            if all(finished(folder) for folder in runs.folders)
-        },
+def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | None:
+    """The newest record of the evaluation `asked` with this seed, or None."""
+    grid = asked.eps.split(",")
+    same = [
+        record
+        for record in records
+        if (record.model.spec, record.attack_name) == (asked.spec(seed), asked.attack)
+        and [point.eps_text for point in record.curve] == grid
+        and asked.n in (0, record.dataset.count)
+    ]
+    return max(same, key=lambda record: record.environment.date, default=None)
+
+
+def place_of(record: Record) -> str:
+    """The record's path, relative to leaderboards/."""
+    name = f"{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
+    return next(str((folder / name).relative_to(BOARDS)) for folder in RECORDS if (folder / name).is_file())
+
+
+def facts_of(runs: Runs, known: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The facts on each seed's training, from its folder, or as they were kept; None unless all are known."""
+    kept = known or {}
+    found = {
+        str(seed): facts(runs.folder(seed)) if finished(runs.folder(seed)) else kept.get(str(seed))
+        for seed in runs.seeds
     }
+    return found if all(found.values()) else None
 
 
 def finished(folder: Path) -> bool:
     return (folder / "run.json").is_file() and read_card(folder).finished
 
 
-def command_of(effect: Effect) -> str:
-    return f"make effects SYSTEM={effect.system}"
-
-
-def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | None:
-    """The newest record of the evaluation `asked` with this seed, or None."""
-    spec, grid = asked.spec(seed), asked.eps.split(",")
-    measured = [record for record in records if (record.model.spec, record.attack_name) == (spec, asked.attack)]
-    same = [record for record in measured if [point.eps_text for point in record.curve] == grid]
-    return max(same, key=lambda record: record.environment.date, default=None)
-
-
-def path_of(record: Record) -> str:
-    """The record's path, relative to leaderboards/records."""
-    return f"{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
-
-
 def facts(folder: Path) -> dict[str, Any]:
-    """The facts on a run that a judge may use."""
+    """The facts on a run that a judge or the page may use."""
     card = read_card(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     notes = {name: max(line["notes"].get(name, 0.0) for line in lines) for name in lines[-1]["notes"]}
@@ -163,6 +209,8 @@ def facts(folder: Path) -> dict[str, Any]:
         "epochs": len(lines),
         "best_epoch": best["epoch"],
         "held_out_last": {name: lines[-1][name] for name in ("clean", "robust", "fgsm")},
+        "images": card.cost["images"],
+        "forwards": card.cost["forwards"],
         "backwards": card.cost["backwards"],
         "flags": [flag.model_dump(mode="json") for flag in card.flags],
         "largest": notes,
@@ -182,59 +230,7 @@ def rows(table: Path) -> list[dict[str, Any]]:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
-def page() -> str:
-    """The text of EFFECTS.md, which follows from the JSON files and the records."""
-    shown = [read(name) for name in ORDER]
-    lines = [
-        "# Does each system show its paper's effect?",
-        "",
-        "Written by `make effects` from `effects/*.json` and the records; edits will be lost. Accuracies in percent on "
-        "all 500 test images of digits, under AutoAttack unless another attack is named; ± is the standard deviation "
-        "over seeds. The verdicts are functions of these numbers in `tests/effects/`: a gain counts from 2 points on "
-        "average and with every seed. Nets and data are small: what a row shows or does not show, it does so here. "
-        "What is not measured yet, its command measures, and goes on with what has begun.",
-        "",
-        "| system | claim | paper | ours | verdict | command |",
-        "|:--|:--|:--|:--|:--|:--|",
-    ]
-    for one in shown:
-        lines += [
-            f"| {one['system']} | {cell(claim['claim'])} | {cell(claim['paper'])} | {cell(claim['ours'])} "
-            f"| **{claim['verdict']}** | `{one['command']}` |"
-            for claim in one["claims"]
-        ]
-    for one in shown:
-        lines += ["", f"## {one['system']}", "", cell(one["source"]), *details(read_numbers(one), one)]
-    return "\n".join(lines) + "\n"
-
-
-def read(name: str) -> dict[str, Any]:
-    """The JSON of a system; without a file, that of a system with nothing measured."""
-    if place(name).is_file():
-        return json.loads(place(name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    effect = load(name)
-    claims = [claim.judged(Numbers()) for claim in effect.claims]
-    empty: dict[str, Any] = {"records": {}, "tables": {}, "trained": {}, "claims": claims}
-    return {**empty, "system": name, "source": effect.source, "command": command_of(effect)}
-
-
-def details(numbers: Numbers, stored: dict[str, Any]) -> list[str]:
-    """A table of the evaluations of a system."""
-    if not numbers.records:
-        return []
-    lines = ["", "| runs | seeds | clean | accuracy at eps | flags | records |", "|:--|--:|--:|:--|:--|:--|"]
-    for key, records in numbers.records.items():
-        first = next(iter(records.values()))
-        grid = [point.eps_text for point in first.curve if point.eps > 0]
-        curve = ", ".join(f"{eps}: {mean_sd(numbers.robust(key, eps))}" for eps in grid)
-        links = " ".join(f"[{seed}](records/{stored['records'][key][str(seed)]})" for seed in records)
-        doubts = ", ".join(numbers.doubts(key))
-        lines.append(f"| {key} | {len(records)} | {mean_sd(numbers.clean(key))} | {curve} | {doubts} | {links} |")
-    return lines
-
-
-def cell(text: str) -> str:
-    return markdown(text)
+# --- the check --------------------------------------------------------------------------------------------
 
 
 def check() -> int:
@@ -242,14 +238,13 @@ def check() -> int:
     wrong = []
     files = {path.stem: path for path in (BOARDS / "effects").glob("*.json")}
     wrong += [f"{files[name]} belongs to no system" for name in sorted(files.keys() - set(ORDER))]
+    tunings = {runs.tuned.file for name in ORDER for runs in load(name).runs if runs.tuned}
+    wrong += [f"{file} belongs to no system" for file in (BOARDS / "tuning").glob("*") if file not in tunings]
     for name in ORDER:
-        if name not in files:
-            continue
-        stored, effect = json.loads(files[name].read_text(encoding="utf-8")), load(name)
-        numbers = read_numbers(stored)
-        if [claim.judged(numbers) for claim in effect.claims] != stored["claims"]:
-            wrong.append(f"{files[name]}: its claims are not those that the judges give: make effects SYSTEM={name}")
-    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
+        stored, effect = read(name), load(name)
+        if [row(claim, effect, read_numbers(stored)) for claim in effect.claims] != stored["claims"]:
+            wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")
+    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text():
         wrong.append(f"{PAGE} does not match its numbers: python tests/effects/run.py --collect")
     print("\n".join(wrong) or f"{len(files)} systems match their numbers")
     return bool(wrong)

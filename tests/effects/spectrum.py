@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from controls import AT
-from evidence import Analysis, Claim, Effect, Numbers, Runs, Verdict, verdict
+from evidence import Analysis, Claim, Effect, Runs
+from findings import Numbers, Verdict, verdict
 
 AT_0 = Runs("pgd-at", "pgd-at")  # seed 0 of the control
 EPS = ("0.1", "0.15", "0.2")

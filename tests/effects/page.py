@@ -1,0 +1,130 @@
+"""leaderboards/EFFECTS.md: claim by claim, with the regime, the paired difference and the records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evidence import BOARDS, Claim, Effect, Runs
+from findings import Finding, Numbers, mean_sd
+
+from advbench.escape import markdown as cell
+from advbench.record import load_record
+
+INTRODUCTION = """# Does each system show its paper's effect?
+
+Written by `make effects` from `effects/*.json`, `tuning/*.csv` and the records; edits will be lost. Accuracies in
+percent, under AutoAttack unless another attack is named; ± is the standard deviation over seeds.
+
+- *Difference* is paired: same images, same seeds. In brackets its 95 % interval, the wider of the one over seeds and
+  the one over images, then each seed's difference, and from which gain on it would have been significant (5 %,
+  one-sided).
+- **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **refuted**:
+  the interval is below that gain. **not shown**: neither. **shown only under PGD**: gone under AutoAttack. Claims about
+  other quantities are judged by the rules in `tests/effects/`.
+- *Tries* are the settings that were tried on held-out training images, the same number for a method and its controls.
+
+Nets and data are small: what a row shows or does not show, it does so here."""
+
+
+def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
+    """A claim's row on the page. If some of its numbers are missing, it is "not measured yet"."""
+    try:
+        found = Finding(*claim.judge(numbers))
+    except KeyError:
+        found = Finding("", "not measured yet")
+    return {
+        "claim": claim.text,
+        "paper": claim.paper,
+        "ours": found.ours,
+        "difference": found.difference,
+        "regime": regime(claim, effect, numbers),
+        "verdict": found.verdict,
+    }
+
+
+def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
+    """Data, net, epochs, seeds, tries and test images of a claim's runs, in words."""
+    about = claim.of or effect.runs
+    measured = [e for e in effect.evaluations if e.runs in about and e.key in numbers.records]
+    images = sorted({record.dataset.count for e in measured for record, _ in numbers.records[e.key].values()})
+    parts = {
+        "": [runs.dataset for runs in about],
+        "net": [runs.arch for runs in about],
+        "training images": [field(runs, "train_n") for runs in about],
+        "epochs": [str(runs.epochs or "the recipe's") for runs in about],
+        "seeds": [str(len(runs.seeds)) for runs in about],
+        "tries": [str(runs.tuned.tries if runs.tuned else 1) for runs in about],
+        "test images": list(map(str, images)),
+    }
+    return ", ".join(f"{' or '.join(dict.fromkeys(found))} {name}".strip() for name, found in parts.items() if found)
+
+
+def field(runs: Runs, name: str) -> str:
+    """A field of the recipe, as it is set, or "all"."""
+    given = dict(text.split("=", 1) for text in (*runs.common, *runs.sets))
+    return given.get(name, "all")
+
+
+def page(systems: Sequence[Mapping[str, Any]], effects: Sequence[Effect]) -> str:
+    """The text of EFFECTS.md, which follows from the JSON files and the records."""
+    lines = [INTRODUCTION, "", "| system | claim | verdict |", "|:--|:--|:--|"]
+    for stored in systems:
+        lines += [f"| {stored['system']} | {cell(c['claim'])} | **{c['verdict']}** |" for c in stored["claims"]]
+    for stored, effect in zip(systems, effects, strict=True):
+        numbers = read_numbers(stored)
+        lines += ["", f"## {effect.system}", "", cell(effect.source), ""]
+        lines += [effect.about, ""] if effect.about else []
+        lines += [f"`make effects SYSTEM={effect.system}`", ""]
+        lines += ["| claim | paper | ours | difference | regime | verdict |", "|:--|:--|:--|:--|:--|:--|"]
+        for claim in stored["claims"]:
+            words = [cell(claim[name]) for name in ("claim", "paper", "ours", "difference", "regime")]
+            lines.append(f"| {' | '.join(words)} | **{claim['verdict']}** |")
+        lines += [*tunings(effect), *evaluations(numbers, stored, effect)]
+    return "\n".join(lines) + "\n"
+
+
+def tunings(effect: Effect) -> list[str]:
+    """What was tried, and what was chosen."""
+    found = {runs.tuned.name: runs.tuned for runs in effect.runs if runs.tuned and runs.tuned.file.is_file()}
+    if not found:
+        return []
+    lines = ["", "| tried | grid | chosen |", "|:--|:--|:--|"]
+    for name, one in found.items():
+        grid = "; ".join(f"{setting}: {', '.join(values)}" for setting, values in one.grid)
+        lines.append(f"| [{name}](tuning/{one.file.name}) | {cell(grid)} | {cell(', '.join(one.chosen()))} |")
+    return lines
+
+
+def evaluations(numbers: Numbers, stored: Mapping[str, Any], effect: Effect) -> list[str]:
+    """A table of the evaluations of a system, with what the trainings cost."""
+    if not numbers.records:
+        return []
+    label = {e.key: e.runs.label for e in effect.evaluations}
+    head = ["runs", "seeds", "test images", "clean", "accuracy at eps", "flags", "passes an image", "images", "records"]
+    lines = ["", f"| {' | '.join(head)} |", "|:--|--:|--:|--:|:--|:--|--:|--:|:--|"]
+    for key, records in numbers.records.items():
+        first, _ = next(iter(records.values()))
+        grid = [point.eps_text for point in first.curve if point.eps > 0]
+        curve = ", ".join(f"{eps}: {mean_sd(numbers.robust(key, eps))}" for eps in grid)
+        links = " ".join(f"[{seed}]({stored['records'][key][str(seed)]})" for seed in records)
+        passes = first.model.trained.passes_an_image if first.model.trained else None
+        seen = next(iter(numbers.trained.get(label[key], {}).values()), {}).get("images")
+        words = [key, len(records), first.dataset.count, mean_sd(numbers.clean(key)), curve]
+        words += [", ".join(numbers.doubts(key)), passes or "", f"{seen:,}" if seen else "", links]
+        lines.append(f"| {' | '.join(map(str, words))} |")
+    return lines
+
+
+def read_numbers(stored: Mapping[str, Any]) -> Numbers:
+    """The numbers in an effect's JSON, and the records that it names."""
+
+    def by_seed(found: Mapping[str, Any]) -> dict[int, Any]:
+        return {int(seed): value for seed, value in found.items()}
+
+    records = {
+        key: {seed: load_record(BOARDS / place) for seed, place in by_seed(found).items()}
+        for key, found in stored["records"].items()
+    }
+    trained = {label: by_seed(found) for label, found in stored["trained"].items()}
+    return Numbers(records, stored["tables"], trained)
