@@ -23,6 +23,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "paper": lambda found: ", ".join(str(found[key]) for key in ("paper", "year", "arxiv") if found.get(key)),
     "cost": lambda found: f"an epoch costs {found['cost']:g} times one of pgd-at",
     "recipe": lambda found: _text(found["recipe"]),
+    "presets": lambda found: "; ".join(f"{name}: {_text(fields)}" for name, fields in found["presets"].items()),
     "cautions": lambda found: "; ".join(found["cautions"]),
     "shape": lambda found: "x".join(map(str, found["shape"])),
     "scale": lambda found: f"values from 0 to {found['scale']:g}",
