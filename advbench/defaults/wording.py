@@ -23,7 +23,6 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "paper": lambda found: ", ".join(str(found[key]) for key in ("paper", "year", "arxiv") if found.get(key)),
     "cost": lambda found: f"an epoch costs {found['cost']:g} times one of pgd-at",
     "recipe": lambda found: _text(found["recipe"]),
-    "presets": lambda found: "; ".join(f"{name}: {_text(fields)}" for name, fields in found["presets"].items()),
     "cautions": lambda found: "; ".join(found["cautions"]),
     "shape": lambda found: "x".join(map(str, found["shape"])),
     "scale": lambda found: f"values from 0 to {found['scale']:g}",
@@ -34,11 +33,12 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What `describe` says in short, in words, by labels; not settings, example and details."""
-    words = {key: _WORDS[key](found) if key in _WORDS else _text(value) for key, value in found.items()}
+    presets = {f"preset {name}": fields for name, fields in found.get("presets", {}).items()}
+    words = {key: _WORDS[key](found) if key in _WORDS else _text(value) for key, value in {**found, **presets}.items()}
     return [
         (_LABELS.get(key, key.replace("_", " ")), text)
         for key, text in words.items()
-        if text and key not in ("kind", "name", "summary", "settings", "example", "details", "arxiv", "year")
+        if text and key not in ("kind", "name", "summary", "presets", "settings", "example", "details", "arxiv", "year")
     ]
 
 
