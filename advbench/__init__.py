@@ -149,6 +149,7 @@ def train(
     seed: int | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
     config: str | Path | None = None,
     device: str | torch.device = "auto",
     out: str | Path | None = None,
@@ -163,7 +164,8 @@ def train(
     - `arch`: a name of the zoo, `torchvision:NAME`, `timm:NAME` or `module:callable`. `mean`, `std`: normalisation in
       front of it, as in `load_model`. `init`: a weights file, or a run folder, from which it starts.
     - `settings`: fields of the recipe by their dotted names, such as {"optim.lr": 0.05}. Arguments that are not given
-      get the defaults of `advbench train`. `name`: what tables call the model. `progress`: as in `evaluate`.
+      get the defaults of `advbench train`. `preset`: the method's training as its authors released it, such as "paper".
+      `name`: what tables call the model. `progress`: as in `evaluate`.
     - `trust_pickle`, `trust_code`: load a pickle that can run code; run code that only `config` names, or the run
       folder of a teacher.
 
@@ -193,6 +195,7 @@ def train(
             arch=arch,
             norm=norm,
             eps=None if eps is None else str(as_eps(eps, norm or "l2")),
+            preset=preset,
             config=None if config is None else Path(config),
             flags={**recipe_fields(mean=mean, std=std, **given), **(settings or {})},
         )

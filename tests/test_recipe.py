@@ -19,9 +19,11 @@ from advbench.errors import UserError
 from advbench.models import architectures
 from advbench.recipe import Recipe, differences, parse_set, saved_sha256
 from advbench.recipe.recipe import field_names
-from advbench.recipe.trees import listed, merged, plain, put
+from advbench.recipe.trees import leaves, listed, merged, plain, put
 from advbench.registry import entries
+from advbench.trainer.optim import factor
 
+PRESETS = [(name, preset) for name, entry in entries("methods").items() for preset in entry.about.get("presets", {})]
 SHIPPED = Path(__file__).parent.parent / "advbench" / "recipes"
 
 
@@ -68,6 +70,72 @@ def test_a_shipped_recipe_may_hold_what_one_method_needs() -> None:
     assert Recipe.resolve(method="act", dataset="cifar10").method.settings["b_warmup"] == 0.0
     assert Recipe.resolve(method="act", dataset="digits", sets=["method.b_warmup=0"]).method.settings["b_warmup"] == 0
     assert "b_warmup" not in Recipe.resolve(method="trades", dataset="digits").method.settings
+
+
+@pytest.mark.parametrize(("method", "preset"), PRESETS)
+@pytest.mark.parametrize(("dataset", "arch"), [("digits", "mlp"), ("mnist", "small_cnn"), ("cifar10", "resnet18")])
+def test_a_preset_sets_its_fields_and_no_others(method: str, preset: str, dataset: str, arch: str) -> None:
+    said = entries("methods")[method].about["presets"][preset]
+    recipe = Recipe.resolve(method=method, dataset=dataset, arch=arch, preset=preset)
+    found = leaves(recipe.tree())
+    assert {path: found[path] for path in said} == said
+    usual = leaves(Recipe.resolve(method=method, dataset=dataset, arch=arch).tree())
+    assert {path for path in usual if found[path] != usual[path]} <= set(said) and set(found) == set(usual)
+    kept = ("threat.", "model.", "augment.", "dataset", "seed")  # the user's matters, and the dataset's
+    assert not [path for path in said if path.startswith(kept)]
+
+
+def test_a_preset_yields_to_a_file_to_flags_and_to_set(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("epochs = 7\n[optim]\nlr = 0.5\n[schedule]\nfactor = 0.3\n", encoding="utf-8")
+    recipe = Recipe.resolve(
+        method="act", preset="paper", config=config, flags={"epochs": 9}, sets=["optim.lr=0.2", "method.b_warmup=0.1"]
+    )
+    assert recipe.label_smoothing == 0 and recipe.validation.select == "last"  # of the preset
+    assert (recipe.schedule.factor, recipe.epochs, recipe.optim.lr) == (0.3, 9, 0.2)
+    assert recipe.method.settings["b_warmup"] == 0.1
+    config.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.resolve(config=config) == recipe == Recipe.load(config)  # a file needs no preset
+    with pytest.raises(UserError, match=r"mine\.toml is the whole recipe of a run"):
+        Recipe.resolve(config=config, preset="paper")
+
+
+def test_an_unknown_preset_names_those_of_the_method() -> None:
+    known = "did you mean rice\\? choose from bag-of-tricks, paper, rice"
+    with pytest.raises(UserError, match=f"unknown preset of pgd-at 'ricce': {known}"):
+        Recipe.resolve(method="pgd-at", preset="ricce")
+    with pytest.raises(UserError, match="unknown preset of standard 'paper': there are none"):
+        Recipe.resolve(method="standard", preset="paper")
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "epochs", "changes"),
+    [  # the learning rate of an epoch, counted from 1, and of all after it, as the released code sets it
+        ("act", "paper", 200, {1: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}),
+        ("trades", "paper", 76, {1: 0.1, 75: 0.01}),
+        ("mart", "paper", 120, {1: 0.01, 75: 1e-3, 90: 1e-4, 100: 1e-5}),
+        ("pgd-at", "rice", 200, {1: 0.1, 101: 0.01, 151: 0.001}),
+        ("pgd-at", "bag-of-tricks", 110, {1: 0.1, 101: 0.01, 106: 0.001}),
+    ],
+)
+def test_presets_follow_the_released_schedules(
+    method: str, preset: str, epochs: int, changes: dict[int, float]
+) -> None:
+    recipe = Recipe.resolve(method=method, preset=preset)
+    assert recipe.epochs == epochs
+    for epoch in range(1, epochs + 1):
+        expected = next(lr for start, lr in reversed(changes.items()) if start <= epoch)
+        for done in (epoch - 1, epoch - 0.01):  # its first step, and one of its last
+            assert recipe.optim.lr * factor(recipe.schedule, done / epochs) == pytest.approx(expected), epoch
+
+
+def test_fields_of_a_method_that_are_none_are_left_out(tmp_path: Path) -> None:
+    plain_recipe = Recipe.resolve(method="act")
+    assert not {"b_natural", "natural_arch"} & set(plain_recipe.method.settings)
+    given_both = Recipe.resolve(method="act", sets=["method.b_natural=0.5", "method.natural_arch=lenet5"])
+    assert given_both.method.settings == {**plain_recipe.method.settings, "b_natural": 0.5, "natural_arch": "lenet5"}
+    with pytest.raises(UserError, match=r"method\.b_natural is '2': it must be at most 1"):
+        Recipe.resolve(method="act", sets=["method.b_natural=2"])
 
 
 def test_comma_lists_become_fields_of_several_values() -> None:

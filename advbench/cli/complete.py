@@ -43,6 +43,14 @@ norms = words(*NORMS)
 training_norms = words(*(norm for norm in NORMS if norm != "l0"))
 
 
+def presets(context: typer.Context, incomplete: str) -> list[str]:
+    """Those of the methods that --method names; without it those of all."""
+    known = {name: entry.about.get("presets", {}) for name, entry in entries("methods").items()}
+    typed = (context.params.get("method") or "").split(",")
+    chosen = [known[name] for name in typed if name in known] or known.values()
+    return sorted({name for of in chosen for name in of if name.startswith(incomplete)})
+
+
 def architectures(incomplete: str) -> list[str]:
     from advbench.models import architectures as known
 

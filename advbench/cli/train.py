@@ -106,6 +106,17 @@ def command(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="the method's training as its authors released it, such as paper: advbench list methods NAME shows it "
+            "[default: the recipe for the dataset]",
+            rich_help_panel=TRAINING,
+            autocompletion=complete.presets,
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML", rich_help_panel=TRAINING)
     ] = None,
@@ -161,6 +172,7 @@ def command(
                 mean=mean, std=std, **{"epochs": epochs, "batch_size": batch_size, "optim.lr": lr, "init": init}
             ),
             sets=settings or (),
+            preset=preset,
             config=config,
             device=device,
             precision=precision,
@@ -190,6 +202,7 @@ class Flags:
     norm: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
+    preset: str | None = None
     config: Path | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -215,7 +228,7 @@ def train(flags: Flags, *, screen: Screen | None = None) -> list[Path]:
 
 def _recipe_of_out(flags: Flags) -> Path | None:
     """The recipe of the run in --out, if that run is to be resumed and nothing names another recipe."""
-    named = (flags.methods, flags.eps, flags.seeds, flags.dataset, flags.arch, flags.norm, flags.config)
+    named = (flags.methods, flags.eps, flags.seeds, flags.dataset, flags.arch, flags.norm, flags.preset, flags.config)
     if not flags.resume or flags.out is None or any(named) or not (flags.out / "recipe.toml").is_file():
         return None
     return flags.out / "recipe.toml"
@@ -280,8 +293,8 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
     fixed = {**flags.recipe, "precision": None if flags.precision == "auto" else flags.precision}
     recipes = [
         Recipe.resolve(
-            method=method, dataset=dataset, arch=arch, norm=flags.norm, eps=size, config=flags.config,
-            flags={**fixed, "seed": seed}, sets=flags.sets,
+            method=method, dataset=dataset, arch=arch, norm=flags.norm, eps=size, preset=flags.preset,
+            config=flags.config, flags={**fixed, "seed": seed}, sets=flags.sets,
         )
         for method, size, seed in product(flags.methods or (None,), flags.eps or (None,), flags.seeds or (None,))
     ]  # fmt: skip

@@ -33,11 +33,12 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What `describe` says in short, in words, by labels; not settings, example and details."""
-    words = {key: _WORDS[key](found) if key in _WORDS else _text(value) for key, value in found.items()}
+    presets = {f"preset {name}": fields for name, fields in found.get("presets", {}).items()}
+    words = {key: _WORDS[key](found) if key in _WORDS else _text(value) for key, value in {**found, **presets}.items()}
     return [
         (_LABELS.get(key, key.replace("_", " ")), text)
         for key, text in words.items()
-        if text and key not in ("kind", "name", "summary", "settings", "example", "details", "arxiv", "year")
+        if text and key not in ("kind", "name", "summary", "presets", "settings", "example", "details", "arxiv", "year")
     ]
 
 

@@ -56,7 +56,11 @@ class Nets:
 
 @dataclass(frozen=True)
 class Setup:
-    """What `Method.parts` needs to build modules. `build(seed)` makes another network of the recipe's architecture."""
+    """What `Method.parts` needs to build modules.
+
+    `build(seed, arch=None)` makes another network of the recipe's architecture and settings, or one of `arch`, a name
+    of the zoo, with its default settings and the recipe's normalisation.
+    """
 
     recipe: Recipe
     num_classes: int
@@ -65,7 +69,7 @@ class Setup:
     batch_size: int  # rows of a full batch, all views together
     class_names: tuple[str, ...]
     seed: int  # for the parts' initial weights
-    build: Callable[[int], Model]
+    build: Callable[..., Model]
 
 
 class Tools(Protocol):

@@ -12,6 +12,10 @@ W_ij = 1 where y_i = y_j, else 1 - 1 / 0.99
 
 x' comes from the attack of the base (adversarial training or TRADES), whose objective does not contain these terms.
 The released code also adds CE(f(x), y) to the base of adversarial training: `natural`. Compare with the matching base.
+
+The preset `paper` is the released training of a ResNet on CIFAR-10 (90,000 updates of the TensorFlow code, which are
+230 epochs; its script has w_gs = 1, and only convolutions decay). That loss is 0.5 CE(f(x'), y) + 0.5 CE(f(x), y) and
+the other terms. The preset has twice that loss, half the rate and twice the weight decay, which is the same training.
 """
 
 from __future__ import annotations
@@ -45,6 +49,32 @@ ENTRIES: dict[str, dict[str, Any]] = {
             "the released base has a clean CE term, which alone costs 4 to 5 points under AutoAttack: method.natural",
             "without BatchNorm the feature norm may grow without bound: see feature_norm and norm_alarm",
         ],
+        "presets": {
+            "paper": {
+                "epochs": 230,
+                "batch_size": 128,
+                "label_smoothing": 0.0,
+                "method.natural": True,
+                "method.lc": 2.0,
+                "method.ls": 2.0,
+                "method.gc": 2.0,
+                "method.gs": 2.0,
+                "method.conf": 2.0,
+                "inner.steps": 10,
+                "inner.rel_step": 0.25,
+                "inner.init": "uniform",
+                "inner.bn_mode": "train",
+                "inner.warmup": 0.0,
+                "optim.lr": 0.05,
+                "optim.weight_decay": 4e-4,
+                "schedule.name": "piecewise",
+                "schedule.milestones": [0.4444444444, 0.6666666667],  # after 40,000 and 60,000 of 90,000 updates
+                "schedule.factor": 0.1,
+                "average.name": "none",
+                "validation.fraction": 0.0,
+                "validation.select": "last",
+            },
+        },
     },
     "compactness-trades": {
         "make": "Compactness",

@@ -3,7 +3,8 @@
 min_f E[CE(f(x'), y)],  x' = P(x + d + alpha sign grad CE(f(x + d), y)),  d ~ U(-eps, eps),  alpha = 1.25 eps
 
 P projects to the ball and to [0, 1]. This is PGD with one step, as set by the recipe's `inner`. (The released code
-takes the gradient with the batch's BatchNorm statistics: `inner.bn_mode=train`.)
+takes the gradient with the batch's BatchNorm statistics: `inner.bn_mode=train`.) The preset `paper` is the released
+training of PreAct-ResNet-18 on CIFAR-10, without its early stop, which is off by default there too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,25 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 0.18,
         "cautions": ["catastrophic overfitting: the PGD accuracy of a long run can fall to 0 within an epoch"],
         "recipe": {"inner.steps": 1, "inner.rel_step": 1.25},
+        "presets": {
+            "paper": {
+                "epochs": 15,
+                "batch_size": 128,
+                "label_smoothing": 0.0,
+                "inner.steps": 1,
+                "inner.rel_step": 1.25,
+                "inner.init": "uniform",
+                "inner.bn_mode": "train",
+                "inner.warmup": 0.0,
+                "optim.lr": 0.2,
+                "optim.weight_decay": 5e-4,
+                "schedule.name": "onecycle",
+                "schedule.peak": 0.5,
+                "average.name": "none",
+                "validation.fraction": 0.0,
+                "validation.select": "last",
+            },
+        },
     },
 }
 

@@ -2,6 +2,8 @@
 
 Each batch is replayed m times. One backward pass gives both gradients: the weights descend CE(f(x + d), y), and
 d <- P(d + eps sign grad_d CE(f(x + d), y)). The next batch starts from the last d instead of a new start.
+
+The preset `paper` is the released training of WRN-32-10 on CIFAR-10: 80,000 updates, which are 26 epochs at m = 8.
 """
 
 from __future__ import annotations
@@ -27,6 +29,25 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 0.73,
         "cautions": ["an epoch is m updates for each batch: divide the epochs by m for the paper's cost"],
         "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
+        "presets": {
+            "paper": {
+                "epochs": 26,
+                "batch_size": 128,
+                "label_smoothing": 0.0,
+                "method.m": 8,
+                "inner.steps": 1,
+                "inner.rel_step": 1.0,
+                "inner.warmup": 0.0,
+                "optim.lr": 0.1,
+                "optim.weight_decay": 2e-4,
+                "schedule.name": "piecewise",
+                "schedule.milestones": [0.5, 0.75],
+                "schedule.factor": 0.1,
+                "average.name": "none",
+                "validation.fraction": 0.0,
+                "validation.select": "last",
+            },
+        },
     },
 }
 

@@ -3,6 +3,8 @@
 min_f E[CE(f(x'), y)],  x' = x + d + alpha sign grad CE(f(x + d), y),  d ~ U(-k eps, k eps),  alpha = eps
 
 x' is clipped to [0, 1] but not to the ball: more noise without that clipping prevents catastrophic overfitting.
+
+The preset `paper` is the released training on CIFAR-10 and CIFAR-100 (SVHN has other settings there).
 """
 
 from __future__ import annotations
@@ -26,6 +28,26 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "cost": 0.18,
         "cautions": ["trains on points up to (k + 1) eps away from x"],
         "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
+        "presets": {
+            "paper": {
+                "epochs": 30,
+                "batch_size": 128,
+                "label_smoothing": 0.0,
+                "method.k": 2.0,
+                "inner.steps": 1,
+                "inner.rel_step": 1.0,
+                "inner.init": "uniform",
+                "inner.bn_mode": "train",
+                "inner.warmup": 0.0,
+                "optim.lr": 0.2,
+                "optim.weight_decay": 5e-4,
+                "schedule.name": "onecycle",
+                "schedule.peak": 0.5,
+                "average.name": "none",
+                "validation.fraction": 0.0,
+                "validation.select": "last",
+            },
+        },
     },
 }
 

@@ -1,8 +1,9 @@
 """Recipes: the settings of a training run. Only `Recipe.resolve` loads torch, since it reads the method's fields.
 
 A value comes from the last of these that has it: the defaults of `fields`, the method's own (`recipe` in its ENTRIES),
-the shipped recipe for dataset and architecture, a TOML file, flags, FIELD=VALUE settings. Step sizes are relative to
-eps and milestones to the epochs, so one recipe serves every eps and length.
+the shipped recipe for dataset and architecture, a preset of the method (`presets` in its ENTRIES: fields by name), a
+TOML file, flags, FIELD=VALUE settings. A recipe holds the fields alone, not the name of a preset. Step sizes are
+relative to eps and milestones to the epochs, so one recipe serves every eps and length.
 """
 
 from advbench.recipe.fields import (

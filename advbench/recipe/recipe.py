@@ -88,6 +88,7 @@ class Recipe(Part):
         arch: str | None = None,
         norm: str | None = None,
         eps: str | None = None,
+        preset: str | None = None,
         config: Path | None = None,
         flags: Mapping[str, Any] | None = None,
         sets: Iterable[str] = (),
@@ -95,10 +96,13 @@ class Recipe(Part):
         """The recipe from all sources, with the precedence that the package's docstring gives; None means "not given".
 
         `flags` have dotted names ("epochs", "optim.lr"). The default names are act, digits, small_cnn and linf. Raises
-        UserError for an unknown name or field, with similar ones, and for a value out of range.
+        UserError for an unknown name or field, with similar ones, for a value out of range, and for a `preset` beside a
+        file that leaves it nothing to say.
         """
         named = {"method.name": method, "dataset": dataset, "model.arch": arch, "threat.norm": norm, "threat.eps": eps}
         upper: Tree = {} if config is None else read_toml(config)
+        if preset is not None and "format" in upper:
+            raise UserError(f"{config} is the whole recipe of a run, which no preset changes: leave one of them out")
         if isinstance(upper.get("threat"), dict):
             upper["threat"].pop("eps_value", None)  # a flag may change eps, and this would be the old value
         for path, value in {**named, **(flags or {})}.items():
@@ -121,7 +125,10 @@ class Recipe(Part):
             section, _, setting = path.rpartition(".")
             if section != "model" or _takes(names["model.arch"], setting):
                 put(tree, path, value)
-        tree = merged(merged(tree, shipped), upper)
+        tree = merged(tree, shipped)
+        for path, value in {} if preset is None else preset_fields(entry, preset).items():
+            put(tree, path, value)
+        tree = merged(tree, upper)
         tree["dataset"] = training_dataset(str(tree["dataset"]))
         for section in ("method", "model"):
             if not isinstance(tree[section], dict):
@@ -167,6 +174,14 @@ class Recipe(Part):
         eps = Eps(self.threat.eps, self.threat.eps_value).plain
         words = (self.method.name, self.dataset, self.model.arch, self.threat.norm, eps, f"s{self.seed}")
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+
+def preset_fields(entry: Entry, name: str) -> dict[str, Any]:
+    """The fields, by their dotted names, that the preset `name` of a method sets. Raises UserError if it has none."""
+    known: dict[str, dict[str, Any]] = entry.about.get("presets", {})
+    if name not in known:
+        raise unknown(f"preset of {entry.name}", name, known)
+    return known[name]
 
 
 def _takes(arch: str, setting: str) -> bool:
@@ -229,6 +244,7 @@ def _method_tree(entry: Entry, given: Tree) -> Tree:
     missing = dataclasses.MISSING
     fields = {f.name: f.default for f in dataclasses.fields(maker) if f.init and f.default is not missing}
     fields |= method_fields(maker, {**entry.set, **given})
+    fields = {name: value for name, value in fields.items() if value is not None}  # as in a file, which has no none
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 

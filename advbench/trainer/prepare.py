@@ -19,16 +19,20 @@ from advbench.models.base import Model
 from advbench.recipe import Recipe
 
 
-def network(recipe: Recipe, data: Dataset, seed: int) -> Model:
-    """A network of the recipe's architecture for the images of `data`, in the recipe's wrappers. Raises UserError."""
+def network(recipe: Recipe, data: Dataset, seed: int, arch: str | None = None) -> Model:
+    """A network of the recipe's architecture for the images of `data`, in the recipe's wrappers. Raises UserError.
+
+    With `arch` one of that architecture, of which the recipe says the normalisation alone.
+    """
     channels, height, width = data.shape
-    outer = {name: value for name, value in recipe.model.settings.items() if name in wrappers()}
-    own = {name: value for name, value in recipe.model.settings.items() if name not in outer}
+    settings = {name: value for name, value in recipe.model.settings.items() if arch is None or name == "normalize"}
+    outer = {name: value for name, value in settings.items() if name in wrappers()}
+    own = {name: value for name, value in settings.items() if name not in outer}
     for name in ("num_classes", "in_channels", "image_size", "seed"):
         if name in own:
             raise UserError(f"model.{name} follows from the dataset and the seed: it cannot be set")
     net = build(
-        recipe.model.arch,
+        arch or recipe.model.arch,
         num_classes=data.num_classes,
         in_channels=channels,
         image_size=height if height == width else (height, width),

@@ -39,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("advbench ", "train evaluate list"),
         ("advbench train --method tr", "trades"),
         ("advbench evaluate -a pgd,squ", "pgd,square"),
+        ("advbench train --preset ", "bag-of-tricks paper rice"),
+        ("advbench train --method act --preset ", "paper"),
         ("advbench evaluate --dataset dig", "digits"),
         ("advbench evaluate --dataset npz:", "mine.npz runs/"),
         ("advbench evaluate --model ", "runs/a w.pt runs/ robustbench:"),

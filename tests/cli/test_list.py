@@ -63,6 +63,7 @@ def test_defaults_are_the_entrys_own() -> None:
     assert describe("attacks", "autoattack-plus")["members"][0] == {"name": "apgd-ce", "settings": {"restarts": 5}}
     assert describe("attacks", "corruptions")["norms"] == ["corruptions"]
     assert describe("methods", "act")["recipe"]["inner.init"] == "gauss"
+    assert describe("methods", "act")["presets"]["paper"]["epochs"] == 200
 
 
 def test_a_page_of_80_columns(cli: Any) -> None:
@@ -74,6 +75,8 @@ def test_a_page_of_80_columns(cli: Any) -> None:
     assert "norms linf, l2, l1, fourier-linf" in text and "arXiv:1706.06083" in text
     assert "rel_step 0.25 step size / eps [number from 0]" in text
     assert "advbench evaluate --attack pgd --eps 8/255 --set steps=10" in text
+    of_act = " ".join(cli("list", "methods", "act").out.split())
+    assert "preset paper epochs=200, batch_size=128," in of_act and "schedule.milestones=0.295,0.595,0.795" in of_act
     for kind, name in ENTRIES:
         if kind in ("methods", "analyses"):
             wide = [line for line in cli("list", kind, name).out.splitlines() if len(line) > 80]

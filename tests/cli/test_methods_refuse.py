@@ -37,6 +37,11 @@ class Net(nn.Module):
         (["--method", "consistency", "--set", "augment.crop=0"], "but the recipe has none: set augment.crop"),
         (["--method", "learned-optimizer", "--set", "awp.gamma=0.01"], "awp.gamma must be 0"),
         (
+            ["--method", "act", "--set", "method.natural_arch=lenet"],
+            "unknown architecture in method.natural_arch 'lenet': did you mean lenet5",
+        ),
+        (["--method", "act", "--set", "method.natural_arch=quantize"], "unknown architecture in method.natural_arch"),
+        (
             ["--method", "pgd-at,free-at", "--norm", "l1"],
             "free-at cannot train for norm l1",
         ),  # refused before pgd-at trains

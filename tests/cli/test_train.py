@@ -33,8 +33,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     argv = shlex.split(
         "train --method act,trades --eps 4/255,8/255 --dataset mnist --arch lenet5 --norm l2 --epochs 3 "
         "--batch-size 16 --lr 0.2 --init w.pt --name mine --seed 1,2 --dry-run --log tensorboard --device cpu "
-        "--precision fp32 --set awp.gamma=0.005 --set method.beta=3 --config r.toml --out o --resume --force "
-        "--on local --json"
+        "--precision fp32 --set awp.gamma=0.005 --set method.beta=3 --preset paper --config r.toml --out o "
+        "--resume --force --on local --json"
     )
     assert cli(*argv).code == 0
     (given,) = seen
@@ -48,6 +48,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "norm": "l2",
         "recipe": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2, "init": "w.pt"},
         "sets": ["awp.gamma=0.005", "method.beta=3"],
+        "preset": "paper",
         "config": Path("r.toml"),
         "device": "cpu",
         "precision": "fp32",
@@ -144,6 +145,36 @@ def test_a_product_is_one_folder_each_and_finished_ones_are_skipped(cli: Any) ->
     resumed = cli(*argv, "--resume")
     assert resumed.code == 0 and resumed.err.count("is finished: nothing to do") == 8
     assert {path: path.stat().st_mtime_ns for path in (cli.folder / "sweep").glob("*/run.json")} == stamps
+
+
+def test_a_preset_is_each_methods_own_and_its_run_needs_no_preset(cli: Any) -> None:
+    argv = ["train", "--method", "act,trades", "--preset", "paper", *QUICK, "--eps", "0.1", "--out", "runs"]
+    assert cli(*argv).code == 0
+    folders = [cli.folder / "runs" / f"{name}-digits-mlp-linf-0.1-s0" for name in ("act", "trades")]
+    act, trades = (Recipe.load(folder / "recipe.toml") for folder in folders)
+    assert (act.schedule.factor, trades.schedule.factor) == (0.2, 0.1)
+    assert (act.optim.weight_decay, trades.optim.weight_decay) == (5e-4, 2e-4)
+    assert act.epochs == trades.epochs == 1 and act.batch_size == 64  # flags win
+    assert read_card(folders[0]).results["best"] == read_card(folders[0]).results["last"]  # no image was held out
+    resumed = cli("train", "--resume", "--out", str(folders[0]))
+    assert resumed.code == 0 and "is finished" in resumed.err
+    other = cli("train", "--resume", "--out", str(folders[1]), "--method", "trades", *QUICK, "--eps", "0.1")
+    assert other.code == 2 and "another recipe" in other.err and "weight_decay" in other.err
+    for name, message in (("act,standard", "of standard 'paper': there are none"), ("n-fgsm", "choose from paper")):
+        refused = cli("train", "--method", name, "--preset", "paper" if "," in name else "rice", *QUICK)
+        assert refused.is_one_clear_line and message in refused.err
+
+
+def test_the_natural_net_of_act_is_a_source_of_transfer_attacks(cli: Any) -> None:
+    assert cli("train", *QUICK, "--set", "method.natural_arch=lenet5", "--eps", "0.1", "--out", "run").code == 0
+    natural = "run/parts/natural.safetensors"
+    argv = ["--attack", "transfer", "--set", f"source={natural}", "--set", "steps=2", "--eps", "0,0.1", "-n", "20"]
+    ran = cli("evaluate", "--model", "run", *argv, "--probes", "off", "--json")
+    assert ran.code == 0
+    (attack,) = json.loads(ran.out)["attack"]
+    assert attack["settings"]["source"] == natural
+    alone = cli("evaluate", "--model", natural, "--attack", "fgsm", "--eps", "0", "-n", "20", "--json")
+    assert json.loads(alone.out)["model"]["arch"] == "lenet5"
 
 
 def test_dry_run_is_a_recipe_that_config_takes(cli: Any) -> None:

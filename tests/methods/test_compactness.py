@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from advbench.errors import UserError
 from advbench.methods.compactness import Compactness, compact
 from advbench.recipe import Recipe
+from advbench.registry import entries
 from advbench.trainer.session import Session
 
 Make = Callable[..., Recipe]
@@ -52,6 +54,25 @@ def test_with_weights_0_it_is_its_base_to_the_bit(
     plain = trained(recipe(base)).nets.f
     assert same(trained(recipe(name, *NONE)).nets.f, plain)
     assert not same(trained(recipe(name)).nets.f, plain)
+
+
+def test_the_preset_trains_as_the_released_loss_does(
+    recipe: Make, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = entries("methods")["compactness"].about["presets"]["paper"]
+    fields = [f"{path}={value}" for path, value in said.items() if path.startswith(("method.", "optim.", "inner.bn"))]
+    preset = trained(recipe("compactness", *fields)).nets.f.state_dict()
+    outer = Compactness.outer
+
+    def released(*given: Any) -> dict[str, Tensor]:
+        return {name: (0.5 if "ce" in name else 1.0) * term for name, term in outer(*given).items()}
+
+    monkeypatch.setattr(Compactness, "outer", released)
+    ones = [f"method.{weight}=1" for weight in WEIGHTS]
+    theirs = recipe("compactness", *fields, *ones, "optim.lr=0.1", "optim.weight_decay=2e-4")
+    torch.testing.assert_close(trained(theirs).nets.f.state_dict(), preset)
+    other = trained(recipe("compactness", *fields, *ones)).nets.f.state_dict()
+    assert any(not torch.allclose(value, preset[name]) for name, value in other.items())
 
 
 def test_it_attacks_as_its_base_does_whatever_the_weights(recipe: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from advbench.methods.act import ACT
 from advbench.methods.base import Nets
 from advbench.methods.mart import MART
 from advbench.methods.terms import ce, kl
+from advbench.models.base import Model
 from advbench.recipe import Recipe
 from advbench.trainer.session import Session
 
@@ -87,6 +89,36 @@ def test_acts_losses_are_those_of_the_paper() -> None:
     assert float(terms["natural_kl"]) == pytest.approx(expected, rel=1e-5)
     assert float(terms["ce"]) == pytest.approx((1 - b) * float(functional.cross_entropy(za, y)), rel=1e-5)
     assert float(terms["natural_ce"]) == pytest.approx((1 - b) * float(functional.cross_entropy(zn, y)), rel=1e-5)
+
+
+def test_act_may_align_its_nets_by_weights_of_their_own(recipe: Make) -> None:
+    y, za, zn = torch.tensor([0, 3]), torch.randn(2, 5), torch.randn(2, 5)
+    apart, robust, natural = (
+        ACT(**weights).losses(_bare(), zn, za, y) for weights in ({"b": 0.7, "b_natural": 0.2}, {"b": 0.7}, {"b": 0.2})
+    )
+    assert apart == {name: (natural if name.startswith("natural") else robust)[name] for name in robust}
+    assert list(apart) == list(robust)  # the order in which they are added
+    halfway = ACT(b_natural=0.4, b_warmup=0.5).losses(_bare(0.25), zn, za, y)
+    assert float(halfway["natural_ce"]) == pytest.approx(0.8 * float(ce(zn, y).mean()), rel=1e-5)
+    assert float(halfway["ce"]) == pytest.approx(0.55 * float(ce(za, y).mean()), rel=1e-5)
+    same = trained(recipe("act", "method.b_natural=0.9"))
+    assert same_weights(same.nets.f, trained(recipe("act")).nets.f)
+    act, standard = Session(recipe("act", "method.b_natural=0"), CPU), Session(recipe("standard"), CPU)
+    standard.nets.f.load_state_dict(act.nets.parts["natural"].state_dict())
+    act.step(act.order())
+    standard.step(standard.order())
+    assert same_weights(act.nets.parts["natural"], standard.nets.f)  # G alone is as in standard training
+
+
+def test_acts_natural_net_may_have_another_architecture(recipe: Make) -> None:
+    sets = ("method.natural_arch=lenet5", "model.normalize=digits", "model.activation=silu")
+    session = Session(recipe("act", *sets, arch="mlp"), CPU)
+    natural = session.nets.parts["natural"]
+    assert isinstance(natural, Model) and isinstance(session.nets.f.act, torch.nn.SiLU)
+    assert natural.arch == "lenet5" and natural.settings == {"normalize": "digits"}  # the data's, not F's own settings
+    before = copy.deepcopy(natural.state_dict())
+    session.step(session.order())
+    assert not any(torch.equal(value, before[name]) for name, value in natural.state_dict().items())
 
 
 @pytest.mark.parametrize("reduction", ["released", "mean"])

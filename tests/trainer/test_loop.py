@@ -50,6 +50,7 @@ def weights(out: Path) -> dict[str, bytes]:
     [
         ("pgd-at", ["model.dropout=0.3", "average.name=ema", "inner.bn_mode=train"]),
         ("act", ["awp.gamma=0.01", "average.name=swa", "average.start=0.5", "inner.warmup=0.5"]),
+        ("act", ["method.natural_arch=lenet5", "method.b_natural=0.5"]),
         ("free-at", ["augment.crop=1", "augment.flip=true", "optim.name=adam", "optim.lr=0.001"]),
     ],
 )
