@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from advbench import ranks
 from advbench.errors import UserError
@@ -183,9 +182,24 @@ class LearnedOptimizer(Method):
         weights = sum(weight.numel() for weight in optimisee.parameters())
         state = OptimizerState(weights, self.units)
         if self.source:
+            self.check_source(Path(self.source))
             return {PART: load_optimizer(m, Path(self.source)), "state": state}
         memory = Memory(self.memory, (setup.batch_size, *setup.shape))
         return {PART: m, "optimisee": optimisee, "memory": memory, "state": state}
+
+    def check_source(self, source: Path) -> None:
+        """Raise UserError if `source` has no recipe, or trained an optimiser of another form than this one's."""
+        file = source / "recipe.toml"
+        if not file.is_file():
+            raise UserError(f"method.source {source} is not a run of learned-optimizer: {file} is missing")
+        trained = Recipe.load(file).method.settings
+        for name in ("units", "scale"):
+            own = getattr(self, name)
+            if trained.get(name, own) != own:
+                raise UserError(
+                    f"method.{name} is {own:g}, but the optimiser in {source} was trained with {trained[name]}: set "
+                    f"method.{name}={trained[name]}"
+                )
 
     def part_optim(self, name: str) -> dict[str, Any]:
         if name != PART:
@@ -226,14 +240,14 @@ class LearnedOptimizer(Method):
         clean, adversarial = [], []
         for _ in range(steps):
             x, y = memory.draw()
-            loss = functional.cross_entropy(functional_call(optimisee, theta, (x,)).float(), y)
+            loss = nets.ce(functional_call(optimisee, theta, (x,)), y)
             gradients = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
             clean.append(loss)
             if gamma < 1:
                 fixed = {name: value.detach() for name, value in theta.items()}
                 x_adv = tools.attack(lambda z, w=fixed, y=y: ce(functional_call(optimisee, w, (z,)), y), x, y)  # type: ignore[misc]
                 x_adv = x + grown * (x_adv - x)  # inside the smaller ball, since balls are convex
-                adversarial.append(functional.cross_entropy(functional_call(optimisee, theta, (x_adv,)).float(), y))
+                adversarial.append(nets.ce(functional_call(optimisee, theta, (x_adv,)), y))
             # As published: m takes the gradient as data, so no second derivative is needed.
             updates, state = m(torch.cat([g.detach().flatten() for g in gradients]), state)
             theta = add_updates(theta, updates)
@@ -255,12 +269,19 @@ def load_optimizer(m: CoordinateLSTM, source: Path) -> CoordinateLSTM:
 
 
 def reinitialised(net: nn.Module) -> dict[str, Tensor]:
-    """Reinitialise `net`, and return its new weights by name, as leaves of a new autograd graph."""
-    for module in net.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    """Reinitialise `net`, and return its new weights by name, as leaves of a new autograd graph.
+
+    Layers have PyTorch's own initialisation, unless a module around them that has `reset_parameters` gives another.
+    """
+    net.apply(reset)
     return {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
+
+
+def reset(module: nn.Module) -> None:
+    """Give `module` new weights if it has `reset_parameters`, as PyTorch's layers do."""
+    initialise = getattr(module, "reset_parameters", None)
+    if callable(initialise):
+        initialise()
 
 
 def add_updates(theta: dict[str, Tensor], updates: Tensor) -> dict[str, Tensor]:
