@@ -7,7 +7,9 @@ min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax 
 
 For the share `meta` of the run, each batch triggers one unroll: m trains a new network of the recipe's architecture for
 T steps, on batches seen before, and phi takes one step. Then m is frozen and trains f on clean images alone. With
-`source`, a run of this method, its m trains f from the start, which may have another architecture or dataset.
+`source`, a run of this method, its m trains f from the start, which may have another architecture or dataset. m knows
+T steps: choose `epochs`, `batch_size` and `train_n` so that f takes about as many, such as one epoch of 10,000 images in
+batches of 256, and give the controls as many steps, with learning rates of their own.
 
 Our additions, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the
 clean loss, then a growing eps, T growing from 20 to 40, clipped gradients (optim.clip). Controls: gamma = 1 (m trained
@@ -46,7 +48,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
             "a reconstruction from the abstract",
             "beats the same optimiser meta-trained on clean loss, not Adam on clean images",
             "memory grows with T x weights: meta-train on a small net, then use method.source on larger ones",
-            "f must not be trained for many more than T steps",
+            "f must not be trained for many more than T steps: choose epochs, batch_size and train_n accordingly",
+            "controls take as many steps, with the best of several learning rates (optim.lr)",
         ],
         "recipe": {
             "model.activation": "softplus",
@@ -136,7 +139,7 @@ class LearnedOptimizer(Method):
     - `scale`: of the output of m.
     - `meta_lr`: Adam's learning rate for phi.
     - `memory`: stored batches, from which unrolls draw.
-    - `source`: the folder of a run whose optimiser is used without further training.
+    - `source`: the folder of a run whose optimiser, of the same `units` and `scale`, is used without further training.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
