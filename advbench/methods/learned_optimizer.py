@@ -8,8 +8,8 @@ min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax 
 For the share `meta` of the run, each batch triggers one unroll: m trains a new network of the recipe's architecture for
 T steps, on batches seen before, and phi takes one step. Then m is frozen and trains f on clean images alone. With
 `source`, a run of this method, its m trains f from the start, which may have another architecture or dataset. m knows
-T steps: choose `epochs`, `batch_size` and `train_n` so that f takes about as many, such as one epoch of 10,000 images in
-batches of 256, and give the controls as many steps, with learning rates of their own.
+T steps: choose `epochs`, `batch_size` and `train_n` so that f takes about as many, such as one epoch of 10,000 images
+in batches of 256, and give the controls as many steps, with learning rates of their own.
 
 Our additions, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the
 clean loss, then a growing eps, T growing from 20 to 40, clipped gradients (optim.clip). Controls: gamma = 1 (m trained

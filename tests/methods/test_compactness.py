@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,19 +96,39 @@ def test_without_the_natural_term_the_clean_side_teaches_nothing(recipe: Make) -
             assert (a is None and b is None) or torch.allclose(a, b, atol=1e-7)
 
 
-def test_the_natural_term_is_the_clean_cross_entropy(recipe: Make) -> None:
+@pytest.mark.parametrize(
+    ("setting", "attacked", "natural"),
+    [({"natural": True}, 1, 1), ({"natural_share": 0.5}, 0.5, 0.5), ({"natural_share": 0.2}, 0.8, 0.2)],
+)
+def test_the_natural_term_is_the_clean_cross_entropy(
+    setting: dict[str, Any], attacked: float, natural: float, recipe: Make
+) -> None:
     session = Session(recipe("compactness"), CPU)
     x, y = session.data.batch(slice(8))
-    session.nets.f.eval()
-    terms = Compactness(natural=True, lc=0, ls=0, gc=0, conf=0).outer(session.nets, x, (x + 0.1).clamp(0, 1), y)
+    x_adv = (x + 0.1).clamp(0, 1)
+    f = session.nets.f.eval()
+    terms = Compactness(**setting, lc=0, ls=0, gc=0, conf=0).outer(session.nets, x, x_adv, y)
     assert set(terms) == {"ce", "natural_ce"}
-    assert torch.allclose(terms["natural_ce"], nn.functional.cross_entropy(session.nets.f(x), y))
-    assert torch.allclose(terms["ce"], nn.functional.cross_entropy(session.nets.f((x + 0.1).clamp(0, 1)), y))
+    assert torch.allclose(terms["natural_ce"], natural * nn.functional.cross_entropy(f(x), y))
+    assert torch.allclose(terms["ce"], attacked * nn.functional.cross_entropy(f(x_adv), y))
+    weights = list(f.parameters())
+    ours = torch.autograd.grad(terms["natural_ce"], weights)
+    expected = torch.autograd.grad(natural * nn.functional.cross_entropy(f(x), y), weights)
+    assert all(map(torch.allclose, ours, expected))
 
 
-def test_the_natural_term_is_refused_where_the_base_has_it(recipe: Make) -> None:
-    with pytest.raises(UserError, match=r"method\.natural is for the base at"):
-        Session(recipe("compactness-trades", "method.natural=true"), CPU)
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("compactness-trades", ["natural=true"], r"method\.natural is for the base at"),
+        ("compactness-trades", ["natural_share=0.5"], r"method\.natural_share is for the base at"),
+        ("compactness", ["natural=true", "natural_share=0.5"], "set one"),
+        ("compactness", ["natural_share=2"], "at most 1"),
+    ],
+)
+def test_natural_terms_that_do_not_fit_are_refused(method: str, settings: list[str], says: str, recipe: Make) -> None:
+    with pytest.raises(UserError, match=says):
+        Session(recipe(method, *(f"method.{text}" for text in settings)), CPU)
 
 
 def test_the_alarm_is_noted_when_the_feature_norm_grows(recipe: Make) -> None:
@@ -115,12 +136,14 @@ def test_the_alarm_is_noted_when_the_feature_norm_grows(recipe: Make) -> None:
     nets, (x, y) = session.nets, session.data.batch(slice(16))
     rang = []
     with torch.no_grad():
-        for factor in (1.0, 29.0, 31.0 / 29.0):
+        # However far the norm grew in the first half, its doubling in the second one rings.
+        for progress, factor in ((0.0, 1.0), (0.49, 50.0), (0.5, 1.0), (0.6, 1.9), (0.7, 2.1 / 1.9), (1.0, 1.9 / 2.1)):
+            nets.progress = progress
             nets.f.bn.weight *= factor  # type: ignore[operator, union-attr]
             nets.f.bn.bias *= factor  # type: ignore[operator, union-attr]
             session.method.outer(nets, x, x, y)
             rang.append(float(nets.notes["norm_alarm"]))
-    assert rang == [0.0, 0.0, 1.0]
+    assert rang == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     z = nets.f.features(x).detach()
     assert float(nets.notes["feature_norm"]) == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-4)
     assert float(nets.notes["divergence"]) == 0
