@@ -8,10 +8,14 @@ relative  w_t = 1 / L_t(x_0), x_0 the clean image
 wgd       w_t = r_t / mean_t r_t,  r_t = L_t(x_k) / L_t(x_0): the paper's definition 5, weighted gradient descent
 cyclic    one task at each step in turn, the main task first
 
-or it names one task to attack alone: main, or an auxiliary task. The attack is for study, not for measuring robustness:
-a point counts if the main task is misclassified, and raising all losses raises the main loss less. `advbench analyze
-vulnerability` shows by how much, and the errors of the other tasks. A task's random choices, such as an angle of
-rotation, depend only on the seed and the sample.
+or it names one task to attack alone: main, or an auxiliary task. The released code's relative weights are the same for
+all images of a batch, 1 / the mean loss at their random starts, after a first step along the plain sum. Here each image
+has weights of its own, since a verdict must not depend on the other images: a task that the model is sure of on an
+image weighs more there.
+
+The attack is for study, not for measuring robustness: a point counts if the main task is misclassified, and raising all
+losses raises the main loss less. `advbench analyze vulnerability` shows by how much, and the errors of the other tasks.
+A task's random choices, such as an angle of rotation, depend only on the seed and the sample.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax 
 
 For the share `meta` of the run, each batch triggers one unroll: m trains a new network of the recipe's architecture for
 T steps, on batches seen before, and phi takes one step. Then m is frozen and trains f on clean images alone. With
-`source`, a run of this method, its m trains f from the start, which may have another architecture or dataset.
+`source`, a run of this method, its m trains f from the start, which may have another architecture or dataset. m knows
+T steps: choose `epochs`, `batch_size` and `train_n` so that f takes about as many, such as one epoch of 10,000 images
+in batches of 256, and give the controls as many steps, with learning rates of their own.
 
 Our additions, without which meta-training collapses: the output scale 0.05, smooth activations, a first phase on the
 clean loss, then a growing eps, T growing from 20 to 40, clipped gradients (optim.clip). Controls: gamma = 1 (m trained
@@ -24,7 +26,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from advbench import ranks
 from advbench.errors import UserError
@@ -47,7 +48,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
             "a reconstruction from the abstract",
             "beats the same optimiser meta-trained on clean loss, not Adam on clean images",
             "memory grows with T x weights: meta-train on a small net, then use method.source on larger ones",
-            "f must not be trained for many more than T steps",
+            "f must not be trained for many more than T steps: choose epochs, batch_size and train_n accordingly",
+            "controls take as many steps, with the best of several learning rates (optim.lr)",
         ],
         "recipe": {
             "model.activation": "softplus",
@@ -137,7 +139,7 @@ class LearnedOptimizer(Method):
     - `scale`: of the output of m.
     - `meta_lr`: Adam's learning rate for phi.
     - `memory`: stored batches, from which unrolls draw.
-    - `source`: the folder of a run whose optimiser is used without further training.
+    - `source`: the folder of a run whose optimiser, of the same `units` and `scale`, is used without further training.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
@@ -183,9 +185,24 @@ class LearnedOptimizer(Method):
         weights = sum(weight.numel() for weight in optimisee.parameters())
         state = OptimizerState(weights, self.units)
         if self.source:
+            self.check_source(Path(self.source))
             return {PART: load_optimizer(m, Path(self.source)), "state": state}
         memory = Memory(self.memory, (setup.batch_size, *setup.shape))
         return {PART: m, "optimisee": optimisee, "memory": memory, "state": state}
+
+    def check_source(self, source: Path) -> None:
+        """Raise UserError if `source` has no recipe, or trained an optimiser of another form than this one's."""
+        file = source / "recipe.toml"
+        if not file.is_file():
+            raise UserError(f"method.source {source} is not a run of learned-optimizer: {file} is missing")
+        trained = Recipe.load(file).method.settings
+        for name in ("units", "scale"):
+            own = getattr(self, name)
+            if trained.get(name, own) != own:
+                raise UserError(
+                    f"method.{name} is {own:g}, but the optimiser in {source} was trained with {trained[name]}: set "
+                    f"method.{name}={trained[name]}"
+                )
 
     def part_optim(self, name: str) -> dict[str, Any]:
         if name != PART:
@@ -226,14 +243,14 @@ class LearnedOptimizer(Method):
         clean, adversarial = [], []
         for _ in range(steps):
             x, y = memory.draw()
-            loss = functional.cross_entropy(functional_call(optimisee, theta, (x,)).float(), y)
+            loss = nets.ce(functional_call(optimisee, theta, (x,)), y)
             gradients = torch.autograd.grad(loss, list(theta.values()), retain_graph=True)
             clean.append(loss)
             if gamma < 1:
                 fixed = {name: value.detach() for name, value in theta.items()}
                 x_adv = tools.attack(lambda z, w=fixed, y=y: ce(functional_call(optimisee, w, (z,)), y), x, y)  # type: ignore[misc]
                 x_adv = x + grown * (x_adv - x)  # inside the smaller ball, since balls are convex
-                adversarial.append(functional.cross_entropy(functional_call(optimisee, theta, (x_adv,)).float(), y))
+                adversarial.append(nets.ce(functional_call(optimisee, theta, (x_adv,)), y))
             # As published: m takes the gradient as data, so no second derivative is needed.
             updates, state = m(torch.cat([g.detach().flatten() for g in gradients]), state)
             theta = add_updates(theta, updates)
@@ -255,12 +272,19 @@ def load_optimizer(m: CoordinateLSTM, source: Path) -> CoordinateLSTM:
 
 
 def reinitialised(net: nn.Module) -> dict[str, Tensor]:
-    """Reinitialise `net`, and return its new weights by name, as leaves of a new autograd graph."""
-    for module in net.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    """Reinitialise `net`, and return its new weights by name, as leaves of a new autograd graph.
+
+    Layers have PyTorch's own initialisation, unless a module around them that has `reset_parameters` gives another.
+    """
+    net.apply(reset)
     return {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
+
+
+def reset(module: nn.Module) -> None:
+    """Give `module` new weights if it has `reset_parameters`, as PyTorch's layers do."""
+    initialise = getattr(module, "reset_parameters", None)
+    if callable(initialise):
+        initialise()
 
 
 def add_updates(theta: dict[str, Tensor], updates: Tensor) -> dict[str, Tensor]:

@@ -64,8 +64,14 @@ class SmallCNN(Model):
             )
         )
         self.feature_dim = 200
-        # He et al. 2015, as in TRADES' code: with PyTorch's default initialisation the signal shrinks from layer to
-        # layer, and adversarial training stays at chance for many epochs.
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of all layers but the last anew.
+
+        He et al. 2015, as in TRADES' code: with PyTorch's default initialisation the signal shrinks from layer to
+        layer, and adversarial training stays at chance for many epochs.
+        """
         for layer in [*self.feature_extractor, *self.classifier[:-1]]:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)

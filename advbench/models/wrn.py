@@ -80,6 +80,10 @@ class WideResNet(Model):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, self.num_classes)
         self.feature_dim = inputs
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the convolutions' weights anew, and set the last layer's bias to 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]

@@ -54,7 +54,8 @@ class Recipe(Part):
     - `bn`: matters with several processes only. BatchNorm normalises by each process's share of a batch ("local"; the
       running statistics are averaged), or by the whole batch ("sync", only on CUDA).
     - `compile`: the backend of torch.compile for the networks; "auto" is inductor on CUDA and off on a CPU.
-    - `label_smoothing`: the share of the target that is spread over all classes.
+    - `label_smoothing`: the share of the target that is spread over all classes, in cross-entropies with the label; all
+      other terms of a method, and its attack, use the label itself.
     """
 
     format: Literal[1] = 1

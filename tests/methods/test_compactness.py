@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from advbench.errors import UserError
 from advbench.methods.compactness import Compactness, compact
 from advbench.recipe import Recipe
-from advbench.registry import entries
 from advbench.trainer.session import Session
 
 Make = Callable[..., Recipe]
@@ -54,25 +53,6 @@ def test_with_weights_0_it_is_its_base_to_the_bit(
     plain = trained(recipe(base)).nets.f
     assert same(trained(recipe(name, *NONE)).nets.f, plain)
     assert not same(trained(recipe(name)).nets.f, plain)
-
-
-def test_the_preset_trains_as_the_released_loss_does(
-    recipe: Make, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = entries("methods")["compactness"].about["presets"]["paper"]
-    fields = [f"{path}={value}" for path, value in said.items() if path.startswith(("method.", "optim.", "inner.bn"))]
-    preset = trained(recipe("compactness", *fields)).nets.f.state_dict()
-    outer = Compactness.outer
-
-    def released(*given: Any) -> dict[str, Tensor]:
-        return {name: (0.5 if "ce" in name else 1.0) * term for name, term in outer(*given).items()}
-
-    monkeypatch.setattr(Compactness, "outer", released)
-    ones = [f"method.{weight}=1" for weight in WEIGHTS]
-    theirs = recipe("compactness", *fields, *ones, "optim.lr=0.1", "optim.weight_decay=2e-4")
-    torch.testing.assert_close(trained(theirs).nets.f.state_dict(), preset)
-    other = trained(recipe("compactness", *fields, *ones)).nets.f.state_dict()
-    assert any(not torch.allclose(value, preset[name]) for name, value in other.items())
 
 
 def test_it_attacks_as_its_base_does_whatever_the_weights(recipe: Make) -> None:
@@ -116,19 +96,39 @@ def test_without_the_natural_term_the_clean_side_teaches_nothing(recipe: Make) -
             assert (a is None and b is None) or torch.allclose(a, b, atol=1e-7)
 
 
-def test_the_natural_term_is_the_clean_cross_entropy(recipe: Make) -> None:
+@pytest.mark.parametrize(
+    ("setting", "attacked", "natural"),
+    [({"natural": True}, 1, 1), ({"natural_share": 0.5}, 0.5, 0.5), ({"natural_share": 0.2}, 0.8, 0.2)],
+)
+def test_the_natural_term_is_the_clean_cross_entropy(
+    setting: dict[str, Any], attacked: float, natural: float, recipe: Make
+) -> None:
     session = Session(recipe("compactness"), CPU)
     x, y = session.data.batch(slice(8))
-    session.nets.f.eval()
-    terms = Compactness(natural=True, lc=0, ls=0, gc=0, conf=0).outer(session.nets, x, (x + 0.1).clamp(0, 1), y)
+    x_adv = (x + 0.1).clamp(0, 1)
+    f = session.nets.f.eval()
+    terms = Compactness(**setting, lc=0, ls=0, gc=0, conf=0).outer(session.nets, x, x_adv, y)
     assert set(terms) == {"ce", "natural_ce"}
-    assert torch.allclose(terms["natural_ce"], nn.functional.cross_entropy(session.nets.f(x), y))
-    assert torch.allclose(terms["ce"], nn.functional.cross_entropy(session.nets.f((x + 0.1).clamp(0, 1)), y))
+    assert torch.allclose(terms["natural_ce"], natural * nn.functional.cross_entropy(f(x), y))
+    assert torch.allclose(terms["ce"], attacked * nn.functional.cross_entropy(f(x_adv), y))
+    weights = list(f.parameters())
+    ours = torch.autograd.grad(terms["natural_ce"], weights)
+    expected = torch.autograd.grad(natural * nn.functional.cross_entropy(f(x), y), weights)
+    assert all(map(torch.allclose, ours, expected))
 
 
-def test_the_natural_term_is_refused_where_the_base_has_it(recipe: Make) -> None:
-    with pytest.raises(UserError, match=r"method\.natural is for the base at"):
-        Session(recipe("compactness-trades", "method.natural=true"), CPU)
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("compactness-trades", ["natural=true"], r"method\.natural is for the base at"),
+        ("compactness-trades", ["natural_share=0.5"], r"method\.natural_share is for the base at"),
+        ("compactness", ["natural=true", "natural_share=0.5"], "set one"),
+        ("compactness", ["natural_share=2"], "at most 1"),
+    ],
+)
+def test_natural_terms_that_do_not_fit_are_refused(method: str, settings: list[str], says: str, recipe: Make) -> None:
+    with pytest.raises(UserError, match=says):
+        Session(recipe(method, *(f"method.{text}" for text in settings)), CPU)
 
 
 def test_the_alarm_is_noted_when_the_feature_norm_grows(recipe: Make) -> None:
@@ -136,12 +136,14 @@ def test_the_alarm_is_noted_when_the_feature_norm_grows(recipe: Make) -> None:
     nets, (x, y) = session.nets, session.data.batch(slice(16))
     rang = []
     with torch.no_grad():
-        for factor in (1.0, 29.0, 31.0 / 29.0):
+        # However far the norm grew in the first half, its doubling in the second one rings.
+        for progress, factor in ((0.0, 1.0), (0.49, 50.0), (0.5, 1.0), (0.6, 1.9), (0.7, 2.1 / 1.9), (1.0, 1.9 / 2.1)):
+            nets.progress = progress
             nets.f.bn.weight *= factor  # type: ignore[operator, union-attr]
             nets.f.bn.bias *= factor  # type: ignore[operator, union-attr]
             session.method.outer(nets, x, x, y)
             rang.append(float(nets.notes["norm_alarm"]))
-    assert rang == [0.0, 0.0, 1.0]
+    assert rang == [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     z = nets.f.features(x).detach()
     assert float(nets.notes["feature_norm"]) == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-4)
     assert float(nets.notes["divergence"]) == 0

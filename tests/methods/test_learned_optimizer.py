@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from advbench.errors import UserError
 from advbench.methods.learned_optimizer import (
     PART,
     CoordinateLSTM,
     LearnedOptimizer,
+    Memory,
     OptimizerState,
     add_updates,
     preprocess,
     reinitialised,
 )
+from advbench.models import build
+from advbench.models.state_files import read_state
 from advbench.recipe import Recipe
 from advbench.trainer import train
 from advbench.trainer.session import Session
@@ -70,6 +76,21 @@ def test_updates_reach_the_weights_they_belong_to() -> None:
     assert torch.allclose(after["bias"] - theta["bias"], torch.tensor([6.0, 7.0]), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [("mlp", {}), ("small_cnn", {}), ("small_cnn_16_32_100", {}), ("wrn-28-10", {"depth": 10, "widen": 1})],
+)
+def test_the_nets_of_unrolls_begin_as_new_nets_do(arch: str, settings: dict[str, Any]) -> None:
+    def net(seed: int) -> nn.Module:
+        return build(arch, num_classes=10, in_channels=1, image_size=8, seed=seed, **settings)
+
+    new, old = net(3), net(4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        theta = reinitialised(old)
+    assert all(torch.equal(theta[name], weight) for name, weight in new.named_parameters())
+
+
 def test_the_meta_loss_reaches_the_optimiser_through_the_unroll() -> None:
     m, net, x = CoordinateLSTM(4, 0.05), nn.Linear(3, 2), torch.randn(5, 3)
     theta = reinitialised(net)
@@ -107,6 +128,21 @@ def test_gamma_one_never_attacks(short: Callable[..., Recipe]) -> None:
     assert terms["adversarial"] == 0 and terms["clean"] > 0
 
 
+def test_unrolls_smooth_labels_as_the_training_of_f_does(short: Callable[..., Recipe]) -> None:
+    session = Session(short("label_smoothing=0.4", "method.gamma=1", "method.T_first=1"), torch.device("cpu"))
+    x, y = session._batch(session.order()[: session.batch_size])
+    method, memory, optimisee = session.method, session.nets.parts["memory"], session.nets.parts["optimisee"]
+    assert isinstance(method, LearnedOptimizer) and isinstance(memory, Memory)
+    memory.add(x, y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        clean = method.unroll(session.nets, session.tools)["clean"].item()  # of one step: progress is 0
+        torch.manual_seed(5)
+        logits = functional_call(optimisee, reinitialised(optimisee), (x,))
+    assert clean == pytest.approx(functional.cross_entropy(logits, y, label_smoothing=0.4).item(), rel=1e-5)
+    assert clean != pytest.approx(functional.cross_entropy(logits, y).item(), rel=1e-3)
+
+
 def test_resuming_gives_the_same_run(short: Callable[..., Recipe]) -> None:
     settings = short("method.meta=0.5", "method.clean_phase=0")
     whole, first = steps(settings, 8), steps(settings, 4)
@@ -128,6 +164,37 @@ def test_a_learned_optimiser_trains_a_wider_net(short: Callable[..., Recipe], tm
     before_m, before_f = weights(m), weights(session.nets.f)
     session.step(session.order())
     assert torch.equal(before_m, weights(m)) and not torch.equal(before_f, weights(session.nets.f))
+
+
+def test_an_optimiser_moves_from_a_convolutional_net_to_other_images_and_another_net(
+    recipe: Recipes, tmp_path: Path
+) -> None:
+    """From grey 8x8 images of ten classes to coloured 12x12 ones of three."""
+    rng = np.random.default_rng(0)
+    images = {f"x_{split}": rng.integers(0, 256, (60, 12, 12, 3), np.uint8) for split in ("train", "test")}
+    labels = {f"y_{split}": np.arange(60) % 3 for split in ("train", "test")}
+    np.savez(tmp_path / "colours.npz", **images, **labels)  # type: ignore[arg-type]
+    source = train(
+        recipe("learned-optimizer", "method.units=4", "method.meta=0.5", arch="small_cnn_16_32_100"),
+        tmp_path / "source",
+        device="cpu",
+    )
+    sets = ("method.units=4", f"method.source={source}", f"dataset=npz:{tmp_path / 'colours.npz'}", "train_n=0")
+    moved = steps(recipe("learned-optimizer", *sets, arch="small_cnn"), 3)
+    taken, _ = read_state(source / "parts" / f"{PART}.safetensors")
+    assert isinstance(taken, dict)
+    assert all(torch.equal(weight, taken[name]) for name, weight in moved.nets.parts[PART].named_parameters())
+    start = Session(moved.recipe, torch.device("cpu")).nets.f
+    assert all((a != b).any() for a, b in zip(start.parameters(), moved.nets.f.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("setting", ["units=5", "scale=0.1"])
+def test_an_optimiser_of_another_form_is_refused(setting: str, short: Callable[..., Recipe], tmp_path: Path) -> None:
+    source = train(short("method.meta=0.5"), tmp_path / "source", device="cpu")
+    name, value = setting.split("=")
+    known = {"units": "4", "scale": "0.05"}[name]
+    with pytest.raises(UserError, match=rf"method\.{name} is {value}, .* set method\.{name}={known}$"):
+        Session(short(f"method.source={source}", f"method.{setting}"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

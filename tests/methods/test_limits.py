@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from advbench.methods.act import ACT
-from advbench.methods.base import Nets
+from advbench.methods.base import Method, Nets
 from advbench.methods.mart import MART
-from advbench.methods.terms import ce, kl
+from advbench.methods.terms import ce, kl, weighted_kl
+from advbench.methods.trades import TRADES
 from advbench.models.base import Model
 from advbench.recipe import Recipe
 from advbench.trainer.session import Session
@@ -225,6 +226,39 @@ def test_marts_terms_have_their_closed_forms() -> None:
     assert float(terms["margin"]) == pytest.approx(-math.log(1.0001 - 0.5), rel=1e-5)
     divergence = sum(p * math.log(p / q) for p, q in zip((0.2, 0.7, 0.1), (0.5, 0.3, 0.2), strict=True))
     assert float(terms["kl"]) == pytest.approx(2 * divergence * (1.0000001 - 0.7), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [TRADES(), MART()])
+def test_label_smoothing_changes_the_cross_entropy_alone(method: Method) -> None:
+    s, classes, y = 0.4, 10, torch.tensor([2, 7])
+    clean, adversarial = torch.randn(2, classes), torch.randn(2, classes)
+
+    def terms(smoothing: float) -> dict[str, Tensor]:
+        answers = iter((clean, adversarial))
+        return method.outer(Nets(f=lambda x: next(answers), label_smoothing=smoothing), clean, adversarial, y)  # type: ignore[arg-type]
+
+    plain, smoothed = terms(0.0), terms(s)
+    logits = clean if isinstance(method, TRADES) else adversarial
+    expected = (1 - s) * plain["ce"] - s * functional.log_softmax(logits, 1).mean()
+    assert torch.allclose(smoothed.pop("ce"), expected)
+    assert smoothed and all(torch.equal(value, plain[name]) for name, value in smoothed.items())
+
+
+def test_what_is_said_of_label_smoothing_in_trades_and_mart() -> None:
+    """At the least smoothed cross-entropy: p_y, the curvature of the KL in z_y, and MART's weight."""
+    s, classes, y = 0.4, 10, torch.tensor([2])
+    p = torch.full((1, classes), s / classes, dtype=torch.float64)
+    p[0, 2] += 1 - s
+    logits = p.log().requires_grad_()
+    (g,) = torch.autograd.grad(functional.cross_entropy(logits, y, label_smoothing=s), logits)
+    assert g.abs().max() < 1e-12
+    d = torch.zeros_like(p)
+    d[0, 2] = 1e-2
+    cost = float(kl(logits.detach(), logits.detach() + d)) * 2 / 1e-4
+    assert cost == pytest.approx(float(p[0, 2] * (1 - p[0, 2])), rel=2e-2) and cost == pytest.approx(0.23, abs=0.01)
+    flipped = torch.zeros_like(p)
+    weight = weighted_kl(logits.detach(), flipped, y) / kl(logits.detach(), flipped)
+    assert float(weight) == pytest.approx(s * (1 - 1 / classes), rel=1e-5) == pytest.approx(0.36)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
