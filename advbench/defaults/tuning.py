@@ -50,7 +50,7 @@ class Trial:
       withstand `attack` at the training eps. None where the loss of the training was no longer finite.
     - `passes`: forward and backward passes of the training for each image that it was shown. `updates` of the weights,
       `epochs`, `train_images`: of the training.
-    - `folder`: of the run, beside the file.
+    - `images_sha256`: of the held-out images. `folder`: of the run, beside the file.
     """
 
     method: str
@@ -69,6 +69,7 @@ class Trial:
     norm: str
     eps: str
     attack: str
+    images_sha256: str
     recipe_sha256: str
     weights_sha256: str
     folder: str
@@ -76,7 +77,8 @@ class Trial:
     @property
     def problem(self) -> tuple[str | int, ...]:
         """What must be the same in all rows."""
-        return self.dataset, self.arch, self.norm, self.eps, self.n, self.attack
+        images = self.train_images, self.n, self.images_sha256[:8]
+        return self.dataset, self.arch, self.norm, self.eps, *images, self.attack
 
 
 _FIELDS = [field.name for field in dataclasses.fields(Trial) if field.name != "settings"]
@@ -208,7 +210,8 @@ def unscored(recipe: Recipe, run: Path, settings: Mapping[str, str], images: Spl
             method=recipe.method.name, settings=settings, seed=recipe.seed, weights=weights, n=len(images.held_out),
             clean_k=None, robust_k=None, passes=None, updates=None, epochs=recipe.epochs,
             train_images=images.train_images, dataset=recipe.dataset, arch=recipe.model.arch, norm=recipe.threat.norm,
-            eps=recipe.threat.eps, attack=ATTACK_TEXT, recipe_sha256=recipe.sha256, weights_sha256="", folder=run.name,
+            eps=recipe.threat.eps, attack=ATTACK_TEXT, images_sha256=images.held_out.images_sha256,
+            recipe_sha256=recipe.sha256, weights_sha256="", folder=run.name,
         )
         for weights in WEIGHTS
     ]  # fmt: skip

@@ -162,8 +162,9 @@ def test_another_grid_is_added_and_another_problem_refused(cli: Any) -> None:
     assert ran.code == 0 and len(table(Path("g/grid.csv"))) == 2 * (2 + 3)
     assert set(tuning.chosen(Path("g/grid.csv"))) == {"pgd-at", "trades"}
     assert "not as many settings of each method were tried (pgd-at 2, trades 3)" in ran.err
-    other = cli(*more, "--eps", "0.06", "--dry-run")
-    assert other.is_one_clear_line and "another problem" in other.err and "name another --out" in other.err
+    for other in (["--eps", "0.06"], ["--set", "train_n=200"], ["--set", "validation.seed=1"]):
+        ran = cli(*more, *other, "--dry-run")
+        assert ran.is_one_clear_line and "another problem" in ran.err and "name another --out" in ran.err
 
 
 @pytest.mark.parametrize(
