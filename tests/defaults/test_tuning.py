@@ -17,8 +17,8 @@ def trial(
     return Trial(
         method=method, settings={"optim.lr": lr}, seed=seed, n=100, clean_k=None if robust is None else clean,
         robust_k=robust, passes=None if robust is None else 22.5, updates=None, epochs=3, train_images=500,
-        dataset="digits", arch="mlp", norm="linf", attack="apgd-t", recipe_sha256=f"{lr}{seed}", weights_sha256="", images_sha256="0",
-        folder=f"{method}-{lr}-{seed}", **fields,
+        dataset="digits", arch="mlp", norm="linf", attack="apgd-t", recipe_sha256=f"{lr}{seed}", weights_sha256="",
+        images_sha256="0", folder=f"{method}-{lr}-{seed}", **fields,
     )  # fmt: skip
 
 
