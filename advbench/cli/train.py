@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +16,13 @@ from advbench.cli import complete, options
 from advbench.cli.bar import Bar
 from advbench.cli.cluster import Job, Place, connected, enter, parse_place
 from advbench.cli.console import Screen
+from advbench.cli.grid import Tuning, check_flags
 from advbench.cli.help import DATA, MAIN, OUTPUT, TRAINING
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
+from advbench.defaults.tuning import SELECT, combinations, parse_grid
 from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.models import check_arch
 from advbench.outlook import duration
@@ -117,6 +120,26 @@ def command(
             autocompletion=complete.presets,
         ),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="FIELD=LIST",
+            help="values of a field to choose from, such as optim.lr=0.05,0.1; repeatable: every combination is "
+            "trained, and scored on held-out images",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            metavar="NAME",
+            help="score of --grid: margin (withstands APGD on margins), or clean [default: margin]",
+            rich_help_panel=TRAINING,
+            autocompletion=complete.words(*SELECT),
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="a recipe in TOML", rich_help_panel=TRAINING)
     ] = None,
@@ -153,6 +176,7 @@ def command(
     """Train a robust classifier.
 
     With comma lists for --method, --eps or --seed, every combination is trained, each into its own folder under --out.
+    With --grid the settings of each method are chosen too, on images that no run was trained on.
 
     Without --dataset and --arch, resnet18 is trained on cifar10 if there is a CUDA device, else small_cnn on the
     embedded digits. To share each batch among several GPUs, type
@@ -173,6 +197,8 @@ def command(
             ),
             sets=settings or (),
             preset=preset,
+            grid=grid or (),
+            select=select,
             config=config,
             device=device,
             precision=precision,
@@ -203,6 +229,8 @@ class Flags:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
     preset: str | None = None
+    grid: Sequence[str] = ()
+    select: str | None = None
     config: Path | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -236,13 +264,20 @@ def _recipe_of_out(flags: Flags) -> Path | None:
 
 def _train(flags: Flags, screen: Screen) -> list[Path]:
     place = parse_place(flags.on)
+    check_flags(flags.grid, flags.select, eps=flags.eps, out=flags.out, on=flags.on)
     recipes, device, why = resolve(flags, here=place is None)
     if flags.name is not None and (len(recipes) > 1 or not flags.name.strip()):
         raise UserError("--name is the name of one model, and not empty: train the others by themselves")
+    tuning = _tuning(recipes, flags, screen) if flags.grid else None
     if flags.dry_run:
+        if tuning is not None:
+            tuning.announce(screen, start="# ")
         return _dry_run(recipes, device, why, screen)
     _check_methods(recipes)
-    tasks = ranks.first(lambda: place_runs(recipes, flags.out, resume=flags.resume, force=flags.force))
+    names = tuning.names if tuning else ()
+    tasks = ranks.first(lambda: place_runs(recipes, flags.out, resume=flags.resume, force=flags.force, names=names))
+    if tuning is not None:
+        tuning.announce(screen)
     if place is not None:
         _train_on_cluster(place, tasks, flags, screen)
         return [task.out for task in tasks]
@@ -256,11 +291,25 @@ def _train(flags: Flags, screen: Screen) -> list[Path]:
             ranks.first(lambda task=task: _fetch(task.recipe.dataset, stop, screen))  # type: ignore[misc]
             try:
                 runs.number = number - 1
-                _train_one(task, flags, device, runs, stop, screen)
+                train_one = partial(_train_one, task, flags, device, runs, stop, screen)
+                if tuning is None:
+                    train_one()
+                else:
+                    tuning.run(task, train_one, resume=flags.resume, device=device, stop=stop, screen=screen)
             except Interrupted as error:
                 missing = {} if len(tasks) > 1 or flags.out else {"--out": str(task.out)}
                 raise Halted(str(error), missing) from error
+    if tuning is not None:
+        tuning.show(screen)
     return [task.out for task in tasks]
+
+
+def _tuning(recipes: Sequence[Recipe], flags: Flags, screen: Screen) -> Tuning:
+    """The grid of the flags, whose images are fetched first."""
+    assert flags.out is not None
+    with Stop() as stop:
+        ranks.first(lambda: _fetch(recipes[0].dataset, stop, screen))
+    return Tuning(recipes, [*parse_grid(flags.grid)], flags.out, flags.select or SELECT[0])
 
 
 def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
@@ -291,12 +340,15 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
     from advbench.recipe import Recipe
 
     fixed = {**flags.recipe, "precision": None if flags.precision == "auto" else flags.precision}
+    grid = parse_grid(flags.grid)
     recipes = [
         Recipe.resolve(
             method=method, dataset=dataset, arch=arch, norm=flags.norm, eps=size, preset=flags.preset,
-            config=flags.config, flags={**fixed, "seed": seed}, sets=flags.sets,
+            config=flags.config, flags={**fixed, "seed": seed}, sets=(*flags.sets, *sets),
         )
-        for method, size, seed in product(flags.methods or (None,), flags.eps or (None,), flags.seeds or (None,))
+        for method, size in product(flags.methods or (None,), flags.eps or (None,))
+        for sets in combinations(grid, method, flags.methods)
+        for seed in flags.seeds or (None,)
     ]  # fmt: skip
     once = {recipe.sha256: recipe for recipe in reversed(recipes)}  # one written twice is trained once
     return list(once.values())[::-1], str(device), why

@@ -182,9 +182,9 @@ class Dataset:
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Divide into (training, validation) by `seed`; each keeps the order and the indices of `dataset`.
+    """Divide into (training, validation) by `seed`, the share `fraction` for validation, as `hold_out` does.
 
-    Which images go to validation depends only on the seed and their indices. Raises UserError if a part would be empty.
+    Raises UserError if a part would be empty.
     """
     held = round(fraction * len(dataset))
     if not 0 < held < len(dataset):
@@ -192,6 +192,14 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Data
             f"validation.fraction={fraction:g} of {len(dataset)} images leaves none to hold out, or none to "
             "train on: choose another share between 0 and 1, such as --set validation.fraction=0.2"
         )
+    return hold_out(dataset, held, seed)
+
+
+def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide into (the others, `count` held-out images) by `seed`; each keeps the order and the indices of `dataset`.
+
+    Which images are held out depends only on the seed and their indices.
+    """
     drawn = bits(keys(seed, "validation", dataset.indices.cpu()), (1,))[:, 0]
     order = drawn.argsort(stable=True)
-    return dataset.subset(order[held:].sort().values), dataset.subset(order[:held].sort().values)
+    return dataset.subset(order[count:].sort().values), dataset.subset(order[:count].sort().values)

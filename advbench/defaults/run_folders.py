@@ -67,19 +67,24 @@ def describe(recipe: Recipe, why: str) -> str:
     )
 
 
-def place_runs(recipes: Sequence[Recipe], out: Path | None, *, resume: bool, force: bool) -> list[Task]:
+def place_runs(
+    recipes: Sequence[Recipe], out: Path | None, *, resume: bool, force: bool, names: Sequence[str] = ()
+) -> list[Task]:
     """A folder for each recipe. Raises UserError for a folder that cannot be written, or whose content would be lost.
 
-    `out` is the folder of a single run, or the parent folder of several. Without it the folders lie under runs/, named
-    after their recipe, with -2, -3, ... where that name is taken.
+    `out` is the folder of a single run, or the parent folder of several, with `names` in the place of those that follow
+    from the recipe. Without it the folders lie under runs/, named after their recipe, with -2, -3, ... where that name
+    is taken.
     """
     from advbench.trainer import folder
 
     tasks = []
     taken: set[Path] = set()
-    for recipe in recipes:
+    for number, recipe in enumerate(recipes):
         if out is None:
             place = _default_folder(recipe, taken, resume=resume)
+        elif names:
+            place = out / names[number]
         else:
             place = out if len(recipes) == 1 else out / recipe.run_name
         taken.add(place)

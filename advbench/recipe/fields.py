@@ -240,12 +240,15 @@ class Awp(Part):
 class Validation(Part):
     """Validation on held-out training images after each epoch: clean, and under PGD at the training eps.
 
-    `fraction`: the share of the training images that is held out. `seed`: draws them, so that runs of other seeds hold
-    out the same. `n`: how many of them are scored at most. `steps`: of the PGD. `select`: the epoch that becomes the
-    model: the best under PGD ("robust"), the best on clean images ("clean"), or the last.
+    `fraction`: the share of the training images that is held out. `held_out`: how many are, in place of `fraction`:
+    some of those that `train_n` leaves over, so that all `train_n` are trained on, or without `train_n` some of all.
+    `seed`: draws them, so that runs of other seeds hold out the same. `n`: how many of them are scored at most after an
+    epoch. `steps`: of the PGD. `select`: the epoch that becomes the model: the best under PGD ("robust"), the best on
+    clean images ("clean"), or the last.
     """
 
     fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.05
+    held_out: Count | None = None
     seed: Seed = 0
     n: Count = 1000
     steps: Count = 10

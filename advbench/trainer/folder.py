@@ -199,6 +199,7 @@ def _card(session: Session, history: History, files: dict[str, str], name: str |
             "forwards": counter.forwards * ranks.world(),
             "backwards": counter.backwards * ranks.world(),
             "images": session.images,
+            "updates": session.updates,
             "processes": ranks.world(),
             "seconds": round(history.seconds, 3),
             "images_per_s": round(session.images / history.seconds, 1) if history.seconds else 0.0,

@@ -20,7 +20,7 @@ from advbench.recipe import Recipe
 from advbench.trainer import folder
 from advbench.trainer.events import Began, EpochDone, StepDone, Watch
 from advbench.trainer.history import History
-from advbench.trainer.session import Session
+from advbench.trainer.session import Diverged, Session
 from advbench.trainer.validation import Scores, catastrophic_overfitting, score
 
 SAVE_SECONDS = 45.0  # between saves within an epoch: a killed run loses no more than this and one step
@@ -67,8 +67,8 @@ def train(
     overwrites a run. `name`: what tables call the model. Within `ranks.joined` the processes share each batch, and only
     the first one writes and reports events to `watch`.
 
-    Raises UserError for a recipe, device or folder that does not fit, and for a loss that is not finite; Interrupted,
-    after saving, when `watch.stop()` returns True.
+    Raises UserError for a recipe, device or folder that does not fit; Diverged, a UserError, for a loss that is not
+    finite; Interrupted, after saving, when `watch.stop()` returns True.
     """
     resuming = ranks.first(lambda: folder.check(out, recipe, resume=resume, force=force))
     if resuming and ranks.first(lambda: folder.finished(out, recipe)):
@@ -229,10 +229,10 @@ class _Run:
     def _check(self) -> None:
         try:
             self.session.check()
-        except UserError as error:
+        except Diverged as error:
             saved = [name for name in (BEST, LAST) if (self.out / name).is_file()]
             where = f"{' and '.join(saved)} in {self.out} were saved before that" if saved else "no epoch had ended"
-            raise UserError(f"{error}; {where}") from error
+            raise Diverged(f"{error}; {where}") from error
 
     def _tick(self) -> None:
         """Add the time since the last tick to the training time."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from advbench.data import load
-from advbench.data.dataset import Dataset, split_validation
+from advbench.data.dataset import Dataset, hold_out, split_validation
 from advbench.engine.kernels import has_bf16
 from advbench.errors import UserError
 from advbench.models import build, parse_wrapper, wrap, wrappers
@@ -45,26 +45,44 @@ def network(recipe: Recipe, data: Dataset, seed: int, arch: str | None = None) -
 
 
 def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | None, str]:
-    """The training images, the held-out images (or None) and the sha256 of both together, before the split.
-
-    The images are on the device. Raises UserError if `train_n` is too large or the split leaves a part empty.
-    """
-    train, held_out = load(recipe.dataset, "train"), None
-    if recipe.train_n:
-        if recipe.train_n > len(train):
-            raise UserError(f"train_n {recipe.train_n} is more than the {len(train)} training images of {train.name}")
-        train = train.subset(range(recipe.train_n))
-    if not train.num_classes_known and (present := len(train.labels.unique())) < train.num_classes:
-        note = (
-            f"the labels run from 0 to {train.num_classes - 1}, but only {present} of them occur: {train.num_classes} "
-            "classes are trained (class_map gives labels other numbers, num_classes says how many there are)"
-        )
-        train = replace(train, notes=(*train.notes, note))
-    sha256 = train.images_sha256
-    if recipe.validation.fraction:
-        train, held_out = split_validation(train, recipe.validation.fraction, recipe.validation.seed)
+    """The training images, the held-out images that are scored (or None), both on the device, and `split`'s sha256."""
+    train, held_out, sha256 = split(recipe)
+    if held_out is not None:
         held_out = held_out.subset(range(min(recipe.validation.n, len(held_out)))).to(device)
     return train.to(device), held_out, sha256
+
+
+def split(recipe: Recipe) -> tuple[Dataset, Dataset | None, str]:
+    """The training images, all held-out images (or None) and the sha256 of the images that both were taken from.
+
+    Raises UserError if `train_n` or `validation.held_out` is too large, or if a part would be empty.
+    """
+    source, n, wanted = load(recipe.dataset, "train"), recipe.train_n, recipe.validation
+    if n > len(source):
+        raise UserError(f"train_n {n} is more than the {len(source)} training images of {source.name}")
+    if wanted.held_out is not None:
+        most = len(source) - max(n, 1)
+        if wanted.held_out > most:
+            raise UserError(
+                f"validation.held_out is {wanted.held_out}: of the {len(source)} training images of {source.name}, "
+                f"train_n={n} leaves {most} to hold out"
+            )
+    elif n:
+        source = source.subset(range(n))
+    if not source.num_classes_known and (present := len(source.labels.unique())) < source.num_classes:
+        note = (
+            f"the labels run from 0 to {source.num_classes - 1}, but only {present} of them occur: "
+            f"{source.num_classes} classes are trained (class_map gives labels other numbers, num_classes says how "
+            "many there are)"
+        )
+        source = replace(source, notes=(*source.notes, note))
+    sha256 = source.images_sha256
+    if wanted.held_out is not None:
+        train, held_out = hold_out(source.subset(range(n, len(source))), wanted.held_out, wanted.seed)
+        return source.subset(range(n)) if n else train, held_out, sha256
+    if not wanted.fraction:
+        return source, None, sha256
+    return *split_validation(source, wanted.fraction, wanted.seed), sha256
 
 
 def precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:

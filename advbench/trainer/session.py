@@ -42,6 +42,10 @@ _NEEDS = {
 }
 
 
+class Diverged(UserError):
+    """The loss of a training is no longer finite."""
+
+
 class Session:
     """The run of a recipe on a device. Raises UserError if parts of the recipe do not fit together.
 
@@ -101,6 +105,7 @@ class Session:
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0
         self.position = 0  # how many steps of the epoch are done
+        self.updates = 0  # of the weights of f; a step makes one or, by the method, several
         self.sums: dict[str, Tensor] = {}
         # The number of the first batch, over all epochs, whose loss was not finite; -1 if none was.
         self.bad_batch = torch.full((), -1, dtype=torch.int64, device=device)
@@ -216,7 +221,9 @@ class Session:
             self.enough_memory(),
             self.autocast(),
         ):
+            before = self.tools.updates
             terms = self.method.step(nets, x, y, self.tools)
+            self.updates += max(1, self.tools.updates - before)  # a method may update f by itself
         self._add_to_sums(terms, nets.notes)
         self._average_statistics()
         self.position += 1
@@ -266,10 +273,10 @@ class Session:
         return {name: v for name, v in values.items() if not name.startswith("note:")}, notes
 
     def check(self) -> None:
-        """Raise UserError if a loss was not finite. Waits for the device and all ranks."""
+        """Raise Diverged if a loss was not finite. Waits for the device and all ranks."""
         bad = min((batch for batch in ranks.gather_objects(int(self.bad_batch)) if batch >= 0), default=-1)
         if bad >= 0:
-            raise UserError(
+            raise Diverged(
                 f"the loss is not finite from epoch {bad // self.steps + 1}, batch {bad % self.steps + 1} of "
                 f"{self.steps} on: lower optim.lr, or set optim.clip"
             )
@@ -291,6 +298,7 @@ class Session:
             "optimizers": {name: opt.state_dict() for name, opt in self.tools.optimizers.items()},
             "averaged": {"net": self.averaged.net.state_dict(), "count": self.averaged.count} if self.averaged else {},
             "passes": [self.counter.forwards, self.counter.backwards],
+            "updates": self.updates,
             "rng": own["rng"],
             "rng_cuda": own["rng_cuda"],
             "others": ranks.gather_objects(own)[1:],  # what differs in the other processes
@@ -319,6 +327,7 @@ class Session:
             self.averaged.net.load_state_dict(state["averaged"]["net"])
             self.averaged.count = state["averaged"]["count"]
         self.counter.forwards, self.counter.backwards = state["passes"]
+        self.updates = state.get("updates", self.epoch * self.steps + self.position)  # begun before it was counted
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)

@@ -83,6 +83,7 @@ class Tools:
         self.autocast = autocast
         self.attack_context = attack_context
         self.inner = inner_attack(recipe.inner)
+        self.updates = 0  # how often `update` was called
 
     @property
     def eps(self) -> float:
@@ -129,6 +130,7 @@ class Tools:
                 nn.utils.clip_grad_norm_(_weights(optimizer), self.recipe.optim.clip)
             optimizer.step()
         torch.clear_autocast_cache()
+        self.updates += 1
         return {name: value.detach() for name, value in terms.items()}
 
 

@@ -24,6 +24,7 @@ COMMANDS = ("train", "attack", "evaluate", "compare", "analyze", "leaderboard", 
 WITHOUT_DEFAULT = [
     "--std",
     "--set",
+    "--grid",
     "--config",
     "--again",
     "--leaderboard",

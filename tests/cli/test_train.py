@@ -33,7 +33,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
     argv = shlex.split(
         "train --method act,trades --eps 4/255,8/255 --dataset mnist --arch lenet5 --norm l2 --epochs 3 "
         "--batch-size 16 --lr 0.2 --init w.pt --name mine --seed 1,2 --dry-run --log tensorboard --device cpu "
-        "--precision fp32 --set awp.gamma=0.005 --set method.beta=3 --preset paper --config r.toml --out o "
+        "--precision fp32 --set awp.gamma=0.005 --set method.beta=3 --preset paper --grid optim.lr=1,2 --select clean "
+        "--config r.toml --out o "
         "--resume --force --on local --json"
     )
     assert cli(*argv).code == 0
@@ -49,6 +50,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "recipe": {"epochs": 3, "batch_size": 16, "optim.lr": 0.2, "init": "w.pt"},
         "sets": ["awp.gamma=0.005", "method.beta=3"],
         "preset": "paper",
+        "grid": ["optim.lr=1,2"],
+        "select": "clean",
         "config": Path("r.toml"),
         "device": "cpu",
         "precision": "fp32",

@@ -205,7 +205,7 @@ def test_free_at_replays_each_batch_and_keeps_its_perturbation(recipe: Make) -> 
     session = Session(recipe("free-at", "method.m=3"), CPU)
     session.step(session.order())
     d = session.nets.parts["perturbation"].d
-    assert session.counter.forwards == session.counter.backwards == 3 * 16
+    assert session.counter.forwards == session.counter.backwards == 3 * 16 and session.updates == 3
     assert 0 < float(d.abs().max()) <= 0.1 + 1e-6  # type: ignore[operator, union-attr]
     before = d.clone()  # type: ignore[operator]
     session.step(session.order())

@@ -73,7 +73,8 @@ def test_a_run_stopped_at_any_step_resumes_to_the_bit(
     assert rows(pieces) == rows(whole)
     a, b = read_card(whole), read_card(pieces)
     assert (a.files, a.results["epochs"], a.finished) == (b.files, b.results["epochs"], b.finished)
-    assert [a.cost[name] for name in ("forwards", "backwards")] == [b.cost[name] for name in ("forwards", "backwards")]
+    counts = ("forwards", "backwards", "updates")
+    assert [a.cost[name] for name in counts] == [b.cost[name] for name in counts]
 
 
 def test_two_runs_are_equal_and_another_seed_differs(recipe: Make, tmp_path: Path) -> None:
@@ -123,6 +124,7 @@ def test_the_folder_holds_what_the_contract_says(recipe: Make, tmp_path: Path, d
         assert load_model(str(spec), dataset=load("digits", "test")).arch == "mlp"
     # 6 steps of 16 images in 2 epochs; F and G once each, and F twice in the attack.
     assert (card.cost["forwards"], card.cost["backwards"]) == (2 * 6 * 16 * 4, 2 * 6 * 16 * 4)
+    assert card.cost["updates"] == 2 * 6
     assert [row["epoch"] for row in rows(out)] == [1, 2]
     assert {"loss", "terms", "notes", "clean", "robust", "fgsm", "lr", "best"} <= set(rows(out)[0])
     assert all(0 < row["lr"] <= made.optim.lr for row in rows(out))  # type: ignore[operator]
@@ -318,6 +320,8 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["model.seed=3"], "model.seed follows from"),
         (["model.droput=0.5"], "droput"),
         (["validation.fraction=0.001"], "leaves none to hold out"),
+        (["train_n=0", "validation.held_out=1297"], "train_n=0 leaves 1296 to hold out"),
+        (["train_n=300", "validation.held_out=998"], "train_n=300 leaves 997 to hold out"),
         (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )

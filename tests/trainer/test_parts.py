@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from advbench.data import load
 from advbench.engine.losses import wrong
 from advbench.models import build
 from advbench.models.base import Model
@@ -20,6 +21,7 @@ from advbench.trainer.awp import perturbed
 from advbench.trainer.history import History
 from advbench.trainer.modes import attack_mode
 from advbench.trainer.optim import factor, optimizer
+from advbench.trainer.prepare import images, split
 from advbench.trainer.session import Session
 from advbench.trainer.validation import Scores, catastrophic_overfitting, score
 
@@ -269,3 +271,22 @@ def test_bf16_on_a_cpu_trains_fp32_weights(recipe: Make) -> None:
     assert all(weight.dtype == torch.float32 for weight in session.nets.f.parameters())
     terms, _ = session.means()
     assert all(math.isfinite(value) for value in terms.values())
+
+
+@pytest.mark.parametrize(("n", "count"), [(300, 997), (300, 40), (0, 40)])
+def test_held_out_images_are_a_number_and_none_is_trained_on(recipe: Make, n: int, count: int) -> None:
+    made = recipe("pgd-at", f"train_n={n}", f"validation.held_out={count}", "validation.n=30")
+    train, held_out, sha256 = split(made)
+    assert held_out is not None and len(held_out) == count
+    assert len(train) == (n or 1297 - count) and not {*train.indices.tolist()} & {*held_out.indices.tolist()}
+    assert n == 0 or train.indices.tolist() == list(range(n))
+    again = split(recipe("trades", f"train_n={n}", f"validation.held_out={count}", "seed=5"))[1]
+    assert again is not None and torch.equal(again.indices, held_out.indices)  # of another method and seed
+    seen, scored, _ = images(made, CPU)
+    assert torch.equal(seen.indices, train.indices) and scored is not None
+    assert torch.equal(scored.indices, held_out.indices[:30])
+    assert sha256 == load("digits", "train").images_sha256
+
+
+def test_a_recipe_that_does_not_say_how_many_are_held_out_is_the_recipe_that_it_was(recipe: Make) -> None:
+    assert "held_out" not in recipe("pgd-at").tree()["validation"]  # so that its hash in records still fits
