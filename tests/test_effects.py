@@ -200,7 +200,7 @@ def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, mon
 def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module `run` in an empty folder, with one small system."""
     evidence, findings = importlib.import_module("evidence"), importlib.import_module("findings")
-    few = ("train_n=64", "batch_size=32", "validation.fraction=0.5")
+    few = ("train_n=64", "batch_size=32", "validation.held_out=32", "validation.select=last")
     tuning = evidence.Tuning("tiny", evidence.Runs("tiny tuning", "pgd-at", common=few, epochs=1), GRID)
     tuned, plain = tuning.runs("tiny", (1, 2)), evidence.Runs("plain", "standard", common=few, epochs=1, seeds=(1, 2))
     rated = [evidence.Evaluation(runs, "0,0.1", "pgd", n=40, sets=("steps=2",)) for runs in (tuned, plain)]

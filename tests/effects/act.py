@@ -29,8 +29,9 @@ class Regime:
 
     def tuning(self, method: str, field: str, values: Sequence[str], *rates: str) -> Tuning:
         common = (f"train_n={self.images}", "batch_size=50", "average.name=none", "label_smoothing=0")
+        held_out = ("validation.held_out=2000", "validation.n=100", "validation.select=last")
         recipe: dict[str, Any] = {"dataset": self.dataset, "arch": "small_cnn_16_32_100", "eps": self.eps}
-        recipe |= {"epochs": 150, "common": (*common, "validation.select=last")}
+        recipe |= {"epochs": 150, "common": (*common, *held_out)}
         base = Runs(f"{self.name} {method} tuning", method, **recipe)
         return Tuning(f"{self.name}-{method}", base, (("optim.lr", rates), (field, tuple(values))))
 

@@ -6,13 +6,14 @@ images; the numbers come from records, cards of runs and tables of analyses; a v
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from findings import Finding, Numbers
+
+from advbench.defaults.tuning import chosen
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
 BOARDS = Path("leaderboards")
@@ -69,6 +70,7 @@ class Tuning:
     name: str
     base: Runs
     grid: tuple[tuple[str, tuple[str, ...]], ...]
+    select: str = "margin"
 
     @property
     def file(self) -> Path:
@@ -87,16 +89,16 @@ class Tuning:
         sets = [word for text in (*self.base.common, *self.base.sets) for word in ("--set", text)]
         grid = [word for field, values in self.grid for word in ("--grid", f"{field}={','.join(values)}")]
         seeds = ",".join(map(str, self.base.seeds))
-        out = ["--select", "margin", "--seed", seeds, "--out", str(self.folder), "--resume"]
+        out = ["--select", self.select, "--seed", seeds, "--out", str(self.folder), "--resume"]
         return [*self.base.words, *sets, *grid, *out]
 
     def chosen(self) -> tuple[str, ...]:
         """The chosen fields, as --set takes them. Raises KeyError without a file."""
         if not self.file.is_file():
             raise KeyError(self.name)
-        with self.file.open(encoding="utf-8", newline="") as file:
-            row = next(row for row in csv.DictReader(file) if row["chosen"] == "1")
-        return tuple(f"{field}={row[field]}" for field, _ in self.grid)
+        weights = "last" if "validation.select=last" in self.base.common else "best"
+        fields = chosen(self.file, weights=weights, select=self.select)[self.base.method]
+        return tuple(f"{field}={value}" for field, value in fields.items())
 
     def runs(self, label: str, seeds: tuple[int, ...], *sets: str) -> Runs:
         """Trainings with what was chosen, and further `sets`, which go first where both name a field."""

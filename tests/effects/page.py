@@ -22,7 +22,7 @@ percent, under AutoAttack unless another attack is named; ± is the standard dev
 - **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **refuted**:
   the interval is below that gain. **not shown**: neither. **shown only under PGD**: gone under AutoAttack. Claims about
   other quantities are judged by the rules in `tests/effects/`.
-- *Tries* are the settings that were tried on held-out training images, the same number for a method and its controls.
+- *Tried* are so many settings, on held-out training images, of a method and as many of its controls.
 
 Nets and data are small: what a row shows or does not show, it does so here."""
 
@@ -54,7 +54,7 @@ def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
         "training images": [field(runs, "train_n") for runs in about],
         "epochs": [str(runs.epochs or "the recipe's") for runs in about],
         "seeds": [str(len(runs.seeds)) for runs in about],
-        "tries": [str(runs.tuned.tries if runs.tuned else 1) for runs in about],
+        "tried": [str(runs.tuned.tries if runs.tuned else 1) for runs in about],
         "test images": list(map(str, images)),
     }
     return ", ".join(f"{' or '.join(dict.fromkeys(found))} {name}".strip() for name, found in parts.items() if found)
@@ -101,7 +101,17 @@ def evaluations(numbers: Numbers, stored: Mapping[str, Any], effect: Effect) -> 
     if not numbers.records:
         return []
     label = {e.key: e.runs.label for e in effect.evaluations}
-    head = ["runs", "seeds", "test images", "clean", "accuracy at eps", "flags", "passes an image", "images", "records"]
+    head = [
+        "runs",
+        "seeds",
+        "test images",
+        "clean",
+        "accuracy at eps",
+        "flags",
+        "passes an image",
+        "updates",
+        "records",
+    ]
     lines = ["", f"| {' | '.join(head)} |", "|:--|--:|--:|--:|:--|:--|--:|--:|:--|"]
     for key, records in numbers.records.items():
         first, _ = next(iter(records.values()))
@@ -109,7 +119,7 @@ def evaluations(numbers: Numbers, stored: Mapping[str, Any], effect: Effect) -> 
         curve = ", ".join(f"{eps}: {mean_sd(numbers.robust(key, eps))}" for eps in grid)
         links = " ".join(f"[{seed}]({stored['records'][key][str(seed)]})" for seed in records)
         passes = first.model.trained.passes_an_image if first.model.trained else None
-        seen = next(iter(numbers.trained.get(label[key], {}).values()), {}).get("images")
+        seen = next(iter(numbers.trained.get(label[key], {}).values()), {}).get("updates")
         words = [key, len(records), first.dataset.count, mean_sd(numbers.clean(key)), curve]
         words += [", ".join(numbers.doubts(key)), passes or "", f"{seen:,}" if seen else "", links]
         lines.append(f"| {' | '.join(map(str, words))} |")

@@ -209,6 +209,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "epochs": len(lines),
         "best_epoch": best["epoch"],
         "held_out_last": {name: lines[-1][name] for name in ("clean", "robust", "fgsm")},
+        "updates": card.cost["updates"],
         "images": card.cost["images"],
         "forwards": card.cost["forwards"],
         "backwards": card.cost["backwards"],

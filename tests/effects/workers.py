@@ -13,6 +13,7 @@ from threading import Lock
 
 from evidence import Tuning
 
+from advbench.defaults.tuning import FILE
 from advbench.files import write_atomic
 
 
@@ -47,5 +48,5 @@ class Workers:
 
 def tune(at_work: Workers, tuning: Tuning) -> None:
     if at_work.run(tuning.command()):
-        tuning.file.parent.mkdir(exist_ok=True)
-        write_atomic(tuning.file, (tuning.folder / "grid.csv").read_text(encoding="utf-8"))
+        tuning.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(tuning.file, (tuning.folder / FILE).read_text(encoding="utf-8"))
