@@ -3,10 +3,11 @@
 A reconstruction from the abstract, on top of adversarial training: attention gives robust features more weight, and
 an L2 penalty makes the features of clean and adversarial images similar.
 
-min E[ CE(f(x'), y) + lambda ||phi(x) - phi(x')||^2 ],  x' = argmax_{x' in B(x, eps)} CE(f(x'), y)
+min E[ CE(f(x'), y) + lambda ||z(x) - z(x')||^2 ],  x' = argmax_{x' in B(x, eps)} CE(f(x'), y)
 
-phi are the features that the classifier receives, weighted by the attention of `models/attention.py` unless that is
-off. Clean and adversarial images form one train-mode batch, and the gradient flows through both.
+z are the features that the classifier receives: the net's own, and beside them the mean of local features, weighted by
+the attention of `models/attention.py`, unless that is off. Clean and adversarial images form one train-mode batch, and
+the gradient flows through both.
 """
 
 from __future__ import annotations
