@@ -68,6 +68,10 @@ def test_a_shipped_recipe_may_hold_what_one_method_needs() -> None:
     assert Recipe.resolve(method="act", dataset="cifar10").method.settings["b_warmup"] == 0.0
     assert Recipe.resolve(method="act", dataset="digits", sets=["method.b_warmup=0"]).method.settings["b_warmup"] == 0
     assert "b_warmup" not in Recipe.resolve(method="trades", dataset="digits").method.settings
+    rates = {data: Recipe.resolve(method="free-at", dataset=data).optim.lr for data in ("mnist", "cifar10")}
+    assert (
+        rates == {"mnist": 0.01, "cifar10": 0.1} and Recipe.resolve(method="pgd-at", dataset="mnist").optim.lr == 0.05
+    )
 
 
 def test_comma_lists_become_fields_of_several_values() -> None:
