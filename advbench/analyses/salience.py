@@ -92,7 +92,8 @@ def run(
         rows[one.name] = row
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
     title = f"Share of the gradient and of the attention on pixels above {ink:g}: n = {len(data)}"
-    return Analysis(title, {"salience": table}, {"salience": _figure(table, title)}, tuple(notes), frozenset(table))
+    shares = frozenset(map(str, table))
+    return Analysis(title, {"salience": table}, {"salience": _figure(table, title)}, tuple(notes), shares)
 
 
 def gradient_share(g: Tensor, salient: Tensor) -> Tensor:
@@ -103,13 +104,14 @@ def gradient_share(g: Tensor, salient: Tensor) -> Tensor:
 
 def attention_share(weights: Tensor, salient: Tensor) -> tuple[Tensor, Tensor]:
     """The share (n,) of attention (n, 1, h, w) on the pixels `salient` (n, H, W), and the largest that it can be."""
-    cells = functional.adaptive_avg_pool2d(salient.double()[:, None], weights.shape[2:])
+    height, width = weights.shape[2:]
+    cells = functional.adaptive_avg_pool2d(salient.double()[:, None], (height, width))
     return (weights * cells).sum((1, 2, 3)), cells.amax((1, 2, 3))
 
 
 def _figure(table: pd.DataFrame, title: str) -> Any:
     """A row for each run, a point for each share."""
-    with panels(1, title, height=1 + ROW * len(table), below=legend_lines(len(table.columns))) as (figure, axes):
-        drawn = draw_dots(axes[0], list(table.index), {name: list(100 * table[name]) for name in table}, "share (%)")
-        legend(figure, drawn, [name.replace("_", ", ") for name in table])
+    series = {str(name): list(100 * table[name]) for name in table}
+    with panels(1, title, height=1 + ROW * len(table), below=legend_lines(len(series))) as (figure, axes):
+        legend(figure, draw_dots(axes[0], list(table.index), series, "share (%)"), list(series))
     return figure
