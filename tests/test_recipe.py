@@ -70,6 +70,12 @@ def test_a_shipped_recipe_may_hold_what_one_method_needs() -> None:
     assert Recipe.resolve(method="act", dataset="cifar10").method.settings["b_warmup"] == 0.0
     assert Recipe.resolve(method="act", dataset="digits", sets=["method.b_warmup=0"]).method.settings["b_warmup"] == 0
     assert "b_warmup" not in Recipe.resolve(method="trades", dataset="digits").method.settings
+    noise = {data: Recipe.resolve(method="n-fgsm", dataset=data).method.settings["k"] for data in ("mnist", "cifar10")}
+    assert noise == {"mnist": 1.0, "cifar10": 2.0}
+    rates = {data: Recipe.resolve(method="free-at", dataset=data).optim.lr for data in ("mnist", "cifar10")}
+    assert (
+        rates == {"mnist": 0.01, "cifar10": 0.1} and Recipe.resolve(method="pgd-at", dataset="mnist").optim.lr == 0.05
+    )
 
 
 @pytest.mark.parametrize(("method", "preset"), PRESETS)

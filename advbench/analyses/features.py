@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.trained_run import BATCH, against, batches, images, load_runs, one_eps, perturbed, right
+from advbench.analyses.trained_run import BATCH, against, directions, images, load_runs, one_eps, perturbed, right
 from advbench.data.dataset import Dataset
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models.base import Model
@@ -151,15 +151,3 @@ def probe(net: Model, train: Dataset, test: Dataset, steps: int = 200) -> float:
     g, y = directions(net, test)
     with torch.no_grad():
         return float((classifier(g).argmax(1) == y).double().mean())
-
-
-def directions(net: Model, data: Dataset) -> tuple[Tensor, Tensor]:
-    """dCE/dx (n, D) of all images, each scaled to length sqrt(D) unless it is zero, and the classes (n,)."""
-    found = []
-    for x, y in batches(data):
-        x = x.requires_grad_()
-        (g,) = torch.autograd.grad(nn.functional.cross_entropy(net(x).double(), y, reduction="sum"), x)
-        g = g.flatten(1)
-        g = g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)  # since squares of tiny gradients underflow
-        found.append(g / g.norm(dim=1, keepdim=True).clamp_min(1e-12) * g.shape[1] ** 0.5)
-    return torch.cat(found), data.labels

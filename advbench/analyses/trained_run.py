@@ -176,3 +176,15 @@ def right(net: nn.Module, points: Tensor, y: Tensor) -> Tensor:
     """Whether `net` classifies `points` (n, C, H, W) correctly: bool (n,)."""
     with torch.no_grad():
         return torch.cat([~wrong(net(z), of) for z, of in zip(points.split(BATCH), y.split(BATCH), strict=True)])
+
+
+def directions(net: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
+    """dCE/dx (n, D) of all images, each scaled to length sqrt(D) unless it is zero, and the classes (n,)."""
+    found = []
+    for x, y in batches(data):
+        x = x.requires_grad_()
+        (g,) = torch.autograd.grad(nn.functional.cross_entropy(net(x).double(), y, reduction="sum"), x)
+        g = g.flatten(1)
+        g = g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)  # since squares of tiny gradients underflow
+        found.append(g / g.norm(dim=1, keepdim=True).clamp_min(1e-12) * g.shape[1] ** 0.5)
+    return torch.cat(found), data.labels

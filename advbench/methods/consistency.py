@@ -10,6 +10,9 @@ attack. The gradient flows through both sides of the JS, and there is no factor 
 In the released code, T is crop and flip, then AutoAugment (the CIFAR-10 policy), then Cutout of half the side. In one
 of its settings the last two begin at half of the epochs; here they are used from the start. They are recipe settings
 of every method, so a control can use the same augmentation.
+
+An update takes 2B rows, so at equal compute the base method with the same batch size has twice the updates. With twice
+the epochs and twice the batch size it has equal compute, equal updates, and as many rows in each.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "claim": "no robust overfitting: CIFAR-10, PreAct-ResNet-18, last epoch: 48.9 % under AutoAttack (AT 40.7)",
         "cost": 2.0,
         "cautions": [
-            "an epoch costs two of AT: a control has twice the epochs and the same augmentation",
+            "costs two of AT: a fair control has the same augmentation, twice the epochs and twice the batch_size",
             "the augmentation is the recipe's: the paper's is crop, flip, AutoAugment and Cutout",
         ],
         "recipe": {"augment.crop": 1},
@@ -49,7 +52,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2022,
         "claim": "CIFAR-10, PreAct-ResNet-18: 48.3 % under AutoAttack (TRADES 46.4)",
         "cost": 2.36,
-        "cautions": ["an epoch costs two of TRADES: a control has twice the epochs and the same augmentation"],
+        "cautions": [
+            "costs two of TRADES: a fair control has the same augmentation, twice the epochs and twice the batch_size"
+        ],
         "recipe": {"augment.crop": 1, "inner.init": "gauss"},
     },
     "consistency-mart": {
@@ -61,7 +66,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2022,
         "claim": "CIFAR-10, PreAct-ResNet-18: 47.0 % under AutoAttack (MART 41.9)",
         "cost": 2.36,
-        "cautions": ["an epoch costs two of MART: a control has twice the epochs and the same augmentation"],
+        "cautions": [
+            "costs two of MART: a fair control has the same augmentation, twice the epochs and twice the batch_size"
+        ],
         "recipe": {"augment.crop": 1, "inner.init": "gauss"},
     },
 }

@@ -26,7 +26,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2022,
         "claim": "no catastrophic overfitting: CIFAR-10, ResNet-18, 8/255: 47.8 % under AutoAttack (FastAT benchmark)",
         "cost": 0.18,
-        "cautions": ["trains on points up to (k + 1) eps away from x"],
+        "cautions": [
+            "trains on points up to (k + 1) eps away from x",
+            "k = 2 is for eps of some 8/255: at 0.3 it is noise of +-0.6, take k = 1 as the recipe of mnist does; "
+            "less can overfit catastrophically",
+        ],
         "recipe": {"inner.steps": 1, "inner.rel_step": 1.0},
         "presets": {
             "paper": {
@@ -56,7 +60,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class NFGSM(Method):
     """N-FGSM.
 
-    `k`: size of the noise / eps. The step size alpha is the recipe's `inner.rel_step` or `inner.step_size`.
+    `k`: size of the noise / eps; 2 in the paper, too much for an eps of 0.3. The step size alpha is the recipe's
+    `inner.rel_step` or `inner.step_size`.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)

@@ -1,12 +1,13 @@
-"""Attention over positions in the image, before the classifier (after Liu and JaJa, IJCAI 2019, arXiv:1810.02424).
+"""Attention over positions in the image, beside the classifier's own features (after Liu and JaJa, IJCAI 2019,
+arXiv:1810.02424).
 
-A reconstruction: the abstract describes a nonlinear attention module that gives larger weights to robust features.
-The form here is our choice.
+A reconstruction: the abstract describes a nonlinear attention module that gives larger weights to robust features and
+suppresses the background. The form here is our choice.
 
-c_i = u . tanh(W l_i + V g),  a = softmax_i(c),  phi = sum_i a_i l_i,  logits = head(P phi)
+c_i = u . tanh(W l_i + V g),  a = softmax_i(c),  phi = sum_i a_i l_i,  logits = head(g) + E phi
 
-l_i (C,) are the inner net's local features at position i, g (D,) its global features, and head is its own head.
-P (D x C) maps phi to the D inputs of the head; without it if C = D.
+l_i (C,) are the inner net's local features at position i, g (D,) its global features, and head is its own head. The
+classifier receives [g; phi]. E (K x C) starts from 0, so that training starts from the inner net itself.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "Attention",
         "kind": "wrapper",
         "form": "WIDTH",
-        "summary": "the classifier receives a mean of local features, weighted by attention (after Liu and JaJa 2019)",
+        "summary": "a mean of local features, weighted by attention, beside the own features (after Liu and JaJa 2019)",
     },
 }
 
 
 class Attention(Wrapper):
-    """A copy of `net` that classifies phi.
+    """A copy of `net` that classifies [g; phi]. It has the same logits as `net` until it is trained.
 
     `width`: the length of u.
 
@@ -48,8 +49,9 @@ class Attention(Wrapper):
         self.local = nn.Conv2d(channels, width, 1)
         self.whole = nn.Linear(size, width, bias=False)
         self.score = nn.Conv2d(width, 1, 1, bias=False)
-        self.project = nn.Identity() if channels == size else nn.Linear(channels, size, bias=False)
-        self.feature_dim = channels
+        self.extra = nn.Linear(channels, self.num_classes, bias=False)
+        nn.init.zeros_(self.extra.weight)
+        self.feature_dim = size + channels
 
     def weights(self, maps: Tensor, g: Tensor) -> Tensor:
         """a (B, 1, H, W), which sums to 1 over the positions of `maps` (B, C, H, W), for g (B, D)."""
@@ -57,16 +59,17 @@ class Attention(Wrapper):
         return c.flatten(2).softmax(2).view_as(c)  # type: ignore[no-any-return]
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner net's feature maps (B, C, H, W), and phi (B, C)."""
+        """The inner net's feature maps (B, C, H, W), and [g; phi] (B, D + C)."""
         maps, g = self.net.maps_and_features(x)
-        return maps, (self.weights(maps, g) * maps).sum((2, 3))
+        return maps, torch.cat([g, (self.weights(maps, g) * maps).sum((2, 3))], 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """phi (B, C)."""
+        """[g; phi] (B, D + C)."""
         return self.maps_and_features(x)[1]
 
     def head(self, z: Tensor) -> Tensor:
-        return self.net.head(self.project(z))  # type: ignore[no-any-return]
+        split = self.feature_dim - self.extra.in_features
+        return self.net.head(z[:, :split]) + self.extra(z[:, split:])  # type: ignore[no-any-return]
 
     def _shapes(self) -> tuple[int, int]:
         """C and D, from a pass of one image, in eval mode so that no statistic changes."""

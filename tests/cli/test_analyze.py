@@ -88,6 +88,7 @@ QUICK = ["-n", "20", "--set", "steps=1"]
         (["features", *RUNS, *QUICK], ["features"], "clean %"),
         (["quantize", *RUNS, *QUICK], ["accuracy"], "(percent)"),
         (["vulnerability", *RUNS, *QUICK], ["main", "tasks"], "main (percent)"),
+        (["salience", *RUNS, "-n", "20"], ["salience"], "gradient %"),
         (["filters", *RUNS], ["filters"], ""),
         (["implicit-bias", *(f"--set={name}=100" for name in ("steps", "fista_steps", "adversarial_steps")),
           "--set=sizes=3", "--set=trials=1"], ["margins"], "margins (percent)"),

@@ -130,3 +130,16 @@ def test_on_cifar10_the_shipped_recipe_has_the_papers_augmentation() -> None:
     for name in ENTRIES.values():
         augment = Recipe.resolve(method=name, dataset="cifar10", arch="resnet18").augment
         assert (augment.crop, augment.flip, augment.policy, augment.cutout) == (4, True, "autoaugment", 16)
+
+
+def test_a_control_of_twice_the_epochs_and_batch_size_has_equal_compute_and_updates(recipe: Make) -> None:
+    spent = {}
+    for name, batch, epochs in (("consistency", 16, 1), ("pgd-at", 32, 2), ("pgd-at", 16, 2)):
+        session = Session(recipe(name, f"batch_size={batch}"), CPU)
+        for _ in range(epochs):
+            for _ in range(session.steps):
+                session.step(session.order())
+            session.end_epoch()
+        spent[name, batch] = session.counter.forwards, session.counter.backwards, epochs * session.steps
+    assert spent["consistency", 16] == spent["pgd-at", 32]
+    assert spent["pgd-at", 16][2] == 2 * spent["pgd-at", 32][2]
