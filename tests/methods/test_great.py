@@ -25,6 +25,7 @@ Trained = Callable[..., Session]
 Same = Callable[[nn.Module, nn.Module], bool]
 CPU = torch.device("cpu")
 SMOOTH = "model.activation=softplus"
+AS_STANDARD = ("method.ramp=0", "optim.name=sgd", "optim.weight_decay=5e-4")
 
 
 @pytest.fixture
@@ -35,18 +36,18 @@ def teacher(recipe: Make, tmp_path: Path) -> Path:
 def test_without_alpha_and_beta_the_defence_is_standard_training_to_the_bit(
     recipe: Make, trained: Trained, same: Same
 ) -> None:
-    none = ("method.alpha=0", "method.beta=0", "method.ramp=0", "optim.name=sgd")
+    none = ("method.alpha=0", "method.beta=0", *AS_STANDARD)
     standard = trained(recipe("standard", SMOOTH)).nets.f
     session = trained(recipe("great", *none))
     assert same(session.nets.f, standard)
     assert not same(session.nets.parts["auxiliary"], trained(recipe("great", *none), 0).nets.parts["auxiliary"])
-    assert not same(trained(recipe("great", "method.ramp=0", "optim.name=sgd")).nets.f, standard)
+    assert not same(trained(recipe("great", *AS_STANDARD)).nets.f, standard)
 
 
 def test_without_alpha_distillation_is_standard_training_to_the_bit(
     recipe: Make, trained: Trained, same: Same, teacher: Path
 ) -> None:
-    form = ("method.form=distillation", f"method.teacher={teacher}", "method.ramp=0", "optim.name=sgd")
+    form = ("method.form=distillation", f"method.teacher={teacher}", *AS_STANDARD)
     standard = trained(recipe("standard", SMOOTH)).nets.f
     assert same(trained(recipe("great", "method.alpha=0", *form)).nets.f, standard)
     assert not same(trained(recipe("great", *form)).nets.f, standard)
