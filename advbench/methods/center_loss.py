@@ -1,13 +1,17 @@
-"""Discriminative features by centre loss: Agarwal, Nguyen and Schonfeld, ICIP 2019, arXiv:1811.00621.
+"""Discriminative features by centre loss: Agarwal, Nguyen and Schonfeld, arXiv:1811.00621, in two texts.
 
-A reconstruction from the abstract, with the centre loss of Wen et al. 2016 (ECCV, equations 2 to 4):
+The first is of November 2018, for an ECCV workshop. The second is of May 2019, in ICIP 2019 as "Improving Robustness
+to Adversarial Examples by Encouraging Discriminative Features". A reconstruction: of both only the abstract could be
+read, which names MNIST, CIFAR-10 and CIFAR-100, but no net, lambda, alpha, attack or eps. The centre loss is that of
+Wen et al. 2016 (ECCV, equations 2 to 4):
 
 L = CE(f(x), y) + lambda L_C,  L_C = 1/2 mean_i ||z_i - c_{y_i}||^2   (or the sum over the batch)
 c_j <- c_j - alpha Delta_j,    Delta_j = sum_{y_i = j} (c_j - z_i) / (1 + n_j),  n_j images of class j in the batch
 
 z = features(x). The centres are updated after each batch by this rule, or trained by SGD on L_C with learning rate
 alpha. They are saved and resumed with the run, and have no weight decay. The papers train on clean images; with
-adversarial training, z is the features of x' or of x.
+adversarial training, z is the features of x' or of x. The adaptive attack is `feature-pgd`: it pulls features to the
+centres of the three likeliest wrong classes.
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "center-loss": {
         "make": "CenterLoss",
         "summary": "standard training with features pulled to the centre of their class (Agarwal et al. 2019)",
-        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
+        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features (ECCV workshop 2018; ICIP)",
         "arxiv": "1811.00621",
         "year": 2019,
         "claim": "compact classes are harder to attack, on MNIST, CIFAR-10 and CIFAR-100",
         "cost": 0.09,
         "cautions": [
-            "a reconstruction from the abstract; no AutoAttack number was ever published",
+            "a reconstruction from the abstracts: lambda, nets and eps are unknown; no AutoAttack number exists",
             "helps at small eps only; a related method was over-reported: MMC with AT 55.0 %, 43.5 under AutoAttack",
         ],
         "recipe": {"validation.select": "clean"},
@@ -42,12 +46,12 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "make": "CenterLoss",
         "set": {"base": "at"},
         "summary": "adversarial training with features pulled to the centre of their class (after Agarwal et al. 2019)",
-        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features",
+        "paper": "Improving Adversarial Robustness by Encouraging Discriminative Features (ECCV workshop 2018; ICIP)",
         "arxiv": "1811.00621",
         "year": 2019,
         "claim": "none: the paper trains on clean images",
         "cost": 1.0,
-        "cautions": ["a reconstruction from the abstract; no AutoAttack number was ever published"],
+        "cautions": ["a reconstruction from the abstracts; no AutoAttack number was ever published"],
     },
 }
 

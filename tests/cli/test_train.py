@@ -180,6 +180,21 @@ def test_the_natural_net_of_act_is_a_source_of_transfer_attacks(cli: Any) -> Non
     assert json.loads(alone.out)["model"]["arch"] == "lenet5"
 
 
+def test_the_forms_of_great_train_and_deploy_the_net_alone(cli: Any) -> None:
+    great = ["train", "--method", "great", *QUICK, "--set", "model.width=16"]
+    assert cli("train", "--method", "standard", *QUICK, "--out", "teacher").code == 0
+    distillation = ["--set", "method.form=distillation", "--set", "method.teacher=teacher"]
+    for name, form in {
+        "student": [*distillation, "--set", "method.soft=1"],
+        "tasks": ["--set", "method.form=multi-task"],
+    }.items():
+        assert cli(*great, *form, "--out", name).code == 0
+        ran = cli("evaluate", "--model", name, "--attack", "fgsm", "--eps", "0,0.1", "-n", "20")
+        assert ran.code == 0, ran.err
+    refused = cli(*great, "--set", "method.form=distillation", "--set", "method.T=0", "--out", "none")
+    assert refused.is_one_clear_line and "method.T" in refused.err
+
+
 def test_dry_run_is_a_recipe_that_config_takes(cli: Any) -> None:
     ran = cli("train", "--method", "trades", "--set", "method.beta=3", *QUICK, "--dry-run")
     assert ran.code == 0 and ran.err == "" and cli.files() == set()

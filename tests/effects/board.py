@@ -25,6 +25,7 @@ ARCH = "small_cnn_16_32_100"
 FOLDER = Path("boards")  # of the runs
 SEEDS = (0, 1, 2)
 RATES = ("0.02", "0.05", "0.1")
+RATES_OF = {"great": ("0.001", "0.002", "0.005"), "free-at": ("0.005", "0.01", "0.02")}  # Adam; m updates in a row
 DECAYS = ("optim.weight_decay", "0.0002", "0.0005", "0.002")
 WEIGHTS = {  # of each method the field that makes it this method rather than another; where there is none, the decay
     "pgd-at": DECAYS,
@@ -82,7 +83,7 @@ def tuning(method: str) -> Tuning:
     )
     field, *values = WEIGHTS[method]
     select = "clean" if method in UNATTACKED else "margin"
-    return Tuning(f"board-{method}", base, (("optim.lr", RATES), (field, tuple(values))), select)
+    return Tuning(f"board-{method}", base, (("optim.lr", RATES_OF.get(method, RATES)), (field, tuple(values))), select)
 
 
 def trainings(name: str, method: str) -> Runs:

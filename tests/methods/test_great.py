@@ -25,6 +25,7 @@ Trained = Callable[..., Session]
 Same = Callable[[nn.Module, nn.Module], bool]
 CPU = torch.device("cpu")
 SMOOTH = "model.activation=softplus"
+AS_STANDARD = ("method.ramp=0", "optim.name=sgd", "optim.weight_decay=5e-4")
 
 
 @pytest.fixture
@@ -35,18 +36,18 @@ def teacher(recipe: Make, tmp_path: Path) -> Path:
 def test_without_alpha_and_beta_the_defence_is_standard_training_to_the_bit(
     recipe: Make, trained: Trained, same: Same
 ) -> None:
-    none = ("method.alpha=0", "method.beta=0", "method.ramp=0", "optim.name=sgd")
+    none = ("method.alpha=0", "method.beta=0", *AS_STANDARD)
     standard = trained(recipe("standard", SMOOTH)).nets.f
     session = trained(recipe("great", *none))
     assert same(session.nets.f, standard)
     assert not same(session.nets.parts["auxiliary"], trained(recipe("great", *none), 0).nets.parts["auxiliary"])
-    assert not same(trained(recipe("great", "method.ramp=0", "optim.name=sgd")).nets.f, standard)
+    assert not same(trained(recipe("great", *AS_STANDARD)).nets.f, standard)
 
 
 def test_without_alpha_distillation_is_standard_training_to_the_bit(
     recipe: Make, trained: Trained, same: Same, teacher: Path
 ) -> None:
-    form = ("method.form=distillation", f"method.teacher={teacher}", "method.ramp=0", "optim.name=sgd")
+    form = ("method.form=distillation", f"method.teacher={teacher}", *AS_STANDARD)
     standard = trained(recipe("standard", SMOOTH)).nets.f
     assert same(trained(recipe("great", "method.alpha=0", *form)).nets.f, standard)
     assert not same(trained(recipe("great", *form)).nets.f, standard)
@@ -126,10 +127,71 @@ def test_relative_gradients_are_divided_by_their_size_in_the_batch(size: float) 
     assert torch.equal(GREAT(scale=3.0)._seen_by_auxiliary(g), 3 * g)
 
 
-def test_the_ramp_is_linear() -> None:
-    method = GREAT(alpha=2.0, beta=4.0, ramp=0.5)
-    for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
-        assert method._ramped(Nets(f=nn.Identity(), progress=progress)) == (2 * share, 4 * share)  # type: ignore[arg-type]
+def test_relative_to_the_sample_every_gradient_has_the_same_size() -> None:
+    g = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    g = (g * torch.logspace(-25, 5, 8)[:, None, None, None]).requires_grad_()
+    shown = GREAT(relative=True, per="sample", scale=3.0)._seen_by_auxiliary(g)
+    assert np.allclose(shown.detach().square().mean((1, 2, 3)).sqrt(), 3.0, rtol=1e-5)
+    directions = (functional.normalize(tensor.detach().flatten(1).double(), eps=1e-40) for tensor in (shown, g))
+    assert torch.allclose(*directions, atol=1e-6)
+
+
+def test_relative_to_the_sample_the_gradient_is_that_of_the_cross_entropy_and_never_vanishes(recipe: Make) -> None:
+    session = Session(recipe("great"), CPU)
+    x, y = session.data.batch(slice(6))
+    net = session.nets.f.eval()
+    method = GREAT(relative=True, per="sample", scale=1.0)
+    (exact,) = torch.autograd.grad(functional.cross_entropy(net(z := x.clone().requires_grad_()), y), z)
+    shown = method._seen_by_auxiliary(method._with_gradient(session.nets, x, y)[1])
+    assert torch.allclose(functional.normalize(shown.flatten(1)), functional.normalize(exact.flatten(1)), atol=1e-5)
+
+    last = net.linear  # type: ignore[union-attr]
+    with torch.no_grad():  # all right by thousands: float32's cross-entropy has no gradient
+        right = functional.one_hot(y, 10).float().T
+        last.weight.copy_(2000 * right @ torch.linalg.pinv(net.features(x)).T)  # type: ignore[operator, union-attr]
+        last.bias.zero_()  # type: ignore[operator, union-attr]
+    (vanished,) = torch.autograd.grad(functional.cross_entropy(net(z := x.clone().requires_grad_()), y), z)
+    assert not vanished.any()
+    shown = method._seen_by_auxiliary(method._with_gradient(session.nets, x, y)[1])
+    assert np.allclose(shown.detach().square().mean((1, 2, 3)).sqrt(), 1.0, rtol=1e-5)
+    terms = method.defended(session.nets, x, y)
+    for g in torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(net.parameters())):
+        assert bool(g.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("ramp", "start", "grown"),
+    [
+        (0.5, 0.0, {0.0: 0.0, 0.25: 0.5, 0.5: 1.0, 1.0: 1.0}),
+        (0.25, 0.5, {0.0: 0.0, 0.5: 0.0, 0.625: 0.5, 0.75: 1.0, 1.0: 1.0}),
+        (0.0, 0.5, {0.0: 0.0, 0.49: 0.0, 0.5: 1.0, 1.0: 1.0}),
+    ],
+)
+def test_alpha_and_beta_grow_linearly_each_from_its_own_start(
+    ramp: float, start: float, grown: dict[float, float]
+) -> None:
+    for progress, share in grown.items():
+        nets = Nets(f=nn.Identity(), progress=progress)  # type: ignore[arg-type]
+        later = min(1.0, progress / ramp) if ramp else 1.0
+        assert GREAT(alpha=2.0, beta=4.0, ramp=ramp, alpha_from=start)._ramped(nets) == (2 * share, 4 * later)
+        assert GREAT(alpha=2.0, beta=4.0, ramp=ramp, beta_from=start)._ramped(nets) == (2 * later, 4 * share)
+
+
+def test_the_literal_form_with_a_small_beta_learns_labels_and_hides_their_gradients() -> None:
+    """Free logits, wrong at first, and an A that knows nothing: after the same steps."""
+    y = torch.tensor([0, 1, 2])
+    gradient = {}
+    for greace in ("literal", "bounded"):
+        logits = (3 * functional.one_hot(y.roll(1)).float()).requires_grad_()
+        nets = Nets(f=lambda x, logits=logits: logits + 0 * x.sum(), parts={"auxiliary": _Constant()})  # type: ignore[arg-type, misc]
+        method = GREAT(alpha=0, beta=0.1, ramp=0, greace=greace)  # type: ignore[arg-type]
+        for _ in range(400):
+            terms = method.defended(nets, torch.zeros(3, 1, 2, 2), y)
+            (g,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), logits)
+            logits.data -= 10 * len(y) * g
+        assert torch.equal(logits.argmax(1), y)
+        (gradient[greace],) = torch.autograd.grad(functional.cross_entropy(logits, y), logits)
+    assert not gradient["literal"].any() and bool((gradient["bounded"] != 0).all())
 
 
 def test_distillation_leaves_the_teacher_as_it_was(recipe: Make, teacher: Path) -> None:
@@ -140,6 +202,21 @@ def test_distillation_leaves_the_teacher_as_it_was(recipe: Make, teacher: Path) 
         session.step(session.order())
     assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
     assert set(session.tools.optimizers) == {"f", "auxiliary"}
+
+
+def test_soft_targets_are_the_control_of_distillation(recipe: Make, teacher: Path) -> None:
+    form = ("method.form=distillation", f"method.teacher={teacher}", "method.alpha=0")
+    session = Session(recipe("great", *form, "method.soft=0.5", "method.T=3"), CPU)
+    x, y = session.data.batch(slice(6))
+    nets = session.nets
+    for net in (nets.f, nets.parts["teacher"]):
+        net.eval()
+    taught = nets.parts["teacher"](x).detach()
+    terms = session.method.distilled(nets, x, y, taught, torch.zeros_like(x))  # type: ignore[attr-defined]
+    p, q = (log_softmax(logits.double().numpy() / 3, 1) for logits in (taught, nets.f(x).detach()))
+    assert float(terms["soft"].detach()) == pytest.approx(0.5 * 9 * (np.exp(p) * (p - q)).sum(1).mean(), rel=1e-4)
+    without = Session(recipe("great", *form), CPU).method.distilled(nets, x, y, taught, torch.zeros_like(x))  # type: ignore[attr-defined]
+    assert set(without) == {"ce", "auxiliary"}
 
 
 def test_without_alpha_the_tasks_share_the_encoder_as_their_sum_would(recipe: Make) -> None:
