@@ -108,15 +108,21 @@ def run(
                     "worst": _share(plain & through & transfer),
                 }
             )
-    notes = [
-        f"{row['run']}, {row['layer']}: gains {100 * (row['plain'] - row['unquantized']):+.1f} points under "
-        f"the plain attack, {100 * (row['worst'] - row['unquantized']):+.1f} under the worst of the three"
-        for row in rows
-    ]
     table = pd.DataFrame(rows).set_index(["run", "layer"])
+    notes = [_note(one.name, table.loc[one.name]) for one in trained]
     title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {attack}, {steps} steps, n = {len(data)}"
     figures = {"accuracy": _figure(table, title)}
     return Analysis(title, {"accuracy": table}, figures, tuple(notes), shares=frozenset({"accuracy"}))
+
+
+def _note(run: str, table: pd.DataFrame) -> str:
+    """The largest gain under the plain attack and under the worst of the three, over the layers of a run."""
+    gains = {name: table[name] - table["unquantized"] for name in ("plain", "worst")}
+    plain, worst = (f"{100 * gain.max():+.1f} points ({gain.idxmax()})" for gain in gains.values())
+    return (
+        f"{run}: quantisation gains at most {plain} under the plain attack, "
+        f"{worst} under the worst of plain, straight-through and transfer"
+    )
 
 
 def _figure(table: pd.DataFrame, title: str) -> Any:
@@ -143,7 +149,7 @@ def layers(net: Model, asked: str) -> list[str]:
         return weighted[:1]
     if asked == "all":
         return weighted[:-1] or weighted
-    known = [name for name, _ in net.named_modules() if name]
+    known = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
     chosen = list(dict.fromkeys(name.strip() for name in asked.split(",")))
     for name in chosen:
         if name not in known:

@@ -111,11 +111,10 @@ def run(
         table = under_corruptions(trained, data, source, seed=seed)
         tables["corruptions"] = table
         figures["corruptions"] = _figure_of_corruptions(table, what)
-        best_eps = table["mean"].idxmax()
-        notes = (
-            *notes,
+        best_eps, images_of = table["mean"].idxmax(), f"images of {source}" if source else "CIFAR-10-C's constants"
+        notes += (
             f"corruptions: best trained at {best_eps} ({table['mean'][best_eps]:.1%}, the mean over "
-            f"{table.shape[1] - 2} corruptions at {len(SEVERITIES)} severities; images of {source or 'the formulas of CIFAR-10-C'})",
+            f"{table.shape[1] - 2} corruptions at {len(SEVERITIES)} severities; {images_of})",
         )
     return Analysis(
         title=f"Accuracy by the eps trained (row) and attacked (column) at: {norm}, {attack}, n = {len(data)}",
