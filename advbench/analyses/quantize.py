@@ -109,7 +109,7 @@ def run(
                 }
             )
     table = pd.DataFrame(rows).set_index(["run", "layer"])
-    notes = [_note(one.name, table.loc[one.name]) for one in trained]
+    notes = [_note(one.name, table.loc[[one.name]].droplevel("run")) for one in trained]
     title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {attack}, {steps} steps, n = {len(data)}"
     figures = {"accuracy": _figure(table, title)}
     return Analysis(title, {"accuracy": table}, figures, tuple(notes), shares=frozenset({"accuracy"}))

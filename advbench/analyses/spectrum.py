@@ -111,7 +111,7 @@ def run(
         table = under_corruptions(trained, data, source, seed=seed)
         tables["corruptions"] = table
         figures["corruptions"] = _figure_of_corruptions(table, what)
-        best_eps, images_of = table["mean"].idxmax(), f"images of {source}" if source else "CIFAR-10-C's constants"
+        best_eps, images_of = str(table["mean"].idxmax()), f"images of {source}" if source else "CIFAR-10-C's constants"
         notes += (
             f"corruptions: best trained at {best_eps} ({table['mean'][best_eps]:.1%}, the mean over "
             f"{table.shape[1] - 2} corruptions at {len(SEVERITIES)} severities; {images_of})",
