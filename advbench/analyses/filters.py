@@ -1,8 +1,9 @@
 """Which layers amplify perturbations: Sridhar et al. 2022, arXiv:2206.06496. The authors' code was read.
 
 For each layer with 2-D kernels K (k, k): the maximum and the mean, over all kernels, of max |K|, the l1 norm
-sum |K| (how much an Linf perturbation of the input can grow) and the largest singular value of K. A fully connected
-layer counts as one kernel, its weight matrix; its l1 norm is the largest l1 norm of a row.
+sum |K| (how much an Linf perturbation of the input can grow) and the largest singular value of K. The authors plot
+max |K|, its mean and its maximum, of convolutions alone, layer by layer against eps. A fully connected layer counts as
+one kernel here, its weight matrix; its l1 norm is the largest l1 norm of a row.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def run(
     *,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Analysis:
-    """Tables `filters` (one row for each run and layer) and, for several runs, `l1` (mean l1 norm, layer x run).
+    """Table `filters`: one row for each run and layer.
+
+    For several runs also `max_w` and `l1`, layer x run: the means over kernels of max |w|, as in the paper, and of the
+    l1 norm.
 
     Raises UserError for runs that `load_runs` refuses.
     """
@@ -51,9 +55,9 @@ def run(
     table = pd.DataFrame(rows)
     tables = {"filters": table.set_index(["run", "eps", "layer"])}
     if len(runs) > 1:
-        several = table.pivot_table(index="layer", columns="run", values="mean_l1", sort=False)
-        several.columns.name = None
-        tables["l1"] = several
+        for name, column in {"max_w": "mean_max", "l1": "mean_l1"}.items():
+            tables[name] = table.pivot_table(index="layer", columns="run", values=column, sort=False)
+            tables[name].columns.name = None
     title = "Filters: maximum and mean over kernels of max |w|, l1 and spectral norm"
     return Analysis(title, tables, {"filters": _figure(table)})
 

@@ -3,13 +3,19 @@
 On separable data the largest perturbation that a linear classifier withstands is min_i y_i w.x_i / ||w||_dual. So the
 most robust classifier has the least dual norm, and the optimiser decides which norm is minimised:
 
-gradient descent: l2; greedy coordinate descent: l1 (robust to Linf); sign gradient descent, scaled by ||g||_1:
-Linf (robust to L1); gradient descent on a 2-layer circular convolutional linear net: ||F w||_1 (robust to
-Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to its dual); adversarial training in a norm
-at 0.99 of the largest margin, which must be known: its dual norm (robust to the norm itself).
+gradient descent, on a linear model or a 2-layer fully connected linear net: l2; greedy coordinate descent: l1 (robust
+to Linf); sign gradient descent, scaled by ||g||_1: Linf (robust to L1); gradient descent on a 2-layer circular
+convolutional linear net: ||F w||_1 (robust to Fourier-Linf); FISTA with a vanishing penalty ||w||: that norm (robust to
+its dual); adversarial training in a norm at 0.99 of the largest margin, which must be known: its dual norm (robust to
+the norm itself).
 
 Each row of the table is an optimiser, each column a norm of perturbations. The entries are the margin reached as a
 share of the largest possible one, averaged over n in {3, 12, 25} points x ~ N(0, I_100), y = +-1, and over the trials.
+
+This is the linear half of the paper, with the 2-layer convolutional net for its part on architectures: each net by
+plain gradient descent, what it is robust to depends on the layers alone. On images the same nets are `train --arch
+linear`, `conv_linear`, or `mlp` with `model.activation=identity`, and the paper's Fourier attack on deep nets is
+`evaluate --norm fourier-linf --attack apgd-ce` (or apgd-t), in a band of frequencies by `--set band=LOW,HIGH`.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, steepest
+from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, fully_connected, steepest
 from advbench.analyses.minimum_norm import Array, largest_margin, margin
 from advbench.errors import UserError
 from advbench.figure import ROW, draw_grid, panels
@@ -38,7 +44,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "year": 2021,
         "claim": "each optimiser finds the maximally robust linear classifier of its own norm",
         "cost": None,
-        "cautions": ["linear models on separable data: nothing follows for deep networks"],
+        "cautions": [
+            "the linear half of the paper and the 2-layer convolution alone: nothing follows for deep networks",
+            "the paper's Fourier attack on image nets: evaluate --norm fourier-linf --attack apgd-ce",
+        ],
         "runs": "none: the models are trained here",
     },
 }
@@ -50,6 +59,7 @@ OWN = {
     "coordinate-descent": "linf",
     "sign-gradient-descent": "l1",
     "conv-gradient-descent": "fourier-linf",
+    "fc-gradient-descent": "l2",
     **{f"fista-{norm}": norm for norm in NORMS},
     **{f"adversarial-{norm}": norm for norm in NORMS},
 }
@@ -152,7 +162,11 @@ def verdicts(every: pd.DataFrame) -> tuple[str, ...]:
 def _optimisers(z: Array, steps: int, fista_steps: int, rng: np.random.Generator) -> dict[str, Callable[[], Array]]:
     plain = {name: (lambda name=name: steepest(z, name, steps)) for name in list(OWN)[:3]}  # type: ignore[misc]
     proximal = {f"fista-{norm}": (lambda norm=norm: fista(z, norm, fista_steps)) for norm in NORMS}  # type: ignore[misc]
-    return {**plain, "conv-gradient-descent": lambda: convolutional(z, steps, rng), **proximal}
+    nets = {
+        "conv-gradient-descent": lambda: convolutional(z, steps, rng),
+        "fc-gradient-descent": lambda: fully_connected(z, steps, rng),
+    }
+    return {**plain, **nets, **proximal}
 
 
 def _pivot(every: pd.DataFrame, how: Literal["mean", "min"], index: Sequence[str] = ("optimiser",)) -> pd.DataFrame:

@@ -70,6 +70,20 @@ def convolutional(z: Array, steps: int, rng: np.random.Generator, scale: float =
     return np.asarray(np.fft.irfft(a * b, n=d, norm="ortho"))
 
 
+def fully_connected(z: Array, steps: int, rng: np.random.Generator, width: int = 10, scale: float = 0.01) -> Array:
+    """w = A'b after gradient descent on the layers A (width, d) and b (width,) of a linear net, from scale N(0, I).
+
+    The step size also falls with the layers' sizes, which bound the curvature.
+    """
+    first, last = scale * rng.standard_normal((width, z.shape[1])), scale * rng.standard_normal(width)
+    bound = np.sqrt((z * z).sum(1)).max()
+    for _ in range(steps):
+        g = ascent(z, last @ first)
+        step = 0.5 / (bound + bound**2 * max((first * first).sum(), last @ last))
+        first, last = first + step * np.outer(last, g), last + step * (first @ g)
+    return np.asarray(last @ first)
+
+
 def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0) -> Array:
     """w (d,) after FISTA (Beck and Teboulle 2009) on L(w) + lambda ||w||, the dual of `norm`, for lambda -> 0.
 

@@ -1,10 +1,11 @@
-"""A layer's outputs quantised at test time, without retraining: Sridhar et al. 2022, arXiv:2206.06496.
+"""The outputs of a layer quantised at test time, without retraining: Sridhar et al. 2022, arXiv:2206.06496.
 
 The authors' code was read. q(h) = floor(levels h) / levels. Its gradient is zero wherever it exists, so a gain under
 plain gradient attacks may be gradient masking. The quantised net is attacked in three ways: by the plain attack; by the
 same with straight-through gradients (BPDA, Athalye et al. 2018, arXiv:1802.00420); by points made against the net
 without quantisation (transfer). `worst` counts an image only if it withstands all three. The baseline is the net
-without quantisation under the plain attack.
+without quantisation under the plain attack. The authors quantise one layer or stage after the other; `layer` names
+which.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from advbench.analyses.trained_run import (
     right,
     withstands,
 )
+from advbench.errors import unknown
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models import wrap
 from advbench.models.base import Model, straight_through
@@ -50,7 +52,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 def run(
     runs: list[Path],
     *,
-    layer: str | None = None,
+    layer: str = "first",
     levels: Count = 8,
     n: Count = 500,
     eps: str | None = None,
@@ -60,9 +62,10 @@ def run(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Table `accuracy`, one row for each run.
+    """Table `accuracy`, one row for each run and layer; one layer is quantised at a time.
 
-    - `layer`: which layer, as in `net.named_modules()`; by default the first with weights.
+    - `layer`: which layers, a comma list of names in `net.named_modules()`; or `first`, the first with weights; or
+      `all`, every convolution and fully connected layer but the last.
     - `levels`: of its outputs: q(h) = floor(levels h) / levels.
     - `n`: how many test images.
     - `eps`: of the attack, by default each run's own.
@@ -75,60 +78,83 @@ def run(
     trained = load_runs(runs, device)
     data = images(trained, "test", n, device)
     x, y = data.batch(slice(None))
-    rows: dict[str, dict[str, Any]] = {}
-    for done, one in enumerate(trained):
-        if progress is not None:
-            progress(one.name, done, len(trained))
+    places = [layers(one.net, layer) for one in trained]
+    rows: list[dict[str, Any]] = []
+    for one, names in zip(trained, places, strict=True):
         norm, size = one.recipe.threat.norm, one_eps(eps, one)
-        attacks, where = named_attack(attack, norm, steps), layer or first_layer(one.net)
-        quantised = wrap(one.net, "quantize", layer=where, levels=levels).to(device).eval()
+        attacks = named_attack(attack, norm, steps)
         threat = {"norm": norm, "eps": size.value, "seed": seed}
-        bare = withstands(one.net, data, attacks, **threat)  # type: ignore[arg-type]
-        plain = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
-        with straight_through(quantised):
-            through = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
+        clean, bare = right(one.net, x, y), withstands(one.net, data, attacks, **threat)  # type: ignore[arg-type]
         points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
-        transfer = (right(quantised, x, y) & right(quantised, points, y)).cpu()
-        rows[one.name] = {
-            "layer": where,
-            "eps": size.text,
-            "clean": _share(right(one.net, x, y)),
-            "clean_quantized": _share(right(quantised, x, y)),
-            "unquantized": _share(bare),
-            "plain": _share(plain),
-            "straight_through": _share(through),
-            "transfer": _share(transfer),
-            "worst": _share(plain & through & transfer),
-        }
-    notes = [
-        f"{name}: quantisation gains {100 * (row['plain'] - row['unquantized']):+.1f} points under the plain attack, "
-        f"{100 * (row['worst'] - row['unquantized']):+.1f} under the worst of plain, straight-through and transfer"
-        for name, row in rows.items()
-    ]
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+        for name in names:
+            if progress is not None:
+                progress(f"{one.name}, {name}", len(rows), sum(map(len, places)))
+            quantised = wrap(one.net, "quantize", layer=name, levels=levels).to(device).eval()
+            plain = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
+            with straight_through(quantised):
+                through = withstands(quantised, data, attacks, **threat)  # type: ignore[arg-type]
+            transfer = (right(quantised, x, y) & right(quantised, points, y)).cpu()
+            rows.append(
+                {
+                    "run": one.name,
+                    "layer": name,
+                    "eps": size.text,
+                    "clean": _share(clean),
+                    "clean_quantized": _share(right(quantised, x, y)),
+                    "unquantized": _share(bare),
+                    "plain": _share(plain),
+                    "straight_through": _share(through),
+                    "transfer": _share(transfer),
+                    "worst": _share(plain & through & transfer),
+                }
+            )
+    table = pd.DataFrame(rows).set_index(["run", "layer"])
+    notes = [_note(one.name, table.loc[[one.name]].droplevel("run")) for one in trained]
     title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {attack}, {steps} steps, n = {len(data)}"
     figures = {"accuracy": _figure(table, title)}
     return Analysis(title, {"accuracy": table}, figures, tuple(notes), shares=frozenset({"accuracy"}))
 
 
+def _note(run: str, table: pd.DataFrame) -> str:
+    """The largest gain under the plain attack and under the worst of the three, over the layers of a run."""
+    gains = {name: table[name] - table["unquantized"] for name in ("plain", "worst")}
+    plain, worst = (f"{100 * gain.max():+.1f} points ({gain.idxmax()})" for gain in gains.values())
+    return (
+        f"{run}: quantisation gains at most {plain} under the plain attack, "
+        f"{worst} under the worst of plain, straight-through and transfer"
+    )
+
+
 def _figure(table: pd.DataFrame, title: str) -> Any:
-    """A row for each run, a point for each attack."""
+    """A row for each run and layer, a point for each attack."""
     shown = {
         "clean, not quantised": "clean", "clean, quantised": "clean_quantized", "plain attack, not quantised":
         "unquantized", "plain attack, quantised": "plain", "straight-through attack": "straight_through",
         "transfer attack": "transfer", "worst of the three": "worst",
     }  # fmt: skip
+    named = [part for part in ("run", "layer") if len(set(table.index.get_level_values(part))) > 1] or ["run"]
+    names = [", ".join(map(str, row)) for row in table.index.to_frame()[named].itertuples(index=False)]
     with panels(1, title, height=1 + ROW * len(table), below=legend_lines(len(shown))) as (figure, (axes,)):
         series = {name: list(100 * table[column].astype(float)) for name, column in shown.items()}
-        legend(figure, draw_dots(axes, list(table.index), series, "accuracy (%)"), list(shown))
+        legend(figure, draw_dots(axes, names, series, "accuracy (%)"), list(shown))
         axes.set_xlim(-3, 103)
     return figure
 
 
-def first_layer(net: Model) -> str:
-    """The name of the first convolution or fully connected layer."""
+def layers(net: Model, asked: str) -> list[str]:
+    """The names of the layers of `net` that `asked` means (see `run`). Raises UserError for an unknown one."""
     kinds = (nn.Conv2d, nn.Linear)
-    return next(name for name, layer in net.named_modules() if isinstance(layer, kinds))
+    weighted = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+    if asked == "first":
+        return weighted[:1]
+    if asked == "all":
+        return weighted[:-1] or weighted
+    known = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+    chosen = list(dict.fromkeys(name.strip() for name in asked.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise unknown("layer", name, ("first", "all", *known))
+    return chosen
 
 
 def _share(stands: torch.Tensor) -> float:

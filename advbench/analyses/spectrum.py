@@ -4,21 +4,29 @@ The matrix of accuracies of runs trained by `advbench train --eps LIST`. In deep
 lies above delta (overdesign), at a cost in clean accuracy, which is listed too. Linear nets should show no such gain.
 If the best row is the largest training eps, it is flagged: the optimum may lie beyond. Runs that differ only in the
 seed are averaged. The paper attacks with PGD-20 (`attack=pgd steps=20`); the default here is AutoAttack.
+
+With `corruptions` the accuracy under common corruptions stands beside it, the mean over corruptions and severities. In
+the paper (CIFAR-10-C) it is best at small training eps, 1/255 and 2/255, and falls beyond.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.trained_run import TrainedRun, images, load_runs, named_attack, withstands
+from advbench.analyses.trained_run import TrainedRun, batches, images, load_runs, named_attack, right, withstands
+from advbench.data.corruptions import COMMON, SEVERITIES, corrupted, source_of
+from advbench.data.dataset import Dataset
+from advbench.data.simple_corruptions import SIMPLE, corrupted_simply
 from advbench.eps import Eps, parse_eps_list
 from advbench.errors import UserError
-from advbench.figure import Line, draw_curves, legend, legend_lines, panels
+from advbench.figure import ROW, Line, draw_curves, draw_dots, legend, legend_lines, panels
 from advbench.recipe import differences
 from advbench.recipe.fields import Count
 
@@ -47,19 +55,23 @@ def run(
     eps: str | None = None,
     attack: str = "autoattack",
     steps: Count | None = None,
+    corruptions: Literal["off", "simple", "common"] = "off",
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
 ) -> Analysis:
-    """Tables `matrix` (training eps x attacked eps, with clean) and `best` (by attacked eps), and a figure.
+    """Tables `matrix` (training eps x attacked eps, with clean), `best` (by attacked eps) and `corruptions`, if asked.
 
     - `n`: how many test images.
     - `eps`: the attacked eps, a comma list, by default the training eps of the runs.
     - `attack`: which attack, or set of attacks.
     - `steps`: those of the attack, where it has them.
+    - `corruptions`: "simple" also measures the accuracy under the 8 common corruptions that are made here, with the
+      constants of CIFAR-10-C; "common" under all 15, as `evaluate --attack corruptions` does.
     - `seed`: of all random numbers.
 
-    Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, and no eps above 0.
+    Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, no eps above 0, and for
+    `corruptions=common` where the published files and the package are missing.
     """
     trained = load_runs(runs, device, at_least=2)
     check_same(trained)
@@ -70,6 +82,7 @@ def run(
     if not deltas:
         raise UserError("there is no eps above 0 to attack at: name some with --eps")
     attacks, data = named_attack(attack, norm, steps), images(trained, "test", n, device)
+    source = source_of(data) if corruptions == "common" else ""
     rows: list[dict[str, Any]] = []
     for done, one in enumerate(trained):
         stands = torch.ones(len(data), dtype=torch.bool)
@@ -90,12 +103,25 @@ def run(
     named = matrix.rename(index=lambda value: trained_eps[value].text, columns=lambda value: text[value])
     named.index.name, named.columns.name = "trained eps", None
     shown = best.assign(delta=[text[v] for v in best.delta], best_eps=[trained_eps[v].text for v in best.best_eps])
+    what = trained[0].recipe.method.name
+    tables = {"matrix": named, "best": shown.set_index("delta")}
+    figures = {"spectrum": _figure(matrix, text, trained_eps, f"{what}, {attack}")}
+    notes = _notes(shown)
+    if corruptions != "off":
+        table = under_corruptions(trained, data, source, seed=seed)
+        tables["corruptions"] = table
+        figures["corruptions"] = _figure_of_corruptions(table, what)
+        best_eps, images_of = str(table["mean"].idxmax()), f"images of {source}" if source else "CIFAR-10-C's constants"
+        notes += (
+            f"corruptions: best trained at {best_eps} ({table['mean'][best_eps]:.1%}, the mean over "
+            f"{table.shape[1] - 2} corruptions at {len(SEVERITIES)} severities; {images_of})",
+        )
     return Analysis(
         title=f"Accuracy by the eps trained (row) and attacked (column) at: {norm}, {attack}, n = {len(data)}",
-        tables={"matrix": named, "best": shown.set_index("delta")},
-        figures={"spectrum": _figure(matrix, text, trained_eps, f"{trained[0].recipe.method.name}, {attack}")},
-        notes=_notes(shown),
-        shares=frozenset({"matrix", "accuracy", "clean", "gain", "clean_cost"}),
+        tables=tables,
+        figures=figures,
+        notes=notes,
+        shares=frozenset({"matrix", "corruptions", "accuracy", "clean", "gain", "clean_cost"}),
     )
 
 
@@ -137,6 +163,33 @@ def check_same(trained: list[TrainedRun]) -> None:
             )
 
 
+def under_corruptions(trained: list[TrainedRun], data: Dataset, source: str, *, seed: int) -> pd.DataFrame:
+    """Accuracies by training eps: clean, the mean over the corruptions, and each corruption (mean over severities).
+
+    `source`: as in `data.corruptions.corrupted`; if empty, the corruptions are the simple ones.
+    """
+    names = COMMON if source else SIMPLE
+    rows: list[dict[str, Any]] = []
+
+    def measure(name: str, points: Tensor) -> None:
+        for one in trained:
+            share = float(right(one.net, points, data.labels).double().mean())
+            rows.append({"eps": one.trained_eps.value, "name": name, "accuracy": share})
+
+    measure("clean", torch.cat([x for x, _ in batches(data)]))
+    for name, severity in product(names, SEVERITIES):
+        if source:
+            measure(name, corrupted(data, name, severity, source=source, seed=seed))
+        else:
+            measure(name, corrupted_simply(data, name, severity, seed=seed))
+    table = pd.DataFrame(rows).pivot_table(index="eps", columns="name", values="accuracy", aggfunc="mean")
+    table["mean"] = table[list(names)].mean(axis=1)
+    text = {one.trained_eps.value: one.trained_eps.text for one in trained}
+    table = table[["clean", "mean", *names]].rename(index=lambda value: text[value])
+    table.index.name, table.columns.name = "trained eps", None
+    return table
+
+
 def _figure(matrix: pd.DataFrame, text: dict[float, str], trained_eps: dict[float, Eps], title: str) -> Figure:
     deltas = [float(value) for value in matrix.columns]
     lines = []
@@ -149,6 +202,16 @@ def _figure(matrix: pd.DataFrame, text: dict[float, str], trained_eps: dict[floa
     with panels(1, f"Trained at a spectrum of eps: {title}", below=below) as (figure, (axes,)):
         legend(figure, draw_curves(axes, lines, "attacked eps", ticks), [line.label for line in lines])
     return figure  # type: ignore[no-any-return]
+
+
+def _figure_of_corruptions(table: pd.DataFrame, method: str) -> Any:
+    """A row for each training eps."""
+    shown = {"clean": "clean", "mean": "mean over the corruptions"}
+    title = f"{method}: accuracy under common corruptions, by the training eps"
+    with panels(1, title, height=1 + ROW * len(table), below=legend_lines(len(shown))) as (figure, (axes,)):
+        series = {name: list(100 * table[column]) for column, name in shown.items()}
+        legend(figure, draw_dots(axes, list(table.index), series, "accuracy (%)"), list(series))
+    return figure
 
 
 def _notes(best: pd.DataFrame) -> tuple[str, ...]:

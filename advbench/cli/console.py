@@ -188,7 +188,8 @@ def _parts(
         return found if over <= 0 or len(of) <= 2 else None
 
     count = next((k for k in range(1, len(columns)) if len({(*row[:k],) for row in rows}) == len(rows)), 1)
-    keys = list(range(count)) if sum(natural[:count]) + _GAP * count <= room // 2 else [0]
+    shortest = [width if number else min(width, _NARROWEST) for width, number in zip(natural, numeric, strict=True)]
+    keys = list(range(count)) if sum(shortest[:count]) + _GAP * count <= room // 2 else [0]
     parts, left = [], list(range(len(columns)))
     while left:
         first = [] if 0 in left else keys

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from advbench.errors import UserError, unknown
 from advbench.models import ImageSize, architectures, sides
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "identity": nn.Identity,
+}
 
 # Mean and standard deviation by channel, or one for all channels, on the [0, 1] scale.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -34,7 +39,7 @@ class Model(nn.Module):
     - `num_classes`: K, the number of logits.
     - `in_channels`: C of an image.
     - `image_size`: H where H = W, else (H, W).
-    - `activation`: one of relu, softplus and silu.
+    - `activation`: one of relu, softplus, silu and identity, which makes a net without max pooling linear.
     - `normalize`: the normalisation, a part of the network: none (the default in robustness work), a name of STATISTICS
       (digits, cifar10, imagenet, ...), or [means, standard deviations].
 

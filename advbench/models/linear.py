@@ -1,16 +1,22 @@
-"""A linear classifier on the pixels, whose distances to the decision boundary have closed forms."""
+"""Linear classifiers, whose distances to the decision boundary have closed forms: as one layer, and as convolutions."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from advbench.models.base import Model
+from advbench.errors import UserError
+from advbench.models.base import Model, check_positive
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "linear": {"make": "Linear", "summary": "logits = W x + b: closed-form robustness"},
+    "conv_linear": {
+        "make": "ConvLinear",
+        "summary": "linear too, as circular convolutions over the whole image and a linear layer (setting depth)",
+    },
 }
 
 
@@ -27,6 +33,39 @@ class Linear(Model):
 
     def features(self, x: Tensor) -> Tensor:
         return self.normalise(x).flatten(1)
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.linear(z)  # type: ignore[no-any-return]
+
+
+class ConvLinear(Model):
+    """The linear convolutional net of Gunasekar et al. 2018 (arXiv:1806.00468) and Faghri et al. 2021 (2102.08868).
+
+    Each channel passes `depth` - 1 circular convolutions, z_i = sum_k w_k x_(i + k) with a filter w as large as the
+    image, and a linear layer reads the result. The net expresses what `linear` does. Trained by gradient descent on
+    separable data of two classes, a depth of 2 comes to the least ||F w||_1, so to the largest margin in fourier-linf.
+
+    `scale`: of the initial weights, times that which keeps the size of signals; the bias shows sooner from a small one.
+    `bias`: whether the linear layer has a bias.
+    """
+
+    def __init__(self, *, depth: int = 2, scale: float = 0.1, bias: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        check_positive(depth=depth)
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise UserError(f"scale is {scale!r}: write a number above 0")
+        self.feature_dim = prod(self.shape)
+        self.linear = nn.Linear(self.feature_dim, self.num_classes, bias=bias)
+        std = scale / prod(self.shape[1:]) ** 0.5
+        self.filters = nn.ParameterList(std * torch.randn(self.shape) for _ in range(depth - 1))
+        with torch.no_grad():
+            self.linear.weight.mul_(scale)
+
+    def features(self, x: Tensor) -> Tensor:
+        z = torch.fft.rfft2(self.normalise(x).float())
+        for w in self.filters:
+            z = z * torch.fft.rfft2(w.float()).conj()
+        return torch.fft.irfft2(z, s=self.shape[1:]).to(x.dtype).flatten(1)
 
     def head(self, z: Tensor) -> Tensor:
         return self.linear(z)  # type: ignore[no-any-return]

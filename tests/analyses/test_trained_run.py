@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from advbench.analyses import features, filters, quantize, spectrum, transfer
-from advbench.analyses.trained_run import images, load_runs, named_attack, withstands
+from advbench.analyses.trained_run import images, load_runs, named_attack, right, withstands
+from advbench.data.simple_corruptions import SIMPLE, corrupted_simply
 from advbench.errors import UserError
 
 Trained = Callable[..., Path]
@@ -31,6 +32,16 @@ def test_filters_lists_every_layer_of_every_run(trained: Trained) -> None:
     found = filters.run([trained("standard"), trained("pgd-at")])
     assert len(found.tables["filters"]) == 6 and found.tables["l1"].shape == (3, 2)
     assert set(found.tables["filters"].index.get_level_values("eps")) == {"0", "0.1"}
+
+
+def test_max_w_is_the_mean_over_kernels_by_layer_and_run(trained: Trained) -> None:
+    runs = [trained("pgd-at", arch="small_cnn_16_32_100", eps=eps) for eps in ("0.05", "0.1")]
+    table = filters.run(runs).tables["max_w"]
+    assert table.index.tolist() == ["conv1", "conv2", "linear1", "linear2"]
+    for one in load_runs(runs, torch.device("cpu")):
+        weight = dict(one.net.named_parameters())["conv2.weight"]
+        by_hand = np.mean([kernel.abs().max().item() for row in weight for kernel in row])
+        assert table.loc["conv2", one.name] == pytest.approx(by_hand)
 
 
 def test_distances_and_entropy_by_hand() -> None:
@@ -72,8 +83,9 @@ def test_transfer_notes_what_looks_masked() -> None:
 
 def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Trained) -> None:
     run = trained("standard", arch="small_cnn")
-    row = quantize.run([run], levels=4, n=100, eps="0.1", steps=10).tables["accuracy"].iloc[0]
-    assert row["layer"] == "feature_extractor.conv1"
+    table = quantize.run([run], levels=4, n=100, eps="0.1", steps=10).tables["accuracy"]
+    assert table.index.tolist() == [(run.name, "feature_extractor.conv1")]
+    row = table.iloc[0]
     assert row["plain"] > row["unquantized"] + 0.1  # looks like a defence
     assert row["straight_through"] < row["plain"] - 0.1 and row["worst"] <= min(
         row["straight_through"], row["transfer"]
@@ -82,6 +94,18 @@ def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Tr
     assert fine["straight_through"] == fine["unquantized"] and fine["clean_quantized"] == fine["clean"]
     with pytest.raises(UserError, match="layer"):
         quantize.run([run], layer="conv9", n=10)
+
+
+def test_layers_are_quantised_one_at_a_time(trained: Trained) -> None:
+    run = trained("standard", arch="small_cnn_16_32_100")
+    settings = {"n": 40, "eps": "0.1", "steps": 3, "levels": 4}
+    swept = quantize.run([run], layer="all", **settings).tables["accuracy"]  # type: ignore[arg-type]
+    assert swept.index.get_level_values("layer").tolist() == ["conv1", "conv2", "linear1"]
+    assert swept["unquantized"].nunique() == 1
+    alone = quantize.run([run], layer="linear1, conv2,linear1", **settings).tables["accuracy"]  # type: ignore[arg-type]
+    assert alone.equals(swept.iloc[[2, 1]])
+    net = load_runs([trained("standard", arch="linear")], torch.device("cpu"))[0].net
+    assert quantize.layers(net, "all") == quantize.layers(net, "first") == ["linear"]
 
 
 def test_best_rows_of_a_known_matrix() -> None:
@@ -109,6 +133,25 @@ def test_spectrum_of_digits(trained: Trained) -> None:
         assert stands.double().mean() == matrix.iloc[place, 0] and one.trained_eps.value == eps
     with pytest.raises(UserError, match="more than eps and seed"):
         spectrum.run([runs[0], trained("pgd-at", "epochs=10")], n=10)
+
+
+def test_corruptions_stand_beside_the_spectrum(trained: Trained) -> None:
+    runs = [trained("pgd-at", eps="0.05"), trained("pgd-at", eps="0.1"), trained("pgd-at", eps="0.1", seed=1)]
+    found = spectrum.run(runs, n=60, attack="pgd", steps=2, corruptions="simple", seed=3)
+    table = found.tables["corruptions"]
+    assert table.index.tolist() == ["0.05", "0.1"] and table.columns.tolist() == ["clean", "mean", *SIMPLE]
+    assert table["clean"].tolist() == pytest.approx(found.tables["matrix"]["clean"].tolist())
+    assert table["mean"].tolist() == pytest.approx(table[list(SIMPLE)].mean(axis=1).tolist())
+    one = load_runs(runs[:1], torch.device("cpu"))[0]
+    data = images([one], "test", 60, torch.device("cpu"))
+    shares = [
+        right(one.net, corrupted_simply(data, "contrast", severity, seed=3), data.labels).double().mean().item()
+        for severity in range(1, 6)
+    ]
+    assert table.loc["0.05", "contrast"] == pytest.approx(np.mean(shares))
+    assert set(found.figures) == {"spectrum", "corruptions"} and "corruptions" in found.notes[-1]
+    with pytest.raises(UserError, match="28 pixels a side"):
+        spectrum.run(runs, n=10, attack="pgd", steps=2, corruptions="common")
 
 
 def test_runs_of_one_name_keep_a_row_each(trained: Trained, tmp_path: Path) -> None:

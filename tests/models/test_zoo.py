@@ -144,6 +144,28 @@ def test_activations(activation: str) -> None:
     assert not kinds & (set(ACTIVATIONS.values()) - {ACTIVATIONS[activation]})
 
 
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [("mlp", {"activation": "identity"}), ("small_cnn_16_32_100", {"activation": "identity"}), ("conv_linear", {})],
+)
+def test_linear_nets_are_affine(arch: str, settings: dict[str, Any]) -> None:
+    net = make(arch, 3, 8, **settings).eval()
+    x, y = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(net((x + y) / 2), (net(x) + net(y)) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (5, 6)])
+def test_conv_linear_is_circular(sides: tuple[int, int]) -> None:
+    """Against sums by hand: z_i = sum_k w_k x_(i + k), with indices modulo the sides, for each channel."""
+    net = build("conv_linear", num_classes=2, in_channels=2, image_size=sides, seed=0, depth=3, scale=1.0)
+    x = torch.rand(3, 2, *sides, generator=torch.Generator().manual_seed(0))
+    z = x
+    for w in net.filters:
+        z = sum(w[:, i, j, None, None] * z.roll((-i, -j), (2, 3)) for i in range(sides[0]) for j in range(sides[1]))  # type: ignore[assignment]
+    assert torch.allclose(net.features(x), z.flatten(1), atol=1e-4)
+    assert len(make("conv_linear", depth=1).filters) == 0
+
+
 def test_normalisation_is_inside_and_none_by_default() -> None:
     x = torch.rand(2, 3, 8, 8)
     plain = make("linear", 3)
@@ -168,11 +190,13 @@ def test_statistics_are_those_of_the_digits() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"arch": "resnet19"}, "unknown architecture 'resnet19': did you mean resnet18"),
-    ({"arch": "quantize"}, "quantize is a wrapper, not an architecture: choose from lenet5, "),
+    ({"arch": "quantize"}, "quantize is a wrapper, not an architecture: choose from conv_linear, lenet5, "),
     ({"arch": "mlp", "widht": 3}, "unknown setting of mlp 'widht': did you mean width"),
     ({"arch": "mlp", "width": 0}, "width is 0: write a whole number above 0"),
     ({"arch": "mlp", "depth": 1.5}, "depth is 1.5: write a whole number above 0"),
     ({"arch": "mlp", "width": True}, "width is True"),
+    ({"arch": "conv_linear", "scale": 0}, "scale is 0: write a number above 0"),
+    ({"arch": "conv_linear", "depth": 0}, "depth is 0: write a whole number above 0"),
     ({"arch": "mlp", "activation": "tanh"}, "unknown activation 'tanh': .*relu, silu, softplus"),
     ({"arch": "mlp", "normalize": "cifar11"}, "unknown normalize 'cifar11'"),
     ({"arch": "mlp", "normalize": "cifar10"}, "normalize is .*: for 1 channels write"),
