@@ -5,13 +5,9 @@ from __future__ import annotations
 from evidence import Analysis, Claim, Effect
 from findings import Numbers, Verdict, verdict
 
+from advbench.analyses.implicit_bias import OWN
+
 MARGINS = Analysis("implicit-bias", "implicit-bias")
-OWN = {
-    "gradient-descent": "l2",
-    "coordinate-descent": "linf",
-    "sign-gradient-descent": "l1",
-    "conv-gradient-descent": "fourier-linf",
-}
 
 
 def margins(numbers: Numbers) -> tuple[str, Verdict]:
