@@ -26,6 +26,8 @@ WITHOUT_DEFAULT = [
     "--set",
     "--config",
     "--again",
+    "--adversarials",
+    "--to",
     "--leaderboard",
     "--save-baseline",
     "--fail-if",
