@@ -59,7 +59,6 @@ def added(
             net, data, norm=record.norm, seed=record.seed, slots=record.engine.slots, precision="fp32",
             journal=Journal(), is_random=flags.is_random, rejects=loaded.abstain is not None,
         )  # fmt: skip
-        spent = runner.oracle.forwards
         merged = runner.halving_slots(
             lambda: merge(
                 given, fates, oracle=runner.oracle, data=data, norm=record.norm, sizes=record.eps,
@@ -76,7 +75,7 @@ def added(
         merged.fates, model=record.model, dataset=record.dataset, norm=record.norm,
         eps=[Eps(point.eps_text, point.eps) for point in record.curve], attack=record.attack, engine=record.engine,
         seed=record.seed, flags=merged.flags(record.flags), seconds=record.seconds,
-        forwards=None if record.forwards is None else record.forwards + runner.oracle.forwards - spent,
+        forwards=None if record.forwards is None else record.forwards + merged.forwards,
         backwards=record.backwards, useful=record.useful, external=merged.files,
         environment=Environment(**{**then, **now}), supersedes=record.id,
     )  # fmt: skip

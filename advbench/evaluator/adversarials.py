@@ -124,7 +124,7 @@ class Merged:
     """`fates` with the files merged in. `files`: as records credit them. `tallies`: what became of each file.
 
     `points`: by row, the image (C, H, W) that felled it, on the CPU. `nonfinite`: how many hits have NaN or infinite
-    logits.
+    logits. `forwards`: how many passes of single images that took.
     """
 
     fates: Fates
@@ -132,6 +132,7 @@ class Merged:
     tallies: tuple[Tally, ...]
     points: Mapping[int, Tensor]
     nonfinite: int
+    forwards: int
 
     def flags(self, known: Sequence[Flag]) -> list[Flag]:
         """The `known` flags of the attacks, with those on the files."""
@@ -169,7 +170,7 @@ def merge(
     """
     tallies: list[Tally] = []
     points: dict[int, Tensor] = {}
-    nonfinite = 0
+    nonfinite, spent = 0, oracle.forwards
     with rng.kept(seed):
         for by, one in enumerate(given, attacks + len(before)):
             verified = _verify(one, fates, oracle, data, norm, sizes)
@@ -184,7 +185,7 @@ def merge(
     files = tuple(
         one.model_copy(update={"felled": int((fates.by == by).sum())}) for by, one in enumerate(every, attacks)
     )
-    return Merged(fates, files, tuple(tallies), points, nonfinite)
+    return Merged(fates, files, tuple(tallies), points, nonfinite, oracle.forwards - spent)
 
 
 @dataclass

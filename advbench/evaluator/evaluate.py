@@ -115,8 +115,9 @@ def evaluate(
             outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
             again = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
             judged = Judged(again.flags, {name: judged.cost[name] + cost for name, cost in again.cost.items()})
-        merged = ranks.first(lambda: with_others(runner, run, settings, outcome.fates))
+        merged = ranks.first(lambda: runner.halving_slots(lambda: with_others(runner, run, settings, outcome.fates)))
     journal.forecast.end()
+    journal.forwards += merged.forwards
     runner.points |= merged.points if settings.keep_points else {}
     outcome = replace(outcome, fates=replace(merged.fates, logits=journal.logits))
     judged = Judged(merged.flags(judged.flags), judged.cost)
@@ -257,18 +258,11 @@ def judge(
 
 
 def with_others(runner: Runner, run: Plan, settings: Settings, fates: Fates) -> Merged:
-    """The fates of the attacks, lowered by the adversarial images of others. Their passes are counted with the rest."""
-    journal, spent, began = runner.journal, runner.oracle.forwards, time.perf_counter()
-    merged = runner.halving_slots(
-        lambda: merge(
-            settings.adversarials, fates, oracle=runner.oracle, data=runner.data, norm=settings.norm,
-            sizes=settings.sizes, attacks=len(run.refs), seed=settings.seed,
-        )
+    """The fates of the attacks, lowered by the adversarial images of others."""
+    return merge(
+        settings.adversarials, fates, oracle=runner.oracle, data=runner.data, norm=settings.norm,
+        sizes=settings.sizes, attacks=len(run.refs), seed=settings.seed,
     )  # fmt: skip
-    if settings.adversarials:
-        journal.forwards += runner.oracle.forwards - spent
-        journal.seconds += time.perf_counter() - began
-    return merged
 
 
 def make_record(
