@@ -226,6 +226,7 @@ def evaluate(
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     attack_budget: int | None = None,
+    adversarials: str | Path | Sequence[str | Path] = (),
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -251,6 +252,8 @@ def evaluate(
     - `attack`: one or a list of: a name, an attack of ours or of another library, a function (docs/how-to/attack.md).
       `settings`: fields of ours by name. `attack_budget`: forward and backward passes of all together on an image, at
       each eps; None: their own.
+    - `adversarials`: files of adversarial images made elsewhere (docs/how-to/adversarials.md), which count where they
+      fool the model.
     - `eps`: numbers or texts ("8/255"), one or several; None: 0 to 2 x the training eps, or 0 to 2 x the usual eps of
       the dataset.
     - `n`: how many images are used; None: 1,000 of a named dataset, all of a given one. `subset`: which ones, "first",
@@ -267,10 +270,13 @@ def evaluate(
     """
     from advbench.defaults.choice import choose_eps
     from advbench.defaults.measure import measure
+    from advbench.evaluator.adversarials import read_adversarials
 
+    files = [adversarials] if isinstance(adversarials, str | Path) else adversarials
     return measure(
         model,
         dataset,
+        adversarials=read_adversarials([Path(file) for file in files]),
         sizes=lambda target: choose_eps(eps, target.norm, target.train_eps, target.data.name)[0],
         curve=curve,
         keep_points=keep_points,

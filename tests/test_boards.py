@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from made_records import autoattack, images, made, order, sections, unranked
+from made_records import autoattack, images, made, order, record_of, sections, unranked
 
 from advbench import leaderboard
 from advbench.errors import UserError
@@ -23,6 +24,8 @@ from advbench.record import (
     Damage,
     Engine,
     Environment,
+    External,
+    Fates,
     Flag,
     ModelRef,
     Notice,
@@ -214,6 +217,29 @@ def test_a_flag_above_the_ranked_eps_is_shown_and_does_not_decide(flag: Flag, sh
     text = page(made([90, 60, 40, 30], eps="0,4/255,8/255,12/255", flags=[flag])[0])
     (part,) = sections(text)
     assert part.below is not ranked and part.rows[0]["flags"] == shown
+
+
+def test_what_others_images_lowered_is_not_raised_again() -> None:
+    """A newer measurement without the file takes the place of a lowered one only where it is as low."""
+    fell = np.array([0] * 100 + [1] * 100 + [2] * 200 + [-1] * 600)
+    by = np.where(fell > 0, 0, -1)
+    by[390:400] = 1
+    file = External(name="theirs", sha256="e" * 64, felled=10)
+    was = record_of(Fates(fell, by), attack=PGD, engine=engine("3"), external=[file])
+
+    def shown(*newer: Record) -> set[str]:
+        board = leaderboard.board([was, *newer], {})
+        (table,) = board.tables  # it has no protocol of its own
+        assert len(table.ranked) == 1 == len(board.records)
+        return {record.id for record in board.records}
+
+    higher, lower, other_file = (
+        made([90, 80, top], attack=PGD, engine=engine("4"), external=given)[0]
+        for top, given in ((61, ()), (59, ()), (61, [file.model_copy(update={"sha256": "f" * 64, "felled": 0})]))
+    )
+    with_it = made([90, 80, 61], attack=PGD, engine=engine("4"), external=[file.model_copy(update={"felled": 0})])[0]
+    assert shown() == shown(higher) == shown(other_file) == {was.id}
+    assert shown(lower) == {lower.id} and shown(with_it) == {with_it.id}
 
 
 def test_a_measurement_that_a_newer_engine_repeated_is_not_shown_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,16 @@ from advbench.defaults.target import load_target, pick_device
 from advbench.eps import Eps
 from advbench.errors import UserError
 from advbench.evaluator import Journal, Settings, evaluate
+from advbench.evaluator.adversarials import Adversarials, read_adversarials
 from advbench.evaluator.attack_set import resolve
 from advbench.files import check_writable
 from advbench.leaderboard import check_folder
 from advbench.record import NOT_PROBED, RECHECK_SET, Record, load_record
 
 if TYPE_CHECKING:
+    import torch
+
+    from advbench.checkpoint import Loaded
     from advbench.data.dataset import Dataset
 
 
@@ -36,15 +41,17 @@ def repeat(
     says: Mapping[str, Sequence[str]] | None = None,
     screen: Screen | None = None,
     argv: Sequence[str] = (),
+    adversarials: Sequence[Path] = (),
 ) -> bool:
     """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
 
     `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. `says`:
-    names of the record that --attack, --arch and --dataset repeat, so that their code may run. Raises UserError when
-    the record is damaged, or when the model, images or attacks are not those that the record was made with.
+    names of the record that --attack, --arch and --dataset repeat, so that their code may run. `adversarials`: the
+    files of adversarial images that the record credits. Raises UserError when the record is damaged, or when the model,
+    images, attacks or files are not those that the record was made with.
     """
     with consent.reading(path, model).given():
-        return _repeat(path, model, device, leaderboard, baseline, says or {}, screen or Screen(), argv)
+        return _repeat(path, model, device, leaderboard, baseline, says or {}, screen or Screen(), argv, adversarials)
 
 
 def _repeat(
@@ -56,8 +63,10 @@ def _repeat(
     says: Mapping[str, Sequence[str]],
     screen: Screen,
     argv: Sequence[str],
+    adversarials: Sequence[Path],
 ) -> bool:
     was, fates = load_record(path)
+    others = credited(was, adversarials)
     held = {"--attack": attack_names(was), "--arch": [was.model.arch], "--dataset": [was.dataset.name]}
     for flag, names in says.items():
         for name in names:
@@ -70,28 +79,9 @@ def _repeat(
         check_baseline(baseline)
     place = pick_device(device)
     with Stop() as stop:
-        with screen.fetching(stop.check) as fetching:
-            spec = model or whereabouts(path, was)
-            target = load_target(
-                spec, dataset=was.dataset.name, arch=arch_of(spec, was),
-                norm=was.norm, device=place, mean=was.model.mean, std=was.model.std, abstain=was.model.abstain,
-                fetching=fetching,
-            )  # fmt: skip
-        data = images(target.data, was)
-        if target.loaded.weights_sha256 != was.model.weights_sha256:
-            raise UserError(
-                f"the weights of {target.loaded.spec} are not those of record {was.id}: name the right ones by --model"
-            )
-        if was.model.code_sha256 not in (None, target.loaded.code_sha256):
-            raise UserError(
-                f"the code of {target.loaded.spec} has changed since record {was.id}: it is another model now"
-            )
-        if data.images_sha256 != was.dataset.images_sha256:
-            raise UserError(f"the images of {was.dataset.name} here are not those of record {was.id}")
+        loaded, data = subject(path, was, model, place, screen=screen, stop=stop)
         names, changed = asked(was, data.num_classes)
-        screen.say(
-            f"repeating {was.id}: {target.loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}"
-        )
+        screen.say(f"repeating {was.id}: {loaded.spec}, {'+'.join(names)}, {was.norm}, {was.n} images, on {place}")
         with screen.bar(was.id) as bar:
             settings = Settings(
                 attack=names, attack_settings=changed, attack_budget=was.attack_budget, norm=was.norm,
@@ -100,10 +90,10 @@ def _repeat(
                 slots=was.engine.slots, curve=was.engine.curve,
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
-                probes=all(flag.name != NOT_PROBED for flag in was.flags),
+                probes=all(flag.name != NOT_PROBED for flag in was.flags), adversarials=others,
                 name=was.model.name, command=("advbench", *argv),
             )  # fmt: skip
-            result = evaluate(target.loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
+            result = evaluate(loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
     now = result.record
     same = now.id == was.id
     changed_fates = int(np.sum(result.fates.fell != fates.fell))
@@ -122,6 +112,43 @@ def _repeat(
     if where is not None:
         screen.say(f"record {where}")
     return same
+
+
+def subject(
+    path: Path, was: Record, model: str | None, device: torch.device, *, screen: Screen, stop: Stop
+) -> tuple[Loaded, Dataset]:
+    """The model and the images of the record `was` in the file `path`; `model`: where the weights are now.
+
+    Raises UserError where they are not those that the record was made with.
+    """
+    with screen.fetching(stop.check) as fetching:
+        spec = model or whereabouts(path, was)
+        target = load_target(
+            spec, dataset=was.dataset.name, arch=arch_of(spec, was),
+            norm=was.norm, device=device, mean=was.model.mean, std=was.model.std, abstain=was.model.abstain,
+            fetching=fetching,
+        )  # fmt: skip
+    data = images(target.data, was)
+    if target.loaded.weights_sha256 != was.model.weights_sha256:
+        raise UserError(
+            f"the weights of {target.loaded.spec} are not those of record {was.id}: name the right ones by --model"
+        )
+    if was.model.code_sha256 not in (None, target.loaded.code_sha256):
+        raise UserError(f"the code of {target.loaded.spec} has changed since record {was.id}: it is another model now")
+    if data.images_sha256 != was.dataset.images_sha256:
+        raise UserError(f"the images of {was.dataset.name} here are not those of record {was.id}")
+    return target.loaded, data
+
+
+def credited(record: Record, paths: Sequence[Path]) -> tuple[Adversarials, ...]:
+    """The files of adversarial images that `record` credits, which are `paths` in any order. Raises UserError."""
+    given = {one.sha256: one for one in read_adversarials(paths)}
+    lacking = [one.name for one in record.external if one.sha256 not in given]
+    if lacking:
+        raise UserError(f"--again needs the files that record {record.id} credits: --adversarials {', '.join(lacking)}")
+    if len(given) > len(record.external):
+        raise UserError(f"--again repeats record {record.id}, which credits {len(record.external)} of these files")
+    return tuple(replace(given[one.sha256], name=one.name) for one in record.external)
 
 
 def verdict(was: Record, now: Record, changed_fates: int) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from advbench.defaults.target import Target
     from advbench.evaluator import Series, Settings
+    from advbench.evaluator.adversarials import Adversarials
     from advbench.evaluator.plan import Plan
     from advbench.record import Record
 
@@ -85,6 +86,16 @@ def command(
     ] = "first",
     settings: options.Set = None,
     attack_budget: options.AttackBudget = None,
+    adversarials: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adversarials",
+            metavar="FILE",
+            help="adversarial images made elsewhere (.npz: x_adv, index), which count where they fool the model; "
+            "repeatable",
+            rich_help_panel=MEASURE,
+        ),
+    ] = None,
     seed: options.Seed = 0,
     curve: Annotated[
         str,
@@ -187,6 +198,7 @@ def command(
                 },
                 screen=screen,
                 argv=context.obj or (),
+                adversarials=adversarials or (),
             )
             return
         flags = Flags(
@@ -210,6 +222,7 @@ def command(
             precision=precision,
             settings=parse_settings(settings or []),
             attack_budget=attack_budget,
+            adversarials=tuple(adversarials or ()),
             leaderboard=leaderboard,
             save_baseline=save_baseline,
             out=out,
@@ -224,7 +237,7 @@ def command(
 def check_alone(context: typer.Context) -> None:
     """Raise UserError for flags beside --again that its record has settled already."""
     fitting = {"again", "model", "device", "leaderboard", "save_baseline", "trust_pickle", "trust_code", "as_json"}
-    fitting |= {"attack", "arch", "dataset"}  # which may repeat what the record says
+    fitting |= {"attack", "arch", "dataset", "adversarials"}  # which may repeat what the record says
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -234,7 +247,7 @@ def check_alone(context: typer.Context) -> None:
         raise UserError(
             f"--again repeats its record, which {', '.join(given)} would change: use only --model, --device, "
             "--leaderboard, --save-baseline, --trust-pickle, --trust-code and --json with it, and its own --attack, "
-            "--arch and --dataset"
+            "--arch, --dataset and --adversarials"
         )
     if len(context.params["model"] or ()) > 1:
         raise UserError("--again repeats the record of one model: give one --model, the place of its weights now")
@@ -264,6 +277,7 @@ class Flags:
     precision: str = "auto"
     settings: Mapping[str, Any] = field(default_factory=dict)
     attack_budget: int | None = None
+    adversarials: Sequence[Path] = ()
     leaderboard: Path | None = None
     save_baseline: Path | None = None
     out: Path | None = None
@@ -307,7 +321,9 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
     place = parse_place(flags.on)
     from advbench.defaults import target as targets
     from advbench.evaluator import Series
+    from advbench.evaluator.adversarials import read_adversarials
 
+    others = read_adversarials(flags.adversarials)
     names = list(flags.models) or [targets.newest_run()]
     if place is not None and not flags.dry_run:
         return evaluate_on_cluster(place, names, flags, screen)
@@ -328,7 +344,7 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
                 target = ranks.in_turn(load)
             if norm == CORRUPTIONS:
                 target = replace(target, norm=CORRUPTIONS, train_eps=None)
-            tasks.append(prepare(flags, target, device, argv))
+            tasks.append(prepare(flags, target, device, argv, others))
         for task in tasks if flags.dry_run else ():
             _show_plan(task, flags, screen)
         if flags.dry_run:
@@ -370,7 +386,9 @@ def check_flags(flags: Flags) -> str | None:
     return norm
 
 
-def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[str]) -> Task:
+def prepare(
+    flags: Flags, target: Target, device: torch.device, argv: Sequence[str], others: Sequence[Adversarials]
+) -> Task:
     """The evaluation of one model. Raises UserError for settings that do not fit it and for an unwritable folder."""
     from advbench.evaluator import Settings
     from advbench.evaluator.evaluate import planned
@@ -388,6 +406,7 @@ def prepare(flags: Flags, target: Target, device: torch.device, argv: Sequence[s
         curve=flags.curve,
         probes=flags.probes == "on",
         engine=flags.engine,
+        adversarials=others,
         indices=choice.indices,
         name=flags.name,
         command=("advbench", *argv),
@@ -451,8 +470,9 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
                 data = target.data.subset(task.choice.rows)
                 result = measured(loaded, data, settings, journal=journal, resume=flags.resume)
                 record, fates, fresh = result.record, result.fates, True
+                tallies = [one.line for one in result.tallies]
             except AlreadyDone as done:
-                record, fates, fresh = done.record, done.fates, False
+                record, fates, fresh, tallies = done.record, done.fates, False, []
             except Interrupted as error:
                 raise Halted(str(error), {"--model": loaded.spec}) from error
         series.next(skipped=not fresh)
@@ -470,6 +490,8 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
         where = ranks.first(keep)
         journal.finish()
     show(record, where, fresh=fresh, screen=screen)
+    for line in tallies:
+        screen.say(line)
     if known:
         screen.note("that record was there before, with the same outcome: --resume shows it without measuring again")
     if flags.name is not None and (kept := ranks.first(lambda: load_record(where)[0].model.title)) != flags.name:

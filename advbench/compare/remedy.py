@@ -13,7 +13,7 @@ from advbench.compare.comparable import differences, of_set
 from advbench.compare.explain import whereabouts
 from advbench.compare.sides import Measured
 from advbench.eps import CORRUPTIONS
-from advbench.record import ATTACK_BUDGET, RECHECK_SET, Record
+from advbench.record import ATTACK_BUDGET, RECHECK_SET, External, Record
 from advbench.registry import entries
 
 BY_BUDGET = ("steps", "n_queries", "iterations")  # the settings that --attack-budget decides
@@ -37,6 +37,7 @@ def renewal(unit: Measured) -> str:
     """The command that measures a baseline again as it is done now."""
     file = Path("baseline.json") if unit.path.stem == unit.record.id else unit.path  # records are never edited
     again = ["advbench", "evaluate", "--again", unit.path, "--model", _place(unit), "--save-baseline", file]
+    again += [word for one in unit.record.external for word in ("--adversarials", _file(one))]
     return shlex.join(map(str, again))
 
 
@@ -63,6 +64,7 @@ def evaluation(base: Measured, others: Sequence[Measured]) -> str:
         pairs += [("--norm", record.norm), ("--eps", ",".join(point.eps_text for point in record.curve))]
     pairs.append(("-n", record.n))
     pairs += [("--subset", subset)] if subset else []
+    pairs += [("--adversarials", _file(one)) for one in record.external]
     pairs += [("--engine", "reference")] if record.engine.name != "advbench" else []
     return shlex.join(["advbench", "evaluate", *(str(word) for pair in pairs for word in pair)])
 
@@ -97,6 +99,10 @@ def _place(unit: Measured) -> str:
     """The spec of the model, or a gap to fill where its weights are not there any more."""
     spec = whereabouts(unit.path, unit.record)
     return spec if ":" in spec or Path(spec).exists() else _ELSEWHERE
+
+
+def _file(external: External) -> str:
+    return f"<the file {external.name}>"
 
 
 def _recorded(record: Record) -> dict[str, list[str]]:

@@ -26,6 +26,7 @@ from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
 from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator.adversarials import Merged, merge
 from advbench.evaluator.escalation import why_escalate
 from advbench.evaluator.evaluation import Evaluation
 from advbench.evaluator.identity import known_logits, model_ref, name_of, question_of
@@ -42,7 +43,7 @@ from advbench.models.adapted import adapted, plain
 from advbench.models.base import straight_through
 from advbench.models.black_box import BlackBox, black_box
 from advbench.models.untouched import untouched
-from advbench.record import ESCALATED, DatasetRef, Environment, Fates, Flag, Record
+from advbench.record import ESCALATED, DatasetRef, Environment, External, Fates, Flag, Record
 
 TRIED = slice(0, 2)  # the images on which a model is tried: some refuse a batch of one
 OVERHEAD = 1e5  # multiply-adds of one image in the time that its pass takes besides
@@ -114,9 +115,13 @@ def evaluate(
             outcome = parallel.attack_all(runner, run, settings, count, resume=resume)
             again = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
             judged = Judged(again.flags, {name: judged.cost[name] + cost for name, cost in again.cost.items()})
+        merged = ranks.first(lambda: runner.halving_slots(lambda: with_others(runner, run, settings, outcome.fates)))
     journal.forecast.end()
-    outcome = replace(outcome, fates=replace(outcome.fates, logits=journal.logits))
-    record = make_record(loaded, data, settings, run, runner, outcome, judged)
+    journal.forwards += merged.forwards
+    runner.points |= merged.points if settings.keep_points else {}
+    outcome = replace(outcome, fates=replace(merged.fates, logits=journal.logits))
+    judged = Judged(merged.flags(judged.flags), judged.cost)
+    record = make_record(loaded, data, settings, run, runner, outcome, judged, merged.files)
     return Evaluation(
         record,
         outcome.fates,
@@ -124,6 +129,7 @@ def evaluate(
         attempts={row: point for row, (_, point) in runner.attempts.items()} if settings.keep_points else None,
         logits=runner.logits.cpu(),
         data=data.to("cpu"),
+        tallies=merged.tallies,
     )
 
 
@@ -251,6 +257,14 @@ def judge(
     return Judged([*found, *runner.flags(), *(Flag(**flag) for flag in trained)], cost)
 
 
+def with_others(runner: Runner, run: Plan, settings: Settings, fates: Fates) -> Merged:
+    """The fates of the attacks, lowered by the adversarial images of others."""
+    return merge(
+        settings.adversarials, fates, oracle=runner.oracle, data=runner.data, norm=settings.norm,
+        sizes=settings.sizes, attacks=len(run.refs), seed=settings.seed,
+    )  # fmt: skip
+
+
 def make_record(
     loaded: Loaded,
     data: Dataset,
@@ -259,6 +273,7 @@ def make_record(
     runner: Runner,
     outcome: Outcome,
     judged: Judged,
+    external: Sequence[External],
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
@@ -285,6 +300,7 @@ def make_record(
         forwards=journal.forwards if runner.counted else None,
         backwards=journal.backwards if runner.counted else None,
         useful=journal.work.useful_share,
+        external=external,
         environment=Environment(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=tuple(settings.command),

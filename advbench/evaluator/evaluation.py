@@ -14,6 +14,7 @@ from advbench.data.dataset import Dataset
 from advbench.engine.losses import margin
 from advbench.eps import CORRUPTIONS
 from advbench.errors import UserError
+from advbench.evaluator.adversarials import Tally
 from advbench.record import Fates, Record
 from advbench.threat import around
 
@@ -28,7 +29,8 @@ class Evaluation:
     `points`: by row, the nearest verified adversarial example (C, H, W), on the CPU. `attempts`: by row, the point
     inside the ball of the largest eps that came nearest to fooling the model; None, and no `points`, unless
     `Settings.keep_points`. An attack that seeks the nearest adversarial example makes no attempts; its points may lie
-    beyond eps. `logits` (n, K) and `data` are those of the clean images, on the CPU.
+    beyond eps. `logits` (n, K) and `data` are those of the clean images, on the CPU. `tallies`: what became of each
+    file of others' adversarial images.
     """
 
     record: Record
@@ -37,6 +39,7 @@ class Evaluation:
     attempts: dict[int, Tensor] | None
     logits: Tensor
     data: Dataset
+    tallies: tuple[Tally, ...] = ()
 
     def __repr__(self) -> str:
         return repr(self.record).replace("<Record", "<Evaluation", 1)
@@ -70,14 +73,15 @@ class Evaluation:
 
         `index`: its place in the split; `label`; `clean`: the answer to the clean image; `right`: whether it is right;
         `fell_at`: the least eps of the grid at which the image fell, 0 where it was wrong already, NaN where it stands;
-        `by`: the attack that felled it, else ""; `distance`: the norm of the smallest perturbation known to fell it, at
-        most `fell_at`, NaN where none is known; `margin`: the largest other logit less the label's, clean.
+        `by`: the attack that felled it, or "external:NAME", else ""; `distance`: the norm of the smallest perturbation
+        known to fell it, at most `fell_at`, NaN where none is known; `margin`: the largest other logit less the
+        label's, clean.
         """
         import pandas as pd
 
         fates, eps, y = self.fates, np.asarray(self.record.eps), self.data.labels
         fell_at = np.where(fates.fell < 0, np.nan, np.where(fates.clean, eps[fates.fell], 0.0))
-        names = [attack.name for attack in self.record.attack]
+        names = self.record.felled_by
         return pd.DataFrame(
             {
                 "index": self.data.indices.numpy(),

@@ -57,6 +57,7 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
         "keep_points": settings.keep_points,
         "probes": settings.probes or run.curve == "severity",
         "advbench": __version__,
+        **_external([one.sha256 for one in settings.adversarials]),
     }
 
 
@@ -75,6 +76,7 @@ def answers(record: Record, question: dict[str, Any]) -> bool:
         "keep_points": False,
         "probes": all(flag.name != NOT_PROBED for flag in record.flags),
         "advbench": record.environment.advbench,
+        **_external([one.sha256 for one in record.external]),
     }
 
 
@@ -114,6 +116,10 @@ def agree(then: NDArray[np.float32] | None, now: NDArray[np.float32] | None) -> 
     finite = np.where(np.isfinite(then), then, 0.0)
     spread = np.ptp(finite, axis=1, keepdims=True)
     return bool(np.isclose(now, then, rtol=0, atol=TOLERANCE * spread, equal_nan=True).all())
+
+
+def _external(hashes: list[str]) -> dict[str, Any]:
+    return {"external": hashes} if hashes else {}
 
 
 def _model(ref: ModelRef) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from advbench.engine.attack import Attack
 from advbench.eps import CORRUPTIONS, NORMS, Eps, as_eps
 from advbench.errors import UserError, shortened, unknown
+from advbench.evaluator.adversarials import Adversarials
 
 CURVES = ("fast", "exact")
 ENGINES = ("own", "reference")
@@ -39,6 +40,7 @@ class Settings:
     - `name`: what tables and figures call the model; None for its spec.
     - `keep_points`: keep the adversarial examples, and the strongest attempts on images that stand.
     - `probes`: look for signs that the attacks were misled; without it the record is suspect.
+    - `adversarials`: files of others' adversarial images, which are merged in after the attacks (see `adversarials`).
     - `command`, `supersedes`: copied into the record.
     """
 
@@ -58,6 +60,7 @@ class Settings:
     name: str | None = None
     keep_points: bool = False
     probes: bool = True
+    adversarials: Sequence[Adversarials] = ()
     command: Sequence[str] = ()
     supersedes: str | None = None
 
@@ -86,6 +89,8 @@ class Settings:
             raise UserError(f"settings are {shortened(self.attack_settings)}: give a dict, such as {{'steps': 40}}")
         if not self.attacks:
             raise UserError("no attack was named: choose at least one (advbench list attacks)")
+        if self.adversarials and self.norm == CORRUPTIONS:
+            raise UserError("corruptions are no perturbations in a ball: leave out --adversarials")
         if not self.grid:
             raise UserError("no eps was given: write a comma list such as 0,2/255,4/255,8/255")
 

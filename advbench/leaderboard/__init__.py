@@ -22,7 +22,7 @@ from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
 from advbench.leaderboard.markdown import GENERATED, to_markdown
 from advbench.leaderboard.page import HEAD, PAGE, to_html
-from advbench.leaderboard.ranking import Board, board, reference_eps
+from advbench.leaderboard.ranking import Board, board, named, reference_eps
 from advbench.public import checked, make_callable
 from advbench.record import (
     Damage,
@@ -31,9 +31,11 @@ from advbench.record import (
     Record,
     load_notices,
     load_record,
+    load_records,
     load_with_fates,
     record_files,
     slug,
+    superseded,
     write_notice,
 )
 
@@ -51,6 +53,8 @@ __all__ = [
     "check",
     "check_folder",
     "find_folder",
+    "find_record",
+    "find_shown",
     "publish",
     "reference_eps",
     "rename",
@@ -135,6 +139,35 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
             turn.close()
             built = _build(folder / "records", folder, _name(record))
             return Published(path, tuple(one for one in built.damaged if one.path.parent == path.parent))
+
+
+def find_record(folder: Path, text: str) -> Path:
+    """The file of the record of the leaderboard `folder` whose id begins with `text`. Raises UserError."""
+    files = {path.stem: path for path in record_files(folder / "records")}
+    found = [key for key in files if text and key.startswith(text)]
+    if len(found) != 1:
+        fault = f"{text!r} begins several ids" if found else f"{folder} has no record {text!r}"
+        choices = sorted(found or files)
+        more = f" and {len(choices) - 5} more in {folder / 'records'}" if len(choices) > 5 else ""
+        raise UserError(f"{fault}: choose from {', '.join(choices[:5])}{more}")
+    return files[found[0]]
+
+
+def find_shown(folder: Path, text: str) -> tuple[Path, Record, Fates]:
+    """The record that `find_record` finds, its model as a notice names it, and its fates.
+
+    Raises UserError where it is retired, or where another record supersedes it.
+    """
+    path = find_record(folder, text)
+    record, fates = load_record(path)
+    records, notices = load_records(path.parent)[0], load_notices(path.parent)[0]
+    retired = {key: notice.retired for key, notice in notices.items() if notice.retired is not None}
+    if record.id in retired:
+        raise UserError(f"record {record.id} is retired: {retired[record.id]}")
+    for other in records:
+        if other.id not in retired and superseded([record, other]) == {record.id}:
+            raise UserError(f"record {record.id} is superseded: name the one that replaces it, {other.id}")
+    return path, named(record, notices.get(record.id)), fates
 
 
 def retire(folder: Path, text: str, why: str) -> Built:
@@ -232,14 +265,7 @@ def _load(folder: Path) -> tuple[list[Record], dict[str, Fates], dict[str, Notic
 
 def _notice(folder: Path, text: str, **said: str) -> Built:
     """Write what is `said` of a record into its notice, and bring the tables up to date."""
-    files = {path.stem: path for path in record_files(folder / "records")}
-    found = [key for key in files if text and key.startswith(text)]
-    if len(found) != 1:
-        fault = f"{text!r} begins several ids" if found else f"{folder} has no record {text!r}"
-        choices = sorted(found or files)
-        more = f" and {len(choices) - 5} more in {folder / 'records'}" if len(choices) > 5 else ""
-        raise UserError(f"{fault}: choose from {', '.join(choices[:5])}{more}")
-    path = files[found[0]]
+    path = find_record(folder, text)
     record, _ = load_record(path)
     with locked(folder / ".lock"):
         write_notice(path, **said)

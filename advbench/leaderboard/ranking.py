@@ -55,7 +55,7 @@ class Board:
 
 def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
     """The board of `records`, at least one, of one dataset and norm; `notices` rename and retire some of them."""
-    given = [_named(record, notices.get(record.id)) for record in sorted(records, key=lambda record: record.id)]
+    given = [named(record, notices.get(record.id)) for record in sorted(records, key=lambda record: record.id)]
     retired = {key: notice.retired for key, notice in notices.items() if notice.retired is not None}
     kept = [record for record in given if record.id not in retired]
     replaced = superseded(kept)
@@ -97,12 +97,22 @@ def newest(records: Sequence[Record], reference: float) -> list[Record]:
     """`records` without those that a newer one repeats: of the same model, by the same protocol.
 
     Newer is of a later version of the engine, or else of a later date. A newer one that was not measured at `reference`
-    takes the place only of one that was not either.
+    takes the place only of one that was not either, and never that of one which others' adversarial images brought
+    below it there: these still fool the model.
     """
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=lambda record: (record.at(reference) is not None, *_age(record))):
-        found[_model(record), protocol(record).key] = record
+        key = _model(record), protocol(record).key
+        if key not in found or not _lowered(found[key], record, reference):
+            found[key] = record
     return [record for record in records if found[_model(record), protocol(record).key] is record]
+
+
+def _lowered(record: Record, newer: Record, eps: float) -> bool:
+    """Whether files that `newer` was not given made `record` the lower one at `eps`."""
+    felled = {one.sha256 for one in record.external if one.felled} - {one.sha256 for one in newer.external}
+    was, now = record.at(eps), newer.at(eps)
+    return bool(felled) and was is not None and now is not None and was.robust < now.robust
 
 
 def fewest_images(records: Iterable[Record]) -> int:
@@ -147,7 +157,8 @@ def reasons(record: Record, reference: float, needed: int) -> str:
     return ", ".join(dict.fromkeys(found))
 
 
-def _named(record: Record, notice: Notice | None) -> Record:
+def named(record: Record, notice: Notice | None) -> Record:
+    """`record`, its model called as the notice says."""
     if notice is None or notice.name is None:
         return record
     return record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})

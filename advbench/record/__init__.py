@@ -7,7 +7,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 """
 
 from advbench.record.black_box import WINS
-from advbench.record.fates import Fates
+from advbench.record.fates import NEVER, Fates
 from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
@@ -31,6 +31,7 @@ from advbench.record.parts import (
 from advbench.record.record import (
     CURVE_COLUMNS,
     ESCALATED,
+    EXTERNAL,
     NOT_PROBED,
     Damage,
     Record,
@@ -50,7 +51,9 @@ __all__ = [
     "CURVE_COLUMNS",
     "ESCALATED",
     "ESCALATION",
+    "EXTERNAL",
     "FLAG_NAMES",
+    "NEVER",
     "NOT_PROBED",
     "RECHECK_SET",
     "WINS",

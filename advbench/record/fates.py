@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from advbench.errors import UserError
 from advbench.files import write_atomic
 
+NEVER = int(np.iinfo(np.int16).max)  # beyond every index
 _LARGEST = 256 * 2**20  # bytes that an archive may unpack to, enough for more than 10 million samples
 
 
@@ -26,6 +27,7 @@ class Fates:
     `fell` (N,) int16: index of the first eps of the rising grid at which the sample fell, -1 if it stands at all of
     them.
     `by` (N,) int16: index of the attack that felled it, the first in the list when several did; -1 where `fell` is -1.
+    Files of others' adversarial images follow the attacks in that list.
     Where the model is wrong about the clean image, no attack was needed: `fell` is 0 and `by` is -1, whether or not 0
     is on the grid.
     `norm` (N,) float64 or None: size of the smallest perturbation found, nan where unknown.
@@ -109,6 +111,20 @@ class Fates:
             return None
         middle = float(np.median(self.distances(eps)))
         return middle if math.isfinite(middle) else None
+
+    def lowered(self, by: int, fell: NDArray[np.int64], norm: NDArray[np.float64]) -> Fates:
+        """These fates, in which attack number `by` fells the samples that it fells at a lower eps than those before it.
+
+        `fell` (N,): the index of the lowest eps above 0 at which it does, NEVER where it does not. `norm` (N,): the
+        size of its perturbation, inf where it has none. Where sizes are known, at the same eps the smaller one counts.
+        """
+        was = np.where(self.fell < 0, NEVER, self.fell)
+        lower = fell < was
+        if self.norm is not None:
+            lower |= (fell == was) & (norm < self.norm * (1 - 1e-6))  # no nan is smaller
+        lower &= self.clean
+        sizes = None if self.norm is None else np.where(lower, norm, self.norm)
+        return Fates(np.where(lower, fell, self.fell), np.where(lower, by, self.by), sizes, self.logits)
 
     def verdicts(self) -> bytes:
         """The bytes that a record's id covers: `fell`, then `by`, little-endian."""

@@ -211,6 +211,12 @@ GROUPS: dict[str, dict[str, Meaning]] = {
             "the set quick was not enough for this model, so all of AutoAttack followed; the reasons stand beside it",
             "nothing; it takes longer, and what stands withstood both sets",
         ),
+        "external": Meaning(
+            "note",
+            "adversarial images made elsewhere (--adversarials, leaderboard add), each verified by the model, lower "
+            "the number below what the attacks found",
+            "nothing; where they are many, the attacks are weak on this model",
+        ),
         "spectrum": Meaning(
             "note", "how clipping to [0, 1] changed the spectrum of Fourier perturbations", "read it beside the number"
         ),

@@ -42,6 +42,7 @@ NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
 CURVE_COLUMNS = ("eps", "accuracy %", "95 % interval", "robust")
 NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
+EXTERNAL = "external"  # the flag of a record that others' adversarial images lowered
 ESCALATED = "escalated"  # the flag of a record whose attacks of the stage "escalation" ran
 
 
@@ -66,7 +67,7 @@ class Record(Part):
     - `seconds`: the time of the attacks, without start-up and loading.
     - `forwards` and `backwards`: passes of one image; none where nobody counted them.
     - `useful`: the share of the slots' steps that served an image, the others idled; none where slots were not used.
-    - `external`: files of adversarial images made elsewhere.
+    - `external`: files of adversarial images made elsewhere, in their order.
     - `environment`: versions, hardware, date and command.
     - `supersedes`: the id of the record of the same weights and images that this one replaces.
     """
@@ -107,6 +108,8 @@ class Record(Part):
                 raise ValueError(f"eps_text {point.eps_text!r} is not eps {point.eps!r}")
             if point.n != self.dataset.count:
                 raise ValueError("n must be the number of images")
+        if len({one.name for one in self.external}) < len(self.external):
+            raise ValueError("external must have different names")
         if self.supersedes == self.id:
             raise ValueError("a record cannot supersede itself")
         return self
@@ -130,6 +133,7 @@ class Record(Part):
         forwards: int | None = None,
         backwards: int | None = None,
         useful: float | None = None,
+        external: Sequence[External] = (),
         supersedes: str | None = None,
     ) -> Record:
         """The record of a finished evaluation, whose accuracies, auc and median_norm are counted from `fates`.
@@ -137,15 +141,16 @@ class Record(Part):
         Raises UserError when the parts contradict each other.
         """
         grid = [size.value for size in eps]
-        fates.fit(grid, len(attack))
+        fates.fit(grid, len(attack) + len(external))
         question = question_hash(
-            model=model, dataset=dataset, norm=norm, eps=grid, attack=attack, engine=engine, seed=seed, flags=flags
-        )
+            model=model, dataset=dataset, norm=norm, eps=grid, attack=attack, engine=engine, seed=seed, flags=flags,
+            external=external,
+        )  # fmt: skip
         try:
             return cls(
                 id=record_id(question, fates), question=question, model=model, dataset=dataset, norm=norm,
                 attack=tuple(attack), engine=engine, seed=seed, flags=tuple(flags), seconds=seconds,
-                corruptions=corruptions,
+                corruptions=corruptions, external=tuple(external),
                 forwards=forwards, backwards=backwards, useful=useful, environment=environment, supersedes=supersedes,
                 **_numbers(fates, eps),
             )  # fmt: skip
@@ -165,6 +170,11 @@ class Record(Part):
         table = plain_table(CURVE_COLUMNS, self.curve_rows())
         flags = [f"{flag.severity}: {flag.name}: {flag.detail}" for flag in self.flags]
         return "\n".join([about, table, *flags, f"record {self.id}"])
+
+    @property
+    def felled_by(self) -> list[str]:
+        """The names to which `by` in fates refers: of the attacks, then "external:NAME" of each file."""
+        return [*(one.name for one in self.attack), *(f"external:{one.name}" for one in self.external)]
 
     def curve_rows(self) -> list[tuple[str, str, str, str]]:
         """A row of CURVE_COLUMNS for each eps, in percent."""
@@ -225,10 +235,10 @@ class Record(Part):
 
     def verify(self, fates: Fates) -> None:
         """Raise UserError unless `question`, `id` and every counted number follow from the parts and `fates`."""
-        fates.fit(self.eps, len(self.attack))
+        fates.fit(self.eps, len(self.attack) + len(self.external))
         question = question_hash(
-            model=self.model, dataset=self.dataset, norm=self.norm, eps=self.eps,
-            attack=self.attack, engine=self.engine, seed=self.seed, flags=self.flags,
+            model=self.model, dataset=self.dataset, norm=self.norm, eps=self.eps, attack=self.attack,
+            engine=self.engine, seed=self.seed, flags=self.flags, external=self.external,
         )  # fmt: skip
         if question != self.question:
             raise UserError("its question is not the hash of its parts")
@@ -238,6 +248,9 @@ class Record(Part):
         for name, value in counted.items():
             if not _nearly_equal(getattr(self, name), value):
                 raise UserError(f"its {name} is not what the fates say")
+        for number, one in enumerate(self.external, len(self.attack)):
+            if int((fates.by == number).sum()) != one.felled:
+                raise UserError(f"what {one.name} felled is not what the fates say")
 
     def save(self, folder: Path | str, fates: Fates) -> Path:
         """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`, and return the path of the JSON.
@@ -379,10 +392,11 @@ def question_hash(
     engine: Engine,
     seed: int,
     flags: Sequence[Flag] = (),
+    external: Sequence[External] = (),
 ) -> str:
     """sha256 of all that decides the verdicts: not of names, times, hardware or the place of the weights.
 
-    Of `flags` only whether the model was not probed counts: a record that was is another.
+    Of `flags` only whether the model was not probed counts: a record that was is another. Of `external` the hashes do.
     """
     parts = {
         "weights": [model.weights_sha256, model.arch, model.settings, *_more_of(model)],
@@ -395,6 +409,8 @@ def question_hash(
     }
     if any(flag.name == NOT_PROBED for flag in flags):
         parts["probes"] = "off"
+    if external:
+        parts["external"] = [one.sha256 for one in external]
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 

@@ -27,6 +27,8 @@ WITHOUT_DEFAULT = [
     "--grid",
     "--config",
     "--again",
+    "--adversarials",
+    "--to",
     "--leaderboard",
     "--save-baseline",
     "--fail-if",

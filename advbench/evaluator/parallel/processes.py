@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         runner.data.subset(torch.from_numpy(rows)),
         rows,
         run,
-        settings,
+        replace(settings, adversarials=()),  # which are judged once, after the attacks
         runner.slots,
         threads=max(1, torch.get_num_threads() // of),
         random=runner.oracle.random,
