@@ -57,6 +57,7 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
         "keep_points": settings.keep_points,
         "probes": settings.probes or run.curve == "severity",
         "advbench": __version__,
+        **_proofs(settings.certify, settings.certify_seconds),
     }
 
 
@@ -75,7 +76,14 @@ def answers(record: Record, question: dict[str, Any]) -> bool:
         "keep_points": False,
         "probes": all(flag.name != NOT_PROBED for flag in record.flags),
         "advbench": record.environment.advbench,
+        **_proofs(**certify_settings(record)),
     }
+
+
+def certify_settings(record: Record) -> dict[str, Any]:
+    """`certify` and `certify_seconds` of the evaluation that made a record."""
+    made = getattr(record.environment, "certify", None) or {"when": "off", "seconds_an_image": 1.0}
+    return {"certify": made["when"], "certify_seconds": made["seconds_an_image"]}
 
 
 def name_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> str:
@@ -114,6 +122,10 @@ def agree(then: NDArray[np.float32] | None, now: NDArray[np.float32] | None) -> 
     finite = np.where(np.isfinite(then), then, 0.0)
     spread = np.ptp(finite, axis=1, keepdims=True)
     return bool(np.isclose(now, then, rtol=0, atol=TOLERANCE * spread, equal_nan=True).all())
+
+
+def _proofs(certify: str, certify_seconds: float) -> dict[str, Any]:
+    return {} if certify == "off" else {"certify": [certify, certify_seconds]}
 
 
 def _model(ref: ModelRef) -> dict[str, Any]:

@@ -211,6 +211,11 @@ GROUPS: dict[str, dict[str, Meaning]] = {
             "the set quick was not enough for this model, so all of AutoAttack followed; the reasons stand beside it",
             "nothing; it takes longer, and what stands withstood both sets",
         ),
+        "not-certified": Meaning(
+            "note",
+            "--certify proved nothing, because there are no bounds for the model; the layer is named",
+            "nothing; the number is an upper bound as without --certify",
+        ),
         "spectrum": Meaning(
             "note", "how clipping to [0, 1] changed the spectrum of Fourier perturbations", "read it beside the number"
         ),

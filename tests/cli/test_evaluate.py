@@ -38,7 +38,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "evaluate --model a --model b --attack pgd,square --attack fab-t --eps 0,8/255 -n 20 --subset random:4 "
         "--dataset mnist --arch lenet5 --mean mnist --std 0.5 "
         "--abstain last --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
-        "--precision fp32 --set steps=40 --set step_size=2/255 --attack-budget 500 --leaderboard LB --out o --resume "
+        "--precision fp32 --set steps=40 --set step_size=2/255 --attack-budget 500 --certify first "
+        "--certify-seconds 2 --leaderboard LB --out o --resume "
         "--force --save-baseline b.json "
         "--trust-pickle --on local --dry-run --json"
     )
@@ -65,6 +66,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "precision": "fp32",
         "settings": {"steps": 40, "step_size": 2 / 255},
         "attack_budget": 500,
+        "certify": "first",
+        "certify_seconds": 2.0,
         "probes": "on",
         "leaderboard": Path("LB"),
         "save_baseline": Path("b.json"),
