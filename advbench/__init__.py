@@ -235,6 +235,8 @@ def evaluate(
     slots: int | None = None,
     processes: int | None = None,
     probes: bool = True,
+    certify: str = "off",
+    certify_seconds: float = 1.0,
     keep_points: bool = False,
     journal: Journal | str | Path | None = None,
     resume: bool = False,
@@ -259,7 +261,7 @@ def evaluate(
     - `n`: how many images are used; None: 1,000 of a named dataset, all of a given one. `subset`: which ones, "first",
       "random:SEED" or a file of positions.
     - `arch`, `mean`, `std`, `abstain`: as in `load_model`. `name`: what tables call the model.
-    - `precision`, `engine`, `curve`, `slots`, `processes`, `probes`, `keep_points`: as in
+    - `precision`, `engine`, `curve`, `slots`, `processes`, `probes`, `certify`, `certify_seconds`, `keep_points`: as in
       `advbench.evaluator.Settings`.
     - `journal`: a file in which progress is kept, from which `resume` continues.
     - `progress`: True for a line on stderr, or a function of (stage, done, total or None), which may raise to stop.
@@ -304,6 +306,8 @@ def evaluate(
         slots=slots,
         processes=processes,
         probes=probes,
+        certify=certify,
+        certify_seconds=certify_seconds,
         journal=journal,
         resume=resume,
         progress=progress,

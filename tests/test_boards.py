@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from advbench.record import (
     ESCALATION,
     RECHECK_SET,
     AttackRef,
-    CurvePoint,
     Damage,
     Engine,
     Environment,
@@ -319,15 +319,23 @@ def test_columns_of_name_seed_and_cost() -> None:
 
 
 def test_what_is_certified_has_a_column_where_it_is_known(tmp_path: Path) -> None:
-    record, fates = made([90, 60, 40])
-    curve = [point.model_copy(update={"certified": 0.25 if point.eps > 0.03 else None}) for point in record.curve]
-    known = record.model_copy(update={"curve": tuple(curve)})
+    plain, fates = made([90, 60, 40])
+    proved = np.where(np.arange(1000) < 250, 2, np.where(fates.fell == 0, -1, 0))
+    fates = replace(fates, proved=proved)
+    known = record_of(fates)
     path = known.save(tmp_path, fates)
-    assert load_record(path)[0] == known and known.id == record.id
+    assert load_record(path)[0] == known and known.id != plain.id and known.question == plain.question
     other, _ = made([90, 60, 39], spec="other")
     rows = sections(page(known, other))[0].rows
-    assert [row["certified"] for row in rows] == ["25.0", ""]
-    assert "certified" in CurvePoint.model_fields and ",0.9,0.25," in leaderboard.to_csv([known])
+    assert [(row["certified"], row["gap"]) for row in rows] == [("25.0", "15.0"), ("", "")]
+    assert ",0.9,0.25," in leaderboard.to_csv([known])
+
+
+def test_a_repetition_without_proofs_does_not_hide_them() -> None:
+    _, fates = made([90, 60, 40])
+    known = record_of(replace(fates, proved=np.full(1000, -1)), environment=environment("2026-09-01"))
+    newer, _ = made([90, 60, 40], environment=environment("2026-09-02"))
+    assert [record.id for record in leaderboard.board([known, newer], {}).records] == [known.id]
 
 
 def test_passes_of_a_training_from_older_records() -> None:

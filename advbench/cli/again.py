@@ -20,9 +20,10 @@ from advbench.errors import UserError
 from advbench.evaluator import Journal, Settings, evaluate
 from advbench.evaluator.adversarials import Adversarials, read_adversarials
 from advbench.evaluator.attack_set import resolve
+from advbench.evaluator.identity import certify_settings
 from advbench.files import check_writable
 from advbench.leaderboard import check_folder
-from advbench.record import NOT_PROBED, RECHECK_SET, Record, load_record
+from advbench.record import NOT_PROBED, RECHECK_SET, Record, load_record, record_id
 
 if TYPE_CHECKING:
     import torch
@@ -91,11 +92,12 @@ def _repeat(
                 engine="own" if was.engine.name == "advbench" else "reference",
                 indices=was.dataset.indices if isinstance(was.dataset.indices, str) else None,
                 probes=all(flag.name != NOT_PROBED for flag in was.flags), adversarials=others,
-                name=was.model.name, command=("advbench", *argv),
+                name=was.model.name, command=("advbench", *argv), **certify_settings(was),
             )  # fmt: skip
             result = evaluate(loaded, data, settings, journal=Journal(stop=stop, progress=search_progress(bar)))
     now = result.record
-    same = now.id == was.id
+    proofless = replace(result.fates, proved=fates.proved)  # proofs have a limit of time, verdicts have none
+    same = record_id(now.question, proofless) == was.id
     changed_fates = int(np.sum(result.fates.fell != fates.fell))
     where = save(now, result.fates, leaderboard, publish=True, screen=screen) if leaderboard is not None else None
     if baseline is not None:
@@ -108,7 +110,7 @@ def _repeat(
         for old, new in zip(was.curve, now.curve, strict=True)
     ]
     screen.table(("eps", "then %", "now %"), rows)
-    screen.say(verdict(was, now, changed_fates))
+    screen.say(verdict(was, now, changed_fates, same=same))
     if where is not None:
         screen.say(f"record {where}")
     return same
@@ -151,9 +153,9 @@ def credited(record: Record, paths: Sequence[Path]) -> tuple[Adversarials, ...]:
     return tuple(replace(given[one.sha256], name=one.name) for one in record.external)
 
 
-def verdict(was: Record, now: Record, changed_fates: int) -> str:
+def verdict(was: Record, now: Record, changed_fates: int, *, same: bool) -> str:
     """How the second measurement compares with the first, in one line."""
-    if now.id == was.id:
+    if same:
         return f"the same: record {was.id}, all {was.n} verdicts"
     reasons = []
     if now.question != was.question:

@@ -127,6 +127,25 @@ def command(
             autocompletion=complete.words("on", "off"),
         ),
     ] = "on",
+    certify: Annotated[
+        str,
+        typer.Option(
+            "--certify",
+            metavar="WHEN",
+            help="after, or first (attacks skip what is proved): images that are proved to be robust; else off",
+            rich_help_panel=MEASURE,
+            autocompletion=complete.words("off", "after", "first"),
+        ),
+    ] = "off",
+    certify_seconds: Annotated[
+        float,
+        typer.Option(
+            "--certify-seconds",
+            metavar="S",
+            help="about how long a proof may take for an image at an eps",
+            rich_help_panel=MEASURE,
+        ),
+    ] = 1.0,
     again: Annotated[
         Path | None,
         typer.Option(
@@ -223,6 +242,8 @@ def command(
             settings=parse_settings(settings or []),
             attack_budget=attack_budget,
             adversarials=tuple(adversarials or ()),
+            certify=certify,
+            certify_seconds=certify_seconds,
             leaderboard=leaderboard,
             save_baseline=save_baseline,
             out=out,
@@ -278,6 +299,8 @@ class Flags:
     settings: Mapping[str, Any] = field(default_factory=dict)
     attack_budget: int | None = None
     adversarials: Sequence[Path] = ()
+    certify: str = "off"
+    certify_seconds: float = 1.0
     leaderboard: Path | None = None
     save_baseline: Path | None = None
     out: Path | None = None
@@ -407,6 +430,8 @@ def prepare(
         probes=flags.probes == "on",
         engine=flags.engine,
         adversarials=others,
+        certify=flags.certify,
+        certify_seconds=flags.certify_seconds,
         indices=choice.indices,
         name=flags.name,
         command=("advbench", *argv),
@@ -539,11 +564,10 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     if screen.as_json:
         screen.json({**record.model_dump(mode="json", by_alias=True), "path": str(path)})
         return
-    from advbench.record import CURVE_COLUMNS
     from advbench.statistics import decimals
 
     digits = decimals(record.n)
-    screen.table(CURVE_COLUMNS, record.curve_rows())
+    screen.table(record.curve_columns, record.curve_rows())
     if record.corruptions is not None:
         errors = [
             (name, *(f"{100 * error:.{digits}f}" for error in row)) for name, row in record.corruptions.errors.items()
@@ -568,4 +592,7 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
     )
     if fresh and (probes := getattr(record.environment, "probes", None)):
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
+    if fresh and (proofs := getattr(record.environment, "certify", None)):
+        saved = f", {proofs['skipped_passes']:,} passes of attacks saved" if "skipped_passes" in proofs else ""
+        screen.say(f"proofs: {proofs['seconds']:.1f} s{saved}")
     screen.say(f"record {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def added(
         )  # fmt: skip
         merged = runner.halving_slots(
             lambda: merge(
-                given, fates, oracle=runner.oracle, data=data, norm=record.norm, sizes=record.eps,
+                given, replace(fates, proved=None), oracle=runner.oracle, data=data, norm=record.norm, sizes=record.eps,
                 attacks=len(record.attack), before=record.external, seed=record.seed,
             )
         )  # fmt: skip
@@ -69,14 +70,22 @@ def added(
         raise UserError(
             f"nothing falls further than in record {record.id}: {'; '.join(t.line for t in merged.tallies)}"
         )
+    found = merged.fates
+    if fates.proved is not None:
+        if count := int(((found.fell >= 0) & (found.fell <= fates.proved)).sum()):
+            raise UserError(
+                f"a defect of advbench: {count} images are proved to stand at an eps at which these files fell them; "
+                f"please report it with them and record {record.id}"
+            )
+        found = replace(found, proved=fates.proved)
     then = record.environment.model_dump()
     now = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "added": list(command)}
     made = Record.of(
-        merged.fates, model=record.model, dataset=record.dataset, norm=record.norm,
+        found, model=record.model, dataset=record.dataset, norm=record.norm,
         eps=[Eps(point.eps_text, point.eps) for point in record.curve], attack=record.attack, engine=record.engine,
         seed=record.seed, flags=merged.flags(record.flags), seconds=record.seconds,
         forwards=None if record.forwards is None else record.forwards + merged.forwards,
         backwards=record.backwards, useful=record.useful, external=merged.files,
         environment=Environment(**{**then, **now}), supersedes=record.id,
     )  # fmt: skip
-    return Added(made, merged.fates, merged.tallies)
+    return Added(made, found, merged.tallies)

@@ -25,7 +25,7 @@ from advbench.engine.oracle import gradient
 from advbench.engine.whole_batch import WholeBatch
 from advbench.environment import environment
 from advbench.errors import UserError, one_line
-from advbench.evaluator import corruptions, flags, parallel
+from advbench.evaluator import certify, corruptions, flags, parallel
 from advbench.evaluator.adversarials import Merged, merge
 from advbench.evaluator.escalation import why_escalate
 from advbench.evaluator.evaluation import Evaluation
@@ -98,8 +98,12 @@ def evaluate(
         runner = Runner(
             net, data, norm=settings.norm, seed=settings.seed, slots=slots, precision=run.precision, journal=journal,
             is_random=flags.is_random, keep_points=settings.keep_points, rejects=loaded.abstain is not None,
-            compiler=compiler(loaded, data, settings, run),
+            compiler=compiler(loaded, data, settings, run), keep_hits=settings.certify != "off",
         )  # fmt: skip
+        proofs = certify.Proofs(None)
+        if settings.certify == "first":
+            proofs = ranks.first(lambda: certify.before(runner, settings))
+            runner.proved = runner.proved if proofs.proved is None else proofs.proved
         if settings.probes and run.curve != "severity":
             images, classes = len(runner.correct), data.num_classes
             spent = sum(sum(one.passes(classes)) for one in run.attacks) * images
@@ -116,16 +120,21 @@ def evaluate(
             again = judge(runner, run, settings, outcome.fates, loaded, in_train_mode=in_train_mode)
             judged = Judged(again.flags, {name: judged.cost[name] + cost for name, cost in again.cost.items()})
         merged = ranks.first(lambda: runner.halving_slots(lambda: with_others(runner, run, settings, outcome.fates)))
+        journal.forwards += merged.forwards
+        runner.points |= merged.points if settings.keep_points or settings.certify != "off" else {}
+        fates = merged.fates
+        if settings.certify == "after":
+            proofs = ranks.first(lambda: certify.after(runner, settings, fates))
+        fates = ranks.first(lambda: certify.merge(runner, settings, fates, proofs))
     journal.forecast.end()
-    journal.forwards += merged.forwards
-    runner.points |= merged.points if settings.keep_points else {}
-    outcome = replace(outcome, fates=replace(merged.fates, logits=journal.logits))
-    judged = Judged(merged.flags(judged.flags), judged.cost)
-    record = make_record(loaded, data, settings, run, runner, outcome, judged, merged.files)
+    outcome = replace(outcome, fates=replace(fates, logits=journal.logits))
+    notes = proofs.flags() if settings.certify != "off" else []
+    judged = Judged([*merged.flags(judged.flags), *notes], judged.cost)
+    record = make_record(loaded, data, settings, run, runner, outcome, judged, merged.files, proofs)
     return Evaluation(
         record,
         outcome.fates,
-        runner.points,
+        runner.points if settings.keep_points or settings.certify == "off" else {},
         attempts={row: point for row, (_, point) in runner.attempts.items()} if settings.keep_points else None,
         logits=runner.logits.cpu(),
         data=data.to("cpu"),
@@ -189,6 +198,7 @@ def resolve(loaded: Loaded, data: Dataset, settings: Settings) -> Plan:
         run = plan(
             settings, loaded, data, bf16_pays=lambda *attacks: ranks.first(lambda: bf16_pays(net, data, *attacks))
         )
+    certify.check(settings, run)
     both = (*run.attacks, *run.escalation)
     check_gradient(net, data, both)
     for attack in both:
@@ -274,10 +284,13 @@ def make_record(
     outcome: Outcome,
     judged: Judged,
     external: Sequence[External],
+    proofs: certify.Proofs,
 ) -> Record:
     """The record of a finished evaluation."""
     journal = runner.journal
     measured: dict[str, Any] = {"parts": journal.work.seconds, "probes": judged.cost}
+    if settings.certify != "off":
+        measured["certify"] = certify.cost(runner, settings, proofs)
     if runner.compiled is not None:
         measured["compile"] = runner.compiled.status
     return Record.of(

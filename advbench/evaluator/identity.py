@@ -58,6 +58,7 @@ def question_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan, sl
         "probes": settings.probes or run.curve == "severity",
         "advbench": __version__,
         **_external([one.sha256 for one in settings.adversarials]),
+        **_proofs(settings.certify, settings.certify_seconds),
     }
 
 
@@ -77,7 +78,14 @@ def answers(record: Record, question: dict[str, Any]) -> bool:
         "probes": all(flag.name != NOT_PROBED for flag in record.flags),
         "advbench": record.environment.advbench,
         **_external([one.sha256 for one in record.external]),
+        **_proofs(**certify_settings(record)),
     }
+
+
+def certify_settings(record: Record) -> dict[str, Any]:
+    """`certify` and `certify_seconds` of the evaluation that made a record."""
+    made = getattr(record.environment, "certify", None) or {"when": "off", "seconds_an_image": 1.0}
+    return {"certify": made["when"], "certify_seconds": made["seconds_an_image"]}
 
 
 def name_of(loaded: Loaded, data: Dataset, settings: Settings, run: Plan) -> str:
@@ -120,6 +128,10 @@ def agree(then: NDArray[np.float32] | None, now: NDArray[np.float32] | None) -> 
 
 def _external(hashes: list[str]) -> dict[str, Any]:
     return {"external": hashes} if hashes else {}
+
+
+def _proofs(certify: str, certify_seconds: float) -> dict[str, Any]:
+    return {} if certify == "off" else {"certify": [certify, certify_seconds]}
 
 
 def _model(ref: ModelRef) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from advbench.engine.search import Search
 from advbench.engine.verdicts import Verdicts, Work
@@ -79,6 +80,7 @@ class Journal:
         self.workers: dict[int, dict[str, Any]] = {}
         self.redrawn = ""
         self.copy_error: float | None = None
+        self.proved: Tensor | None = None  # (n,), as in `Fates`, of proofs before the attacks
         self.logits: NDArray[np.float32] | None = None
 
     @property
@@ -137,6 +139,7 @@ class Journal:
         self.question, self._file = question, self.file(number, of)
         self._shard = {"shard": {"rank": number, "of": of}} if of > 1 else {}
         self._ended, self._under_way, self.halvings, self.why, self.copy_error = [], None, [], [], None
+        self.proved = None
         self.seconds, self.forwards, self.backwards, self.work = 0.0, 0, 0, Work()
         self.redrawn = f"shared by {of} processes" if of > 1 else ""
         if not resume or self._file is None or not self._file.exists():
@@ -167,7 +170,7 @@ class Journal:
         self._ended, self._under_way = saved["ended"], saved["under_way"]
         (self.seconds, self.forwards, self.backwards), self.work = saved["cost"], Work(*saved["work"])
         self.halvings, self.why = [(slots, fallen) for slots, fallen in saved["halvings"]], saved["why"]
-        self.copy_error = saved["copy_error"]
+        self.copy_error, self.proved = saved["copy_error"], saved["proved"]
 
     def _answers_as(self, saved: dict[str, Any]) -> bool:
         then = saved["logits"]
@@ -285,6 +288,7 @@ class Journal:
             "logits": None if self.logits is None else torch.from_numpy(self.logits),
             "why": self.why,
             "copy_error": self.copy_error,
+            "proved": self.proved,
         }
 
 
@@ -293,7 +297,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
         known = saved.keys() == {
-            "question", "ended", "under_way", "cost", "work", "halvings", "logits", "why", "copy_error",
+            "question", "ended", "under_way", "cost", "work", "halvings", "logits", "why", "copy_error", "proved",
         }  # fmt: skip
     except Exception:  # a file of another program or version can make torch.load fail in any way
         known = False

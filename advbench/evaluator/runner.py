@@ -47,7 +47,9 @@ class Runner:
     bf16 and verifies in fp32; "fp32" does all in fp32. With `keep_points`, `points` collects by row the nearest
     verified adversarial example (C, H, W), and `attempts` the point of the largest margin that failed, after that
     margin. When memory runs out, the number of slots is halved. `eager` holds the reasons why steps did not run as CUDA
-    graphs. `compiler`: the backend of torch.compile for the search copy, "" for none.
+    graphs. `compiler`: the backend of torch.compile for the search copy, "" for none. `keep_hits`: collect `points`,
+    but no `attempts`. `proved` (n,), as in `Fates`: up to which grid point no attack can succeed, so that none is made;
+    `skipped`: how many strikes those were, and the passes that they would have made.
     """
 
     def __init__(
@@ -62,13 +64,14 @@ class Runner:
         journal: Journal,
         is_random: Callable[[nn.Module, Dataset], bool] = lambda net, data: False,
         keep_points: bool = False,
+        keep_hits: bool = False,
         rejects: bool = False,
         compiler: str = "",
     ) -> None:
         self.net, self.data, self.norm, self.seed, self.journal = net, data, norm, seed, journal
         self.slots = slots  # at the start; `oracle.slots` is lower once memory ran out
         self.keep_attempts = keep_points
-        self.keep_points = keep_points or norm == FourierLinf.norm  # for the flags on the spectrum
+        self.keep_points = keep_points or keep_hits or norm == FourierLinf.norm  # for the flags on the spectrum
         dtype = torch.bfloat16 if precision == "bf16" else None
         copy, _ = search_copy(net, dtype, example=data.batch(slice(0, 1))[0])
         self.oracle = Oracle(net, copy, slots=slots, rejects=rejects)
@@ -87,6 +90,7 @@ class Runner:
         self.logits = self.halving_slots(self._clean)
         self.correct: NDArray[np.bool_] = (~wrong(self.logits, data.labels)).cpu().numpy()
         self.own: NDArray[np.bool_] = np.ones_like(self.correct)
+        self.proved: NDArray[np.int16] = np.full(len(self.correct), -1, dtype=np.int16)
         self.copy_error = journal.copy_error or 0.0
         if self.in_bf16 and journal.copy_error is None:
             self.copy_error = self.halving_slots(lambda: copy_error(self.oracle, data, self.logits))
@@ -95,6 +99,7 @@ class Runner:
     def forget(self) -> None:
         """Forget what the attacks found, which the journal tells again."""
         self.unverified = self.nonfinite = 0
+        self.skipped = (0, 0)
         self.returned = self.outside = 0  # points of attacks on whole batches, and those of them outside of the ball
         self.points: dict[int, Tensor] = {}
         self._sizes: dict[int, float] = {}  # of the perturbations in `points`
@@ -306,14 +311,24 @@ class Runner:
             more = 0 if attack in checks else grid.end - 1 - int(points[0])
             standing = len(rows) if attack in checks else len(grid.open())
             forecast.strike(attack, 0 if again else standing, more)
+            open_ = points > self.proved[rows]
+            fell, size = np.zeros(len(rows), dtype=np.bool_), np.where(open_, at[points], np.inf)
+            passes = sum(plan.every[attack].passes(self.data.num_classes))
+            self.skipped = self.skipped[0] + int((~open_).sum()), self.skipped[1] + passes * int((~open_).sum())
+            stood[attack, rows[~open_], points[~open_]] = FAR
+            rows, points = rows[open_], points[open_]
+            if not len(rows):
+                return fell, size
             verdicts = self.attack_at(plan.every[attack], rows, at[points], in_fp32=in_fp32)
+            fell[open_] = verdicts.fell.numpy()
             if plan.recheck and not in_fp32:
                 near = verdicts.best_margin.numpy() > -near_margin[rows]
-                stood[attack, rows, points] = np.where(verdicts.fell.numpy(), FELL, np.where(near, NEAR, FAR))
+                stood[attack, rows, points] = np.where(fell[open_], FELL, np.where(near, NEAR, FAR))
             # With several items, the size is that of the first verified one, which depends on the other samples. The
             # verdict must not, so the grid point replaces it.
-            alone = items[attack] == 1
-            return verdicts.fell.numpy(), verdicts.distance.numpy() if alone else at[points]
+            if items[attack] == 1:
+                size[open_] = verdicts.distance.numpy()
+            return fell, size
 
         def parallel_strikes(attack: int) -> int:
             return self.slots // items[attack]  # were it of halved slots, a journal would not tell the same strikes

@@ -9,12 +9,14 @@ from typing import Any, SupportsIndex
 
 import torch
 
+from advbench.certify import NORMS as PROVABLE
 from advbench.engine.attack import Attack
 from advbench.eps import CORRUPTIONS, NORMS, Eps, as_eps
 from advbench.errors import UserError, shortened, unknown
 from advbench.evaluator.adversarials import Adversarials
 
 CURVES = ("fast", "exact")
+CERTIFY = ("off", "after", "first")
 ENGINES = ("own", "reference")
 PRECISIONS = ("auto", "fp32", "bf16")
 Asked = str | Attack | Callable[..., Any] | object  # a name, or what `attacks.external.attack_of` takes
@@ -41,6 +43,8 @@ class Settings:
     - `keep_points`: keep the adversarial examples, and the strongest attempts on images that stand.
     - `probes`: look for signs that the attacks were misled; without it the record is suspect.
     - `adversarials`: files of others' adversarial images, which are merged in after the attacks (see `adversarials`).
+    - `certify`: "after" the attacks, prove images to be robust; "first": before them, and skip the attacks that the
+      proofs make needless. `certify_seconds`: about how long the proofs may take for an image at an eps.
     - `command`, `supersedes`: copied into the record.
     """
 
@@ -61,6 +65,8 @@ class Settings:
     keep_points: bool = False
     probes: bool = True
     adversarials: Sequence[Adversarials] = ()
+    certify: str = "off"
+    certify_seconds: float = 1.0
     command: Sequence[str] = ()
     supersedes: str | None = None
 
@@ -70,6 +76,7 @@ class Settings:
             ("engine", self.engine, ENGINES),
             ("curve", self.curve, CURVES),
             ("precision", self.precision, PRECISIONS),
+            ("value of certify", self.certify, CERTIFY),
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
@@ -85,6 +92,10 @@ class Settings:
                 raise UserError(f"{what} is {shortened(number)}: it must be a whole number from {least}")
             if number.__index__() >= 2**62:
                 raise UserError(f"{what} is {shortened(number)}: it must be below 2^62")
+        if self.certify != "off" and self.norm not in PROVABLE:
+            raise UserError(f"norm {self.norm} has no certified bounds: they are for {', '.join(PROVABLE)}")
+        if not (isinstance(self.certify_seconds, int | float) and 0 < self.certify_seconds < float("inf")):
+            raise UserError(f"certify seconds are {shortened(self.certify_seconds)}: they must be a number above 0")
         if not isinstance(self.attack_settings, Mapping):
             raise UserError(f"settings are {shortened(self.attack_settings)}: give a dict, such as {{'steps': 40}}")
         if not self.attacks:

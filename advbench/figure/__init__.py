@@ -5,7 +5,7 @@ the bytes. Text is 9 points high, never cut, and covers no other.
 """
 
 from advbench.figure.canvas import HALF, KINDS, digest, legend, legend_lines, panels, render, style
-from advbench.figure.curves import MAX_BANDS, Line, Point, draw_curves, draw_front, front
+from advbench.figure.curves import MAX_BANDS, Line, Point, Proved, draw_curves, draw_front, draw_proved, front
 from advbench.figure.differences import Difference, Gap, draw_gaps, draw_rows
 from advbench.figure.table import ROW, draw_dots, draw_grid
 from advbench.figure.text import fit, wrapped
@@ -20,12 +20,14 @@ __all__ = [
     "Gap",
     "Line",
     "Point",
+    "Proved",
     "digest",
     "draw_curves",
     "draw_dots",
     "draw_front",
     "draw_gaps",
     "draw_grid",
+    "draw_proved",
     "draw_rows",
     "draw_training",
     "fit",

@@ -37,6 +37,16 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Proved:
+    """The share (fractions) of one model that is proved to stand along eps, and its accuracy; `place` as in `Line`."""
+
+    eps: Sequence[float]
+    certified: Sequence[float]
+    accuracy: Sequence[float]
+    place: int
+
+
+@dataclass(frozen=True)
 class Point:
     """One model's clean and robust accuracy (fractions); the rest as in `Line`."""
 
@@ -75,6 +85,15 @@ def draw_curves(
     axes.autoscale_view(scaley=False)
     set_ticks(axes, ticks, mark)
     return drawn
+
+
+def draw_proved(axes: Any, bands: Sequence[Proved]) -> None:
+    """Hatch what lies between the share that is proved to stand and the accuracy, in percent."""
+    for band in bands:
+        colour, _ = style(band.place)
+        low, high = percent(band.certified), percent(band.accuracy)
+        axes.fill_between(band.eps, low, high, facecolor="none", edgecolor=colour, hatch="///", alpha=0.35, linewidth=0)
+        axes.plot(band.eps, low, color=colour, linewidth=1, linestyle=(0, (1, 1)))
 
 
 def draw_front(axes: Any, points: Sequence[Point], ylabel: str) -> None:

@@ -33,10 +33,11 @@ def to_markdown(board: Board) -> str:
         "",
         f"[Curves]({name}.svg) of the first table, [all numbers]({name}.csv).",
     ]
+    certified = any((point := record.at(board.reference)) and point.certified is not None for record in board.records)
     for table in board.tables:
         lines += ["", f"## {markdown(table.protocol.title)}", "", _settings(table.protocol)]
         lines += _ranking(table, board.reference)
-    return "\n".join([*lines, *_left_out(board), "", *_LEGEND]) + "\n"
+    return "\n".join([*lines, *_left_out(board), "", *_LEGEND, *(_CERTIFIED if certified else ())]) + "\n"
 
 
 _LEGEND = (
@@ -50,6 +51,12 @@ _LEGEND = (
     "- auc: area under the curve of accuracy against eps, over the eps that were measured. Train passes: forward and "
     "backward passes of the training for each image that it was shown. Attack passes: those of the evaluation for each "
     "image.",
+)
+
+
+_CERTIFIED = (
+    "- certified: the share that is proved to be robust at the ranked eps. The true accuracy lies between it and the "
+    "column of that eps, which are the gap apart.",
 )
 
 
@@ -74,7 +81,12 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
     certified = any((point := record.at(reference)) and point.certified is not None for _, record, _ in rows)
     unranked = any(why for _, _, why in rows)
     header = ["#", "model", "method", "arch", "train eps", "train seed", "train passes", "clean"]
-    header += [*_sizes(columns, records, reference), *(["certified"] if certified else []), "auc", "attack passes"]
+    header += [
+        *_sizes(columns, records, reference),
+        *(["certified", "gap"] if certified else []),
+        "auc",
+        "attack passes",
+    ]
     header += ["flags", *(["not ranked because"] if unranked else []), "record"]
     body = []
     for place, record, why in rows:
@@ -91,7 +103,8 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
             *(_accuracy(record.at(eps)) for eps in columns),
         ]
         if certified:
-            cells.append("" if point is None or point.certified is None else percent(point.certified, record.n))
+            shares = (None, None) if point is None else (point.certified, point.gap)
+            cells += ["" if share is None else percent(share, record.n) for share in shares]
         cells += [percent(record.auc, record.n), count(record.passes_an_image)]
         cells += [
             ", ".join(markdown(record.words(flag)) for flag in record.flags),

@@ -21,9 +21,9 @@ def details(record: Record) -> dict[str, str]:
     model, environment = record.model, record.environment
     passes = "" if record.passes_an_image is None else f", {count(record.passes_an_image)} passes an image"
     certified = [
-        f"{percent(point.certified, record.n)} at {point.eps_text}"
+        f"{percent(point.certified, record.n)} at {point.eps_text} (gap {percent(point.gap, record.n)})"
         for point in record.curve
-        if point.certified is not None
+        if point.certified is not None and point.gap is not None
     ]
     return {
         "model": f"{text(model.title)}: {text(model.arch)}, {model.params:,} parameters",

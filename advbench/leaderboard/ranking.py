@@ -96,9 +96,9 @@ def reference_eps(records: Sequence[Record]) -> float:
 def newest(records: Sequence[Record], reference: float) -> list[Record]:
     """`records` without those that a newer one repeats: of the same model, by the same protocol.
 
-    Newer is of a later version of the engine, or else of a later date. A newer one that was not measured at `reference`
-    takes the place only of one that was not either, and never that of one which others' adversarial images brought
-    below it there: these still fool the model.
+    Newer is of a later version of the engine, or else with certificates, or else of a later date. A newer one that was
+    not measured at `reference` takes the place only of one that was not either, and never that of one which others'
+    adversarial images brought below it there: these still fool the model.
     """
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=lambda record: (record.at(reference) is not None, *_age(record))):
@@ -176,8 +176,8 @@ def _model(record: Record) -> tuple[object, ...]:
     )
 
 
-def _age(record: Record) -> tuple[tuple[int, ...], datetime, str]:
-    """A key that sorts by the engine's version, the date and the id."""
+def _age(record: Record) -> tuple[tuple[int, ...], bool, datetime, str]:
+    """A key that sorts by the engine's version, whether images were certified, the date and the id."""
     date = datetime.fromisoformat(record.environment.date)
     version = tuple(int(number) for number in re.findall(r"\d+", record.engine.version))
-    return version, date if date.tzinfo else date.replace(tzinfo=UTC), record.id
+    return version, record.is_certified, date if date.tzinfo else date.replace(tzinfo=UTC), record.id

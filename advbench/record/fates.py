@@ -31,6 +31,7 @@ class Fates:
     Where the model is wrong about the clean image, no attack was needed: `fell` is 0 and `by` is -1, whether or not 0
     is on the grid.
     `norm` (N,) float64 or None: size of the smallest perturbation found, nan where unknown.
+    `proved` (N,) int16 or None: index of the last eps at which the sample is proved to stand, -1 where at none.
     `logits` (M, K) float32 or None: the answers of a model from outside to the first clean images. It may change where
     no hash does, so its record is reused only where these agree.
     """
@@ -39,6 +40,7 @@ class Fates:
     by: NDArray[np.int16]
     norm: NDArray[np.float64] | None = None
     logits: NDArray[np.float32] | None = None
+    proved: NDArray[np.int16] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fell", _vector("fell", self.fell, np.int16))
@@ -51,10 +53,14 @@ class Fates:
             object.__setattr__(self, "logits", np.asarray(self.logits, dtype=np.float32))
             if self.logits.ndim != 2 or not 0 < len(self.logits) <= len(self.fell):
                 raise UserError("fates: logits must be a row of numbers for each of the first images")
-        if not len(self.fell) == len(self.by) == len(self.by if self.norm is None else self.norm):
-            raise UserError("fates: fell, by and norm must be of one length")
+        if self.proved is not None:
+            object.__setattr__(self, "proved", _vector("proved", self.proved, np.int16))
+        if any(part is not None and len(part) != len(self.fell) for part in (self.by, self.norm, self.proved)):
+            raise UserError("fates: fell, by, norm and proved must be of one length")
         if len(self.fell) == 0:
             raise UserError("fates: there must be at least one sample")
+        if self.proved is not None and (int(self.proved.min()) < -1 or len(self.contradictions)):
+            raise UserError("fates: proved must hold indices below that at which the sample falls, or -1")
         if int(self.fell.min()) < -1 or int(self.by.min()) < -1:
             raise UserError("fates: fell and by must hold indices, or -1")
         alone = self.by < 0
@@ -70,7 +76,8 @@ class Fates:
 
     def fit(self, eps: Sequence[float], attacks: int) -> None:
         """Raise UserError unless these fates can belong to that eps grid and that number of attacks."""
-        if int(self.fell.max()) >= len(eps) or int(self.by.max()) >= attacks:
+        proved = -1 if self.proved is None else int(self.proved.max())
+        if max(proved, int(self.fell.max())) >= len(eps) or int(self.by.max()) >= attacks:
             raise UserError(f"fates: an index lies beyond the {len(eps)} eps or the {attacks} attacks")
         if eps[0] == 0 and bool((self.by[self.fell == 0] >= 0).any()):
             raise UserError("fates: a sample that falls at eps 0 is wrong without an attack: by must be -1")
@@ -79,6 +86,13 @@ class Fates:
     def clean(self) -> NDArray[np.bool_]:
         """(N,) bool: the model is right about the clean image."""
         return (self.fell != 0) | (self.by >= 0)
+
+    @property
+    def contradictions(self) -> NDArray[np.int64]:
+        """The samples (M,) that fall at an eps at which they are proved to stand: none, unless there is a defect."""
+        if self.proved is None:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero((self.fell >= 0) & (self.fell <= self.proved))
 
     def standing(self, point: int) -> NDArray[np.bool_]:
         """(N,) bool: the sample stands at grid point `point`, an index."""
@@ -124,11 +138,12 @@ class Fates:
             lower |= (fell == was) & (norm < self.norm * (1 - 1e-6))  # no nan is smaller
         lower &= self.clean
         sizes = None if self.norm is None else np.where(lower, norm, self.norm)
-        return Fates(np.where(lower, fell, self.fell), np.where(lower, by, self.by), sizes, self.logits)
+        return Fates(np.where(lower, fell, self.fell), np.where(lower, by, self.by), sizes, self.logits, self.proved)
 
     def verdicts(self) -> bytes:
-        """The bytes that a record's id covers: `fell`, then `by`, little-endian."""
-        return self.fell.astype("<i2").tobytes() + self.by.astype("<i2").tobytes()
+        """The bytes that a record's id covers: `fell`, then `by`, then `proved` if there is one, little-endian."""
+        parts = (self.fell, self.by, self.proved)
+        return b"".join(part.astype("<i2").tobytes() for part in parts if part is not None)
 
     def to_npz(self, seal: str = "") -> bytes:
         """The archive's bytes, which are the same for equal fates and `seal`, the hash from `Record.seal`."""
@@ -137,6 +152,8 @@ class Fates:
             arrays["norm"] = self.norm
         if self.logits is not None:
             arrays["logits"] = self.logits
+        if self.proved is not None:
+            arrays["proved"] = self.proved
         stream = io.BytesIO()
         np.savez_compressed(stream, **arrays)
         return stream.getvalue()
@@ -163,7 +180,7 @@ def load_sealed(path: Path) -> tuple[Fates, str]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             if sum(member.file_size for member in arrays.zip.infolist()) > _LARGEST:
                 raise UserError(f"it unpacks to more than {_LARGEST >> 20} MB")
-            fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"), arrays.get("logits"))
+            fates = Fates(arrays["fell"], arrays["by"], arrays.get("norm"), arrays.get("logits"), arrays.get("proved"))
             return fates, bytes(arrays["seal"].astype(np.uint8)).decode("ascii")
     except FileNotFoundError as error:
         both = f"{path.stem}.json and {path.name}"

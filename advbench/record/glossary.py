@@ -217,6 +217,11 @@ GROUPS: dict[str, dict[str, Meaning]] = {
             "the number below what the attacks found",
             "nothing; where they are many, the attacks are weak on this model",
         ),
+        "not-certified": Meaning(
+            "note",
+            "--certify proved nothing, because there are no bounds for the model; the layer is named",
+            "nothing; the number is an upper bound as without --certify",
+        ),
         "spectrum": Meaning(
             "note", "how clipping to [0, 1] changed the spectrum of Fourier perturbations", "read it beside the number"
         ),

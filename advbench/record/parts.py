@@ -174,6 +174,11 @@ class CurvePoint(Part):
     ci_high: Share
     certified: Share | None = None
 
+    @property
+    def gap(self) -> float | None:
+        """The share that stands but is not proved to: the true accuracy lies in it; None where nothing was proved."""
+        return None if self.certified is None else self.accuracy - self.certified
+
 
 class Corruptions(Part):
     """The errors under common corruptions.
@@ -230,8 +235,10 @@ class Environment(OpenPart):
 
     `advbench`: its version. `date`: ISO 8601, UTC. `command`: the words of the command line. An evaluation adds
     `parts`, the seconds of attacks, of the verification of hits, of the recheck in fp32, and of the host's own work,
-    summed over processes; `probes`, the seconds and forward passes that it took to find the flags; and where the search
-    was compiled, `compile`: by what, and which share of the calls that served.
+    summed over processes; `probes`, the seconds and forward passes that it took to find the flags; where images were
+    certified, `certify`: when, the seconds for an image and in all, and of attacks that the proofs made needless how
+    many strikes and passes; and where the search was compiled, `compile`: by what, and which share of the calls that
+    served.
     """
 
     advbench: str

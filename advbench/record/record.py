@@ -41,6 +41,7 @@ _WAITING = ".waiting.npz"
 NOTICE = ".notice.json"  # follows the id in the name of a notice (see `notice`)
 
 CURVE_COLUMNS = ("eps", "accuracy %", "95 % interval", "robust")
+PROVED_COLUMNS = ("certified %", "gap")  # which follow where images were certified
 NOT_PROBED = "not-probed"  # the flag of a record whose model was not probed
 EXTERNAL = "external"  # the flag of a record that others' adversarial images lowered
 ESCALATED = "escalated"  # the flag of a record whose attacks of the stage "escalation" ran
@@ -167,7 +168,7 @@ class Record(Part):
     def __str__(self) -> str:
         """The curve as a table, and the flags: what `advbench evaluate` shows."""
         about = f"{self.model.title}: {self.attack_name}, {self.norm}, {self.n} images of {self.dataset.name}"
-        table = plain_table(CURVE_COLUMNS, self.curve_rows())
+        table = plain_table(self.curve_columns, self.curve_rows())
         flags = [f"{flag.severity}: {flag.name}: {flag.detail}" for flag in self.flags]
         return "\n".join([about, table, *flags, f"record {self.id}"])
 
@@ -176,8 +177,18 @@ class Record(Part):
         """The names to which `by` in fates refers: of the attacks, then "external:NAME" of each file."""
         return [*(one.name for one in self.attack), *(f"external:{one.name}" for one in self.external)]
 
-    def curve_rows(self) -> list[tuple[str, str, str, str]]:
-        """A row of CURVE_COLUMNS for each eps, in percent."""
+    @property
+    def is_certified(self) -> bool:
+        """Whether images were certified."""
+        return any(point.certified is not None for point in self.curve)
+
+    @property
+    def curve_columns(self) -> tuple[str, ...]:
+        """CURVE_COLUMNS, and where images were certified PROVED_COLUMNS."""
+        return CURVE_COLUMNS + (PROVED_COLUMNS if self.is_certified else ())
+
+    def curve_rows(self) -> list[tuple[str, ...]]:
+        """A row of `curve_columns` for each eps, in percent."""
         digits = decimals(self.n)
         return [
             (
@@ -185,6 +196,7 @@ class Record(Part):
                 f"{100 * point.accuracy:.{digits}f}",
                 f"{100 * point.ci_low:.{digits}f} - {100 * point.ci_high:.{digits}f}",
                 f"{point.robust}/{point.n}",
+                *(_proved(point, digits) if self.is_certified else ()),
             )
             for point in self.curve
         ]
@@ -446,7 +458,14 @@ def _numbers(fates: Fates, eps: Sequence[Eps]) -> dict[str, Any]:
     for index, size in enumerate(eps):
         robust = int(fates.standing(index).sum())
         low, high = wilson(robust, n)
-        point: dict[str, Any] = {"eps": size.value, "eps_text": size.text, "n": n, "robust": robust}
+        proved = None if fates.proved is None else int((fates.proved >= index).sum()) / n
+        point: dict[str, Any] = {
+            "certified": proved,
+            "eps": size.value,
+            "eps_text": size.text,
+            "n": n,
+            "robust": robust,
+        }
         curve.append(CurvePoint(**point, accuracy=robust / n, ci_low=low, ci_high=high))
     return {
         "clean": int(fates.clean.sum()) / n,
@@ -456,13 +475,19 @@ def _numbers(fates: Fates, eps: Sequence[Eps]) -> dict[str, Any]:
     }
 
 
+def _proved(point: CurvePoint, digits: int) -> tuple[str, str]:
+    """The share that is proved to stand, and what is between that and the accuracy, in percent."""
+    if point.certified is None or point.gap is None:
+        return "", ""
+    return f"{100 * point.certified:.{digits}f}", f"{100 * point.gap:.{digits}f}"
+
+
 def _nearly_equal(stored: Any, counted: Any) -> bool:
     """Equal up to the last bits of floats, which may differ between machines."""
     if isinstance(stored, tuple):
         return len(stored) == len(counted) and all(map(_nearly_equal, stored, counted))
     if isinstance(stored, CurvePoint):
-        measured = CurvePoint.model_fields.keys() - {"certified"}  # which no attack says
-        return all(_nearly_equal(getattr(stored, name), getattr(counted, name)) for name in measured)
+        return all(_nearly_equal(getattr(stored, name), getattr(counted, name)) for name in CurvePoint.model_fields)
     if isinstance(stored, float) and isinstance(counted, float):
         return abs(stored - counted) <= 1e-9 * max(1.0, abs(counted))
     return bool(stored == counted)

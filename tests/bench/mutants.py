@@ -33,9 +33,30 @@ RAYS = _in("attacks/test_rays")
 MARGINS, JUMPS = _in("attacks/test_margins"), _in("attacks/test_hopskipjump")
 BUDGET = _in("evaluator/test_attack_budget")
 FIT, COUNTED = f"{BUDGET}an_attack_makes_as_many_passes_as_fit", f"{BUDGET}settings_that_cost_passes_are_counted"
+CERTIFY = _in("test_certify")
+CONTAIN = f"{CERTIFY}bounds_of_every_layer_contain_what_points_of_the_ball_give"
+MINIMUM = f"{CERTIFY}certified_is_below_the_exact_minimum_and_branching_reaches_it"
 STANDARD = f"{SETS}standard_is_the_papers_set"
 
 MUTANTS: dict[str, dict[str, list[Change]]] = {
+    "advbench/certify/relaxations.py": {
+        MINIMUM: [("relu-chord", "(slope - 1) * low * high / width", "0.5 * (slope - 1) * low * high / width")],
+        f"{CONTAIN}[max pool first-linf]": [("pool-chord", "m - slope * least", "m - slope * most")],
+        f"{CONTAIN}[sigmoid-linf]": [("sigmoid-slope", "slope = torch.minimum", "slope = torch.maximum")],
+    },
+    "advbench/certify/bounds.py": {
+        MINIMUM: [("lines-swapped", "[positive * a + negative * lines.c[image]]", "[at * a]")],
+        f"{CERTIFY}bounds_hold_for_float32_where_sums_cancel": [
+            ("bounds-without-rounding", "low, high = low - rounding, high + rounding", "pass"),
+        ],
+        f"{CERTIFY}linear_nets_are_certified_up_to_their_margins[l2]": [
+            ("half-radius", "self.radius[image] * dual", "0.5 * self.radius[image] * dual"),
+        ],
+        f"{CERTIFY}multipliers_bound_what_has_the_assumed_signs": [
+            ("multiplier-sign", "pulled[0] - multipliers[number]", "pulled[0] + multipliers[number]"),
+        ],
+    },
+    "advbench/certify/branching.py": {MINIMUM: [("one-branch", "len(each), unit] = -1", "len(each), unit] = 1")]},
     "advbench/threat.py": {
         f"{FELLS}[pgd-linf-False]": [
             ("linf-half-ball", "e = eps.to(x.dtype)", "e = 0.5 * eps.to(x.dtype)"),
@@ -636,6 +657,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/evaluator/runner.py": {
+        f"{_in('evaluator/test_certify')}attacks_that_proofs_make_needless_are_skipped": [
+            ("skips-all", "open_ = points > self.proved[rows]", "open_ = points > len(at)"),
+        ],
         f"{_in('evaluator/test_memory')}with_fewer_slots_the_journal_tells_the_same_searches": [
             ("strikes-of-halved-slots", "self.slots // items[attack]", "self.oracle.slots // items[attack]"),
         ],

@@ -39,7 +39,7 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "--dataset mnist --arch lenet5 --mean mnist --std 0.5 "
         "--abstain last --norm l2 --name N --engine reference --curve exact --seed 3 --device cpu "
         "--precision fp32 --set steps=40 --set step_size=2/255 --attack-budget 500 --adversarials x.npz "
-        "--adversarials y.npz --leaderboard LB --out o --resume "
+        "--adversarials y.npz --certify first --certify-seconds 2 --leaderboard LB --out o --resume "
         "--force --save-baseline b.json "
         "--trust-pickle --on local --dry-run --json"
     )
@@ -67,6 +67,8 @@ def test_every_flag_reaches_the_function(cli: Any, monkeypatch: pytest.MonkeyPat
         "settings": {"steps": 40, "step_size": 2 / 255},
         "attack_budget": 500,
         "adversarials": (Path("x.npz"), Path("y.npz")),
+        "certify": "first",
+        "certify_seconds": 2.0,
         "probes": "on",
         "leaderboard": Path("LB"),
         "save_baseline": Path("b.json"),

@@ -38,6 +38,7 @@ class ShareResult:
     by: NDArray[np.int16]
     norm: NDArray[np.float64] | None
     counts: tuple[int, int]  # refused hits, hits by NaN or infinite logits
+    skipped: tuple[int, int]  # as in Runner
     refused: NDArray[np.float64]  # (m,), as in Runner
     cost: Cost
     halvings: list[tuple[int, int]]
@@ -61,6 +62,7 @@ class ShareResult:
             fates.by[here],
             None if fates.norm is None else fates.norm[here],
             (runner.unverified, runner.nonfinite),
+            runner.skipped,
             runner.refused[here],
             journal.cost,
             journal.halvings,
@@ -78,6 +80,8 @@ def merge(runner: Runner, every: Sequence[ShareResult]) -> Fates:
     journal.merge([one.cost for one in every], [halving for one in every for halving in one.halvings])
     journal.workers = {int(one.rows[0]): one.journal for one in every if one.journal is not None}
     runner.unverified, runner.nonfinite = map(sum, zip(*(one.counts for one in every), strict=True))
+    strikes, passes = zip(*(one.skipped for one in every), strict=True)
+    runner.skipped = sum(strikes), sum(passes)
     runner.eager = {why: None for one in every for why in one.eager}
     runner.points = {row: point for one in every for row, point in one.points.items()}
     runner.attempts = {row: tried for one in every for row, tried in one.attempts.items()}

@@ -57,6 +57,7 @@ class Job:
     rejects: bool
     logits: NDArray[np.float32] | None  # with which a journal was saved, see `Journal`
     copy_error: float  # of all images, see `fp32_recheck`
+    proved: NDArray[np.int16]  # (m,) as in Runner
     saved: dict[str, Any] | None  # the state of the journal of the worker before it, from which it goes on
 
 
@@ -81,6 +82,7 @@ def job(runner: Runner, run: Plan, settings: Settings, number: int, of: int, *, 
         rejects=runner.oracle.rejects,
         logits=runner.journal.logits,
         copy_error=runner.copy_error,
+        proved=runner.proved[rows],
         saved=runner.journal.workers.get(number),
     )
 

@@ -106,12 +106,14 @@ def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -
             journal=journal,
             is_random=lambda net, data: job.random,
             keep_points=settings.keep_points,
+            keep_hits=settings.certify != "off",
             rejects=job.rejects,
         )
         if not np.array_equal(runner.correct, job.correct):  # such as with classes patched at run time
             raise UserError(
                 "the model gives other results in another process: OMP_NUM_THREADS=1 keeps the evaluation to one"
             )
+        runner.proved = job.proved
         found = attack_images(runner, job.run, settings.sizes)
         return ShareResult.of(runner, found.fates, job.rows, ends=bool(job.run.escalation) and not job.run.escalated)
 

@@ -1,0 +1,67 @@
+"""Better lower lines of ReLUs (alpha-CROWN, Xu et al. 2021, arXiv:2011.13824), and multipliers of what is known of
+their signs (beta-CROWN, Wang et al. 2021, arXiv:2103.06624).
+
+Any slope between 0 and 1 bounds a ReLU from below, so the slopes are climbed to the largest bound, for each row its
+own. Where z >= 0 is known of the input of a ReLU, A z - beta z is a lower bound of A z for any beta >= 0; where z <= 0
+is, A z + beta z.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from advbench.certify.bounds import Bounds, backward
+from advbench.certify.relaxations import Lines
+
+RATE, DECAY = 0.2, 0.97  # of Adam's steps
+
+
+def climbed(
+    found: Bounds,
+    rows: Tensor,
+    image: Tensor,
+    *,
+    steps: int,
+    signs: Mapping[int, Tensor] | None = None,
+    deadline: float = float("inf"),
+) -> Tensor:
+    """Lower bounds (P,) of <row, logits>, as `backward` gives them, at the best slopes and multipliers of `steps`.
+
+    `signs`: by node of a ReLU, what is known of the signs of its inputs (P, ...): 1, -1, or 0 for nothing. It stops
+    early where all bounds are above 0, and after `deadline`, in time.monotonic.
+    """
+    signs = signs or {}
+    last = len(found.graph.nodes) - 1
+    slopes = {
+        number: lines.a[image].clone().requires_grad_()
+        for number, lines in enumerate(found.lines)
+        if isinstance(lines, Lines) and lines.free is not None and bool(lines.free.any())
+    }
+    betas = {number: torch.zeros_like(sign).requires_grad_() for number, sign in signs.items() if bool(sign.any())}
+    best = torch.full((len(rows),), -torch.inf, dtype=rows.dtype, device=rows.device)
+    if not slopes and not betas:
+        return backward(found, last, rows, image)
+    adam = torch.optim.Adam([*slopes.values(), *betas.values()], lr=RATE)
+    for _ in range(steps):
+        with torch.enable_grad():
+            multipliers = {number: beta * signs[number] for number, beta in betas.items()}
+            bound = backward(found, last, rows, image, slopes=slopes, multipliers=multipliers)
+            loss = -bound.sum()
+        best = torch.maximum(best, bound.detach())
+        if bool((best > 0).all()) or time.monotonic() > deadline or not loss.requires_grad:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        for group in adam.param_groups:
+            group["lr"] *= DECAY
+        with torch.no_grad():
+            for number, slope in slopes.items():
+                slope.clamp_(found.lines[number].least, 1)  # type: ignore[union-attr]
+            for beta in betas.values():
+                beta.clamp_min_(0)
+    return best

@@ -1,0 +1,113 @@
+"""Branch and bound over the signs of ReLU inputs (beta-CROWN, Wang et al. 2021, arXiv:2103.06624).
+
+A domain is a logit difference and some inputs of ReLUs whose signs are assumed. It is proved where its lower bound is
+above 0; otherwise one more input is taken, once as >= 0 and once as <= 0, which together are all that can be.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advbench.certify.alpha import climbed
+from advbench.certify.bounds import Bounds, backward
+from advbench.certify.relaxations import Lines
+
+AT_ONCE = 64  # domains
+MOST = 20_000  # open domains
+STEPS = 20
+
+
+@dataclass
+class _Domains:
+    """`rows` (D, K): the logit differences. `bound` (D,). `signs`: by node of a ReLU, of its inputs (D, ...)."""
+
+    rows: Tensor
+    bound: Tensor
+    signs: dict[int, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: Tensor) -> _Domains:
+        signs = {number: sign[which] for number, sign in self.signs.items()}
+        return _Domains(self.rows[which], self.bound[which], signs)
+
+    def with_more(self, other: _Domains) -> _Domains:
+        signs = {number: torch.cat([sign, other.signs[number]]) for number, sign in self.signs.items()}
+        return _Domains(torch.cat([self.rows, other.rows]), torch.cat([self.bound, other.bound]), signs)
+
+
+def branched(found: Bounds, image: int, rows: Tensor, bound: Tensor, *, deadline: float) -> bool:
+    """Whether all <row, logits> of rows (D, K) are proved to be above 0 for an image, before `deadline`.
+
+    `found`: bounds of all images; `bound` (D,): those of the rows.
+    """
+    relus = [n for n, lines in enumerate(found.lines) if isinstance(lines, Lines) and lines.free is not None]
+    alone = found.pick(torch.tensor([image], device=rows.device))
+    nothing = {
+        number: torch.zeros(len(rows), *found.graph.nodes[number].shape, dtype=rows.dtype, device=rows.device)
+        for number in relus
+    }
+    domains = _Domains(rows, bound, nothing)
+    while len(domains):
+        if time.monotonic() > deadline or len(domains) > MOST:
+            return False
+        order = domains.bound.argsort()
+        some, domains = domains.take(order[:AT_ONCE]), domains.take(order[AT_ONCE:])
+        halves = _split(alone, some)
+        if halves is None:
+            return False
+        within, each = _assumed(alone, halves)
+        halves.bound = torch.maximum(
+            halves.bound, climbed(within, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
+        )
+        domains = domains.with_more(halves.take(halves.bound <= 0))
+    return True
+
+
+def _assumed(alone: Bounds, domains: _Domains) -> tuple[Bounds, Tensor]:
+    """The bounds within each domain, and the number of each."""
+    each = torch.arange(len(domains), device=domains.rows.device)
+    within = alone.pick(torch.zeros_like(each))
+    for number, sign in domains.signs.items():
+        source = within.graph.nodes[number].inputs[0]
+        low, high = within.low[source], within.high[source]
+        within.low[source] = torch.where(sign > 0, low.clamp_min(0), low)
+        within.high[source] = torch.where(sign < 0, high.clamp_max(0), high)
+        within.relax(number)
+    return within, each
+
+
+def _split(alone: Bounds, domains: _Domains) -> _Domains | None:
+    """Both halves of each domain, by the sign whose lines lose most; None where one has no input left to split."""
+    within, each = _assumed(alone, domains)
+    lost: dict[int, Tensor] = {}
+
+    def see(number: int, rows: Tensor) -> None:
+        lines = within.lines[number]
+        if number in domains.signs and isinstance(lines, Lines) and lines.free is not None:
+            lost[number] = torch.where(lines.free, -rows.clamp_max(0) * lines.d + 1e-9 * lines.d, -1.0).flatten(1)
+
+    backward(within, len(alone.graph.nodes) - 1, domains.rows, each, see=see)
+    numbers = sorted(lost)
+    if not numbers:
+        return None
+    worst, at = torch.cat([lost[number] for number in numbers], 1).max(1)
+    if bool((worst < 0).any()):
+        return None
+    halves = domains.take(torch.cat([each, each]))
+    start = 0
+    for number in numbers:
+        width = lost[number].shape[1]
+        here = (at >= start) & (at < start + width)
+        flat = halves.signs[number].flatten(1)
+        domain, unit = each[here], at[here] - start
+        flat[domain, unit] = 1
+        flat[domain + len(each), unit] = -1
+        halves.signs[number] = flat.view_as(halves.signs[number])
+        start += width
+    return halves
