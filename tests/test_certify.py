@@ -294,6 +294,8 @@ class Gate(nn.Module):
             "branch": lambda: z,
             "hook": lambda: z,
             "double": lambda: z,
+            "several": lambda: torch.cat(z.chunk(3, 1), 1),
+            "scalar": lambda: z * z.mean(),
         }[self.how]()
 
 
@@ -301,7 +303,7 @@ class Gate(nn.Module):
     ("how", "named"),
     [
         ("silu", "act"), ("function", "exp"), ("product", "mul"), ("batch", "mean"), ("random", "logits"),
-        ("branch", "traced"), ("hook", "linear"), ("double", "float32"),
+        ("several", "chunk"), ("scalar", "mean"), ("branch", "traced"), ("hook", "linear"), ("double", "float32"),
     ],
 )  # fmt: skip
 def test_a_net_without_bounds_names_the_layer(how: str, named: str) -> None:

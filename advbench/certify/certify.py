@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advbench.certify.alpha import climbed
-from advbench.certify.bounds import Ball, Bounds, backward, bounds, parts
+from advbench.certify.bounds import ROWS, Ball, Bounds, backward, bounds, parts
 from advbench.certify.branching import branched
 from advbench.certify.graph import Graph
 from advbench.certify.relaxations import Activation
@@ -46,12 +46,10 @@ def _certify(graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, seconds:
         ones = torch.eye(last, dtype=torch.float64, device=x.device)
         return ones[y[pairs[:, 0]]] - ones[pairs[:, 1]]
 
-    def prove(bound: Callable[[Bounds, Tensor, Tensor], Tensor], pairs: Tensor) -> Tensor:
-        """The lower bounds (P,) of the pairs, in parts; those above 0 are proved."""
+    def prove(bound: Callable[[Bounds, Tensor, Tensor], Tensor], pairs: Tensor, count: int) -> Tensor:
+        """The lower bounds (P,) of the pairs, in so many parts; those above 0 are proved."""
         values = [
-            bound(found, rows(some), place[some[:, 0]])
-            for some in pairs.tensor_split(max(1, parts(graph, len(pairs))))
-            if len(some)
+            bound(found, rows(some), place[some[:, 0]]) for some in pairs.tensor_split(max(1, count)) if len(some)
         ]
         whole = torch.cat(values) if values else x.new_zeros(0, dtype=torch.float64)
         unproved[pairs[whole > 0].unbind(1)] = False
@@ -64,11 +62,13 @@ def _certify(graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, seconds:
         place = torch.zeros(len(x), dtype=torch.long, device=x.device)
         place[left] = torch.arange(len(left), device=x.device)
         found = bounds(graph, Ball.around(x[left], eps, norm), tight=tight, deadline=deadline)
-        prove(lambda found, some, image: backward(found, len(graph.nodes) - 1, some, image), unproved.nonzero())
+        pairs = unproved.nonzero()
+        prove(lambda *given: backward(given[0], len(graph.nodes) - 1, *given[1:]), pairs, parts(graph, len(pairs)))
     if not thorough:
         return ~unproved.any(1)
     pairs = unproved.nonzero()
-    bound = prove(partial(climbed, steps=STEPS, deadline=deadline), pairs)
+    whole = -(-len(pairs) * graph.size // ROWS)  # because gradients keep all nodes in memory
+    bound = prove(partial(climbed, steps=STEPS, deadline=deadline), pairs, whole)
     if all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation)):
         left = unproved.any(1).nonzero()[:, 0]
         for done, image in enumerate(left):

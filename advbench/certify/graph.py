@@ -136,8 +136,6 @@ class _Reader:
         return Graph(tuple(self.nodes))
 
     def add(self, node: Node, example: Tensor) -> _Number:
-        if len(example) != len(self.x):
-            raise NoBound(f"{node.name} does not keep images apart")
         self.nodes.append(node)
         self.examples.append(example)
         return _Number(len(self.nodes) - 1)
@@ -170,9 +168,13 @@ class _Reader:
             example = run(*(self.examples[number].clone() for number in inputs))
         except Exception as error:  # in float64 and other shapes a model's code may raise anything
             raise NoBound(f"{node.name} fails in float64 ({one_line(error)})") from error
-        if not inputs or not isinstance(example, Tensor):
+        if not inputs or isinstance(example, int | torch.Size | torch.dtype | torch.device):
             return example  # such as a size
+        if not isinstance(example, Tensor):
+            raise NoBound(f"{node.name} gives a {type(example).__name__}")
         example = example.double()
+        if example.dim() == 0 or len(example) != len(self.x):
+            raise NoBound(f"{node.name} does not keep images apart")
         name, what = node.name, _target(node)
         if node.op == "call_module":
             name = str(node.target)
@@ -197,7 +199,8 @@ class _Reader:
         if what in _SAME:
             return _plain(lambda x: x)
         if what in _AVERAGES:
-            return replace(_plain(run), units=before[0].numel() // max(1, example.shape[1]) + 2)
+            count = before[0].numel()  # a pooling window is no larger than a map, a mean has what it leaves out
+            return replace(_plain(run), units=max(count // before.shape[1], count // example[0].numel()) + 2)
         if what in _PLAIN or (what is F.pad and not _argument(node, 3, "value")):
             return _plain(run)
         if what in _ARITHMETIC and not node.kwargs and len(node.args) <= 2:

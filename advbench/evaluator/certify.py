@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from advbench.certify import Graph, NoBound, certify, traced
 from advbench.engine.whole_batch import WholeBatch
-from advbench.errors import UserError
+from advbench.errors import UserError, one_line
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
@@ -21,6 +21,7 @@ from advbench.models.adapted import plain
 from advbench.models.black_box import is_black_box
 from advbench.record import Fates, Flag
 
+TRIAL = 0.1  # seconds for an image
 IMAGES = 32  # that are certified between two looks at whether to stop
 
 
@@ -94,14 +95,20 @@ def _certified(
 
 
 def _graph(runner: Runner) -> Graph:
-    """The graph of the model. Raises NoBound."""
+    """The graph of the model, on which the bounds were tried. Raises NoBound."""
     if runner.oracle.random:
         raise NoBound("its outputs are random")
     if runner.oracle.rejects:
         raise NoBound("it may reject inputs")
     if is_black_box(runner.net):
         raise NoBound(f"{type(plain(runner.net)).__name__} is a black box")
-    return traced(runner.net, runner.data.batch(slice(0, 2))[0])
+    x, y = runner.data.batch(slice(0, 2))
+    graph = traced(runner.net, x)
+    try:
+        certify(graph, x, y, 1e-3, "l2", seconds=TRIAL)
+    except Exception as error:  # in other shapes than the usual, or without memory, a model from elsewhere may fail
+        raise NoBound(f"the bounds fail ({one_line(error)})") from error
+    return graph
 
 
 def merge(runner: Runner, settings: Settings, fates: Fates, proofs: Proofs) -> Fates:
