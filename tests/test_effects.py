@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from itertools import pairwise, product
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from advbench.attacks.base import make as make_attack
+from advbench.cli.settings import parse_settings
 from advbench.eps import parse_eps_list
 from advbench.methods.base import make
 from advbench.recipe import Recipe
@@ -85,11 +88,15 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypat
                 assert not set(runs.seeds) & set(runs.tuned.base.seeds), "claims need other seeds than the choice"
         for evaluation in effect.evaluations:
             find("attacks", evaluation.attack)
-            assert parse_eps_list(evaluation.eps, "linf")[0].value == 0
+            settings = parse_settings(evaluation.sets)
+            taken = [one.setting_names() for one in make_attack(evaluation.attack, evaluation.norm)]
+            assert all(any(name in names for names in taken) for name in settings)
+            assert parse_eps_list(evaluation.eps, evaluation.norm)[0].value == 0
             assert {str(folder) for folder in evaluation.runs.folders} <= trained
         assert len({evaluation.key for evaluation in effect.evaluations}) == len(effect.evaluations)
         for analysis in effect.analyses:
-            find("analyses", analysis.name)
+            settings = parse_settings(options(analysis.command(), "--set"))
+            assert set(settings) <= set(signature(find("analyses", analysis.name).load()).parameters)
             assert {str(folder) for folder in analysis.folders} <= trained
             assert len({folder.name for folder in analysis.folders}) == len(analysis.folders)
     for tuning in tunings.values():

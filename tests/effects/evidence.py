@@ -107,9 +107,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of each of `runs` on the first `n` test images (0: all), by its weights or those in `file`.
+    """An evaluation of each of `runs` on the first `n` test images, by its weights or those in `file`.
 
-    `sets` are settings of the attack. `board`: its records are rows of the leaderboards.
+    With `n` 0 there are 1,000, or all if there are fewer. `sets` are settings of the attack. `norm`: of the
+    perturbations, whatever it was in training. `board`: its records are rows of the leaderboards.
     """
 
     runs: Runs
@@ -118,12 +119,15 @@ class Evaluation:
     file: str = ""
     n: int = 0
     sets: tuple[str, ...] = ()
+    norm: str = "linf"
     board: bool = False
 
     @property
     def key(self) -> str:
         attack = "" if self.attack == "autoattack" else self.attack
-        words = (self.runs.label, self.file.removesuffix(".safetensors"), attack, f"n={self.n}" if self.n else "")
+        norm = "" if self.norm == "linf" else self.norm
+        images = f"n={self.n}" if self.n else ""
+        words = (self.runs.label, self.file.removesuffix(".safetensors"), attack, norm, images)
         return " ".join(word for word in words if word)
 
     def spec(self, seed: int) -> str:
@@ -131,7 +135,8 @@ class Evaluation:
 
     def command(self, seed: int) -> list[str]:
         """The arguments of `advbench evaluate`."""
-        found = ["evaluate", "--attack", self.attack, "--eps", self.eps, "--model", self.spec(seed)]
+        found = ["evaluate", "--attack", self.attack, "--eps", self.eps, "--norm", self.norm]
+        found += ["--model", self.spec(seed)]
         found += ["--arch", self.runs.arch, "--dataset", self.runs.dataset] if self.file else []
         found += ["-n", str(self.n)] if self.n else []
         found += [word for text in self.sets for word in ("--set", text)]

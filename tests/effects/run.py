@@ -171,7 +171,7 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | N
     same = [
         record
         for record in records
-        if (record.model.spec, record.attack_name) == (asked.spec(seed), asked.attack)
+        if (record.model.spec, record.attack_name, record.norm) == (asked.spec(seed), asked.attack, asked.norm)
         and [point.eps_text for point in record.curve] == grid
         and asked.n in (0, record.dataset.count)
     ]
