@@ -58,7 +58,7 @@ class Regime:
         """APGD-T on all test images, of each method's runs."""
         grid = f"0,{self.eps}"
         return {
-            method: tuple(Evaluation(runs, grid, "apgd-t", sets=("steps=20",)) for runs in line)
+            method: tuple(Evaluation(runs, grid, "apgd-t", n=10_000, sets=("steps=20",)) for runs in line)
             for method, line in self.lines.items()
         }
 
