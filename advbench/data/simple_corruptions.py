@@ -63,8 +63,8 @@ def _contrast(x: Array, factor: float, rng: np.random.Generator) -> Array:
 
 def _pixelate(x: Array, factor: float, rng: np.random.Generator) -> Array:
     image = _picture(x)
-    sides = (max(1, int(side * factor)) for side in image.size)
-    small = image.resize(tuple(sides), Image.Resampling.BOX)
+    width, height = (max(1, int(side * factor)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BOX)
     return _array(small.resize(image.size, Image.Resampling.BOX))
 
 
