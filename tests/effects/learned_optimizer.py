@@ -26,7 +26,7 @@ class Place:
     """Where f is trained. `epochs` make about 40 steps with the first of `batches`; the others make fewer.
 
     The learned optimiser has no rate: its batch size is chosen. The controls have the first one, so they take at least
-    as many steps. `long`: the epochs of further controls, trained to the end; none if 0.
+    as many steps. `names`: of the trainings. `long`: the epochs of those controls that are trained to the end.
     """
 
     name: str
