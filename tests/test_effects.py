@@ -135,7 +135,7 @@ class Row(dict[str, Any]):
     """A row of a table, or the facts on a run, that has every column."""
 
     def __missing__(self, name: str) -> Any:
-        return {"largest": Row(), "flags": []}.get(name, 0.5)
+        return {"largest": Row(), "held_out_last": Row(), "flags": []}.get(name, 0.5)
 
 
 def as_measured(effect: Any, about: tuple[Any, ...]) -> Any:
