@@ -25,7 +25,7 @@ class Runs:
     """Trainings with one recipe, one for each seed. `{seed}` in `sets` is replaced by the seed.
 
     `common` are the fields of the recipe that all trainings of a comparison share, `sets` those of this one. `tuned`
-    adds its choice to them.
+    adds its choice to them. `after`: trainings whose folders `sets` name, such as a teacher's.
     """
 
     label: str
@@ -38,6 +38,7 @@ class Runs:
     dataset: str = "digits"
     common: tuple[str, ...] = ()
     tuned: Tuning | None = None
+    after: tuple[Runs, ...] = ()
     folders_in: Path = BASE / "runs"
 
     def folder(self, seed: int) -> Path:

@@ -162,3 +162,10 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     if all(one == "shown" for one in verdicts):
         return "shown"
     return "refuted" if "refuted" in verdicts else "not shown"
+
+
+def absent(gains: Sequence[Gain], reach: float) -> Verdict:
+    """The verdict on a claim that nothing is gained: refuted if a gain is shown, shown if no interval has `reach`."""
+    if any(gain.verdict == "shown" for gain in gains):
+        return "refuted"
+    return "shown" if all(gain.high < reach for gain in gains) else "not shown"

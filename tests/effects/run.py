@@ -91,6 +91,8 @@ def perform(effect: Effect, jobs: int) -> int:
         print(f"{effect.system}: nothing was run, all of it is measured")
         return 0
     at_work = Workers(jobs)
+    first = {one.label: one for runs, _, _ in chains for one in runs.after}
+    at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
     tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.file.is_file()}
     at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
