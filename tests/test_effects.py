@@ -263,6 +263,12 @@ def test_no_gain_is_claimed_by_intervals(effects: ModuleType) -> None:
     assert findings.absent([none], 1.5) == "not shown" and findings.absent([none, some], 5.0) == "refuted"
 
 
+def test_a_gain_is_of_the_same_seeds(effects: ModuleType) -> None:
+    numbers = importlib.import_module("findings").Numbers({"a": {1: None, 2: None}, "b": {2: None, 3: None}})
+    with pytest.raises(AssertionError, match="a and b have other seeds"):
+        numbers.gain("a", "b")
+
+
 def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = importlib.import_module("findings")
     shares = {"ours": (0.80, 0.60), "low": (0.78, 0.62), "high": (0.82, 0.50), "best": (0.90, 0.40)}
@@ -316,6 +322,12 @@ def test_what_is_measured_is_not_done_again(
     assert small.main() == 0
     assert "tiny: nothing was run, all of it is measured" in capfd.readouterr().out and not Path("effects").exists()
     assert {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()} == before
+    trained, records, (_, asked) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
+    other = replace(asked.runs, common=(*asked.runs.common, "optim.lr=0.03"))  # what is asked for has changed
+    assert small.facts_of(asked.runs, trained) and not small.facts_of(other, trained)
+    assert small.found(records, asked, 1, trained)
+    for changed in ({"runs": other}, {"sets": ("steps=3",)}, {"n": 0}, {"eps": "0,0.2"}):
+        assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
 def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:

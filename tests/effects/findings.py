@@ -100,6 +100,7 @@ class Numbers:
 
     def gain(self, key: str, control: str, eps: str = "0") -> Gain:
         """The paired gain of an evaluation over another one on the same images, in accuracy at `eps`."""
+        assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
         return gain(self.standing(key, eps), self.standing(control, eps))
