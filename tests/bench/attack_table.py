@@ -294,8 +294,9 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     here, nets = environment(), []
+    threads = f"{given.threads} thread{'s' if given.threads > 1 else ''}"
     about = (
-        f"The first {given.n:,} test images, {given.threads} threads; {here['device_name']}, Python {here['python']}, "
+        f"The first {given.n:,} test images, {threads}; {here['device_name']}, Python {here['python']}, "
         f"torch {here['torch']}, advbench {__version__}; {date.today()}."
     )
     try:
