@@ -65,7 +65,7 @@ def branched(found: Bounds, image: int, rows: Tensor, bound: Tensor, *, deadline
         halves.bound = torch.maximum(
             halves.bound, climbed(within, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
         )
-        domains = domains.with_more(halves.take(halves.bound <= 0))
+        domains = domains.with_more(halves.take(~(halves.bound > 0)))
     return True
 
 

@@ -73,7 +73,7 @@ def _certify(graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, seconds:
         left = unproved.any(1).nonzero()[:, 0]
         for done, image in enumerate(left):
             now = time.monotonic()
-            own = (pairs[:, 0] == image) & (bound <= 0)
+            own = (pairs[:, 0] == image) & ~(bound > 0)  # nan, as of what overflows, is unproved too
             until = now + (deadline - now) / (len(left) - done)
             if now < deadline and branched(found, int(place[image]), rows(pairs[own]), bound[own], deadline=until):
                 unproved[image] = False
