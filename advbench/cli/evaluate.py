@@ -594,5 +594,6 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     if fresh and (proofs := getattr(record.environment, "certify", None)):
         saved = f", {proofs['skipped_passes']:,} passes of attacks saved" if "skipped_passes" in proofs else ""
-        screen.say(f"proofs: {proofs['seconds']:.1f} s{saved}")
+        seconds = "time not counted" if proofs["seconds"] is None else f"{proofs['seconds']:.1f} s"
+        screen.say(f"proofs: {seconds}{saved}")
     screen.say(f"record {path}")
