@@ -95,7 +95,10 @@ def _certified(
     """Which of the images `rows` (m,) are proved at `eps`: (m,) bool. An image that does not fit into memory is not."""
     x, y = runner.data.batch(torch.from_numpy(rows).to(runner.data.device))
     try:
-        found = certify(graph, x, y, eps, settings.norm, seconds=settings.certify_seconds, thorough=thorough)
+        found = certify(
+            graph, x, y, eps, settings.norm, seconds=settings.certify_seconds, thorough=thorough,
+            poll=runner.journal.poll,
+        )  # fmt: skip
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
