@@ -27,7 +27,7 @@ def test_what_asks_for_no_proofs_is_refused(cli: Any, run_folder: Path) -> None:
     for words, said in (
         ("--certify --json", "unknown value of --certify '--json': choose from after, first, off"),
         ("--certify-seconds 5", "add --certify after, or first"),
-        ("--certify after --norm l0", "they are for linf, l2, l1"),
+        ("--certify after --norm l0 --eps 0,5", "they are for linf, l2, l1"),
     ):
         ran = cli("evaluate", "--model", run_folder, *words.split())
         assert ran.is_one_clear_line and said in ran.err, ran.err
