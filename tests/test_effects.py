@@ -12,7 +12,7 @@ from functools import partial
 from inspect import signature
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,13 @@ def grids_fit(tuning: Any) -> None:
     assert len({recipe_of(tuning.command(), **one).sha256 for one in tried}) == tuning.tries == len(tried)
 
 
+def needed_are_named(effect: Any, runs: Any, command: list[str]) -> None:
+    """The runs whose folders the settings name are those of `after`, and the system trains them."""
+    named = {text.partition("=")[2] for text in options(command, "--set") if str(runs.folders_in) in text}
+    assert named <= {str(folder) for one in runs.after for folder in one.folders}
+    assert set(runs.after) <= set(effect.runs) and bool(named) == bool(runs.after)
+
+
 def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = importlib.import_module("evidence")
     first = lambda tuning: tuple(f"{name}={values[0]}" for name, values in tuning.grid)  # noqa: E731
@@ -83,7 +90,9 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypat
                 command = runs.command(seed)
                 sha256 = recipe_of(command, seed=str(seed)).sha256
                 assert folders.setdefault(options(command, "--out")[0], sha256) == sha256, "two recipes share a folder"
+                needed_are_named(effect, runs, command)
             if runs.tuned:
+                needed_are_named(effect, runs.tuned.base, runs.tuned.command())
                 assert tunings.setdefault(runs.tuned.name, runs.tuned) == runs.tuned, "two grids share a file"
                 assert not set(runs.seeds) & set(runs.tuned.base.seeds), "claims need other seeds than the choice"
         for evaluation in effect.evaluations:
@@ -103,11 +112,64 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypat
         grids_fit(tuning)
 
 
+def test_trainings_come_in_the_order_that_they_need(
+    effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = importlib.import_module("evidence")
+    teacher = evidence.Runs("teacher", "standard", ("model.activation=softplus",), seeds=(0, 1))
+    plain = evidence.Runs("student", "great", after=(teacher,))
+    tuning = evidence.Tuning("tiny", replace(plain, label="student tuning"), GRID)
+    effect = evidence.Effect("tiny", "nobody", (), (plain, tuning.runs("tuned student", (1,)), teacher))
+    asked: list[list[str]] = []
+    monkeypatch.setattr(effects, "load", lambda name: effect)
+    monkeypatch.setattr(effects.Workers, "run", lambda self, command: bool(asked.append(command)))
+    monkeypatch.setattr(evidence.Tuning, "chosen", lambda self: ())
+    monkeypatch.chdir(tmp_path)
+    effects.perform(effect, 2)
+    out = [options(command, "--out")[0] for command in asked]
+    assert set(out[:2]) == {str(folder) for folder in teacher.folders} and out[2] == str(tuning.folder)
+    assert {str(plain.folder(0)), "effects/runs/tuned-student-s1"} <= set(out[3:])
+
+
 def test_a_claim_compares_methods_of_as_many_tries(effects: ModuleType) -> None:
     for effect in map(effects.load, effects.ORDER):
         for claim in effect.claims:
             tries = {runs.tuned.tries if runs.tuned else 1 for runs in claim.of}
             assert len(tries) <= 1, f"{effect.system}: {claim.text}"
+
+
+class Row(dict[str, Any]):
+    """A row of a table, or the facts on a run, that has every column."""
+
+    def __missing__(self, name: str) -> Any:
+        return {"largest": Row(), "held_out_last": Row(), "flags": []}.get(name, 0.5)
+
+
+def as_measured(effect: Any, about: tuple[Any, ...]) -> Any:
+    """Numbers of which none is missing, for the runs `about`; at every eps half of 10 images stand."""
+    half = np.arange(10) < 5
+    point = SimpleNamespace(accuracy=0.5)
+    fates = SimpleNamespace(clean=half, standing=lambda place: half)
+    records, tables = {}, {}
+    for one in effect.evaluations:
+        curve = [SimpleNamespace(eps=eps.value) for eps in parse_eps_list(one.eps, "linf")]
+        dataset = SimpleNamespace(images_sha256=(one.runs.dataset, one.n))
+        record = SimpleNamespace(clean=0.5, curve=curve, at=lambda eps: point, flags=[], dataset=dataset)
+        if one.runs in about:
+            records[one.key] = dict.fromkeys(one.runs.seeds, (record, fates))
+    for one in effect.analyses:
+        rows = [Row(run=folder.name) for runs in one.runs if runs in about for folder in runs.folders]
+        tables |= {f"{one.key}/{name}": rows for name in ("features", "main")}
+    trained = {runs.label: {seed: Row() for seed in runs.seeds} for runs in about}
+    return importlib.import_module("findings").Numbers(records, tables, trained)
+
+
+def test_every_claim_is_decided_once_its_own_runs_are_measured(effects: ModuleType) -> None:
+    for effect in map(effects.load, effects.ORDER):
+        if {one.name for one in effect.analyses} <= {"features", "vulnerability"}:
+            for claim in effect.claims:
+                found = claim.judge(as_measured(effect, claim.of or effect.runs))  # a KeyError would be "not measured"
+                assert found[0] and found[1] in ("shown", "refuted", "not shown", "shown only under PGD")
 
 
 def test_the_page_is_what_the_records_and_the_judges_say(
@@ -191,6 +253,22 @@ def test_a_gain_is_shown_refuted_or_neither(
     assert findings.Gain(mean, low, high, by_seed, n, None).verdict == verdict
 
 
+def test_no_gain_is_claimed_by_intervals(effects: ModuleType) -> None:
+    findings = importlib.import_module("findings")
+    none, wide, some = (
+        findings.Gain(mean, low, high, (mean,) * 3, 5000, None)
+        for mean, low, high in ((0.0, -1.0, 1.5), (0.0, -9.0, 9.0), (3.0, 2.0, 4.0))
+    )
+    assert findings.absent([none, none], 2.0) == "shown" and findings.absent([none, wide], 2.0) == "not shown"
+    assert findings.absent([none], 1.5) == "not shown" and findings.absent([none, some], 5.0) == "refuted"
+
+
+def test_a_gain_is_of_the_same_seeds(effects: ModuleType) -> None:
+    numbers = importlib.import_module("findings").Numbers({"a": {1: None, 2: None}, "b": {2: None, 3: None}})
+    with pytest.raises(AssertionError, match="a and b have other seeds"):
+        numbers.gain("a", "b")
+
+
 def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = importlib.import_module("findings")
     shares = {"ours": (0.80, 0.60), "low": (0.78, 0.62), "high": (0.82, 0.50), "best": (0.90, 0.40)}
@@ -244,6 +322,12 @@ def test_what_is_measured_is_not_done_again(
     assert small.main() == 0
     assert "tiny: nothing was run, all of it is measured" in capfd.readouterr().out and not Path("effects").exists()
     assert {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()} == before
+    trained, records, (_, asked) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
+    other = replace(asked.runs, common=(*asked.runs.common, "optim.lr=0.03"))  # what is asked for has changed
+    assert small.facts_of(asked.runs, trained) and not small.facts_of(other, trained)
+    assert small.found(records, asked, 1, trained)
+    for changed in ({"runs": other}, {"sets": ("steps=3",)}, {"n": 0}, {"eps": "0,0.2"}):
+        assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
 def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:

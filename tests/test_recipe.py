@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from advbench.data import parse
 from advbench.errors import UserError
 from advbench.models import architectures
-from advbench.recipe import Recipe, differences, parse_set, saved_sha256
+from advbench.recipe import Recipe, differences, is_longer, parse_set, saved_sha256
 from advbench.recipe.recipe import field_names
 from advbench.recipe.trees import leaves, listed, merged, plain, put
 from advbench.registry import entries
@@ -340,6 +340,26 @@ def test_recipes_that_differ_by_their_seed_are_of_one_series() -> None:
     one, two, other = (Recipe.resolve(eps="0.1", flags=flags) for flags in ({}, {"seed": 3}, {"epochs": 3}))
     assert one.series_sha256 == two.series_sha256 != other.series_sha256
     assert one.sha256 != two.sha256
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "other"),
+    [("compactness", "natural_share = 0.0\n", "0.5"), ("compactness-trades", 'base = "trades"\n', "at")],
+)
+def test_a_field_that_a_saved_recipe_lacks_counts_as_its_default(
+    method: str, field: str, other: str, tmp_path: Path
+) -> None:
+    """As in a run that was saved before the field existed. A default may be the entry's, such as the base."""
+    new, path = Recipe.resolve(method=method), tmp_path / "recipe.toml"
+    assert field in new.to_toml()
+    path.write_text(new.to_toml().replace(field, ""), encoding="utf-8")
+    old, name = Recipe.load(path), field.split()[0]
+    assert name not in old.method.settings and old.sha256 == saved_sha256(path)
+    assert differences(old, new) == differences(new, old) == []
+    assert is_longer(old, Recipe.resolve(method=method, flags={"epochs": new.epochs + 1}))
+    changed = Recipe.resolve(method=method, sets=[f"method.{name}={other}"])
+    default = new.method.settings[name]
+    assert differences(old, changed) == [f"method.{name} {default} -> {other}"]
 
 
 def test_differences_name_the_field_and_both_values() -> None:

@@ -23,7 +23,7 @@ from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import TrainedRun, batches, images, load_runs, named_attack, right, withstands
 from advbench.data.corruptions import COMMON, SEVERITIES, corrupted, source_of
 from advbench.data.dataset import Dataset
-from advbench.data.simple_corruptions import SIMPLE, corrupted_simply
+from advbench.data.simple_corruptions import SIMPLE, check_simple, corrupted_simply
 from advbench.eps import Eps, parse_eps_list
 from advbench.errors import UserError
 from advbench.figure import ROW, Line, draw_curves, draw_dots, legend, legend_lines, panels
@@ -70,8 +70,9 @@ def run(
       constants of CIFAR-10-C; "common" under all 15, as `evaluate --attack corruptions` does.
     - `seed`: of all random numbers.
 
-    Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, no eps above 0, and for
-    `corruptions=common` where the published files and the package are missing.
+    Raises UserError for runs that `load_runs` or `check_same` refuse, an unknown attack, no eps above 0, corruptions of
+    images that have neither 1 nor 3 channels, and for `corruptions=common` where the published files and the package
+    are missing.
     """
     trained = load_runs(runs, device, at_least=2)
     check_same(trained)
@@ -83,6 +84,8 @@ def run(
         raise UserError("there is no eps above 0 to attack at: name some with --eps")
     attacks, data = named_attack(attack, norm, steps), images(trained, "test", n, device)
     source = source_of(data) if corruptions == "common" else ""
+    if corruptions == "simple":
+        check_simple(data)
     rows: list[dict[str, Any]] = []
     for done, one in enumerate(trained):
         stands = torch.ones(len(data), dtype=torch.bool)

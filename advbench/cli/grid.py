@@ -49,16 +49,22 @@ class Tuning:
         if max(settings.values()) < 2:
             raise UserError("--grid has one setting of a method, and nothing to choose: give it two values or more")
         self.images = tuning.Split.of(recipes)
-        self._check(recipes[0])
+        self._check(recipes)
         self.trials: list[Trial] = []
 
     def _settings(self, recipe: Recipe) -> dict[str, str]:
         return tuning.settings_of(recipe, self._fields)
 
-    def _check(self, recipe: Recipe) -> None:
-        if self.file.exists():
-            trial = tuning.unscored(recipe, self.file.parent, {}, self.images)
-            tuning.check(self.file, tuning.read(self.file), trial)
+    def _check(self, recipes: Sequence[Recipe]) -> None:
+        """Raise UserError if the file has runs of another problem, or of fields that its rows would not show."""
+        if not self.file.exists():
+            return
+        trials = tuning.read(self.file)
+        tuning.check(self.file, trials, tuning.unscored(recipes[0], self.file.parent, {}, self.images))
+        ours = {recipe.method.name: recipe for recipe in recipes}
+        for trial in {one.folder: one for one in trials}.values():
+            if trial.method in ours and trial.folder not in self.names:
+                tuning.check_fixed(self.file, trial, ours[trial.method], self._fields)
 
     def announce(self, screen: Screen, *, start: str = "") -> None:
         """Say what will be done, and how little a score tells where few images are held out."""
@@ -70,7 +76,7 @@ class Tuning:
         if n < tuning.FEW_HELD_OUT:
             screen.note(
                 f"note: on {n:,} images a score of 50 % is known to +-{100 * tuning.half_width(n):.1f} points (95 %): "
-                f"near ones are chosen by chance; hold out more by --set validation.held_out={tuning.FEW_HELD_OUT}"
+                f"near ones are chosen by chance; hold out more, where there are more, by --set validation.held_out=N"
             )
 
     def run(

@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from advbench.data.dataset import Dataset
+from advbench.errors import UserError
 from advbench.rng import fold, keys
 
 Array = NDArray[np.float64]  # (C, H, W) in [0, 1]; a corruption may leave this range, which is clipped afterwards
@@ -62,7 +63,8 @@ def _contrast(x: Array, factor: float, rng: np.random.Generator) -> Array:
 
 def _pixelate(x: Array, factor: float, rng: np.random.Generator) -> Array:
     image = _picture(x)
-    small = image.resize((int(image.width * factor), int(image.height * factor)), Image.Resampling.BOX)
+    width, height = (max(1, int(side * factor)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BOX)
     return _array(small.resize(image.size, Image.Resampling.BOX))
 
 
@@ -83,6 +85,12 @@ _MAKE: dict[str, tuple[Callable[[Array, Any, np.random.Generator], Array], tuple
     "jpeg_compression": (_jpeg_compression, (80, 65, 58, 50, 40)),
 }  # each with its constants at severities 1 to 5
 SIMPLE = tuple(_MAKE)
+
+
+def check_simple(data: Dataset) -> None:
+    """Raise UserError for images of another number of channels than 1 or 3."""
+    if data.shape[0] not in (1, 3):
+        raise UserError(f"{data.name} has images of {data.shape[0]} channels: corruptions need 1 or 3")
 
 
 def corrupted_simply(data: Dataset, name: str, severity: int, *, seed: int) -> Tensor:

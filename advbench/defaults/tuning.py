@@ -166,7 +166,7 @@ class Split:
             raise UserError("the methods' recipes hold out different images: set train_n and validation.* for all")
         train, held_out, _ = split(recipes[0])
         if held_out is None:
-            raise UserError("--grid chooses by held-out images, and there are none: set validation.held_out=2000")
+            raise UserError("--grid chooses by held-out images, and there are none: set validation.held_out=N")
         return cls(len(train), held_out)
 
 
@@ -274,6 +274,26 @@ def check(path: Path, before: Sequence[Trial], trials: Sequence[Trial]) -> None:
         raise UserError(f"{path} has runs of another problem ({theirs}) than these ({ours}): name another --out")
 
 
+def check_fixed(path: Path, trial: Trial, recipe: Recipe, fields: Collection[str]) -> None:
+    """Raise UserError if the run of a row differs from `recipe` in a field that neither varied: no row would show it.
+
+    `fields`: those that `recipe` varies. A run whose folder is not beside the file `path` is not checked.
+    """
+    from advbench.recipe import Recipe
+    from advbench.recipe.trees import leaves
+
+    file = path.parent / trial.folder / "recipe.toml"
+    if not file.is_file():
+        return
+    theirs, ours = (leaves(one.tree()) for one in (Recipe.load(file), recipe))
+    for name in sorted({*theirs, *ours} - {"seed", *trial.settings, *fields}):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"{name} is {theirs.get(name)} in {file.parent} and {ours.get(name)} here, and {path} would not show "
+                "it: vary it by --grid, or name another --out"
+            )
+
+
 def _to_csv(trials: Collection[Trial]) -> str:
     varied = list(dict.fromkeys(field for one in trials for field in one.settings))
     names = ["method", *(f"{_SET}{field}" for field in varied), *_FIELDS[1:]]
@@ -299,26 +319,27 @@ def choose(trials: Iterable[Trial], *, weights: str, select: str = "margin") -> 
 
     `weights`: "best" or "last". `select`: "margin", the images that withstand the attack, or "clean". Between equal
     ones the other decides, then the place in the table. Settings that lack a seed of the others, or a score, are left
-    out, and methods without any other. Raises UserError for an unknown word.
+    out, and methods without any other. Of a setting that is there twice with a seed, as where two grids have the same
+    fields in another order, the later row counts. Raises UserError for an unknown word.
     """
     for what, word, choices in (("weights", weights, WEIGHTS), ("value of --select", select, SELECT)):
         if word not in choices:
             raise unknown(what, word, choices)
-    methods: dict[str, dict[tuple[tuple[str, str], ...], list[Trial]]] = {}
+    methods: dict[str, dict[frozenset[tuple[str, str]], dict[int, Trial]]] = {}
     for one in trials:
         if one.weights == weights:
-            methods.setdefault(one.method, {}).setdefault(tuple(one.settings.items()), []).append(one)
+            methods.setdefault(one.method, {}).setdefault(frozenset(one.settings.items()), {})[one.seed] = one
     found = {}
     for method, settings in methods.items():
-        seeds = {one.seed for tried in settings.values() for one in tried}
+        seeds = {seed for tried in settings.values() for seed in tried}
         scores = {}
         for key, tried in settings.items():
-            counts = [(one.robust_k, one.clean_k) for one in tried if one.robust_k is not None]
-            if {one.seed for one in tried} == seeds and len(counts) == len(tried):
+            counts = [(one.robust_k, one.clean_k) for one in tried.values() if one.robust_k is not None]
+            if tried.keys() == seeds and len(counts) == len(tried):
                 robust, clean = (sum(count or 0 for count in each) for each in zip(*counts, strict=True))
                 scores[key] = (robust, clean) if select == "margin" else (clean, robust)
         if scores:
-            found[method] = settings[max(scores, key=scores.__getitem__)]
+            found[method] = [*settings[max(scores, key=scores.__getitem__)].values()]
     return found
 
 

@@ -12,11 +12,11 @@ W_ij = 1 where y_i = y_j, else 1 - 1 / 0.99
 
 x' comes from the attack of the base (adversarial training or TRADES), whose objective does not contain these terms.
 The base of adversarial training is CE(f(x'), y). The released code has clean cross-entropy in it: the authors' first
-(TensorFlow) CE(f(x), y) / 2 + CE(f(x'), y) / 2 without GS, their second (PyTorch) the sum of both, with GS. Compare
-with the matching base: the same setting, and the weights of the terms 0.
+(TensorFlow) CE(f(x), y) / 2 + CE(f(x'), y) / 2, their second (PyTorch) the sum of both. Compare with the matching base:
+the same setting, and the weights of the terms 0. All w are 1 in their scripts; the first release's README has w_gs = 0.
 
-The preset `paper` is the first release's training of a ResNet on CIFAR-10 (90,000 updates, which are 230 epochs; its
-script has w_gs = 1, and only convolutions decay).
+The preset `paper` is the first release's script: a ResNet on CIFAR-10, 90,000 updates, which are 230 epochs (biases and
+BatchNorm do not decay there).
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ from advbench.recipe import Recipe
 from advbench.recipe.fields import Share
 
 OTHER_CLASS = 0.99  # W_ij is 1 - 1 / OTHER_CLASS for images of different classes
-MAX_NORM_GROWTH = (
-    2.0  # since half of the training: on digits, without BatchNorm, AT reaches 1.3 and LC alone 2.1 to 3.7
-)
+MAX_NORM_GROWTH = 2.0  # since half of the training: on digits without BatchNorm AT reaches 1.3, LC alone 2.1 to 3.7
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "compactness": {
@@ -122,7 +120,7 @@ class Compactness(Method):
     """Compactness, on top of adversarial training or TRADES. With all weights 0 the result is the base, bit for bit.
 
     - `lc`, `ls`, `gc`, `conf`: weight of the term of this name.
-    - `gs`: weight of GS; 0 as in the first release.
+    - `gs`: weight of GS; 0 as in the first release's README.
     - `base`: adversarial training ("at") or TRADES.
     - `natural`: add CE(f(x), y) to the base "at", as the second release does.
     - `natural_share`: the base "at" is (1 - natural_share) CE(f(x'), y) + natural_share CE(f(x), y); 0.5 in the first

@@ -126,6 +126,10 @@ class GREAT(Method):
             )
         if (self.form == "distillation") != bool(self.teacher):
             raise UserError("method.form=distillation and no other form needs a teacher: set method.teacher=RUN")
+        if self.soft and not self.teacher:
+            raise UserError("method.soft is for method.form=distillation: no other form has a teacher")
+        if self.per != "batch" and not self.relative:
+            raise UserError(f"method.per={self.per} says how gradients are divided: set method.relative=true too")
         if not 0 <= self.ramp <= 1:
             raise UserError(f"method.ramp is {self.ramp:g}: write a share of the training, 0 to 1")
 

@@ -5,10 +5,10 @@ min_f E[ max_{x' in B(x, eps)} CE(f(x'), y) ]
 The inner attack (10 steps of eps / 4 from a uniform start, running BatchNorm statistics) is the recipe's `inner`,
 with the settings of Pang et al. 2021 (arXiv:2010.00467).
 
-Presets, all for CIFAR-10: `paper`, the released training of a wide ResNet (80,000 updates, which are 205 epochs; only
-convolutions decay there); `rice`, PreAct-ResNet-18 of Rice et al. 2020 (arXiv:2002.11569); `bag-of-tricks`, WRN-34-10
-of Pang et al. The last two deploy the best epoch on 1,000 held-out images. In the first two the released attacks
-also update BatchNorm's running statistics; here they never do.
+Presets, all for CIFAR-10: `paper`, the released training of a wide ResNet (80,000 updates, which are 205 epochs; biases
+and BatchNorm do not decay there); `rice`, PreAct-ResNet-18 of Rice et al. 2020 (arXiv:2002.11569); `bag-of-tricks`,
+WRN-34-10 of Pang et al. The last two deploy the best epoch on 1,000 held-out images. In the first two the released
+attacks also update BatchNorm's running statistics; here they never do.
 """
 
 from __future__ import annotations

@@ -50,8 +50,12 @@ class Attention(Wrapper):
         self.whole = nn.Linear(size, width, bias=False)
         self.score = nn.Conv2d(width, 1, 1, bias=False)
         self.extra = nn.Linear(channels, self.num_classes, bias=False)
-        nn.init.zeros_(self.extra.weight)
         self.feature_dim = size + channels
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set E to 0."""
+        nn.init.zeros_(self.extra.weight)
 
     def weights(self, maps: Tensor, g: Tensor) -> Tensor:
         """a (B, 1, H, W), which sums to 1 over the positions of `maps` (B, C, H, W), for g (B, D)."""

@@ -54,12 +54,17 @@ class ConvLinear(Model):
         check_positive(depth=depth)
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
             raise UserError(f"scale is {scale!r}: write a number above 0")
-        self.feature_dim = prod(self.shape)
+        self.feature_dim, self.scale = prod(self.shape), scale
         self.linear = nn.Linear(self.feature_dim, self.num_classes, bias=bias)
-        std = scale / prod(self.shape[1:]) ** 0.5
-        self.filters = nn.ParameterList(std * torch.randn(self.shape) for _ in range(depth - 1))
+        self.filters = nn.ParameterList(torch.empty(self.shape) for _ in range(depth - 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the filters anew, and scale the linear layer's weights, which must be new."""
+        for w in self.filters:
+            nn.init.normal_(w, 0.0, self.scale / prod(self.shape[1:]) ** 0.5)
         with torch.no_grad():
-            self.linear.weight.mul_(scale)
+            self.linear.weight.mul_(self.scale)
 
     def features(self, x: Tensor) -> Tensor:
         z = torch.fft.rfft2(self.normalise(x).float())

@@ -206,8 +206,15 @@ def saved_sha256(path: Path) -> str:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"; other spellings are none."""
+    """The differences between two recipes, each like "optim.lr 0.1 -> 0.05"; other spellings are none.
+
+    A field of their method that only one of them has, since the other was saved before it existed, counts there as the
+    method's default.
+    """
     a, b = ({**leaves(_plain(recipe.tree())), "dataset": plain_dataset(recipe.dataset)} for recipe in (old, new))
+    if old.method.name == new.method.name and old.method.settings.keys() != new.method.settings.keys():
+        default = leaves({"method": _method_tree(find("methods", new.method.name), {})})
+        a, b = {**default, **a}, {**default, **b}
     return [f"{path} {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]
 
 

@@ -31,7 +31,7 @@ from advbench.errors import UserError, reading
 from advbench.files import is_temporary, write_atomic
 from advbench.methods.base import make
 from advbench.models import describe
-from advbench.recipe import Recipe, differences, is_longer
+from advbench.recipe import Recipe, differences, is_longer, saved_sha256
 from advbench.trainer.history import History
 from advbench.trainer.session import Session
 from advbench.trainer.validation import catastrophic_overfitting
@@ -92,9 +92,13 @@ def begin(out: Path, recipe: Recipe) -> None:
     write_atomic(out / RECIPE, recipe.to_toml())
 
 
-def lengthen(out: Path, recipe: Recipe) -> None:
-    """Write `recipe` over that of the run in `out` if it has more epochs. Raises UserError if it cannot be written."""
-    if is_longer(Recipe.load(out / RECIPE), recipe):
+def renew(out: Path, recipe: Recipe) -> None:
+    """Write `recipe`, with which the run in `out` goes on, over the saved one if their hashes differ.
+
+    It has more epochs, or fields that did not exist when the run was begun. The card gets its hash. Raises UserError if
+    it cannot be written.
+    """
+    if saved_sha256(out / RECIPE) != recipe.sha256:
         write_atomic(out / RECIPE, recipe.to_toml())
 
 

@@ -86,7 +86,7 @@ def train(
         torch.manual_seed(recipe.seed ^ (ranks.rank() << 48))
         if resuming:
             history = folder.restore(out, session)
-            ranks.first(lambda: folder.lengthen(out, recipe))
+            ranks.first(lambda: folder.renew(out, recipe))
         else:
             ranks.first(lambda: folder.begin(out, recipe))
             history = History()

@@ -105,7 +105,7 @@ class Session:
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0
         self.position = 0  # how many steps of the epoch are done
-        self.updates = 0  # of the weights of f; a step makes one or, by the method, several
+        self.updates = 0  # of weights; a step makes one or, by the method, several
         self.sums: dict[str, Tensor] = {}
         # The number of the first batch, over all epochs, whose loss was not finite; -1 if none was.
         self.bad_batch = torch.full((), -1, dtype=torch.int64, device=device)

@@ -165,6 +165,10 @@ def test_another_grid_is_added_and_another_problem_refused(cli: Any) -> None:
     for other in (["--eps", "0.06"], ["--set", "train_n=200"], ["--set", "validation.seed=1"]):
         ran = cli(*more, *other, "--dry-run")
         assert ran.is_one_clear_line and "another problem" in ran.err and "name another --out" in ran.err
+    wider = [*PROBLEM, "--method", "pgd-at", "--grid", "optim.lr=0.7,0.9", "--out", "g", "--dry-run"]
+    ran = cli(*wider, "--set", "optim.weight_decay=0.01")
+    assert ran.is_one_clear_line and "optim.weight_decay is 0.0005 in g/pgd-at-optim.lr-0.001-s0 and 0.01" in ran.err
+    assert cli(*wider, "--grid", "optim.weight_decay=0.01,0.02").code == 0
 
 
 @pytest.mark.parametrize(
@@ -199,4 +203,4 @@ def test_without_a_folder_or_held_out_images(cli: Any) -> None:
     ran = cli("train", "--dataset", "digits", *LRS)
     assert ran.is_one_clear_line and "name one with --out" in ran.err
     ran = cli("train", "--dataset", "digits", *LRS, "--out", "g", "--set", "validation.fraction=0")
-    assert ran.is_one_clear_line and "set validation.held_out=2000" in ran.err
+    assert ran.is_one_clear_line and "set validation.held_out=N" in ran.err

@@ -34,6 +34,8 @@ class Net(nn.Module):
         (["--method", "multi-task", "--set", "method.tasks=colour"], "unknown task"),
         (["--method", "multi-task", "--set", "method.tasks="], "name each of rotation"),
         (["--method", "great", "--set", "model.activation=relu"], "set model.activation to one of softplus, silu"),
+        (["--method", "great", "--set", "method.soft=1"], "method.soft is for method.form=distillation"),
+        (["--method", "great", "--set", "method.per=sample"], "set method.relative=true too"),
         (["--method", "consistency", "--set", "augment.crop=0"], "but the recipe has none: set augment.crop"),
         (["--method", "learned-optimizer", "--set", "awp.gamma=0.01"], "awp.gamma must be 0"),
         (

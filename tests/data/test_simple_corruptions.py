@@ -10,7 +10,8 @@ from torch import Tensor
 from advbench.data import load
 from advbench.data.corruptions import COMMON
 from advbench.data.dataset import Dataset
-from advbench.data.simple_corruptions import SIMPLE, corrupted_simply
+from advbench.data.simple_corruptions import SIMPLE, check_simple, corrupted_simply
+from advbench.errors import UserError
 
 
 def dataset(images: Tensor) -> Dataset:
@@ -37,6 +38,14 @@ def test_each_image_is_corrupted_by_itself_and_more_with_severity(name: str, cha
     assert (strong - clean).square().mean() > 1.2 * (light - clean).square().mean() > 0
     again = corrupted_simply(data, name, 1, seed=1)
     assert torch.equal(light, again) == ("noise" not in name)
+
+
+def test_other_channels_are_refused_and_the_smallest_images_are_corrupted() -> None:
+    with pytest.raises(UserError, match=r"x has images of 2 channels: corruptions need 1 or 3"):
+        check_simple(grey(0, 2, 8))
+    check_simple(grey(0, 3, 8))
+    for name in SIMPLE:
+        assert corrupted_simply(grey(128, 3, 1), name, 5, seed=0).shape == (2, 3, 1, 1)
 
 
 def test_noise_has_the_deviations_of_cifar_10_c() -> None:

@@ -55,6 +55,14 @@ def test_settings_without_every_seed_or_with_a_diverged_run_are_left_out() -> No
     assert picked([trial("0.1", None)]) == {}
 
 
+def test_a_setting_that_is_there_twice_counts_once() -> None:
+    fields = {"optim.lr": "0.1", "method.beta": "6"}
+    again = [{**vars(trial("", 40)), "settings": of} for of in (fields, dict(reversed(fields.items())))]
+    assert picked([trial("0.1", 60), *(Trial(**one) for one in again)]) == {"trades": "0.1"}
+    seeds = [Trial(**{**one, "seed": seed}) for seed, one in enumerate(again)]
+    assert choose(seeds, weights="best") == {"trades": seeds}
+
+
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(UserError, match="choose from best, last"):
         picked([trial("0.1", 1)], weights="first")

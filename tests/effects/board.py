@@ -106,7 +106,7 @@ def main() -> int:
     records = measured()
     grid = BOARDS[given.board].grid
     rows = [Evaluation(trainings(given.board, name), grid, n=1000, board=True) for name in METHODS]
-    todo = [(row, seed) for seed in SEEDS for row in rows if not found(records, row, seed)]
+    todo = [(row, seed) for seed in SEEDS for row in rows if not found(records, row, seed, {})]
     if not todo:
         print(f"{given.board}: nothing was run, all of it is measured")
         return 0

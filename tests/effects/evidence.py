@@ -14,6 +14,7 @@ from pathlib import Path
 from findings import Finding, Numbers
 
 from advbench.defaults.tuning import chosen
+from advbench.recipe import Recipe
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
 BOARDS = Path("leaderboards")
@@ -25,7 +26,7 @@ class Runs:
     """Trainings with one recipe, one for each seed. `{seed}` in `sets` is replaced by the seed.
 
     `common` are the fields of the recipe that all trainings of a comparison share, `sets` those of this one. `tuned`
-    adds its choice to them.
+    adds its choice to them. `after`: trainings whose folders `sets` name, such as a teacher's.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Runs:
     dataset: str = "digits"
     common: tuple[str, ...] = ()
     tuned: Tuning | None = None
+    after: tuple[Runs, ...] = ()
     folders_in: Path = BASE / "runs"
 
     def folder(self, seed: int) -> Path:
@@ -56,11 +58,27 @@ class Runs:
         found = ["train", "--method", self.method, "--dataset", self.dataset, "--arch", self.arch, "--eps", self.eps]
         return found + ([] if self.epochs is None else ["--epochs", str(self.epochs)])
 
+    def settings(self, seed: int) -> list[str]:
+        """Fields of the recipe, as --set takes them. Raises KeyError while nothing is chosen by `tuned`."""
+        chosen = () if self.tuned is None else self.tuned.chosen()
+        return [text.format(seed=seed) for text in (*self.common, *chosen, *self.sets)]
+
     def command(self, seed: int) -> list[str]:
         """The arguments of `advbench train`. Raises KeyError while nothing is chosen by `tuned`."""
-        chosen = () if self.tuned is None else self.tuned.chosen()
-        sets = [word for text in (*self.common, *chosen, *self.sets) for word in ("--set", text.format(seed=seed))]
+        sets = [word for text in self.settings(seed) for word in ("--set", text)]
         return [*self.words, *sets, "--seed", str(seed), "--out", str(self.folder(seed)), "--resume"]
+
+    def recipe_sha256(self, seed: int) -> str | None:
+        """The hash of the recipe that `command` trains, None while nothing is chosen by `tuned`."""
+        try:
+            sets = self.settings(seed)
+        except KeyError:
+            return None
+        recipe = Recipe.resolve(
+            method=self.method, dataset=self.dataset, arch=self.arch, eps=self.eps,
+            flags={"epochs": self.epochs, "seed": seed}, sets=sets,
+        )  # fmt: skip
+        return recipe.sha256
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ class Numbers:
 
     def gain(self, key: str, control: str, eps: str = "0") -> Gain:
         """The paired gain of an evaluation over another one on the same images, in accuracy at `eps`."""
+        assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
         return gain(self.standing(key, eps), self.standing(control, eps))
@@ -162,3 +163,10 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     if all(one == "shown" for one in verdicts):
         return "shown"
     return "refuted" if "refuted" in verdicts else "not shown"
+
+
+def absent(gains: Sequence[Gain], reach: float) -> Verdict:
+    """The verdict on a claim that nothing is gained: refuted if a gain is shown, shown if no interval has `reach`."""
+    if any(gain.verdict == "shown" for gain in gains):
+        return "refuted"
+    return "shown" if all(gain.high < reach for gain in gains) else "not shown"

@@ -29,6 +29,7 @@ from workers import Workers, tune
 from advbench.checkpoint.card import read_card
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
+from advbench.registry import find
 from advbench.version import __version__
 
 HERE = Path(__file__).parent
@@ -77,9 +78,15 @@ def load(name: str) -> Effect:
 def perform(effect: Effect, jobs: int) -> int:
     """Run all that is missing of an effect. Returns the exit code of the first command that fails, else 0."""
     stored, records = read(effect.system), measured()
-    evaluated = {e: [seed for seed in e.runs.seeds if not found(records, e, seed)] for e in effect.evaluations}
-    analyses = [one for one in effect.analyses if stored["analysed"].get(one.key) != one.command()]
-    lacking = {runs.label: runs for runs in effect.runs if runs.label not in stored["trained"]}
+    evaluated = {
+        e: [seed for seed in e.runs.seeds if not found(records, e, seed, stored["trained"])] for e in effect.evaluations
+    }
+    lacking = {runs.label: runs for runs in effect.runs if not facts_of(runs, stored["trained"])}
+    analyses = [
+        one
+        for one in effect.analyses
+        if stored["analysed"].get(one.key) != one.command() or any(runs.label in lacking for runs in one.runs)
+    ]
     lacking |= {runs.label: runs for one in analyses for runs in one.runs}
     chains = []
     for runs in {runs.label: runs for runs in effect.runs}.values():
@@ -91,6 +98,8 @@ def perform(effect: Effect, jobs: int) -> int:
         print(f"{effect.system}: nothing was run, all of it is measured")
         return 0
     at_work = Workers(jobs)
+    first = {one.label: one for runs, _, _ in chains for one in runs.after}
+    at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
     tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.file.is_file()}
     at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
@@ -121,8 +130,10 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
     known = {**old["analysed"], **(analysed or {})}
     known = {key: command for key, command in known.items() if keys.get(key) == command}
     every = {**old["tables"], **(tables or {})}
-    evaluated = {e.key: {str(seed): found(records, e, seed) for seed in e.runs.seeds} for e in effect.evaluations}
-    trained = {runs.label: facts_of(runs, old["trained"].get(runs.label)) for runs in effect.runs}
+    evaluated = {
+        e.key: {str(seed): found(records, e, seed, old["trained"]) for seed in e.runs.seeds} for e in effect.evaluations
+    }
+    trained = {runs.label: facts_of(runs, old["trained"]) for runs in effect.runs}
     stored: Stored = {
         "system": effect.system,
         "version": __version__,
@@ -165,17 +176,32 @@ def measured() -> list[Record]:
     return [record for folder in RECORDS if folder.is_dir() for record in load_records(folder)[0]]
 
 
-def found(records: Sequence[Record], asked: Evaluation, seed: int) -> Record | None:
-    """The newest record of the evaluation `asked` with this seed, or None."""
+def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapping[str, Any]) -> Record | None:
+    """The newest record of the evaluation `asked` with this seed, or None.
+
+    It is of a run with the recipe that is asked for now, unless the facts on it in `trained` do not say its recipe, as
+    those from before they did.
+    """
     grid = asked.eps.split(",")
+    images = asked.n or find("data", asked.runs.dataset).about["sizes"]["test"]
     same = [
         record
         for record in records
         if (record.model.spec, record.attack_name, record.norm) == (asked.spec(seed), asked.attack, asked.norm)
         and [point.eps_text for point in record.curve] == grid
-        and asked.n in (0, record.dataset.count)
+        and record.dataset.count == images
+        and all(has(record, text) for text in asked.sets)
     ]
+    if same and "recipe" in trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None}):
+        wanted = asked.runs.recipe_sha256(seed)
+        same = [one for one in same if wanted and one.model.trained and one.model.trained.recipe_sha256 == wanted]
     return max(same, key=lambda record: record.environment.date, default=None)
+
+
+def has(record: Record, text: str) -> bool:
+    """Whether an attack of the record has the setting NAME=VALUE."""
+    name, _, value = text.partition("=")
+    return any(str(attack.settings.get(name)).lower() == value.lower() for attack in record.attack)
 
 
 def place_of(record: Record) -> str:
@@ -184,28 +210,34 @@ def place_of(record: Record) -> str:
     return next(str((folder / name).relative_to(BOARDS)) for folder in RECORDS if (folder / name).is_file())
 
 
-def facts_of(runs: Runs, known: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The facts on each seed's training, from its folder, or as they were kept; None unless all are known."""
-    kept = known or {}
-    found = {
-        str(seed): facts(runs.folder(seed)) if finished(runs.folder(seed)) else kept.get(str(seed))
-        for seed in runs.seeds
-    }
-    return found if all(found.values()) else None
+def facts_of(runs: Runs, trained: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The facts on each seed's training, from its folder, or as they were kept in `trained`; None unless all are known.
+
+    Those of another recipe than is asked for now do not count.
+    """
+    kept = trained.get(runs.label, {})
+    found = {}
+    for seed in runs.seeds:
+        recipe = runs.recipe_sha256(seed)
+        found[str(seed)] = facts(runs.folder(seed), recipe) or kept.get(str(seed))
+        if not found[str(seed)] or found[str(seed)].get("recipe", recipe) != recipe:
+            return None
+    return found
 
 
-def finished(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and read_card(folder).finished
-
-
-def facts(folder: Path) -> dict[str, Any]:
-    """The facts on a run that a judge or the page may use."""
+def facts(folder: Path, recipe: str | None) -> dict[str, Any] | None:
+    """The facts on a run that a judge or the page may use; None unless it is finished and has this recipe."""
+    if not (folder / "run.json").is_file():
+        return None
     card = read_card(folder)
+    if not card.finished or card.recipe_sha256 != recipe:
+        return None
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     notes = {name: max(line["notes"].get(name, 0.0) for line in lines) for name in lines[-1]["notes"]}
     best: Any = card.results["best"]
     return {
         "model": card.files["model.safetensors"],
+        "recipe": card.recipe_sha256,
         "epochs": len(lines),
         "best_epoch": best["epoch"],
         "held_out_last": {name: lines[-1][name] for name in ("clean", "robust", "fgsm")},

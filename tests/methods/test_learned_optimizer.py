@@ -24,7 +24,7 @@ from advbench.methods.learned_optimizer import (
     preprocess,
     reinitialised,
 )
-from advbench.models import build
+from advbench.models import build, wrap
 from advbench.models.state_files import read_state
 from advbench.recipe import Recipe
 from advbench.trainer import train
@@ -78,7 +78,13 @@ def test_updates_reach_the_weights_they_belong_to() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "settings"),
-    [("mlp", {}), ("small_cnn", {}), ("small_cnn_16_32_100", {}), ("wrn-28-10", {"depth": 10, "widen": 1})],
+    [
+        ("mlp", {}),
+        ("small_cnn", {}),
+        ("small_cnn_16_32_100", {}),
+        ("wrn-28-10", {"depth": 10, "widen": 1}),
+        ("conv_linear", {"depth": 3}),
+    ],
 )
 def test_the_nets_of_unrolls_begin_as_new_nets_do(arch: str, settings: dict[str, Any]) -> None:
     def net(seed: int) -> nn.Module:
@@ -89,6 +95,14 @@ def test_the_nets_of_unrolls_begin_as_new_nets_do(arch: str, settings: dict[str,
         torch.manual_seed(3)
         theta = reinitialised(old)
     assert all(torch.equal(theta[name], weight) for name, weight in new.named_parameters())
+
+
+def test_a_net_of_an_unroll_with_attention_begins_without_it() -> None:
+    net = wrap(build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=8, seed=0), "attention", seed=1)
+    nn.init.ones_(net.extra.weight)  # type: ignore[arg-type, union-attr]
+    before = net.local.weight.detach().clone()  # type: ignore[operator, union-attr]
+    theta = reinitialised(net)
+    assert not theta["extra.weight"].any() and not torch.equal(theta["local.weight"], before)
 
 
 def test_the_meta_loss_reaches_the_optimiser_through_the_unroll() -> None:

@@ -166,6 +166,14 @@ def test_conv_linear_is_circular(sides: tuple[int, int]) -> None:
     assert len(make("conv_linear", depth=1).filters) == 0
 
 
+def test_the_scale_of_conv_linear_is_that_of_each_layer() -> None:
+    small, large = (make("conv_linear", depth=3, scale=scale, bias=False) for scale in (0.1, 1.0))
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.allclose(small(x), 1e-3 * large(x), rtol=1e-4, atol=1e-8)
+    for w in large.filters:
+        assert float(w.detach().std()) == pytest.approx(1 / 8, rel=0.3)
+
+
 def test_normalisation_is_inside_and_none_by_default() -> None:
     x = torch.rand(2, 3, 8, 8)
     plain = make("linear", 3)

@@ -18,7 +18,7 @@ from advbench.data import load
 from advbench.errors import Interrupted, UserError
 from advbench.files import locked
 from advbench.methods.base import Method
-from advbench.recipe import Recipe
+from advbench.recipe import Recipe, saved_sha256
 from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, train
 
 Make = Callable[..., Recipe]
@@ -175,6 +175,26 @@ def test_a_finished_run_is_left_as_it_is_and_force_overwrites_it(recipe: Make, t
     other = recipe("trades", "seed=2")
     train(other, out, device="cpu", force=True)
     assert Recipe.load(out / "recipe.toml") == other
+
+
+def test_a_run_saved_before_a_field_existed_goes_on_and_its_card_fits_its_recipe(recipe: Make, tmp_path: Path) -> None:
+    out, made, field = tmp_path / "run", recipe("compactness"), "natural_share = 0.0\n"
+
+    def as_before() -> str:
+        (out / "recipe.toml").write_text(made.to_toml().replace(field, ""), encoding="utf-8")
+        return (out / "recipe.toml").read_text(encoding="utf-8")
+
+    with pytest.raises(Interrupted):
+        train(made, out, device="cpu", watch=StopAfter(3))
+    assert field not in as_before()
+    train(made, out, device="cpu", resume=True)
+    assert Recipe.load(out / "recipe.toml") == made
+    assert read_card(out).recipe_sha256 == saved_sha256(out / "recipe.toml")
+    before = as_before()
+    train(made, out, device="cpu", resume=True)  # a finished one is left as it is
+    assert (out / "recipe.toml").read_text(encoding="utf-8") == before
+    with pytest.raises(UserError, match=r"another recipe \(method.natural_share 0.0 -> 0.5\)"):
+        train(recipe("compactness", "method.natural_share=0.5"), out, device="cpu", resume=True)
 
 
 def test_one_process_at_a_time(recipe: Make, tmp_path: Path) -> None:
