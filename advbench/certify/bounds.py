@@ -22,6 +22,7 @@ from advbench.threat import around
 ROWS = 2**21  # numbers in one tensor of rows, for which caches and memory suffice
 INPUT_UNITS = 1e-10  # of the rounding of sums over an image, in float64
 TINY = 1e-30  # what underflow may change
+LARGEST = 1e38  # of sizes: float32 may overflow beyond, and nothing is proved there
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def bounds(graph: Graph, ball: Ball, *, tight: bool, deadline: float = float("in
                 zero = op.magnitude(*(torch.zeros_like(radius) for radius in radii))
                 radius = op.magnitude(*radii) - zero
                 low, high, size = middle - radius, middle + radius, op.magnitude(*sizes)
-            rounding = op.units * UNIT * size + TINY
+            rounding = torch.where(size.abs() < LARGEST, op.units * UNIT * size.abs() + TINY, torch.inf)
             low, high = low - rounding, high + rounding
         found.low.append(low)
         found.high.append(high)

@@ -7,17 +7,19 @@ above 0; otherwise one more input is taken, once as >= 0 and once as <= 0, which
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from advbench.certify.alpha import climbed
-from advbench.certify.bounds import Bounds, backward
+from advbench.certify.bounds import ROWS, Bounds, backward
 from advbench.certify.relaxations import Lines
 
 AT_ONCE = 64  # domains
 MOST = 20_000  # open domains
+NUMBERS = 2**28  # of open domains, for which memory suffices
 STEPS = 20
 
 
@@ -41,11 +43,21 @@ class _Domains:
         return _Domains(torch.cat([self.rows, other.rows]), torch.cat([self.bound, other.bound]), signs)
 
 
-def branched(found: Bounds, image: int, rows: Tensor, bound: Tensor, *, deadline: float) -> bool:
+def branched(
+    found: Bounds,
+    image: int,
+    rows: Tensor,
+    bound: Tensor,
+    *,
+    deadline: float,
+    poll: Callable[[], None] = lambda: None,
+) -> bool:
     """Whether all <row, logits> of rows (D, K) are proved to be above 0 for an image, before `deadline`.
 
-    `found`: bounds of all images; `bound` (D,): those of the rows.
+    `found`: bounds of all images; `bound` (D,): those of the rows. `poll` is called at each step, and may raise.
     """
+    size = found.graph.size
+    at_once, most = max(1, min(AT_ONCE, ROWS // size)), min(MOST, NUMBERS // size)
     relus = [n for n, lines in enumerate(found.lines) if isinstance(lines, Lines) and lines.free is not None]
     alone = found.pick(torch.tensor([image], device=rows.device))
     nothing = {
@@ -54,10 +66,11 @@ def branched(found: Bounds, image: int, rows: Tensor, bound: Tensor, *, deadline
     }
     domains = _Domains(rows, bound, nothing)
     while len(domains):
-        if time.monotonic() > deadline or len(domains) > MOST:
+        poll()
+        if time.monotonic() > deadline or len(domains) > most:
             return False
         order = domains.bound.argsort()
-        some, domains = domains.take(order[:AT_ONCE]), domains.take(order[AT_ONCE:])
+        some, domains = domains.take(order[:at_once]), domains.take(order[at_once:])
         halves = _split(alone, some)
         if halves is None:
             return False
@@ -65,7 +78,7 @@ def branched(found: Bounds, image: int, rows: Tensor, bound: Tensor, *, deadline
         halves.bound = torch.maximum(
             halves.bound, climbed(within, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
         )
-        domains = domains.with_more(halves.take(halves.bound <= 0))
+        domains = domains.with_more(halves.take(~(halves.bound > 0)))
     return True
 
 

@@ -21,22 +21,39 @@ STEPS = 40  # of the climb of the slopes
 
 
 def certify(
-    graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, *, seconds: float = 1.0, thorough: bool = True
+    graph: Graph,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str,
+    *,
+    seconds: float = 1.0,
+    thorough: bool = True,
+    poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Whether no point of the ball of size `eps` around each image has logits of which another class has the largest.
 
     x (S, C, H, W) float32 in [0, 1] and classes y (S,), on the device of the graph; `norm`: one of NORMS. (S,) bool.
     False says nothing. The bounds hold for float32 passes of the network. `seconds`: for each image, about. `thorough`:
-    else without slopes that are optimised and without branching.
+    else without slopes that are optimised and without branching. `poll` is called now and then, and may raise.
     """
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     with torch.no_grad():
         for some in torch.arange(len(x), device=x.device).split(max(1, SIZE // graph.size)):
-            found[some] = _certify(graph, x[some], y[some], eps, norm, seconds, thorough)
+            found[some] = _certify(graph, x[some], y[some], eps, norm, seconds, thorough, poll)
     return found
 
 
-def _certify(graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, seconds: float, thorough: bool) -> Tensor:
+def _certify(
+    graph: Graph,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str,
+    seconds: float,
+    thorough: bool,
+    poll: Callable[[], None],
+) -> Tensor:
     deadline = time.monotonic() + seconds * len(x)
     last = graph.nodes[-1].shape[0]
     unproved = torch.arange(last, device=x.device) != y[:, None]  # (S, K): classes that may have a larger logit
@@ -73,8 +90,9 @@ def _certify(graph: Graph, x: Tensor, y: Tensor, eps: float, norm: str, seconds:
         left = unproved.any(1).nonzero()[:, 0]
         for done, image in enumerate(left):
             now = time.monotonic()
-            own = (pairs[:, 0] == image) & (bound <= 0)
+            own = (pairs[:, 0] == image) & ~(bound > 0)  # nan, as of what overflows, is unproved too
             until = now + (deadline - now) / (len(left) - done)
-            if now < deadline and branched(found, int(place[image]), rows(pairs[own]), bound[own], deadline=until):
+            given = found, int(place[image]), rows(pairs[own]), bound[own]
+            if now < deadline and branched(*given, deadline=until, poll=poll):
                 unproved[image] = False
     return ~unproved.any(1)

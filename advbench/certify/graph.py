@@ -2,7 +2,7 @@
 
 The network is followed as float32 computes it: an operation gives what it would in exact arithmetic, and up to
 `units` x 2^-24 of the magnitudes that it adds up. `units` is the number of terms of an output, whose order does not
-matter (Higham 2002, section 3.1), and at least 2 more, which cover the rounding of the bounds in float64.
+matter (Jeannerod and Rump 2013), and at least 2 more, which cover the rounding of the bounds in float64.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def traced(net: nn.Module, x: Tensor) -> Graph:
 
     Raises NoBound where the operations depend on the input, or one has no bound.
     """
-    if any(value.dtype not in (torch.float32, torch.int64) for value in net.state_dict().values()):
+    if any(value.dtype not in (torch.float32, torch.int64) for value in (*net.parameters(), *net.buffers())):
         raise NoBound("its weights are not float32")
     x = x[torch.arange(EXAMPLES, device=x.device) % len(x)]
     try:
@@ -94,11 +94,16 @@ def traced(net: nn.Module, x: Tensor) -> Graph:
         graph = fx.Tracer().trace(plain)
     except Exception as error:  # the model's own code may raise anything when given a proxy
         raise NoBound(f"it cannot be traced ({one_line(error)})") from error
-    with torch.no_grad():
-        made = _Reader(plain, graph, x.double()).graph()
-        noisy = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-        expected = net(noisy).double()
-        found = torch.cat([made.values(one[None])[-1] for one in noisy.double()])  # one by one, because it mixes none
+    try:
+        with torch.no_grad():
+            made = _Reader(plain, graph, x.double()).graph()
+            noisy = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+            expected = net(noisy).double()
+            found = torch.cat([made.values(one[None])[-1] for one in noisy.double()])  # one by one: it mixes none
+    except NoBound:
+        raise
+    except Exception as error:  # such as an operation on a batch of another size, or with unusual arguments
+        raise NoBound(f"its trace fails ({one_line(error)})") from error
     if found.shape != expected.shape or not bool(((found - expected).abs() <= AGREE * expected.abs().amax()).all()):
         raise NoBound("its trace gives other logits, as where outputs are random or depend on the batch")
     return made
@@ -141,6 +146,7 @@ class _Reader:
         return _Number(len(self.nodes) - 1)
 
     def read(self, node: fx.Node) -> Any:
+        """The value of a node that depends on no image, as float32 computes it, or the number of a new one."""
         inputs: list[_Number] = []
 
         def collect(part: fx.Node) -> fx.Node:
@@ -151,12 +157,16 @@ class _Reader:
 
         fx.map_arg((node.args, node.kwargs), collect)
 
+        constant = not inputs
+
         def run(*tensors: Tensor) -> Any:
             at = dict(zip(inputs, tensors, strict=True))
 
             def value(part: fx.Node) -> Any:
                 known = self.known[part]
-                return at[known] if isinstance(known, _Number) else known
+                if isinstance(known, _Number):
+                    return at[known]
+                return known.float() if constant and _is_double(known) else known
 
             args, kwargs = fx.map_arg((node.args, node.kwargs), value)
             if node.op == "call_method":
@@ -168,10 +178,12 @@ class _Reader:
             example = run(*(self.examples[number].clone() for number in inputs))
         except Exception as error:  # in float64 and other shapes a model's code may raise anything
             raise NoBound(f"{node.name} fails in float64 ({one_line(error)})") from error
-        if not inputs or isinstance(example, int | torch.Size | torch.dtype | torch.device):
-            return example  # such as a size
+        if constant or isinstance(example, int | torch.Size | torch.dtype | torch.device):
+            return example.double() if isinstance(example, Tensor) and example.dtype == torch.float32 else example
         if not isinstance(example, Tensor):
             raise NoBound(f"{node.name} gives a {type(example).__name__}")
+        if example.is_complex():
+            raise NoBound(f"{node.name} gives complex numbers")
         example = example.double()
         if example.dim() == 0 or len(example) != len(self.x):
             raise NoBound(f"{node.name} does not keep images apart")
@@ -200,7 +212,8 @@ class _Reader:
             return _plain(lambda x: x)
         if what in _AVERAGES:
             count = before[0].numel()  # a pooling window is no larger than a map, a mean has what it leaves out
-            return replace(_plain(run), units=max(count // before.shape[1], count // example[0].numel()) + 2)
+            window = count // before.shape[1] if before.dim() == 4 else count
+            return replace(_plain(run), units=max(window, count // example[0].numel()) + 2)
         if what in _PLAIN or (what is F.pad and not _argument(node, 3, "value")):
             return _plain(run)
         if what in _ARITHMETIC and not node.kwargs and len(node.args) <= 2:
@@ -230,6 +243,10 @@ class _Reader:
 
 class _Number(int):
     """The number of a node."""
+
+
+def _is_double(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 def _target(node: fx.Node) -> Any:
@@ -290,7 +307,7 @@ def _arithmetic(sign: str, terms: Sequence[Any], inputs: Sequence[_Number]) -> A
         return None
     f = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
     combined = operator.add if sign == "-" else f
-    return Affine(lambda *x: f(*at(x)), lambda *m: combined(*sizes(m)), 3)
+    return Affine(lambda *x: f(*at(x)), lambda *m: combined(*sizes(m)), 5)  # a number and its inverse are rounded too
 
 
 def _max_pool(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> MaxPool | None:

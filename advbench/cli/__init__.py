@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -181,6 +182,8 @@ def _usage(error: Any, argv: Sequence[str]) -> int:
             return _complain("error", f"unknown command {given!r}: write {hint}", 2)
         return _complain("error", unknown("command", given, commands), 2)
     if "unexpected extra argument" in error.message:
+        if flag := _without_value(context.command, argv):
+            return _complain("error", f"{flag} needs a value; see {program} --help", 2)
         given = error.message.rpartition("(")[2].rstrip(").").split(" ")[0].strip("'")
         hint = meant.extra(given, context.command.name, _flags(context.command))
         return _complain("error", f"unexpected word {given!r}: {hint}; see {program} --help", 2)
@@ -188,6 +191,13 @@ def _usage(error: Any, argv: Sequence[str]) -> int:
     for theirs, ours in _OUR_WORDS.items():
         message = re.sub(theirs, ours, message)
     return _complain("error", f"{message[:1].lower()}{message[1:]}; see {program} --help", 2)
+
+
+def _without_value(command: Any, argv: Sequence[str]) -> str:
+    """The first flag that took the flag behind it for its value; empty where none did."""
+    known = _flags(command)
+    taking = {text for option in command.params if not getattr(option, "is_flag", False) for text in option.opts}
+    return next((word for word, after in pairwise(argv) if word in taking and after in known), "")
 
 
 def _flags(command: Any) -> list[str]:

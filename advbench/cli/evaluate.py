@@ -132,7 +132,7 @@ def command(
         typer.Option(
             "--certify",
             metavar="WHEN",
-            help="after, or first (attacks skip what is proved): images that are proved to be robust; else off",
+            help="prove images to be robust: after the attacks, or first (attacks skip what is proved); off",
             rich_help_panel=MEASURE,
             autocompletion=complete.words("off", "after", "first"),
         ),
@@ -397,6 +397,12 @@ def check_flags(flags: Flags) -> str | None:
         check_baseline(flags.save_baseline)
     if flags.probes not in ("on", "off"):
         raise unknown("value of --probes", flags.probes, ("on", "off"))
+    from advbench.evaluator.settings import CERTIFY
+
+    if flags.certify not in CERTIFY:
+        raise unknown("value of --certify", flags.certify, CERTIFY)
+    if flags.certify == "off" and flags.certify_seconds != Flags.certify_seconds:
+        raise UserError("--certify-seconds limits proofs, which are off: add --certify after, or first")
     if flags.name is not None and (len(flags.models) > 1 or not flags.name.strip()):
         raise UserError("--name is the name of one model, and not empty: evaluate the others by themselves")
     corrupt = CORRUPTIONS in flags.attacks
@@ -594,5 +600,6 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     if fresh and (proofs := getattr(record.environment, "certify", None)):
         saved = f", {proofs['skipped_passes']:,} passes of attacks saved" if "skipped_passes" in proofs else ""
-        screen.say(f"proofs: {proofs['seconds']:.1f} s{saved}")
+        seconds = "time not counted" if proofs["seconds"] is None else f"{proofs['seconds']:.1f} s"
+        screen.say(f"proofs: {seconds}{saved}")
     screen.say(f"record {path}")

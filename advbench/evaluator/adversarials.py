@@ -146,7 +146,7 @@ class Merged:
         if felled:
             each = ", ".join(f"external:{one.name} {one.felled}" for one in self.files if one.felled)
             detail = (
-                f"{felled} of {n} images fell to adversarial images made elsewhere, and not to the attacks ({each})"
+                f"{felled} of {n} images fell to adversarial images made elsewhere, and to no attack as early ({each})"
             )
             found.append(Flag(name="external", severity="note", k=felled, n=n, detail=detail))
         return found

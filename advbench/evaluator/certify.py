@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from advbench.certify import Graph, NoBound, certify, traced
+from advbench.engine.kernels import out_of_memory
 from advbench.engine.whole_batch import WholeBatch
 from advbench.errors import UserError, one_line
 from advbench.evaluator.plan import Plan
@@ -22,16 +23,18 @@ from advbench.models.black_box import is_black_box
 from advbench.record import Fates, Flag
 
 TRIAL = 0.1  # seconds for an image
-IMAGES = 32  # that are certified between two looks at whether to stop
+IMAGES = 32  # that are certified between two looks at whether to stop, where that takes no longer than as many seconds
+UNTRIED = -2  # in a journal, of images that the proofs have not come to
 
 
 @dataclass(frozen=True)
 class Proofs:
-    """`proved` (n,) int16: as in `Fates`; None where there are no bounds, because of `why`. `seconds`: what it took."""
+    """`proved` (n,) int16: as in `Fates`; None where there are no bounds, because of `why`. `seconds`: what it took,
+    None where a part of it was done before the evaluation was resumed."""
 
     proved: NDArray[np.int16] | None
     why: str = ""
-    seconds: float = 0.0
+    seconds: float | None = None
 
     def flags(self) -> list[Flag]:
         """A note where nothing could be proved."""
@@ -50,14 +53,8 @@ def check(settings: Settings, run: Plan) -> None:
 
 
 def before(runner: Runner, settings: Settings) -> Proofs:
-    """The proofs before the attacks, which the runner then skips. A resumed evaluation goes on with those it had."""
-    journal = runner.journal
-    if journal.proved is None:
-        proofs = _prove(runner, settings, None)
-        journal.proved = None if proofs.proved is None else torch.from_numpy(proofs.proved)
-    else:
-        proofs = Proofs(journal.proved.numpy())
-    return proofs
+    """The proofs before the attacks, which the runner then skips."""
+    return _prove(runner, settings, None)
 
 
 def after(runner: Runner, settings: Settings, fates: Fates) -> Proofs:
@@ -66,32 +63,51 @@ def after(runner: Runner, settings: Settings, fates: Fates) -> Proofs:
 
 
 def _prove(runner: Runner, settings: Settings, fates: Fates | None) -> Proofs:
-    began = time.perf_counter()
-    try:
-        graph = _graph(runner)
-    except NoBound as error:
-        return Proofs(None, str(error), time.perf_counter() - began)
-    runner.journal.forecast.stage = "proofs"
+    """The proofs of all images. A resumed evaluation goes on with those that it had."""
+    began, journal, saved = time.perf_counter(), runner.journal, runner.journal.proved
+    proved = np.where(runner.correct, UNTRIED, -1).astype(np.int16) if saved is None else saved.numpy().copy()
+    untried = np.flatnonzero(proved == UNTRIED)
+    if len(untried):
+        try:
+            graph = _graph(runner)
+        except NoBound as error:
+            return Proofs(None, str(error), time.perf_counter() - began)
+    journal.forecast.stage, journal.proved = "proofs", torch.from_numpy(proved)  # which share their memory
     sizes = settings.sizes
     first = int(np.searchsorted(sizes, 0, side="right"))
-    proved = np.where(runner.correct, first - 1, -1).astype(np.int16)
-    for rows in np.array_split(np.arange(len(proved)), -(-len(proved) // IMAGES)):
+    at_once = max(1, int(IMAGES / max(1.0, settings.certify_seconds)))
+    for rows in np.split(untried, range(at_once, len(untried), at_once)):
+        found = np.full(len(rows), first - 1, dtype=np.int16)
         for point in range(first, len(sizes)):
-            tried = rows[(proved[rows] == point - 1) & runner.correct[rows]]
-            fell = np.zeros(len(tried), dtype=bool) if fates is None else ~fates.standing(point)[tried]
-            for some, thorough in ((tried[~fell], True), (tried[fell], False)):
-                if len(some):
-                    runner.journal.poll()
-                    proved[some[_certified(graph, runner, settings, some, sizes[point], thorough)]] = point
-    return Proofs(proved, seconds=time.perf_counter() - began)
+            left = found == point - 1
+            fell = np.zeros(len(rows), dtype=bool) if fates is None else ~fates.standing(point)[rows]
+            for some, thorough in ((left & ~fell, True), (left & fell, False)):
+                if some.any():
+                    journal.poll()
+                    found[some] += _certified(graph, runner, settings, rows[some], sizes[point], thorough)
+        proved[rows] = found
+    return Proofs(proved, seconds=time.perf_counter() - began if saved is None else None)
 
 
 def _certified(
     graph: Graph, runner: Runner, settings: Settings, rows: NDArray[np.int64], eps: float, thorough: bool
 ) -> NDArray[np.bool_]:
+    """Which of the images `rows` (m,) are proved at `eps`: (m,) bool. An image that does not fit into memory is not."""
     x, y = runner.data.batch(torch.from_numpy(rows).to(runner.data.device))
-    found = certify(graph, x, y, eps, settings.norm, seconds=settings.certify_seconds, thorough=thorough)
-    return found.cpu().numpy()
+    try:
+        found = certify(
+            graph, x, y, eps, settings.norm, seconds=settings.certify_seconds, thorough=thorough,
+            poll=runner.journal.poll,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    else:
+        return found.cpu().numpy()
+    if len(rows) == 1:
+        return np.zeros(1, dtype=bool)
+    halves = np.array_split(rows, 2)
+    return np.concatenate([_certified(graph, runner, settings, half, eps, thorough) for half in halves])
 
 
 def _graph(runner: Runner) -> Graph:
@@ -150,7 +166,7 @@ def cost(runner: Runner, settings: Settings, proofs: Proofs) -> dict[str, Any]:
     said: dict[str, Any] = {
         "when": settings.certify,
         "seconds_an_image": settings.certify_seconds,
-        "seconds": round(proofs.seconds, 3),
+        "seconds": None if proofs.seconds is None else round(proofs.seconds, 3),
     }
     strikes, passes = runner.skipped
     return {**said, "skipped_strikes": strikes, "skipped_passes": passes} if settings.certify == "first" else said

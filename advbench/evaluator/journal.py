@@ -80,7 +80,7 @@ class Journal:
         self.workers: dict[int, dict[str, Any]] = {}
         self.redrawn = ""
         self.copy_error: float | None = None
-        self.proved: Tensor | None = None  # (n,), as in `Fates`, of proofs before the attacks
+        self.proved: Tensor | None = None  # (n,), as in `Fates`, of the proofs so far (see `certify`)
         self.logits: NDArray[np.float32] | None = None
 
     @property

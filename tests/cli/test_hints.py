@@ -35,6 +35,7 @@ MEANT = {
     "train --samples 4": "choose from --arch",
     "--eps 0.1 evaluate": "a flag of advbench train and attack and evaluate and analyze, and stands behind the command",
     "evaluate --eps": "--eps needs a value; see advbench evaluate --help",
+    "evaluate --certify --eps 0.1": "--certify needs a value; see advbench evaluate --help",
     "evaluate --json=true": "--json takes no value; see advbench evaluate --help",
     "analyze pictures": "which analysis? name it before pictures",
     "list pgd": "write advbench list attacks pgd",

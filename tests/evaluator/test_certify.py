@@ -99,13 +99,10 @@ def test_attacks_that_proofs_make_needless_are_skipped(plain: Evaluation, first:
 
 
 @pytest.mark.slow
-def test_two_processes_skip_what_one_does(net: nn.Module, images: Dataset, first: Evaluation) -> None:
+def test_two_processes_skip_what_is_proved_too(net: nn.Module, images: Dataset, first: Evaluation) -> None:
+    """How many strikes that saves differs, because few images are struck at several points at once."""
     two = measured(net, images, certify="first", processes=2)
-    assert two.record.id == first.record.id
-    names = ("skipped_strikes", "skipped_passes")
-    assert [two.record.environment.certify[one] for one in names] == [
-        first.record.environment.certify[one] for one in names
-    ]
+    assert two.record.id == first.record.id and two.record.environment.certify["skipped_strikes"] > 0
 
 
 def test_an_evaluation_is_resumed_with_the_proofs_that_it_had(
@@ -134,6 +131,45 @@ def test_an_evaluation_is_resumed_with_the_proofs_that_it_had(
     assert resumed.record.id == first.record.id
     with pytest.raises(UserError, match="another evaluation"):
         evaluate(net, images, replace(settings, certify="off"), journal=stopping, resume=True)
+
+
+@pytest.mark.parametrize("when", ["first", "after"])
+def test_proofs_that_were_stopped_go_on_where_they_were(
+    when: str, net: nn.Module, images: Dataset, after: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tried, whole = tmp_path / "kept", [], certify._certified
+
+    def counted(graph: Any, runner: Any, settings: Any, rows: Any, *rest: Any) -> Any:
+        tried.append(rows)
+        return whole(graph, runner, settings, rows, *rest)
+
+    monkeypatch.setattr(certify, "_certified", counted)
+    settings = Settings(
+        attack=("pgd", "square"), attack_settings={"steps": 20, "n_queries": 100}, eps=EPS, processes=1, slots=16,
+        probes=False, certify=when, certify_seconds=20.0,
+    )  # fmt: skip
+    with pytest.raises(Interrupted):
+        evaluate(net, images, settings, journal=Journal(path, stop=lambda: len(tried) > 30))
+    before = {int(row) for rows in tried for row in rows} - {int(tried[-1][0])}
+    tried.clear()
+    resumed = evaluate(net, images, settings, journal=Journal(path), resume=True)
+    assert before and not before & {int(row) for rows in tried for row in rows}
+    assert resumed.record.id == after.record.id and resumed.record.environment.certify["seconds"] is None
+
+
+def test_images_that_do_not_fit_into_memory_together_are_proved_in_parts(
+    net: nn.Module, images: Dataset, after: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = certify.certify
+
+    def small(graph: Any, x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if len(x) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return whole(graph, x, *rest, **more)
+
+    monkeypatch.setattr(certify, "certify", small)
+    found = measured(net, images, certify="after", certify_seconds=1.0)
+    assert [one.certified for one in found.record.curve] == [one.certified for one in after.record.curve]
 
 
 def test_a_record_answers_only_with_the_proofs_that_are_asked_for(plain: Evaluation, after: Evaluation) -> None:

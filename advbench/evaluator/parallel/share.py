@@ -98,9 +98,9 @@ def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, res
         if collect is None:
             if resume:
                 warnings.warn("the other processes do not start: this one starts over alone", stacklevel=2)
-            why = runner.journal.why
+            why, proved = runner.journal.why, runner.journal.proved
             runner.journal.begin(runner.journal.question, resume=False)
-            runner.journal.why, runner.journal.copy_error = why, runner.copy_error
+            runner.journal.why, runner.journal.copy_error, runner.journal.proved = why, runner.copy_error, proved
             runner.restrict_to(share(len(runner.data), 0, 1))  # in the attacks before, its images may have been shared
             with enough_threads(runner.net, runner.data):
                 return attack_images(runner, run, settings.sizes)
