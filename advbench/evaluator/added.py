@@ -79,7 +79,7 @@ def added(
             )
         found = replace(found, proved=fates.proved)
     then = record.environment.model_dump()
-    now = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "added": list(command)}
+    now = {"date": datetime.now(UTC).isoformat(timespec="milliseconds"), "added": list(command)}
     made = Record.of(
         found, model=record.model, dataset=record.dataset, norm=record.norm,
         eps=[Eps(point.eps_text, point.eps) for point in record.curve], attack=record.attack, engine=record.engine,

@@ -315,7 +315,7 @@ def make_record(
         useful=journal.work.useful_share,
         external=external,
         environment=Environment(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            date=datetime.now(UTC).isoformat(timespec="milliseconds"),
             command=tuple(settings.command),
             **{**environment(str(settings.device)), **measured},
         ),

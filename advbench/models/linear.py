@@ -45,8 +45,10 @@ class ConvLinear(Model):
     image, and a linear layer reads the result. The net expresses what `linear` does. Trained by gradient descent on
     separable data of two classes, a depth of 2 comes to the least ||F w||_1, so to the largest margin in fourier-linf.
 
-    `scale`: of the initial weights, times that which keeps the size of signals; the bias shows sooner from a small one.
-    `bias`: whether the linear layer has a bias.
+    - `depth`: of convolutions and the linear layer together.
+    - `scale`: of the initial weights, times that which keeps the size of signals; from a small one the bias shows
+      sooner.
+    - `bias`: whether the linear layer has a bias.
     """
 
     def __init__(self, *, depth: int = 2, scale: float = 0.1, bias: bool = True, **common: Any) -> None:

@@ -173,7 +173,10 @@ def test_every_counted_point_is_inside_and_fools_the_model(net, x, attack, norm)
         return
     z = torch.stack([verdicts.points[row] for row in rows.tolist()])
     with torch.no_grad():
-        right = int((net(z).argmax(1) == net(x[rows]).argmax(1)).sum())
+        logits, y = net(z), net(x[rows]).argmax(1, keepdim=True)
+        rivals = logits.scatter(1, y, -torch.inf).amax(1, keepdim=True)
+        # A point of a minimum-norm attack may lie where only rounding, another in another batch, decides.
+        right = int((logits.gather(1, y) > rivals + 1e-5 * logits.abs().amax()).sum())
     assert not right, f"{said_of(attack)}: {right} counted points do not fool the model: look at Search"
     assert z.min() >= 0 and z.max() <= 1, f"{said_of(attack)}: counted points leave [0, 1]: look at Region.contains"
     d = (z.double() - x[rows].double()).flatten(1)

@@ -157,7 +157,7 @@ def test_weights_that_fit_nothing(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "x.pt")
     path = str(tmp_path / "x.pt")
     for arguments, message in (
-        ({}, "does not say its architecture: pass --arch, one of lenet5, "),
+        ({}, "does not say its architecture: pass --arch, one of conv_linear, lenet5, "),
         ({"arch": "lenet"}, "unknown architecture 'lenet': did you mean lenet5"),
         ({"arch": "resnet18"}, r"does not fit resnet18: .*missing keys \(conv1.weight|bn1.weight"),
         ({"arch": "lenet5", "dataset": "mnist"}, "takes images of 3 channels, mnist has 1x28x28"),
