@@ -102,6 +102,7 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypat
             assert all(any(name in names for names in taken) for name in settings)
             assert parse_eps_list(evaluation.eps, evaluation.norm)[0].value == 0
             assert {str(folder) for folder in evaluation.runs.folders} <= trained
+            assert evaluation.n or evaluation.runs.dataset == "digits", "without n only the first 1,000 images count"
         assert len({evaluation.key for evaluation in effect.evaluations}) == len(effect.evaluations)
         for analysis in effect.analyses:
             settings = parse_settings(options(analysis.command(), "--set"))

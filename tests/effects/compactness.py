@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from act import REGIMES
@@ -24,10 +25,7 @@ ALONE = {
     term: TUNED.runs(f"fashion-1000 {term} alone", FRESH, *(f"method.{other}=0" for other in TERMS if other != term))
     for term in TERMS
 }
-TESTED = {
-    runs.label: Evaluation(runs, AT_TESTED.eps, AT_TESTED.attack, sets=AT_TESTED.sets)
-    for runs in (ALL, *ALONE.values())
-}
+TESTED = {runs.label: replace(AT_TESTED, runs=runs) for runs in (ALL, *ALONE.values())}
 TABLE = "compactness-fashion/features"
 FEATURES = Analysis("compactness-fashion", "features", (TUNED_AT, ALL, ALONE["lc"], ALONE["gc"]), ("-n", "2000"))
 

@@ -74,7 +74,7 @@ class Place:
         """AutoAttack on all 500 digits, APGD-T on 10,000 images of the other data sets."""
         if self.dataset == "digits":
             return Evaluation(self.trained[name], "0,0.1")
-        return Evaluation(self.trained[name], "0,0.1", "apgd-t", sets=("steps=20",))
+        return Evaluation(self.trained[name], "0,0.1", "apgd-t", n=10_000, sets=("steps=20",))
 
 
 DIGITS: dict[str, Any] = {"dataset": "digits", "epochs": 3, "batches": ("64", "96", "128"), "images": 800}
