@@ -21,7 +21,7 @@ from advbench.evaluator.identity import agree, known_logits
 from advbench.evaluator.journal import Journal
 from advbench.evaluator.runner import Runner
 from advbench.models.untouched import untouched
-from advbench.record import Environment, Fates, Record
+from advbench.record import Environment, Fates, Record, contradictions
 
 
 class Added(NamedTuple):
@@ -72,7 +72,7 @@ def added(
         )
     found = merged.fates
     if fates.proved is not None:
-        if count := int(((found.fell >= 0) & (found.fell <= fates.proved)).sum()):
+        if count := len(contradictions(found.fell, fates.proved)):
             raise UserError(
                 f"a defect of advbench: {count} images are proved to stand at an eps at which these files fell them; "
                 f"please report it with them and record {record.id}"

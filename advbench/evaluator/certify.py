@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 from advbench.models.adapted import plain
 from advbench.models.black_box import is_black_box
-from advbench.record import Fates, Flag
+from advbench.record import Fates, Flag, contradictions
 
 TRIAL = 0.1  # seconds for an image
 IMAGES = 32  # that are certified between two looks at whether to stop, where that takes no longer than as many seconds
@@ -134,14 +134,14 @@ def merge(runner: Runner, settings: Settings, fates: Fates, proofs: Proofs) -> F
     """
     if proofs.proved is None:
         return fates
-    both = np.flatnonzero((fates.fell >= 0) & (fates.fell <= proofs.proved))
+    both = contradictions(fates.fell, proofs.proved)
     if len(both):
         file = _witness(runner, settings, fates, proofs.proved, both)
         raise UserError(
             f"a defect of advbench: {len(both)} images are proved to stand at an eps at which an attack felled them; "
             f"please report it with {file}"
         )
-    return Fates(fates.fell, fates.by, fates.norm, fates.logits, proofs.proved)
+    return replace(fates, proved=proofs.proved)
 
 
 def _witness(

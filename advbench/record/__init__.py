@@ -7,7 +7,7 @@ hashes and its seal anew. A notice `<id>.notice.json` beside them says what beca
 """
 
 from advbench.record.black_box import WINS
-from advbench.record.fates import NEVER, Fates
+from advbench.record.fates import NEVER, Fates, contradictions
 from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
 from advbench.record.notice import Notice, load_notices, notice_of, write_notice
@@ -72,6 +72,7 @@ __all__ = [
     "Record",
     "Severity",
     "Trained",
+    "contradictions",
     "labels",
     "load_notices",
     "load_record",

@@ -59,7 +59,7 @@ class Fates:
             raise UserError("fates: fell, by, norm and proved must be of one length")
         if len(self.fell) == 0:
             raise UserError("fates: there must be at least one sample")
-        if self.proved is not None and (int(self.proved.min()) < -1 or len(self.contradictions)):
+        if self.proved is not None and (int(self.proved.min()) < -1 or len(contradictions(self.fell, self.proved))):
             raise UserError("fates: proved must hold indices below that at which the sample falls, or -1")
         if int(self.fell.min()) < -1 or int(self.by.min()) < -1:
             raise UserError("fates: fell and by must hold indices, or -1")
@@ -86,13 +86,6 @@ class Fates:
     def clean(self) -> NDArray[np.bool_]:
         """(N,) bool: the model is right about the clean image."""
         return (self.fell != 0) | (self.by >= 0)
-
-    @property
-    def contradictions(self) -> NDArray[np.int64]:
-        """The samples (M,) that fall at an eps at which they are proved to stand: none, unless there is a defect."""
-        if self.proved is None:
-            return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero((self.fell >= 0) & (self.fell <= self.proved))
 
     def standing(self, point: int) -> NDArray[np.bool_]:
         """(N,) bool: the sample stands at grid point `point`, an index."""
@@ -172,6 +165,12 @@ class Fates:
         norm = b"" if self.norm is None else self.norm.astype("<f8").tobytes()
         logits = b"" if self.logits is None else self.logits.astype("<f4").tobytes()
         return hashlib.sha256(self.verdicts() + norm + logits).hexdigest()
+
+
+def contradictions(fell: NDArray[np.int16], proved: NDArray[np.int16]) -> NDArray[np.int64]:
+    """The samples (M,) that fall at an eps at which they are proved to stand, arrays (N,) as in `Fates`: none, unless
+    there is a defect."""
+    return np.flatnonzero((fell >= 0) & (fell <= proved))
 
 
 def load_sealed(path: Path) -> tuple[Fates, str]:

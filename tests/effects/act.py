@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from evidence import Claim, Effect, Evaluation, Runs, Tuning
+from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, mean_sd, worst
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
@@ -56,11 +56,7 @@ class Regime:
     @cached_property
     def evaluations(self) -> dict[str, tuple[Evaluation, ...]]:
         """APGD-T on all test images, of each method's runs."""
-        grid = f"0,{self.eps}"
-        return {
-            method: tuple(Evaluation(runs, grid, "apgd-t", n=10_000, sets=("steps=20",)) for runs in line)
-            for method, line in self.lines.items()
-        }
+        return {method: tuple(rated(runs, self.eps) for runs in line) for method, line in self.lines.items()}
 
     @cached_property
     def strongest(self) -> dict[str, Evaluation]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from act import DECAYS, REGIMES, SEEDS
-from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning
+from act import DECAYS, SEEDS
+from controls import FASHION, FASHION_AT
+from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, differences, gain, mean_sd, verdict
 
 RATES = ("0.02", "0.05", "0.1")
@@ -63,13 +63,12 @@ def small_eps(numbers: Numbers) -> Finding:
 
 # --- beside and on AT, in the regime of ACT ---------------------------------------------------------------
 
-FASHION = REGIMES[0]
-AT, AT_TESTED = FASHION.lines["pgd-at"][0], FASHION.evaluations["pgd-at"][0]
+AT_TESTED = rated(FASHION_AT)
 ON_CLEAN = FASHION.tuning("center-loss", "method.lam", LAMBDAS, *RATES).runs("fashion-1000 center-loss", SEEDS)
 ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.01", "0.02", "0.05").runs(
     "fashion-1000 center-loss-at", SEEDS
 )
-ON_CLEAN_TESTED, ON_AT_TESTED = (replace(AT_TESTED, runs=runs) for runs in (ON_CLEAN, ON_AT))
+ON_CLEAN_TESTED, ON_AT_TESTED = map(rated, (ON_CLEAN, ON_AT))
 
 
 def full_eps(numbers: Numbers) -> Finding:
@@ -96,13 +95,13 @@ EFFECT = Effect(
     "abstracts)",
     about="On MNIST the rate and lambda were chosen at eps 0.1. The adaptive attack pulls features to the centres of "
     "wrong classes.",
-    runs=(PLAIN, PULLED, *BY_LAMBDA.values(), AT, ON_CLEAN, ON_AT),
+    runs=(PLAIN, PULLED, *BY_LAMBDA.values(), FASHION_AT, ON_CLEAN, ON_AT),
     evaluations=(*(one for pair in ATTACKED.values() for one in pair), AT_TESTED, ON_CLEAN_TESTED, ON_AT_TESTED),
     analyses=(FEATURES,),
     claims=(
         Claim("the classes' features become compact", "a picture", compact, (PLAIN, *BY_LAMBDA.values())),
         Claim("harder to attack at small eps, without AT", "no AutoAttack number", small_eps, (PLAIN, PULLED)),
-        Claim("harder to attack at full eps, without AT", "no AutoAttack number", full_eps, (AT, ON_CLEAN)),
-        Claim("on top of AT (not in the paper)", "none", on_top_of_at, (AT, ON_AT)),
+        Claim("harder to attack at full eps, without AT", "no AutoAttack number", full_eps, (FASHION_AT, ON_CLEAN)),
+        Claim("on top of AT (not in the paper)", "none", on_top_of_at, (FASHION_AT, ON_AT)),
     ),
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from act import REGIMES
 from act import SEEDS as FRESH
-from controls import AT, SEEDS, TRADES
-from evidence import Analysis, Claim, Effect, Evaluation, Runs
+from controls import AT, FASHION, FASHION_AT, SEEDS, TRADES
+from evidence import Analysis, Claim, Effect, Evaluation, Runs, rated
 from findings import Finding, Gain, Numbers, differences, mean_sd, verdict, worst
 
 TERMS = ("lc", "ls", "gc", "conf")
@@ -17,17 +15,16 @@ NONE = Runs("compactness off", "compactness", OFF)
 
 # --- on AT, in the regime of ACT --------------------------------------------------------------------------
 
-FASHION = REGIMES[0]
 TUNED = FASHION.tuning("compactness", "method.lc", ("0.3", "1", "3"), "0.01", "0.02", "0.05")
-TUNED_AT, AT_TESTED = FASHION.lines["pgd-at"][0], FASHION.evaluations["pgd-at"][0]
+AT_TESTED = rated(FASHION_AT)
 ALL = TUNED.runs("fashion-1000 compactness", FRESH)
 ALONE = {
     term: TUNED.runs(f"fashion-1000 {term} alone", FRESH, *(f"method.{other}=0" for other in TERMS if other != term))
     for term in TERMS
 }
-TESTED = {runs.label: replace(AT_TESTED, runs=runs) for runs in (ALL, *ALONE.values())}
+TESTED = {runs.label: rated(runs) for runs in (ALL, *ALONE.values())}
 TABLE = "compactness-fashion/features"
-FEATURES = Analysis("compactness-fashion", "features", (TUNED_AT, ALL, ALONE["lc"], ALONE["gc"]), ("-n", "2000"))
+FEATURES = Analysis("compactness-fashion", "features", (FASHION_AT, ALL, ALONE["lc"], ALONE["gc"]), ("-n", "2000"))
 
 
 def over_at(of: Runs, numbers: Numbers) -> tuple[str, Gain]:
@@ -54,8 +51,10 @@ def each_alone(numbers: Numbers) -> Finding:
 
 def mechanism(numbers: Numbers) -> Finding:
     """The distance of z(x) and z(x') over that of classes falls with each seed; refuted if it rises with each."""
-    found = {runs.label: numbers.column(TABLE, runs, "to_inter") for runs in (TUNED_AT, ALL, ALONE["lc"], ALONE["gc"])}
-    moved = differences(found[ALL.label], found[TUNED_AT.label])
+    found = {
+        runs.label: numbers.column(TABLE, runs, "to_inter") for runs in (FASHION_AT, ALL, ALONE["lc"], ALONE["gc"])
+    }
+    moved = differences(found[ALL.label], found[FASHION_AT.label])
     ours = ", ".join(f"{label.removeprefix('fashion-1000 ')} {mean_sd(by, 3)}" for label, by in found.items())
     told = "shown" if max(moved) < 0 else "refuted" if min(moved) > 0 else "not shown"
     return Finding(f"to_inter: {ours}", told, f"all terms, seeds {' '.join(f'{value:+.3f}' for value in moved)}")
@@ -134,16 +133,16 @@ BASES_PAPER = "CIFAR-10, AutoAttack: base 44.1 with a clean term"
 EFFECT = Effect(
     system="compactness",
     source="Local and global compactness (ADR), Bui et al. 2020, arXiv:2007.05123",
-    runs=(AT, NONE, TUNED_AT, ALL, *ALONE.values(), *BASED, *NORMS),
+    runs=(AT, NONE, FASHION_AT, ALL, *ALONE.values(), *BASED, *NORMS),
     evaluations=(AT_TESTED, *TESTED.values(), *map(Evaluation, BASED)),
     analyses=(FEATURES,),
     claims=(
-        Claim("more robust than AT", PAPER, all_terms, (TUNED_AT, ALL)),
+        Claim("more robust than AT", PAPER, all_terms, (FASHION_AT, ALL)),
         Claim(
             "each term helps alone",
             "the abstract: each is studied in isolation",
             each_alone,
-            (TUNED_AT, *ALONE.values()),
+            (FASHION_AT, *ALONE.values()),
         ),
         Claim("more robust than its bases with clean images", BASES_PAPER, on_bases, BASED),
         Claim("all weights 0: AT to the bit (a property)", "by its form", off_is_at, (AT, NONE)),

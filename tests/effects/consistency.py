@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from act import DECAYS
-from controls import FASHION, rated
-from evidence import Claim, Effect, Evaluation, Runs, Tuning
+from controls import FASHION
+from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, gain, mean_sd
 
 EPS = FASHION.eps
@@ -29,7 +29,7 @@ def tuned(tuning: Tuning, epochs: int, *sets: str) -> Runs:
 
 AT = tuned(FASHION.tuning("pgd-at", "optim.weight_decay", DECAYS, *RATES), 150)
 CONSISTENT = tuned(FASHION.tuning("consistency", "method.lam", ("0.5", "1", "2"), *RATES), 75, "batch_size=25")
-LAST = {runs: rated(runs, "last.safetensors") for runs in (AT, CONSISTENT)}
+LAST = {runs: rated(runs, file="last.safetensors") for runs in (AT, CONSISTENT)}
 BEST = {runs: rated(runs) for runs in (AT, CONSISTENT)}
 
 

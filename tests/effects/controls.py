@@ -24,8 +24,3 @@ FASHION = REGIMES[0]
 FASHION_AT, FASHION_TRADES = (FASHION.lines[method][0] for method in ("pgd-at", "trades"))
 # With what was chosen for AT.
 FASHION_STANDARD = replace(FASHION_AT, label=f"{FASHION.name} standard", method="standard")
-
-
-def rated(runs: Runs, file: str = "") -> Evaluation:
-    """APGD-T on all 10,000 test images of MNIST or Fashion-MNIST."""
-    return Evaluation(runs, f"0,{FASHION.eps}", "apgd-t", file, n=10_000, sets=("steps=20",))

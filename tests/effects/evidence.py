@@ -162,6 +162,11 @@ class Evaluation:
         return [*found, *out, "--resume"]
 
 
+def rated(runs: Runs, eps: str = "0.1", file: str = "") -> Evaluation:
+    """APGD-T, 20 steps a target, on all 10,000 test images of MNIST, Fashion-MNIST or CIFAR-10."""
+    return Evaluation(runs, f"0,{eps}", "apgd-t", file, n=10_000, sets=("steps=20",))
+
+
 @dataclass(frozen=True)
 class Analysis:
     """An `advbench analyze` of all `runs`, stored under `key`; `args` are further flags."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from controls import FASHION, FASHION_AT, rated
-from evidence import Analysis, Claim, Effect, Runs
+from controls import FASHION, FASHION_AT
+from evidence import Analysis, Claim, Effect, Runs, rated
 from findings import BySeed, Finding, Numbers, Verdict, differences, exceeds, mean_sd, verdict, worst
 
 NET = FASHION_AT.arch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evidence import Claim, Effect, Evaluation, Runs, Tuning
+from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, mean_sd, worst
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
@@ -74,7 +74,7 @@ class Place:
         """AutoAttack on all 500 digits, APGD-T on 10,000 images of the other data sets."""
         if self.dataset == "digits":
             return Evaluation(self.trained[name], "0,0.1")
-        return Evaluation(self.trained[name], "0,0.1", "apgd-t", n=10_000, sets=("steps=20",))
+        return rated(self.trained[name])
 
 
 DIGITS: dict[str, Any] = {"dataset": "digits", "epochs": 3, "batches": ("64", "96", "128"), "images": 800}

@@ -7,7 +7,7 @@ from typing import Any
 from act import DECAYS
 from act import SEEDS as FRESH
 from controls import AT, AT_AA, SEEDS
-from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning
+from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Gain, Numbers, absent, differences, mean_sd, verdict, worst
 
 LITTLE = 5.0  # points: an interval below it is not the tens of points of adversarial training
@@ -31,7 +31,7 @@ ALONE = tuning("standard", "optim.weight_decay", DECAYS).runs("fashion-10000 sta
 TASKS = {task: TUNED.runs(f"fashion-10000 {task}", FRESH, f"method.tasks={task}") for task in (*LABELS, "autoencoder")}
 LIGHT, HEAVY = (TUNED.runs(f"fashion-10000 rotation {w}", FRESH, f"method.weight={w}") for w in ("0.1", "10"))
 MEASURED = (ALONE, *(TASKS[task] for task in LABELS), LIGHT, HEAVY)
-TESTED = {runs.label: Evaluation(runs, f"0,{EPS}", "apgd-t", n=10_000, sets=("steps=20",)) for runs in MEASURED}
+TESTED = {runs.label: rated(runs, EPS) for runs in MEASURED}
 
 # --- on adversarial training: digits ----------------------------------------------------------------------
 

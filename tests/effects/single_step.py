@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from act import DECAYS
-from controls import FASHION, FASHION_AT, FASHION_TRADES, SEEDS, rated
-from evidence import Claim, Effect, Runs, Tuning
+from controls import FASHION, FASHION_AT, FASHION_TRADES, SEEDS
+from evidence import Claim, Effect, Runs, Tuning, rated
 from findings import Finding, Numbers, mean_sd, verdict, worst
 
 # --- catastrophic overfitting -----------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from controls import FASHION, FASHION_AT, FASHION_STANDARD, rated
-from evidence import Analysis, Claim, Effect, Runs
+from controls import FASHION, FASHION_AT, FASHION_STANDARD
+from evidence import Analysis, Claim, Effect, Runs, rated
 from findings import BySeed, Finding, Gain, Numbers, Verdict, differences, exceeds, mean_sd, verdict
 
 DELTA, LARGER, LARGEST = "0.1", "0.15", "0.2"

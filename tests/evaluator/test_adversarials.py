@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,22 @@ def test_a_record_lowered_later_is_that_of_an_evaluation_with_the_files(
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     with pytest.raises(UserError, match="answers otherwise than when record"):
         added(was.record, was.fates, files[:1], bare(other, digits), digits)
+
+
+def test_proofs_are_kept_and_a_file_that_fells_a_proved_image_is_a_defect(
+    linear: nn.Module, digits: Dataset, tmp_path: Path
+) -> None:
+    z = found_by(linear, digits, "linf", "0.2")
+    given = read_adversarials([file(tmp_path / "z.npz", z.numpy(), digits.indices)])
+    was, model = weak(linear, digits), bare(linear, digits)
+    fell = added(was.record, was.fates, given, model, digits).fates.fell
+    lowered = fell != was.fates.fell
+    proved = np.where(fell > 0, fell - 1, -1)
+    now = added(was.record, replace(was.fates, proved=proved), given, model, digits)
+    assert np.array_equal(now.fates.proved, proved) and now.record.curve[0].certified == (proved >= 0).mean()
+    proved[lowered] = fell[lowered]
+    with pytest.raises(UserError, match=f"a defect of advbench: {lowered.sum()} images are proved to stand"):
+        added(was.record, replace(was.fates, proved=proved), given, model, digits)
 
 
 def test_the_nearest_point_becomes_nearer(linear: nn.Module, digits: Dataset, tmp_path: Path) -> None:
