@@ -173,6 +173,20 @@ def test_every_claim_is_decided_once_its_own_runs_are_measured(effects: ModuleTy
                 assert found[0] and found[1] in ("shown", "refuted", "not shown", "shown only under PGD")
 
 
+def test_a_figure_shows_what_is_measured(effects: ModuleType) -> None:
+    act, page = effects.load("act"), importlib.import_module("page")
+    assert page.drawn(act, importlib.import_module("findings").Numbers()) is None  # nothing is measured
+    measured = as_measured(act, act.runs)
+    svg = page.drawn(act, measured)
+    assert svg == page.drawn(act, measured) and svg.startswith(b"<?xml")
+    other = replace(measured, records={**measured.records})
+    key = next(key for key in other.records if key.startswith("fashion-1000 act b 0.7"))
+    (record, fates), *_ = other.records[key].values()
+    low = SimpleNamespace(**{**vars(record), "clean": 0.4})
+    other.records[key] = dict.fromkeys(other.records[key], (low, fates))
+    assert page.drawn(act, other) != svg
+
+
 def test_the_page_is_what_the_records_and_the_judges_say(
     effects: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +330,7 @@ def test_what_is_measured_is_not_done_again(
     assert small.main() == 0 and "nothing was run" not in capfd.readouterr().out
     (claim,) = small.read("tiny")["claims"]
     assert claim["ours"] == "n 40" and claim["verdict"] != "not measured yet" and "to" in claim["difference"]
-    assert claim["regime"].startswith("digits, mlp net, 64 training images, 1 epochs, 2 seeds")
+    assert claim["regime"].startswith("digits, mlp net, 64 training images, 1 epoch, 2 seeds")
     assert small.check() == 0
     shutil.rmtree("effects")  # a clone has what is kept alone
     before = {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()}

@@ -7,12 +7,16 @@ vertical stripes. L2 (algorithm 3): a change moves the mass of two windows into 
 opposite bumps. The start is a grid of 5 x 5 such forms. L1: as L2, with sharper bumps and the projection of Croce and
 Hein 2021 (2103.01208, sec. 5). The side of a square is sqrt(p) of the image's, and p is halved at fixed numbers of
 queries.
+
+Early stopping is ours. With each doubling of the queries the margin rises by some percent of the clean one, seldom by
+more, so an item that is too far from failure to get there with the queries that are left is given up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import inf, log2
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor
 from advbench import rng
 from advbench.attacks.aimed import Aimed
 from advbench.engine.attack import Answer, Asks, Attack, Problem, State
+from advbench.engine.losses import margin
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
 from advbench.recipe.fields import Count
@@ -39,6 +44,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # out of 10,000 queries
+_FIRST_LOOK = 0.1  # of the queries
 _TINY = 1e-12
 
 
@@ -47,6 +53,7 @@ class SquareState(State):
     key: Tensor  # (S,), of the random numbers of the changes
     best: Tensor  # (S, C, H, W)
     best_value: Tensor  # (S,)
+    given_up: Tensor  # (S,) bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +62,10 @@ class Square(Aimed):
 
     `n_queries`: number of changes tried after the start. `p_init`: the first square's share of the image's area.
     `rescale_schedule`: scale the halvings of p from 10,000 queries to `n_queries`; AutoAttack does not.
+    `early_stop`: after a tenth of the queries and at each doubling an item is given up whose margin is below
+    -`early_stop` times the clean margin times the doublings that are left; with 0 none is.
 
-    UserError if `p_init` is not in (0, 1].
+    UserError if `p_init` is not in (0, 1], if `early_stop` is negative, or if it is used with another loss than cw.
     """
 
     asks: ClassVar[Asks] = "logits"
@@ -69,12 +78,23 @@ class Square(Aimed):
     n_queries: Count = 5000
     p_init: float = 0.8
     rescale_schedule: bool = False
+    early_stop: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", self.n_queries)
         super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise UserError(f"{self.name}: p_init is {self.p_init:g}, but must lie in (0, 1]")
+        if not 0 <= self.early_stop < inf:
+            raise UserError(f"{self.name}: early_stop is {self.early_stop:g}, but must be 0 or a positive number")
+        if self.early_stop and self.loss != "cw":
+            raise UserError(f"{self.name}: early_stop compares margins, so it needs loss=cw, not {self.loss}")
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        if not self.early_stop:  # records without it stay as they are
+            del settings["early_stop"]
+        return settings
 
     def for_model(self, norm: str, classes: int) -> Attack:
         attack = super().for_model(norm, classes)
@@ -90,14 +110,29 @@ class Square(Aimed):
             tiles = _tiles(p.key, x, region.norm)
             query = region.project(x + (region.e * _unit(tiles) if region.norm == "l2" else tiles))
         low = torch.full(p.y.shape, -torch.inf, device=x.device)
-        return SquareState(query, torch.zeros_like(p.y), rng.fold(p.key, 3), query, low)
+        going = torch.zeros_like(p.y, dtype=torch.bool)
+        return SquareState(query, torch.zeros_like(p.y), rng.fold(p.key, 3), query, low, going)
 
     def step(self, p: Problem, s: SquareState, a: Answer) -> SquareState:
         better = a.value > s.best_value
         best = rows(better, s.query, s.best)
         propose = self._set_square if isinstance(p.region, Linf) else self._move_mass
         query = propose(p, s.i, s.key, best)
-        return SquareState(query, s.i + 1, s.key, best, torch.where(better, a.value, s.best_value))
+        value = torch.where(better, a.value, s.best_value)
+        given_up = s.given_up | self._is_hopeless(p, s.i, value) if self.early_stop else s.given_up
+        return SquareState(query, s.i + 1, s.key, best, value, given_up)
+
+    def done(self, s: SquareState) -> Tensor:
+        return super().done(s) | s.given_up if self.early_stop else super().done(s)
+
+    @property
+    def few_go_on(self) -> bool:
+        return self.early_stop > 0
+
+    def _is_hopeless(self, p: Problem, i: Tensor, value: Tensor) -> Tensor:
+        """(S,) bool: items that are looked at now, after `i` queries (S,), and too far from failure at `value` (S,)."""
+        left = _doublings_left(self.n_queries, i.device)[i.clamp_max(self.n_queries)]
+        return value < self.early_stop * left * margin(p.reference, p.y)
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
         """The side (S,) of the square tried after i + 1 answers; see `_sides` for `odd`."""
@@ -161,6 +196,16 @@ def _sides(
             side += 1
         sides.append(min(side, height, width))
     return torch.tensor(sides, device=device)
+
+
+@cache
+def _doublings_left(queries: int, device: torch.device) -> Tensor:
+    """(queries + 1,) float32: where items are looked at, how many doublings of the queries are left; elsewhere inf."""
+    left, at = torch.full((queries + 1,), inf), max(_FIRST_LOOK * queries, 1)
+    while at < queries:
+        left[int(at)] = log2(queries / at)
+        at *= 2
+    return left.to(device)
 
 
 def _window(hashes: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

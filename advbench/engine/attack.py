@@ -247,6 +247,11 @@ class Attack:
         """(S,) bool: items without further queries. The point after the last update is queried too."""
         return s.i > self.steps  # type: ignore[no-any-return]
 
+    @property
+    def few_go_on(self) -> bool:
+        """Whether most items end long before their last query though they stand."""
+        return False
+
     def result(self, s: Any) -> Tensor:
         """The strongest points (S, C, H, W), which `solve` returns to training."""
         return s.query  # type: ignore[no-any-return]

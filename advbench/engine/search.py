@@ -35,6 +35,7 @@ from advbench.threat import around
 
 # Shares of an image's largest logit: rounding that a search copy may have added to a margin, and the most of it.
 ROUNDING, MAX_ROUNDING = 2.0**-19, 2.0**-5
+FEW = 16  # slots
 NARROW_TO = 0.75  # of the width: a search becomes narrower when so few slots suffice; graphs are then recorded anew
 LOOK_AHEAD = 4096  # places of the queue that are examined at once
 
@@ -56,10 +57,11 @@ class Search:
     """One attack on samples. `run` returns the verdicts; `snapshot` and `restore` resume a search that was stopped.
 
     `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `width_step`:
-    the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's.
-    `capture`: record a turn once for each width, then replay it; if that fails, `eager` says why. `before`:
-    verdicts of an earlier search on the same samples; samples that fell there are skipped. `spent`: the forward and
-    backward passes for the choice of target classes, before the run.
+    the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's, or
+    at most FEW if few of the attack's items go on for long, so that few slots run idle beside them. `capture`: record a
+    turn once for each width, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search
+    on the same samples; samples that fell there are skipped. `spent`: the forward and backward passes for the choice of
+    target classes, before the run.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class Search:
     ) -> None:
         self.attack, self.samples, self.oracle = attack, samples, oracle
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
-        self.width_step = width_step or oracle.slots
+        self.most = oracle.slots if width_step or not attack.few_go_on else min(oracle.slots, FEW)
+        self.width_step = width_step or self.most
         n, device = len(samples.y), samples.y.device
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
@@ -213,7 +216,7 @@ class Search:
 
     def _width_of(self, items: int) -> int:
         """The width for so many items."""
-        return min(self.oracle.slots, max(1, -(-items // self.width_step)) * self.width_step)
+        return min(self.most, max(1, -(-items // self.width_step)) * self.width_step)
 
     def _problem(self, items: Places) -> Problem:
         n, ranks = self.targets.shape

@@ -4,7 +4,7 @@
 the bytes. Text is 9 points high, never cut, and covers no other.
 """
 
-from advbench.figure.canvas import HALF, KINDS, digest, legend, legend_lines, panels, render, style
+from advbench.figure.canvas import HALF, KINDS, digest, legend, legend_lines, panels, render, same, style
 from advbench.figure.curves import MAX_BANDS, Line, Point, Proved, draw_curves, draw_front, draw_proved, front
 from advbench.figure.differences import Difference, Gap, draw_gaps, draw_rows
 from advbench.figure.table import ROW, draw_dots, draw_grid
@@ -36,6 +36,7 @@ __all__ = [
     "legend_lines",
     "panels",
     "render",
+    "same",
     "style",
     "wrapped",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,19 @@ def render(figure: Any, kind: str = "svg", description: str = "") -> bytes:
 def digest(*numbers: object) -> str:
     """A description that is another one for other `numbers`, by which figures of the same numbers are known."""
     return f"numbers {hashlib.sha256(repr(numbers).encode()).hexdigest()}"
+
+
+def same(existing: bytes, wanted: bytes) -> bool:
+    """Whether two files are equal, or show the same numbers drawn by different versions of matplotlib."""
+    if existing == wanted:
+        return True
+    numbers, version = rb"numbers [0-9a-f]{64}", rb"Matplotlib v[^,<]*"
+    old, new = (tuple(re.search(pattern, content) for pattern in (numbers, version)) for content in (existing, wanted))
+    if not all(old) or not all(new):
+        return False
+    old_numbers, old_version = (match[0] for match in old if match)
+    new_numbers, new_version = (match[0] for match in new if match)
+    return old_numbers == new_numbers and old_version != new_version
 
 
 def style(index: int) -> tuple[str, str]:

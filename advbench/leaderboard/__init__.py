@@ -9,7 +9,6 @@ In a Python program the package itself can be called: `advbench.leaderboard(fold
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from advbench.errors import UserError
+from advbench.figure import same
 from advbench.files import Held, locked, write_atomic
 from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
@@ -207,7 +207,7 @@ def check(folder: Path) -> list[Damage]:
         path = folder / name
         if not path.is_file():
             found.append(Damage(path, f"{path} is missing: {again}"))
-        elif not _same(path.read_bytes(), content):
+        elif not same(path.read_bytes(), content):
             found.append(Damage(path, f"{path} does not match the records: {again}"))
     for path in sorted([*folder.glob("*.md"), *folder.glob(PAGE)]):
         if path.name not in expected and _is_generated(path):
@@ -280,23 +280,10 @@ def _build(records_folder: Path, out_folder: Path, only: str | None = None) -> B
     written = []
     for name, content in {**_tables(boards), **_page(every, fates)}.items():
         path = out_folder / name
-        if not (path.is_file() and _same(path.read_bytes(), content)):
+        if not (path.is_file() and same(path.read_bytes(), content)):
             write_atomic(path, content)
         written.append(path)
     return Built(tuple(written), tuple(boards.values()), tuple(damaged))
-
-
-def _same(existing: bytes, wanted: bytes) -> bool:
-    """Whether two files are equal, or show the same numbers drawn by different versions of matplotlib."""
-    if existing == wanted:
-        return True
-    numbers, version = rb"numbers [0-9a-f]{64}", rb"Matplotlib v[^,<]*"
-    old, new = (tuple(re.search(pattern, content) for pattern in (numbers, version)) for content in (existing, wanted))
-    if not all(old) or not all(new):
-        return False
-    old_numbers, old_version = (match[0] for match in old if match)
-    new_numbers, new_version = (match[0] for match in new if match)
-    return old_numbers == new_numbers and old_version != new_version
 
 
 make_callable(__name__, build_frame)

@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from advbench import rng
 from advbench.attacks.square import Square, _forms, _sides, _tiles, _window
+from advbench.data import load
 from advbench.engine.attack import Answer, Problem
+from advbench.errors import UserError
+from advbench.evaluator import Settings, evaluate
 from advbench.threat import around
 
 CPU = torch.device("cpu")
@@ -76,3 +80,60 @@ def test_what_is_left_of_the_norm_is_shared_among_the_channels():
     wanted = (eps**2 * (1 - 0.6**2) / 2 + (delta * both).flatten(2).norm(dim=2) ** 2).sqrt()
     assert torch.allclose(reached, wanted, rtol=1e-3)
     assert torch.allclose((query - x).flatten(1).norm(dim=1), torch.tensor(eps), rtol=1e-4)
+
+
+def course(attack: Square, margins: list[float], clean: float = -2.0) -> int:
+    """After how many answers an item ends whose best margin is margins[k] from query 100 * k on, of 1,000."""
+    one = torch.zeros(1, dtype=torch.int64)
+    region = around("linf", torch.full((1, 1, 8, 8), 0.5), torch.full((1,), 0.1, dtype=torch.float64))
+    p = Problem(region, one, one - 1, rng.keys(0, "", one), reference=torch.tensor([[0.0, clean]]))
+    state = attack.start(p)
+    for query in range(2000):
+        if attack.done(state):
+            return query
+        value = torch.tensor([margins[min(query // 100, len(margins) - 1)]])
+        state = attack.step(p, state, Answer(torch.zeros(1, 2), one > 0, value))
+    raise AssertionError("it never ends")
+
+
+def test_an_item_is_given_up_that_is_too_far_from_failure():
+    """Looked at after 100, 200, 400 and 800 of 1,000 queries, where 3.32, 2.32, 1.32 and 0.32 doublings are left."""
+    attack = Square(name="square", n_queries=1000, early_stop=0.1)
+    needed = [-2 * 0.1 * left for left in (3.3219, 2.3219, 1.3219, 0.3219)]
+    assert course(attack, [-9, needed[0] - 1e-3]) == 101 and course(attack, [-9, needed[0] + 1e-3]) == 201
+    assert course(attack, [-9, -0.5, needed[1] + 1e-3]) == 401
+    assert course(attack, [-9, -0.5, -0.4, -0.4, needed[2] + 1e-3]) == 801
+    near = [-9, -0.5, -0.4, -0.4, -0.2, -0.2, -0.2, -0.2, needed[3] + 1e-3]
+    assert course(attack, near) == 1001 and course(attack, [-9, -0.5], clean=-9.0) == 801
+    assert course(replace(attack, early_stop=0.0), [-9]) == 1001
+    assert course(replace(attack, n_queries=5), [-9]) == 2  # fewer than ten are looked at after the first query
+
+
+def test_early_stopping_saves_queries_and_fells_nothing_else():
+    digits = load("digits", "test").subset(range(60))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        x, y = load("digits", "train").batch(slice(None))
+        net[1].weight.copy_(torch.stack([x[y == k].mean(0).flatten() for k in range(10)]))
+        net[1].bias.copy_(-(net[1].weight ** 2).sum(1) / 2)  # the nearest mean
+    whole, early = (
+        evaluate(net, digits, Settings(attack="square", attack_settings=how, eps=["0", "0.2"], slots=16, probes=False))
+        for how in ({"n_queries": 1000}, {"n_queries": 1000, "early_stop": 0.05})
+    )
+    fell = [one.fates.fell == 1 for one in (whole, early)]
+    assert fell[1].sum() > 10 and not (fell[1] & ~fell[0]).any() and not fell[0].all()
+    assert early.record.forwards < 0.8 * whole.record.forwards
+    assert "early_stop" not in whole.record.attack[0].settings and early.record.attack[0].settings["early_stop"] == 0.05
+    assert whole.record.question != early.record.question
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"early_stop": -0.1}, "early_stop is -0.1, but must be 0 or a positive number"),
+        ({"early_stop": 0.1, "loss": "ce"}, "early_stop compares margins, so it needs loss=cw, not ce"),
+    ],
+)
+def test_early_stopping_that_makes_no_sense_is_refused(how, words):
+    with pytest.raises(UserError, match=words):
+        Square(name="square", **how)

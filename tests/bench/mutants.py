@@ -251,6 +251,10 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         f"{SQUARE}[l2]": [
             ("square-l2-half-ball", "delta = region.e * _unit", "delta = 0.5 * region.e * _unit"),
         ],
+        f"{_in('attacks/test_square')}an_item_is_given_up_that_is_too_far_from_failure": [
+            ("square-stops-all", "value < self.early_stop", "value < -self.early_stop"),
+            ("square-stops-late", "log2(queries / at)", "2 * log2(queries / at)"),
+        ],
         f"{_in('attacks/test_square')}what_is_left_of_the_norm_is_shared_among_the_channels": [
             ("square-l2-mass", "(region.e**2 - whole**2)", "(region.e - whole)"),
         ],
@@ -585,9 +589,9 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
     },
     "advbench/attacks/quick.py": {
-        f"{QUICK}the_set_costs_a_sixth_of_autoattack": [
+        f"{QUICK}the_set_is_cheap_gradients_and_square_with_early_stopping": [
             ("quick-likeliest-classes", 'targets="malt"', 'targets="likeliest"'),
-            ("quick-blind-sentinel", "n_queries=500", "n_queries=5"),
+            ("quick-blind-sentinel", "early_stop=0.08", "early_stop=10"),
         ],
     },
     "advbench/evaluator/plan.py": {

@@ -13,6 +13,7 @@ from typing import Any
 
 from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, mean_sd, worst
+from frontier import Frontiers, Point, draw_frontiers
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAYS = ("0", "0.0005", "0.005")
@@ -92,6 +93,17 @@ class Regime:
         )
         return Finding(points, worst([gain.verdict for gain in gains]), "; ".join(map(str, gains)))
 
+    def frontiers(self, numbers: Numbers) -> Frontiers:
+        """The frontier of each method, with its setting."""
+        return {
+            f"{method}, {line[1].sets[-1].partition('=')[0].rpartition('.')[2]}": [
+                Point(line[at].sets[-1].partition("=")[2], numbers.clean(one.key), numbers.robust(one.key, self.eps))
+                for at, one in enumerate(self.evaluations[method])
+                if at
+            ]
+            for method, line in self.lines.items()
+        }
+
     @property
     def claims(self) -> tuple[Claim, ...]:
         runs = tuple(one for line in self.lines.values() for one in line)
@@ -103,6 +115,14 @@ class Regime:
 
 PAPER = "CIFAR-10, clean / PGD-20: 84.3 / 55.8; AT 82.8 / 51.3; TRADES 82.4 / 52.8; no AutoAttack number"
 REGIMES = (Regime("fashion-1000", "fashion-mnist", "0.1", "1000"),)
+
+
+def figure(numbers: Numbers) -> bytes:
+    """The frontiers of every regime, under APGD-T on all test images."""
+    return draw_frontiers({one.name: one.frontiers(numbers) for one in REGIMES}, TITLE)
+
+
+TITLE = "Clean and robust accuracy: ACT, TRADES and AT, each along its own setting"
 EFFECT = Effect(
     system="act",
     source="Adversarial Concurrent Training, Arani et al. 2020, arXiv:2008.07015",
@@ -113,4 +133,5 @@ EFFECT = Effect(
         for found in (*(e for line in one.evaluations.values() for e in line), *one.strongest.values())
     ),
     claims=tuple(claim for one in REGIMES for claim in one.claims),
+    figure=figure,
 )

@@ -201,7 +201,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Effect:
-    """What `make effects SYSTEM=name` does for a system. `about`: what a reader has to know of it."""
+    """What `make effects SYSTEM=name` does for a system.
+
+    `about`: what a reader has to know of it. `figure`: draws its numbers as SVG, or raises KeyError while some are
+    missing.
+    """
 
     system: str
     source: str
@@ -210,3 +214,4 @@ class Effect:
     evaluations: tuple[Evaluation, ...] = ()
     analyses: tuple[Analysis, ...] = ()
     about: str = ""
+    figure: Callable[[Numbers], bytes] | None = None

@@ -57,7 +57,13 @@ def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
         "tried": [str(runs.tuned.tries if runs.tuned else 1) for runs in about],
         "test images": list(map(str, images)),
     }
-    return ", ".join(f"{' or '.join(dict.fromkeys(found))} {name}".strip() for name, found in parts.items() if found)
+    return ", ".join(phrase(list(dict.fromkeys(found)), name) for name, found in parts.items() if found)
+
+
+def phrase(values: Sequence[str], name: str) -> str:
+    """The values and what they are of: "10 or 20 epochs", "1 seed"."""
+    plural = name if values != ["1"] else name.removesuffix("s")
+    return f"{' or '.join(values)} {plural}".strip()
 
 
 def field(runs: Runs, name: str) -> str:
@@ -76,12 +82,21 @@ def page(systems: Sequence[Mapping[str, Any]], effects: Sequence[Effect]) -> str
         lines += ["", f"## {effect.system}", "", cell(effect.source), ""]
         lines += [effect.about, ""] if effect.about else []
         lines += [f"`make effects SYSTEM={effect.system}`", ""]
+        lines += [f"![{cell(effect.source)}](effects/{effect.system}.svg)", ""] if drawn(effect, numbers) else []
         lines += ["| claim | paper | ours | difference | regime | verdict |", "|:--|:--|:--|:--|:--|:--|"]
         for claim in stored["claims"]:
             words = [cell(claim[name]) for name in ("claim", "paper", "ours", "difference", "regime")]
             lines.append(f"| {' | '.join(words)} | **{claim['verdict']}** |")
         lines += [*tunings(effect), *evaluations(numbers, stored, effect)]
     return "\n".join(lines) + "\n"
+
+
+def drawn(effect: Effect, numbers: Numbers) -> bytes | None:
+    """The figure of a system, once its numbers are measured."""
+    try:
+        return effect.figure(numbers) if effect.figure else None
+    except KeyError:
+        return None
 
 
 def tunings(effect: Effect) -> list[str]:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from evidence import BOARDS, Effect, Evaluation, Runs
-from page import page, read_numbers, row
+from page import drawn, page, read_numbers, row
 from workers import Workers, tune
 
 from advbench.checkpoint.card import read_card
+from advbench.figure import same
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
 from advbench.registry import find
@@ -147,10 +148,13 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
         "trained": {label: facts for label, facts in trained.items() if facts},
     }
     if any(stored[name] for name in ("records", "tables", "trained")):
-        claims = [row(claim, effect, read_numbers(stored)) for claim in effect.claims]
+        numbers = read_numbers(stored)
+        claims = [row(claim, effect, numbers) for claim in effect.claims]
         write_atomic(
             place(effect.system), json.dumps({**stored, "claims": claims}, indent=1, ensure_ascii=False) + "\n"
         )
+        if figure := drawn(effect, numbers):
+            write_atomic(place(effect.system).with_suffix(".svg"), figure)
 
 
 def place(name: str) -> Path:
@@ -277,6 +281,9 @@ def check() -> int:
         stored, effect = read(name), load(name)
         if [row(claim, effect, read_numbers(stored)) for claim in effect.claims] != stored["claims"]:
             wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")
+        file, figure = place(name).with_suffix(".svg"), drawn(effect, read_numbers(stored))
+        if figure and not (file.is_file() and same(file.read_bytes(), figure)):
+            wrong.append(f"{file} does not match its numbers: python tests/effects/run.py --collect")
     if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text():
         wrong.append(f"{PAGE} does not match its numbers: python tests/effects/run.py --collect")
     print("\n".join(wrong) or f"{len(files)} systems match their numbers")

@@ -150,13 +150,12 @@ def why(result: Evaluation) -> str | None:
     return next((flag.detail for flag in result.record.flags if flag.name == "escalated"), None)
 
 
-def test_the_set_costs_a_sixth_of_autoattack() -> None:
+def test_the_set_is_cheap_gradients_and_square_with_early_stopping() -> None:
     odi, apgd, square = (one for one in make("quick", "linf"))
     assert [one.name for one in (odi, apgd, square)] == OWN
     assert (apgd.loss, apgd.settings()["targets"], apgd.items(10)) == ("cw", "malt", 3)
-    assert odi.items(10) == 10 and square.passes(10) == (501, 0)
-    own, whole = (sum(sum(one.passes(10)) for one in make(name, "linf")) for name in ("quick", "autoattack"))
-    assert own == 1671 and 5.5 < whole / own < 6.5
+    assert odi.items(10) == 10 and square.settings() == make("square", "linf")[0].settings() | {"early_stop": 0.08}
+    assert sum(odi.passes(10)) + sum(apgd.passes(10)) == 1170  # what Square makes depends on the net
 
 
 def test_an_honest_net_meets_three_attacks(nets: Any, digits: Dataset) -> None:
