@@ -31,5 +31,5 @@ def quick() -> tuple[Attack, ...]:
     return (
         ODIMargin(name="odi-margin"),
         APGD(name="multi-targeted", loss="cw", n_targets=3, targets="malt"),
-        Square(name="square", early_stop=0.08),
+        Square(name="square", early_stop=0.1),
     )

@@ -51,6 +51,9 @@ def show(run: Plan, settings: Settings, target: Target, *, n: int, first: str, o
         f"roughly {forwards:,} forward and {backwards:,} backward passes of one image if every image stands, fewer as "
         f"they fall; {run.precision}, {run.curve} curve"
     )
+    for attack in run.every:
+        if attack.few_go_on:
+            screen.say(f"{attack.name} makes far fewer: it gives up images that are far from failure")
     if more:
         screen.say(f"where the attacks of the stage escalation follow, roughly {more:,} passes more")
     screen.say(f"into {out}: nothing was measured or written")

@@ -591,7 +591,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     "advbench/attacks/quick.py": {
         f"{QUICK}the_set_is_cheap_gradients_and_square_with_early_stopping": [
             ("quick-likeliest-classes", 'targets="malt"', 'targets="likeliest"'),
-            ("quick-blind-sentinel", "early_stop=0.08", "early_stop=10"),
+            ("quick-blind-sentinel", "early_stop=0.1", "early_stop=10"),
         ],
     },
     "advbench/evaluator/plan.py": {

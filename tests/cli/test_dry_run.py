@@ -37,6 +37,8 @@ def test_of_an_attack(cli: Any, run_folder: Path) -> None:
     ran = cli("attack", "--attack", "square", "--set", "n_queries=5", "-n", "8", "--dry-run")
     assert ran.code == 0 and cli.files() == before
     assert re.search(r"square +48 +0 ", ran.out) and "into attacks/square-a-digits-linf-0.1: nothing" in ran.out
+    early = cli("attack", "--attack", "square", "--set", "early_stop=0.1", "-n", "8", "--dry-run")
+    assert "square makes far fewer" in early.out and "makes far fewer" not in ran.out
 
 
 def test_a_measured_record_says_how_to_repeat_it(cli: Any, run_folder: Path) -> None:
