@@ -309,6 +309,7 @@ def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 GRID = (("optim.lr", ("0.02", "0.05")),)
 
 
+@pytest.mark.usefixtures("started_by_fork")
 def test_what_is_measured_is_not_done_again(
     small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +332,7 @@ def test_what_is_measured_is_not_done_again(
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
+@pytest.mark.usefixtures("started_by_fork")
 def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     workers = importlib.import_module("workers")
     at_work = workers.Workers(1)

@@ -24,8 +24,8 @@ from advbench.record import load_records
 
 pytestmark = pytest.mark.slow
 
-KILLS = [6, pytest.param(200, marks=pytest.mark.long)]  # of each command, and
-SWEPT = [3, pytest.param(80, marks=pytest.mark.long)]  # of each sweep
+KILLS = [3, pytest.param(200, marks=pytest.mark.long)]  # of each command, and
+SWEPT = [2, pytest.param(80, marks=pytest.mark.long)]  # of each sweep
 TRAIN = ["train", "--method", "pgd-at", "--dataset", "digits", "--arch", "mlp", "--eps", "0.1", "--device", "cpu"]
 TRAIN += ["--epochs", "3", "--batch-size", "32"]
 TRAIN += [word for field in ("train_n=256", "validation.n=32", "inner.steps=2") for word in ("--set", field)]

@@ -280,6 +280,7 @@ def test_only_last_and_only_our_engine(doubtful: nn.Module, digits: Dataset) -> 
         measured(doubtful, digits, "square", engine="reference")
 
 
+@pytest.mark.usefixtures("started_by_fork")
 @pytest.mark.parametrize(
     ("attack", "how"),
     [("fmn", {"attack_settings": {"steps": 20}}), ("apgd-ce", {"precision": "bf16"})],
