@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from advbench import cli
 from advbench.attacks.base import make as make_attack
 from advbench.cli.settings import parse_settings
 from advbench.eps import parse_eps_list
@@ -309,10 +310,12 @@ def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 GRID = (("optim.lr", ("0.02", "0.05")),)
 
 
-@pytest.mark.usefixtures("started_by_fork")
 def test_what_is_measured_is_not_done_again(
     small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    workers = importlib.import_module("workers")  # here they have no processes of their own, which need long to start
+    monkeypatch.setattr(workers.Workers, "each", lambda self, tasks: [task() for task in tasks])
+    monkeypatch.setattr(workers.Workers, "run", lambda self, command: cli.run(list(command)) == 0)
     monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1"])
     assert small.main() == 0 and "nothing was run" not in capfd.readouterr().out
     (claim,) = small.read("tiny")["claims"]
@@ -332,7 +335,6 @@ def test_what_is_measured_is_not_done_again(
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
-@pytest.mark.usefixtures("started_by_fork")
 def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     workers = importlib.import_module("workers")
     at_work = workers.Workers(1)

@@ -53,7 +53,8 @@ class Go:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["advbench.cli.evaluate", "advbench.evaluator", "advbench.trainer"])
+        loaded = ["advbench.cli.evaluate", "advbench.evaluator", "advbench.trainer", "matplotlib.figure"]
+        self.context.set_forkserver_preload(loaded)
 
     def __call__(self, *argv: object) -> BaseProcess:
         code = GO.format(folder=str(self.folder), argv=[str(word) for word in argv])

@@ -321,7 +321,7 @@ def test_straight_through_is_a_note_where_the_attack_uses_it(standard: nn.Module
 
 
 @whole
-@pytest.mark.parametrize(("steps", "eps", "severity"), [(1, "0.1", "suspect"), (1, "0.05", "note"), (40, "0.1", None)])
+@pytest.mark.parametrize(("steps", "eps", "severity"), [(1, "0.1", "suspect"), (1, "0.03", "note"), (40, "0.1", None)])
 def test_an_attack_weaker_than_pgd_is_no_measure(
     steps: int, eps: str, severity: str | None, standard: nn.Module, digits: Dataset
 ) -> None:

@@ -63,7 +63,7 @@ def measured(
     attacks = ["pgd", "apgd-t", "square"]
     settings = Settings(
         attack=attacks,
-        attack_settings={"steps": 8, "n_queries": 300},
+        attack_settings={"steps": 8, "n_queries": 100},
         eps=EPS,
         processes=processes,
         keep_points=keep_points,
