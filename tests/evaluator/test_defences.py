@@ -1,6 +1,6 @@
 """Every dishonest defence of tests/support/defences.py is flagged, and no honest one is.
 
-Some, beside those whose flags `test_flags.py` names, are judged by a short set of attacks on 64 images; the long form is
+Some are judged by a short set of attacks on 64 images, beside those whose flags test_flags.py names; the long form is
 AutoAttack on 128 images, on all.
 """
 

@@ -80,7 +80,9 @@ def measure(
 
 @pytest.mark.parametrize("curve", ["fast", "exact"])
 def test_what_bf16_hides_falls_in_fp32(masked: nn.Module, digits: Dataset, curve: str) -> None:
-    exact = evaluate(masked, digits, Settings(attack=["apgd-ce", "apgd-t"], eps=EPS, slots=16, curve=curve, probes=False))
+    exact = evaluate(
+        masked, digits, Settings(attack=["apgd-ce", "apgd-t"], eps=EPS, slots=16, curve=curve, probes=False)
+    )
     result = measure(masked, digits, curve=curve)
     assert result.fates.fell.tolist() == exact.fates.fell.tolist()
     assert [ref.name for ref in result.record.attack] == ["pgd", "apgd-ce", "apgd-t"]
