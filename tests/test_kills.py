@@ -168,7 +168,7 @@ def test_train_sweep(go: Go, swept: tuple[Path, float], tmp_path: Path, kills: i
 def test_evaluate_several(go: Go, swept: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     """Into one leaderboard, whose tables hold each model once in the end."""
     models = [word for run in sorted(swept[0].iterdir()) for word in ("--model", str(run))]
-    argv = [*EVALUATE, "--seed", "1", *models]
+    argv = [*EVALUATE, "--seed", "1", "--probes", "off", *models]
     seconds = whole(go, *argv, "--out", tmp_path / "whole")
     expected, _ = load_records(tmp_path / "whole")
     assert len(expected) == 2
