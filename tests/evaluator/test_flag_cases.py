@@ -140,7 +140,7 @@ def test_a_black_box_under_a_black_box_attack_has_its_twins_verdicts(net: nn.Mod
 
 @pytest.mark.usefixtures("whole_probes")
 def test_large_logits_are_no_fault_where_a_loss_does_not_mind(net: nn.Module) -> None:
-    how: dict[str, Any] = {"attack": GRADIENTS, "eps": ["0", "0.05", "0.1", "0.15"], "n": 64}
+    how: dict[str, Any] = {"attack": GRADIENTS, "eps": ["0", "0.1"], "n": 64}
     curves = []
     for factor in (1, 30, 1000):
         result = evaluated(Around(net, after=lambda z, factor=factor: z * factor), **how)  # type: ignore[misc]
