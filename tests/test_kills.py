@@ -30,7 +30,7 @@ TRAIN = ["train", "--method", "pgd-at", "--dataset", "digits", "--arch", "mlp", 
 TRAIN += ["--epochs", "3", "--batch-size", "32"]
 TRAIN += [word for field in ("train_n=256", "validation.n=32", "inner.steps=2") for word in ("--set", field)]
 SWEEP = [{"pgd-at": "pgd-at,standard", "3": "1"}.get(word, word) for word in TRAIN]
-EVALUATE = ["evaluate", "--attack", "pgd,square", "--eps", "0.05,0.1,0.2", "-n", "60", "--device", "cpu"]
+EVALUATE = ["evaluate", "--attack", "pgd,square", "--eps", "0.05,0.1,0.2", "-n", "40", "--device", "cpu"]
 EVALUATE += ["--set", "steps=10", "--set", "n_queries=60"]
 
 GO = """

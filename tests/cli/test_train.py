@@ -234,7 +234,7 @@ def test_what_tensorboard_reads(cli: Any) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals, forked: str) -> None:
     """The real program, at Ctrl-C, and real signals. The command line that it prints, once, resumes the run."""
-    argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "60", "--set", "train_n=1024"]
+    argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "30", "--set", "train_n=1024"]
     program = [sys.executable if number == signal.SIGINT else forked, "-m", "advbench"]
     with subprocess.Popen(
         [*program, *argv], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -256,4 +256,4 @@ def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals, forked:
     )
     assert ran.returncode == 0, ran.stderr
     assert "resuming after epoch" in ran.stderr
-    assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 60
+    assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 30
