@@ -19,7 +19,7 @@ from hypothesis import settings
 from linear_classifiers import cases, exact_gain, exact_least, taught  # noqa: F401
 from torch import Tensor, nn
 
-from advbench.evaluator import search_beyond
+from advbench.evaluator import flags, probes, search_beyond
 from advbench.models.base import Model
 from advbench.recipe import Recipe
 from advbench.trainer import folder as run_folders
@@ -57,29 +57,34 @@ def _threads() -> None:
     torch.set_num_threads(int(os.environ.get("ADVBENCH_TEST_THREADS", "1")))
 
 
-STARTS = {name: getattr(search_beyond, name) for name in ("UNIT_STARTS", "OUTPUT_STARTS")}
+QUICK: dict[tuple[ModuleType, str], int] = {
+    (search_beyond, "UNIT_STARTS"): 1,
+    (search_beyond, "OUTPUT_STARTS"): 1,
+    (search_beyond, "MAX_QUERIES"): search_beyond.MIN_QUERIES,
+    (flags, "LONG_PGD_STEPS"): probes.SHORT_PGD_STEPS,
+    (probes, "LONG_PGD_STEPS"): probes.SHORT_PGD_STEPS,
+}
+WHOLE = {place: getattr(*place) for place in QUICK}
 draw_training = run_folders._figure
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick() -> Iterator[None]:
-    """One start of each probe, and no figure of a training: these are most of the time of small ones.
+    """Short probes, and no figure of a training: these are most of the time of small ones.
 
-    Tests of flags ask for `all_starts`, those of the figure for `drawn`.
+    Tests of flags ask for `whole_probes`, those of the figure for `drawn`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name in STARTS:
-            patch.setattr(search_beyond, name, 1)
+        for place, count in QUICK.items():
+            patch.setattr(*place, count)
         patch.setattr(run_folders, "_figure", lambda recipe, history: b"<svg/>")
         yield
 
 
-@pytest.fixture(scope="module")
-def all_starts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, count in STARTS.items():
-            patch.setattr(search_beyond, name, count)
-        yield
+@pytest.fixture
+def whole_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, count in WHOLE.items():
+        monkeypatch.setattr(*place, count)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from advbench import cli
 from advbench.attacks.base import make as make_attack
 from advbench.cli.settings import parse_settings
 from advbench.eps import parse_eps_list
@@ -326,6 +327,9 @@ GRID = (("optim.lr", ("0.02", "0.05")),)
 def test_what_is_measured_is_not_done_again(
     small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    workers = importlib.import_module("workers")  # here they have no processes of their own, which need long to start
+    monkeypatch.setattr(workers.Workers, "each", lambda self, tasks: [task() for task in tasks])
+    monkeypatch.setattr(workers.Workers, "run", lambda self, command: cli.run(list(command)) == 0)
     monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1"])
     assert small.main() == 0 and "nothing was run" not in capfd.readouterr().out
     (claim,) = small.read("tiny")["claims"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-EVALUATE = ("evaluate", "--attack", "fgsm", "--eps", "0,0.001,0.3", "-n", "70", "--out", "o")
+EVALUATE = ("evaluate", "--attack", "fgsm", "--eps", "0,0.001", "-n", "70", "--probes", "off", "--out", "o")
 
 
 def test_the_proved_share_is_shown_kept_and_repeated(cli: Any, run_folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     mark = f"{MARK}={uuid.uuid4()}"
     shared = {**os.environ, MARK: mark.partition("=")[2], "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     program = [PYTHON, "-m", "advbench"]
-    lists = ["--method", "trades,pgd-at", "--eps", "0.1", "--seed", "0,1"]
+    lists = ["--method", "pgd-at", "--eps", "0.1", "--seed", "0,1,2"]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
             [*program, "train", *lists, *QUICK, "--out", "sweep", "--on", "ray"],
@@ -90,8 +90,8 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     assert process.wait() == 0, (tmp_path / "output").read_text()
     assert killed
     runs = sorted((tmp_path / "sweep").iterdir())
-    assert len(runs) == 4 and all(read_card(run).finished for run in runs)
-    models = [word for run in runs for word in ("--model", str(run.relative_to(tmp_path)))]
+    assert len(runs) == 3 and all(read_card(run).finished for run in runs)
+    models = [word for run in runs[:2] for word in ("--model", str(run.relative_to(tmp_path)))]
     asked = ["--attack", "fgsm", "--eps", "0,0.1", "-n", "20", "--leaderboard", "board", "--on", "ray"]
     ran = subprocess.run(
         [*program, "evaluate", *models, *asked], cwd=tmp_path, env=shared, capture_output=True, text=True, timeout=600
@@ -99,8 +99,8 @@ def test_a_sweep_outlives_a_killed_worker(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = list(csv.DictReader((tmp_path / "board" / "digits-linf.csv").read_text().splitlines()))
     points = [(row["model"], row["eps_text"]) for row in rows]
-    assert sorted(points) == sorted((f"sweep/{run.name}", eps) for run in runs for eps in ("0", "0.1"))
-    assert len({row["record"] for row in rows}) == 4
+    assert sorted(points) == sorted((f"sweep/{run.name}", eps) for run in runs[:2] for eps in ("0", "0.1"))
+    assert len({row["record"] for row in rows}) == 2
 
 
 TASK = """

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 
 
+@pytest.mark.usefixtures("started_by_fork")
 @pytest.mark.filterwarnings("default", "ignore::advbench.errors.CodeRuns")  # of other libraries
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_a_page_is_a_session_in_an_empty_folder(cli: Any, page: Path) -> None:

@@ -23,7 +23,7 @@ from advbench.cli import app, run
 from advbench.recipe.recipe import field_names
 from advbench.registry import entries
 
-LINES = [range(120), pytest.param(range(120, 1000), marks=pytest.mark.long)]
+LINES = [range(80), pytest.param(range(80, 1000), marks=pytest.mark.long)]
 SECONDS = 120  # a line that takes longer hangs
 MEMORY = 2**31  # more than is in use is never needed here: only a number in the input can ask for it
 

@@ -189,7 +189,7 @@ def test_the_forms_of_great_train_and_deploy_the_net_alone(cli: Any) -> None:
         "tasks": ["--set", "method.form=multi-task"],
     }.items():
         assert cli(*great, *form, "--out", name).code == 0
-        ran = cli("evaluate", "--model", name, "--attack", "fgsm", "--eps", "0,0.1", "-n", "20")
+        ran = cli("evaluate", "--model", name, "--attack", "fgsm", "--eps", "0,0.1", "-n", "20", "--probes", "off")
         assert ran.code == 0, ran.err
     refused = cli(*great, "--set", "method.form=distillation", "--set", "method.T=0", "--out", "none")
     assert refused.is_one_clear_line and "method.T" in refused.err
@@ -232,10 +232,10 @@ def test_what_tensorboard_reads(cli: Any) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals) -> None:
-    """The real program and a real signal. The command line that it prints, once, resumes the run."""
-    argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "60", "--set", "train_n=1024"]
-    program = [sys.executable, "-m", "advbench"]
+def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals, forked: str) -> None:
+    """The real program, at Ctrl-C, and real signals. The command line that it prints, once, resumes the run."""
+    argv = ["train", "--method", "standard", "--seed", "5", *QUICK, "--epochs", "30", "--set", "train_n=1024"]
+    program = [sys.executable if number == signal.SIGINT else forked, "-m", "advbench"]
     with subprocess.Popen(
         [*program, *argv], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -256,4 +256,4 @@ def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals) -> None
     )
     assert ran.returncode == 0, ran.stderr
     assert "resuming after epoch" in ran.stderr
-    assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 60
+    assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 30

@@ -280,13 +280,13 @@ def test_only_last_and_only_our_engine(doubtful: nn.Module, digits: Dataset) -> 
         measured(doubtful, digits, "square", engine="reference")
 
 
-@pytest.mark.parametrize(
-    ("attack", "how"),
-    [("fmn", {"attack_settings": {"steps": 20}}), ("apgd-ce", {"precision": "bf16"})],
-)
+@pytest.mark.usefixtures("started_by_fork")
+@pytest.mark.parametrize(("attack", "precision"), [("fmn", "fp32"), ("apgd-ce", "bf16")])
 def test_sharing_order_and_interruption_change_nothing(
-    doubtful: nn.Module, digits: Dataset, tmp_path: Path, attack: str, how: dict[str, Any]
+    doubtful: nn.Module, digits: Dataset, tmp_path: Path, attack: str, precision: str
 ) -> None:
+    how: dict[str, Any] = {"attack_settings": {"steps": 20}, "precision": precision}
+
     def run(data: Dataset = digits, **more: Any) -> Evaluation:
         resumed = {key: more.pop(key) for key in ("journal", "resume") if key in more}
         settings = Settings(attack=attack, eps=("0", "0.1", str(EPS)), slots=16, probes=False, **how, **more)

@@ -176,6 +176,7 @@ def test_images_made_by_pyautoattack_and_laid_out_as_other_libraries_do(
     assert [one.felled for one in together.record.external] == [first.record.external[0].felled, 0]
 
 
+@pytest.mark.usefixtures("started_by_fork")
 def test_the_attacks_are_not_disturbed(linear: nn.Module, digits: Dataset, tmp_path: Path) -> None:
     given = read_adversarials(
         [file(tmp_path / "x.npz", found_by(linear, digits, "linf", "0.1").numpy(), digits.indices)]

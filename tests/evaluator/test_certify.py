@@ -21,8 +21,8 @@ from advbench.evaluator.identity import answers
 from advbench.models import build
 from advbench.record import Fates, load_record
 
-EPS = ("0", "0.01", "0.03", "0.1", "0.3")
-N = 24
+EPS = ("0", "0.01", "0.03", "0.05")  # few images fall, because proofs that are not found take longest
+N = 16
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,7 @@ def test_attacks_that_proofs_make_needless_are_skipped(plain: Evaluation, first:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_by_fork")
 def test_two_processes_skip_what_is_proved_too(net: nn.Module, images: Dataset, first: Evaluation) -> None:
     """How many strikes that saves differs, because few images are struck at several points at once."""
     two = measured(net, images, certify="first", processes=2)
@@ -149,7 +150,7 @@ def test_proofs_that_were_stopped_go_on_where_they_were(
         probes=False, certify=when, certify_seconds=20.0,
     )  # fmt: skip
     with pytest.raises(Interrupted):
-        evaluate(net, images, settings, journal=Journal(path, stop=lambda: len(tried) > 30))
+        evaluate(net, images, settings, journal=Journal(path, stop=lambda: len(tried) > 15))
     before = {int(row) for rows in tried for row in rows} - {int(tried[-1][0])}
     tried.clear()
     resumed = evaluate(net, images, settings, journal=Journal(path), resume=True)
@@ -251,7 +252,7 @@ def test_tables_page_and_figure_show_what_is_proved(plain: Evaluation, after: Ev
     svg = (tmp_path / "digits-linf.svg").read_text()
     leaderboard.publish(after.record, after.fates, tmp_path)
     markdown = (tmp_path / "digits-linf.md").read_text()
-    point = after.record.at(0.1)
+    point = after.record.at(0.05)
     assert point is not None and point.certified is not None
     assert "| certified | gap |" in markdown and "## Not shown" in markdown  # the one without proofs
     assert f",{point.certified}," in (tmp_path / "digits-linf.csv").read_text()

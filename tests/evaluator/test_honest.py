@@ -45,7 +45,7 @@ def test_there_are_twelve_at_least() -> None:
 
 @pytest.mark.long
 @pytest.mark.network
-@pytest.mark.usefixtures("all_starts")
+@pytest.mark.usefixtures("whole_probes")
 @pytest.mark.parametrize(("dataset", "method", "arch"), MODELS)
 def test_honest_models_are_not_flagged(dataset: str, method: str, arch: str, tmp_path: Path) -> None:
     data, (eps, grids) = first(dataset), GRIDS[dataset]

@@ -21,8 +21,6 @@ from advbench.models import build
 from advbench.recipe import Recipe
 from advbench.trainer import train
 
-pytestmark = pytest.mark.usefixtures("all_starts")
-
 EPS = ["0", "0.05", "0.1"]
 N = 61
 
@@ -40,6 +38,7 @@ def measured(run: Path, attacked: str = "sum", n: int = N, **how: Any) -> Evalua
     return advbench.evaluate(str(run), attack="multi-task", n=n, settings=settings, **how)
 
 
+@pytest.mark.usefixtures("whole_probes")
 def test_raising_the_sum_fells_fewer_than_raising_the_main_task_and_is_flagged(run: Path) -> None:
     main, summed, other = (measured(run, attacked, 300) for attacked in ("main", "sum", "rotation"))
     robust = [found.record.curve[2].accuracy for found in (main, summed, other)]
@@ -95,6 +94,7 @@ def test_a_killed_evaluation_resumes_to_the_same_record(run: Path, tmp_path: Pat
     assert resumed.record.id == whole.record.id
 
 
+@pytest.mark.usefixtures("started_by_fork")
 def test_processes_share_the_images(run: Path) -> None:
     one, two = (measured(run, "cyclic", slots=16, processes=count) for count in (1, 2))
     assert two.record.id == one.record.id and two.record.forwards > one.record.forwards

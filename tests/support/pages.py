@@ -32,7 +32,7 @@ from advbench.cli import app
 ROOT = Path(__file__).parents[2]
 PROGRAMS = """
 advbench() { python -m advbench "$@"; }
-torchrun() { python -m torch.distributed.run "$@"; }
+torchrun() { PYTHON_EXEC=python python -m torch.distributed.run "$@"; }
 """
 BLOCK = re.compile(r"^(?P<skip><!-- not run: [^\n]+ -->\n)?```(?P<language>[^\s`]*)\n(?P<text>.*?)^```$", re.M | re.S)
 FILE = re.compile(r"`([\w./-]+\.\w+)`:?$")

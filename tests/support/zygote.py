@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 
 LOADED = ["advbench.cli.console", "advbench.cli.evaluate", "advbench.cli.keep", "advbench.compare", "advbench.data"]
-LOADED += ["advbench.defaults.target", "advbench.evaluator", "advbench.trainer", "pandas", "rich.live", "scipy.stats"]
-LOADED += ["sklearn.datasets"]
+LOADED += ["advbench.defaults.target", "advbench.evaluator", "advbench.trainer", "matplotlib.figure", "pandas"]
+LOADED += ["rich.live", "scipy.stats", "sklearn.datasets"]
 PYTHON = sys.executable  # the one that starts afresh, whatever a test puts in its place
 PROGRAM = """#!{python} -SE
 import json, os, signal, socket, sys

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
-@pytest.mark.parametrize("method", ["pgd-at", "act"])
+@pytest.mark.parametrize("method", [pytest.param("pgd-at", marks=pytest.mark.long), "act"])
 def test_compiling_gives_the_same_run(recipe: Make, tmp_path: Path, method: str) -> None:
     for name in ("off", "aot_eager"):
         train(recipe(method, f"compile={name}", "epochs=1", "awp.gamma=0.01"), tmp_path / name, device="cpu")

@@ -58,16 +58,23 @@ def measured(
     journal: Journal | None = None,
     resume: bool = False,
     keep_points: bool = False,
+    probes: bool = False,
 ) -> Evaluation:
     attacks = ["pgd", "apgd-t", "square"]
     settings = Settings(
         attack=attacks,
-        attack_settings={"steps": 8, "n_queries": 300},
+        attack_settings={"steps": 8, "n_queries": 100},
         eps=EPS,
         processes=processes,
         keep_points=keep_points,
+        probes=probes,
     )
     return evaluate(net, data, settings, journal=journal, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def alone(net: nn.Module, digits: Dataset) -> Evaluation:
+    return measured(net, digits, 1)
 
 
 def rounds(count: int) -> Callable[[], bool]:
@@ -130,7 +137,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_what_workers_find_is_what_one_process_finds(net: nn.Module, digits: Dataset) -> None:
-    one, three = (measured(net, digits, count, keep_points=True) for count in (1, 3))
+    one, three = (measured(net, digits, count, keep_points=True, probes=True) for count in (1, 3))
     assert three.record.id == one.record.id
     assert [flag.name for flag in three.record.flags] == [flag.name for flag in one.record.flags]
     assert np.array_equal(three.fates.by, one.fates.by) and len(set(one.fates.fell.tolist())) > 2
@@ -141,11 +148,13 @@ def test_what_workers_find_is_what_one_process_finds(net: nn.Module, digits: Dat
 
 @pytest.mark.slow
 def test_minimum_norm_attacks_and_nets_that_print(net: nn.Module, digits: Dataset, elsewhere: Any) -> None:
-    one = evaluate(net, digits, Settings(attack="ddn", norm="l2", eps=["0.5", "1"], attack_settings={"steps": 20}))
+    asked: dict[str, Any] = {"attack": "ddn", "norm": "l2", "eps": ["0.5", "1"], "attack_settings": {"steps": 20}}
+    asked["probes"] = False
+    one = evaluate(net, digits, Settings(**asked))
     two = evaluate(
         elsewhere.Elsewhere(net, elsewhere.talk),
         digits,
-        Settings(attack="ddn", norm="l2", eps=["0.5", "1"], attack_settings={"steps": 20}, processes=2),
+        Settings(**asked, processes=2),
     )
     assert np.array_equal(one.fates.norm, two.fates.norm)  # type: ignore[arg-type]
     assert (Path(elsewhere.__file__).parent / "talked").exists()  # written by the second process
@@ -153,7 +162,7 @@ def test_minimum_norm_attacks_and_nets_that_print(net: nn.Module, digits: Datase
 
 @pytest.mark.slow
 def test_a_stopped_evaluation_resumes_with_the_same_number_of_processes(
-    net: nn.Module, digits: Dataset, tmp_path: Path
+    net: nn.Module, digits: Dataset, alone: Evaluation, tmp_path: Path
 ) -> None:
     path = tmp_path / "journal"
     with pytest.raises(Interrupted, match="saved"):
@@ -161,13 +170,13 @@ def test_a_stopped_evaluation_resumes_with_the_same_number_of_processes(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["journal", "journal.part1of2"]
     journal = Journal(path)
     resumed = measured(net, digits, 1, journal=journal, resume=True)
-    assert resumed.record.id == measured(net, digits, 1).record.id
+    assert resumed.record.id == alone.record.id
     journal.finish()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_damaged_share_is_named(net: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_share_is_named(net: nn.Module, digits: Dataset, alone: Evaluation, tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with pytest.raises(Interrupted):
         measured(net, digits, 2, journal=Journal(path, stop=rounds(6)))
@@ -176,7 +185,7 @@ def test_a_damaged_share_is_named(net: nn.Module, digits: Dataset, tmp_path: Pat
     with pytest.raises(UserError, match=r"part1of2 is damaged"):
         measured(net, digits, 2, journal=Journal(path), resume=True)
     fresh = measured(net, digits, 2, journal=Journal(path))  # a new evaluation ignores the old journals
-    assert fresh.record.id == measured(net, digits, 1).record.id
+    assert fresh.record.id == alone.record.id
 
 
 @pytest.mark.slow
@@ -193,9 +202,9 @@ def test_the_error_of_a_failed_or_killed_worker_is_raised(net: nn.Module, digits
 
 @pytest.mark.slow
 def test_a_net_that_cannot_be_sent_to_workers_is_attacked_here(
-    net: nn.Module, digits: Dataset, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+    net: nn.Module, digits: Dataset, alone: Evaluation, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = measured(net, digits, 1).fates.fell
+    expected = alone.fates.fell
     refused = elsewhere.Elsewhere(net, lambda: None)  # pickle takes no lambda
     assert np.array_equal(measured(refused, digits, 2).fates.fell, expected)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not Path(folder, "elsewhere_net.py").exists()])
@@ -205,7 +214,7 @@ def test_a_net_that_cannot_be_sent_to_workers_is_attacked_here(
 
 @pytest.mark.slow
 def test_a_share_is_not_taken_for_the_whole_when_workers_do_not_start(
-    net: nn.Module, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: nn.Module, digits: Dataset, alone: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal"
     with pytest.raises(Interrupted):
@@ -213,7 +222,7 @@ def test_a_share_is_not_taken_for_the_whole_when_workers_do_not_start(
     monkeypatch.setattr(processes, "_hand_over", lambda process, job: False)
     with pytest.warns(UserWarning, match="this one starts over alone"):
         resumed = measured(net, digits, 2, journal=Journal(path), resume=True)
-    assert resumed.record.id == measured(net, digits, 1).record.id
+    assert resumed.record.id == alone.record.id
 
 
 @pytest.mark.slow
