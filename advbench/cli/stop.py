@@ -67,7 +67,9 @@ class Stop:
         self.signals.add(number)
         # In place of a live bar, or below the ^C of a terminal. Print is not safe in a handler.
         start = b"\r\x1b[K" if can_draw(sys.stderr) else b"\n" * sys.stderr.isatty()
-        os.write(2, start + b"stopping at the next step" + b"; a second signal ends at once" * (not self._patient) + b"\n")
+        os.write(
+            2, start + b"stopping at the next step" + b"; a second signal ends at once" * (not self._patient) + b"\n"
+        )
 
 
 def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:

@@ -23,5 +23,5 @@ def parse_place(text: str) -> Place | None:
     if kind == "slurm":
         return slurm.parse(text)
     if text != "local":
-        raise unknown("place", text, ("local", "ray", "ray:ADDRESS", "slurm:KEY=VALUE,..."))
+        raise unknown("place", text, ("local", "ray", "ray:ADDRESS", "slurm", "slurm:KEY=VALUE,..."))
     return None

@@ -114,4 +114,3 @@ class Ray(Cluster):
             if running:
                 _, running = self.ray.wait(running, num_returns=len(running), timeout=SAVING_SECONDS)
         return ""
-

@@ -34,7 +34,6 @@ FOLDER = Path("slurm")  # of logs and of what submitit keeps, where the command 
 EXECUTORS = ("slurm", "local", "debug")
 NUMBERS = ("array", "cpus", "gpus", "mem_gb", "time")
 OPTIONS = ("account", "constraint", "exclude", "gres", "nodelist", "partition", "qos", "reservation")  # of sbatch
-SIGNAL_SECONDS = 120  # before a time limit
 TIME_LIMITS = 100  # that a task may use up
 QUEUE_SECONDS = 15.0  # between two looks at the queue; a job that two of them miss has ended
 
@@ -44,10 +43,9 @@ class Place:
     """What the jobs ask Slurm for: `time` in minutes, `cpus`, `gpus` and `mem_gb` of each, and `options` of sbatch.
 
     `array`: how many run at a time. `executor`: of submitit; `local`: processes of this machine in the place of Slurm's
-    jobs; `debug`: this process. `text`: as it was written. None: what Slurm or submitit give.
+    jobs; `debug`: this process. None: what Slurm gives.
     """
 
-    text: str = ""
     executor: str = "slurm"
     time: int = 60
     gpus: int | None = None
@@ -55,6 +53,11 @@ class Place:
     mem_gb: int | None = None
     array: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def signal_seconds(self) -> int:
+        """How long before a time limit the signal to save comes."""
+        return min(120, 15 * self.time)
 
     @contextmanager
     def connected(self, device: str, stop: Stop) -> Iterator[Cluster]:
@@ -82,7 +85,7 @@ def parse(text: str) -> Place:
             options[name] = value
         else:
             raise UserError(f"--on {text!r}: {name} needs a value")
-    return Place(text=text, options=options, **found)
+    return Place(options=options, **found)
 
 
 class Slurm(Cluster):
@@ -106,7 +109,8 @@ class Slurm(Cluster):
             self.about, self.screen = f"Slurm, {place.time} minutes at a time", Screen()
         elif place.executor == "local":
             self.executor = submitit.LocalExecutor(FOLDER, max_num_timeout=TIME_LIMITS)
-            self.executor.update_parameters(timeout_min=place.time, gpus_per_node=place.gpus or 0)
+            limits = {"timeout_min": place.time, "signal_delay_s": place.signal_seconds}
+            self.executor.update_parameters(**limits, gpus_per_node=place.gpus or 0)
             self.about, self.screen = "this machine in the place of Slurm", Screen()
             self.at_once = place.array or 1
         else:
@@ -122,6 +126,7 @@ class Slurm(Cluster):
             jobs[number] = job
             if self.place.executor == "slurm":
                 write_atomic(files[number], job.job_id)
+                self._seen = (-QUEUE_SECONDS, None)  # older than the job
         if self.place.executor != "debug":
             for name, job in zip(names, jobs, strict=True):
                 bar.line(f"job {job.job_id}: {name}; {_log(job)}")
@@ -137,11 +142,13 @@ class Slurm(Cluster):
     def _submitted(self, calls: Sequence[partial[Any]]) -> Sequence[Any]:
         if not calls:
             return []
-        # The signal is inherited, that of the local executor by the environment. Ctrl-C must not end its processes.
+        from submitit.helpers import environment_variables
+
+        # Ctrl-C on a terminal reaches the processes of the local executor, too, and must not end them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if self.place.executor == "local" else None
-        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
+        quiet = redirect_stderr(io.StringIO())  # where submitit repeats what sbatch says
         try:
-            with redirect_stderr(io.StringIO()):  # where submitit repeats what sbatch says
+            with quiet, environment_variables(SUBMITIT_PREEMPT_SIGNAL="USR1"):
                 return self.executor.submit_array([Task(call) for call in calls])
         except Exception as error:
             reason = [line for line in str(error).splitlines() if line.strip()][-1:] or [one_line(error)]
@@ -231,7 +238,7 @@ class Task:
                 sys.exit(3)
             return UserError(str(error))
         except UserError as error:
-            return error
+            return UserError(str(error))  # those of other classes may not fit into a pickle
         except Exception as error:
             traceback.print_exc()
             return UserError(f"{type(error).__name__}: {one_line(error)}")
@@ -252,7 +259,7 @@ def resources(place: Place, device: str) -> tuple[str, dict[str, Any]]:
     if cuda and gpus is None and "gres" not in place.options:
         gpus = 1
     setup = ["export SUBMITIT_PREEMPT_SIGNAL=USR1"]
-    options = {**place.options, "requeue": True, "signal": f"USR1@{SIGNAL_SECONDS}"}
+    options = {**place.options, "requeue": True, "signal": f"USR1@{place.signal_seconds}"}
     found: dict[str, Any] = {"job_name": "advbench", "time": place.time, "additional_parameters": options}
     if gpus:
         found["gpus_per_node"] = gpus

@@ -54,14 +54,14 @@ def perform(
 
 def check_device(device: str) -> None:
     """Raise UserError for a device that no machine has."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise UserError(f"unknown device {device!r}: choose from auto, cpu, cuda, cuda:N")
 
 
 class Cluster(ABC):
     """A connection to where tasks run.
 
-    `about`: what it is, in words; `device`: of each task; `at_once`: how many tasks are started at a time, None for all;
+    `about`: what it is, in words; `device`: of each task; `at_once`: how many are started at a time, None for all;
     `screen`: what tasks write to.
     """
 
