@@ -561,7 +561,7 @@ def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, scree
             show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
 
     with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
-        screen.say(f"{len(models)} evaluations on {cluster.about}")
+        screen.say(f"{len(models)} evaluation{'s' * (len(models) > 1)} on {cluster.about}")
         remote = replace(flags, device=cluster.device, resume=True, force=False, on="local")
         jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)

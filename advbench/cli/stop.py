@@ -60,16 +60,18 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signals and not self._patient:
+        again = bool(self.signals)
+        self.signals.add(number)
+        if again and self._patient:
+            return
+        if again:
             if can_draw(sys.stderr):
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # a live bar hides the cursor
             os._exit(128 + number)
-        self.signals.add(number)
         # In place of a live bar, or below the ^C of a terminal. Print is not safe in a handler.
         start = b"\r\x1b[K" if can_draw(sys.stderr) else b"\n" * sys.stderr.isatty()
-        os.write(
-            2, start + b"stopping at the next step" + b"; a second signal ends at once" * (not self._patient) + b"\n"
-        )
+        second = b"" if self._patient else b"; a second signal ends at once"
+        os.write(2, start + b"stopping at the next step" + second + b"\n")
 
 
 def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:

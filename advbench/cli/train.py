@@ -430,7 +430,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
     if not left:
         return
     with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
-        screen.say(f"{len(left)} runs on {cluster.about}")
+        screen.say(f"{len(left)} run{'s' * (len(left) > 1)} on {cluster.about}")
         for task in left if flags.force else ():
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
         jobs = [
