@@ -7,12 +7,12 @@ saved there. All machines must therefore see the same folders under the same pat
 from __future__ import annotations
 
 from advbench.cli.cluster import ray, slurm
-from advbench.cli.cluster.tasks import Cluster, Job
+from advbench.cli.cluster.tasks import Job
 from advbench.errors import unknown
 
 Place = ray.Place | slurm.Place
 
-__all__ = ["Cluster", "Job", "Place", "parse_place"]
+__all__ = ["Job", "Place", "parse_place", "ray", "slurm"]
 
 
 def parse_place(text: str) -> Place | None:
