@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advbench import consent, ranks
+from advbench import ranks
 from advbench.cli import complete, options
-from advbench.cli.cluster import Job, Place, connected, enter, parse_place
+from advbench.cli.cluster import Job, Place, parse_place, slurm
 from advbench.cli.console import Screen
 from advbench.cli.help import DATA, MAIN, MEASURE, OUTPUT
 from advbench.cli.settings import parse_settings, split_names
 from advbench.cli.stop import Halted, Stop
-from advbench.consent import Consent
 from advbench.defaults.choice import Choice, check_asked, choose_points
 from advbench.eps import CORRUPTIONS
 from advbench.errors import Interrupted, UserError, unknown
@@ -334,10 +334,13 @@ class Task:
         )
 
 
-def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = ()) -> list[Record]:
+def evaluate(
+    flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = (), stop: Stop | None = None
+) -> list[Record]:
     """Evaluate each model, save its record, print its curve, and return the records.
 
-    Raises UserError for wrong flags, before any model is measured, and Interrupted after a signal.
+    `stop`: what handles signals already. Raises UserError for wrong flags, before any model is measured, and
+    Interrupted after a signal.
     """
     screen = screen or Screen()
     norm = check_flags(flags)
@@ -348,12 +351,15 @@ def evaluate(flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] 
 
     others = read_adversarials(flags.adversarials)
     names = list(flags.models) or [targets.newest_run()]
+    if isinstance(place, slurm.Place) and flags.dry_run:
+        slurm.show_script(place, names, flags.device, screen)
+        return []
     if place is not None and not flags.dry_run:
         return evaluate_on_cluster(place, names, flags, screen)
     device = targets.pick_device(flags.device)
     if str(device) == "cuda" and ranks.world() > 1:
         device = targets.pick_device(f"cuda:{ranks.local_rank()}")
-    with Stop() as stop:
+    with nullcontext(stop) if stop else Stop() as stop:
         cache: targets.Cache = {}
         tasks = []
         for name in names:
@@ -535,15 +541,13 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
     return record
 
 
-def evaluate_task(working_folder: str, *, flags: Flags, allowed: Consent) -> list[str]:
+def evaluate_task(*, flags: Flags, stop: Stop, screen: Screen) -> list[str]:
     """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
-    enter(working_folder)
-    with allowed.given():
-        return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=Screen(silent=True))]
+    return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=screen, stop=stop)]
 
 
 def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
-    """Evaluate the models as Ray tasks, print each curve as it arrives, and return the records in order."""
+    """Evaluate the models as tasks of a cluster, print each curve as it arrives, and return the records in order."""
     from advbench.record import Record
 
     found: dict[str, list[Record]] = {}
@@ -556,11 +560,10 @@ def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, scree
             screen.say(f"{job.name}:")
             show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
 
-    with Stop() as stop, connected(place, flags.device, stop) as cluster, screen.bar("") as bar:
-        screen.say(f"{len(models)} evaluations on {cluster.about}")
-        remote = replace(flags, device=cluster.device, resume=True, on="local")
-        allowed = consent.current()
-        jobs = [Job(model, {"flags": replace(remote, models=(model,)), "allowed": allowed}) for model in models]
+    with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
+        screen.say(f"{len(models)} evaluation{'s' * (len(models) > 1)} on {cluster.about}")
+        remote = replace(flags, device=cluster.device, resume=True, force=False, on="local")
+        jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
     return [record for model in models for record in found[model]]
 

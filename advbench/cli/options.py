@@ -237,7 +237,8 @@ Flags = Annotated[
 On = Annotated[
     str,
     typer.Option(
-        "--on", metavar="WHERE", help="local, or ray[:ADDRESS][,cpus=N][,gpus=N]: one Ray task per model",
-        rich_help_panel=RUNNING, autocompletion=complete.words("local", "ray"),
+        "--on", metavar="WHERE",
+        help="local; ray[:ADDRESS][,cpus=N][,gpus=N]; or slurm:partition=P,time=MINUTES,gpus=N,...: one task per model",
+        rich_help_panel=RUNNING, autocompletion=complete.words("local", "ray", "slurm:"),
     ),
 ]  # fmt: skip

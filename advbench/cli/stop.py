@@ -27,18 +27,22 @@ class Halted(Interrupted):
 
 
 class Stop:
-    """Inside `with Stop() as stop:`, signals are handled here, and `stop()` is whether one has come."""
+    """Inside `with Stop() as stop:`, signals are handled here, and `stop()` is whether one has come.
 
-    def __init__(self) -> None:
-        self._asked = False
+    `signals`: those that have come. `patient`: a second one does not end the process.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self.signals: set[int] = set()
+        self._patient = patient
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self._asked
+        return bool(self.signals)
 
     def check(self, *_: object) -> None:
         """Raise Interrupted after a signal; for work that has nothing to save."""
-        if self._asked:
+        if self.signals:
             raise Interrupted("stopped, and nothing was lost")
 
     def __enter__(self) -> Stop:
@@ -56,14 +60,18 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        again = bool(self.signals)
+        self.signals.add(number)
+        if again and self._patient:
+            return
+        if again:
             if can_draw(sys.stderr):
                 os.write(2, b"\r\x1b[K\x1b[?25h")  # a live bar hides the cursor
             os._exit(128 + number)
-        self._asked = True
         # In place of a live bar, or below the ^C of a terminal. Print is not safe in a handler.
         start = b"\r\x1b[K" if can_draw(sys.stderr) else b"\n" * sys.stderr.isatty()
-        os.write(2, start + b"stopping at the next step; a second signal ends at once\n")
+        second = b"" if self._patient else b"; a second signal ends at once"
+        os.write(2, start + b"stopping at the next step" + second + b"\n")
 
 
 def resume_command(argv: Sequence[str], missing: Mapping[str, str]) -> str:

@@ -13,14 +13,12 @@ import typer
 
 from advbench import consent, ranks
 from advbench.cli import complete, options
-from advbench.cli.bar import Bar
-from advbench.cli.cluster import Job, Place, connected, enter, parse_place
+from advbench.cli.cluster import Job, Place, parse_place, slurm
 from advbench.cli.console import Screen
 from advbench.cli.grid import Tuning, check_flags
 from advbench.cli.help import DATA, MAIN, OUTPUT, TRAINING
 from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
-from advbench.consent import Consent
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
 from advbench.defaults.tuning import SELECT, combinations, parse_grid
 from advbench.errors import Interrupted, UserError, shortened, unknown
@@ -269,7 +267,7 @@ def _train(flags: Flags, screen: Screen) -> list[Path]:
     if flags.name is not None and (len(recipes) > 1 or not flags.name.strip()):
         raise UserError("--name is the name of one model, and not empty: train the others by themselves")
     tuning = _tuning(recipes, flags, screen) if flags.grid else None
-    if flags.dry_run:
+    if flags.dry_run and not isinstance(place, slurm.Place):
         if tuning is not None:
             tuning.announce(screen, start="# ")
         return _dry_run(recipes, device, why, screen)
@@ -418,7 +416,7 @@ def _train_one(task: Task, flags: Flags, device: str, runs: Runs, stop: Stop, sc
 
 
 def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
-    """Train the runs that are not finished as tasks of a Ray cluster."""
+    """Train the runs that are not finished as tasks of a cluster."""
     from advbench.trainer import folder
 
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
@@ -426,10 +424,15 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
         if task not in left:
             screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
             _show(task.out, screen)
-        elif flags.force:
+    if isinstance(place, slurm.Place) and flags.dry_run:
+        slurm.show_script(place, [str(task.out) for task in left], flags.device, screen)
+        return
+    if not left:
+        return
+    with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
+        screen.say(f"{len(left)} run{'s' * (len(left) > 1)} on {cluster.about}")
+        for task in left if flags.force else ():
             folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
-    with Stop() as stop, connected(place, flags.device, stop) as cluster, screen.bar("") as bar:
-        screen.say(f"{len(left)} runs on {cluster.about}")
         jobs = [
             Job(
                 str(task.out),
@@ -439,7 +442,6 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
                     "device": cluster.device,
                     "log": flags.log,
                     "name": flags.name,
-                    "allowed": consent.current(),
                 },
             )
             for task in left
@@ -448,23 +450,15 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
 
 
 def train_task(
-    working_folder: str,
-    *,
-    recipe: dict[str, Any],
-    out: str,
-    device: str,
-    log: str | None,
-    name: str | None,
-    allowed: Consent,
+    *, recipe: dict[str, Any], out: str, device: str, log: str | None, name: str | None, stop: Stop, screen: Screen
 ) -> str:
     """A task of a cluster: train into the folder `out`, resuming what was saved."""
     from advbench.cli.watch import ScreenWatch
     from advbench.recipe import Recipe
     from advbench.trainer import train
 
-    enter(working_folder)
-    with Stop() as stop, allowed.given():
-        watch = ScreenWatch(Bar(), stop, log=log)
+    with screen.bar("") as bar:
+        watch = ScreenWatch(bar, stop, log=log)
         return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, name=name, watch=watch))
 
 

@@ -1,4 +1,4 @@
-"""`--on ray`: parsing, and a sweep on this machine during which one worker is killed."""
+"""`--on`: parsing; and `--on ray`: a sweep on this machine during which one worker is killed, and signals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from zygote import PYTHON
 
 from advbench.checkpoint import read_card
-from advbench.cli.cluster import Place, parse_place
+from advbench.cli.cluster import parse_place, ray, slurm
 from advbench.errors import Interrupted, UserError
 
 QUICK = ["--dataset", "digits", "--arch", "mlp", "--device", "cpu", "--epochs", "4", "--set", "train_n=512"]
@@ -32,26 +32,54 @@ MARK = "ADVBENCH_TEST_OF_RAY"
     ("text", "place"),
     [
         ("local", None),
-        ("ray", Place(None)),
-        ("ray:auto,gpus=0.5", Place("auto", gpus=0.5)),
-        ("ray:ray://head:10001,cpus=4,gpus=0", Place("ray://head:10001", 4.0, 0.0)),
+        ("ray", ray.Place(None)),
+        ("ray:auto,gpus=0.5", ray.Place("auto", gpus=0.5)),
+        ("ray:ray://head:10001,cpus=4,gpus=0", ray.Place("ray://head:10001", 4.0, 0.0)),
+        ("slurm", slurm.Place()),
+        (
+            "slurm:partition=gpu,time=240,gpus=1,cpus=8,mem_gb=32,array=4,gres=shard:1",
+            slurm.Place(time=240, gpus=1, cpus=8, mem_gb=32, array=4, options={"partition": "gpu", "gres": "shard:1"}),
+        ),
+        ("slurm:executor=local,gpus=0", slurm.Place(executor="local", gpus=0)),
     ],
 )
-def test_valid_places(text: str, place: Place | None) -> None:
+def test_valid_places(text: str, place: Any) -> None:
     assert parse_place(text) == place
 
 
-@pytest.mark.parametrize("text", ["", "Ray", "slurm", "ray,cpus=two", "ray,memory=4", "ray,cpus=-1", "ray,cpus=nan"])
-def test_invalid_places(text: str) -> None:
-    with pytest.raises(UserError, match=r"ray:ADDRESS|ray\[:ADDRESS\]"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "choose from local, ray, ray:ADDRESS, slurm, slurm:"),
+        ("Ray", "did you mean ray"),
+        ("slurmy", "did you mean slurm"),
+        ("ray,cpus=two", r"write ray\[:ADDRESS\]"),
+        ("ray,memory=4", r"write ray\[:ADDRESS\]"),
+        ("ray,cpus=-1", r"write ray\[:ADDRESS\]"),
+        ("ray,cpus=nan", r"write ray\[:ADDRESS\]"),
+        ("slurm:partitoin=gpu", "did you mean partition.*choose from account, array, "),
+        ("slurm:gpu", "did you mean gpus"),
+        ("slurm:partition=", "partition needs a value"),
+        ("slurm:time=4h", "time must be a whole number, from 1"),
+        ("slurm:time=0", "time must be a whole number, from 1"),
+        ("slurm:gpus=-1", "gpus must be a whole number$"),
+        ("slurm:executor=pbs", "choose from debug, local, slurm"),
+    ],
+)
+def test_invalid_places(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
         parse_place(text)
 
 
 @pytest.mark.parametrize("command", [["train", *QUICK], ["evaluate", "--model", "runs/a"]])
-def test_without_its_package(cli: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    ran = cli(*command, "--on", "ray")
+@pytest.mark.parametrize(("place", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_without_its_package(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], place: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    ran = cli(*command, "--on", place)
     assert ran.is_one_clear_line and "pip install 'advbench[scale]'" in ran.err
+    assert not cli.files()
 
 
 def working(mark: str) -> list[int]:
@@ -62,7 +90,7 @@ def working(mark: str) -> list[int]:
             title, environment = (place / "cmdline").read_bytes(), (place / "environ").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::train_task") and mark.encode() in environment:
+        if title.startswith(b"ray::perform") and mark.encode() in environment:
             found.append(int(place.name))
     return found
 

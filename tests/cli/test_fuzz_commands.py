@@ -90,7 +90,7 @@ VALUES: dict[str, list[str]] = {
     "--attack": [*entries("attacks"), "mine:net", "mine:raises", "mine:attack", *WORDS],
     "--norm": ["linf", "l2", "l1", "fourier-linf", "l0", "corruptions", *WORDS],
     "--device": ["cpu", "auto", "cuda:99", "cuda:" + "9" * 30, "cuda:-1", "cuda:٣", "mps", "meta", *WORDS],
-    "--on": ["local", "ray:x,cpus=nan", "ray,cpus=", "slurm:", *WORDS],
+    "--on": ["local", "ray:x,cpus=nan", "ray,cpus=", "slurm:", "slurm:time=1e9,gpus=٣", *WORDS],
     "--seed": ["0", "1", str(2**62 - 1), str(2**62), "-1", "9" * 5000, "1.5", "٣", "", "0,1"],
     "--eps": ["0,0.1", "0.1", "8/255", "0", "1", "8", "1e-320", "nan", "1/0", "1e400", "0.1,", "9" * 400, "٣", *WORDS],
     "--fail-if": ["clean < 0", "acc@0.1 < baseline - 1", "auc < 1", "acc@nan < 1", "auc <", "clean < baseline", "((",
