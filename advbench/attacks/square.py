@@ -110,8 +110,8 @@ class Square(Aimed):
             tiles = _tiles(p.key, x, region.norm)
             query = region.project(x + (region.e * _unit(tiles) if region.norm == "l2" else tiles))
         low = torch.full(p.y.shape, -torch.inf, device=x.device)
-        going = torch.zeros_like(p.y, dtype=torch.bool)
-        return SquareState(query, torch.zeros_like(p.y), rng.fold(p.key, 3), query, low, going)
+        none = torch.zeros_like(p.y, dtype=torch.bool)
+        return SquareState(query, torch.zeros_like(p.y), rng.fold(p.key, 3), query, low, none)
 
     def step(self, p: Problem, s: SquareState, a: Answer) -> SquareState:
         better = a.value > s.best_value
