@@ -132,7 +132,8 @@ class Square(Aimed):
     def _is_hopeless(self, p: Problem, i: Tensor, value: Tensor) -> Tensor:
         """(S,) bool: items that are looked at now, after `i` queries (S,), and too far from failure at `value` (S,)."""
         left = _doublings_left(self.n_queries, i.device)[i.clamp_max(self.n_queries)]
-        return value < self.early_stop * left * margin(p.reference, p.y)
+        clean = margin(p.reference, p.y)  # 0 or more in one pass of a random model that is right on average
+        return (clean < 0) & (value < self.early_stop * left * clean)
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:
         """The side (S,) of the square tried after i + 1 answers; see `_sides` for `odd`."""

@@ -417,6 +417,7 @@ def _train_one(task: Task, flags: Flags, device: str, runs: Runs, stop: Stop, sc
 
 def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
     """Train the runs that are not finished as tasks of a cluster."""
+    from advbench.files import locked
     from advbench.trainer import folder
 
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
@@ -424,15 +425,16 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
         if task not in left:
             screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
             _show(task.out, screen)
+    if not left:
+        return
     if isinstance(place, slurm.Place) and flags.dry_run:
         slurm.show_script(place, [str(task.out) for task in left], flags.device, screen)
-        return
-    if not left:
         return
     with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} run{'s' * (len(left) > 1)} on {cluster.about}")
         for task in left if flags.force else ():
-            folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
+            with locked(task.out / folder.LOCK, timeout=0):
+                folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
         jobs = [
             Job(
                 str(task.out),

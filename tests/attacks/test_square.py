@@ -105,7 +105,7 @@ def test_an_item_is_given_up_that_is_too_far_from_failure():
     assert course(attack, [-9, -0.5, -0.4, -0.4, needed[2] + 1e-3]) == 801
     near = [-9, -0.5, -0.4, -0.4, -0.2, -0.2, -0.2, -0.2, needed[3] + 1e-3]
     assert course(attack, near) == 1001 and course(attack, [-9, -0.5], clean=-9.0) == 801
-    assert course(replace(attack, early_stop=0.0), [-9]) == 1001
+    assert course(replace(attack, early_stop=0.0), [-9]) == 1001 == course(attack, [-9], clean=1.0)
     assert course(replace(attack, n_queries=5), [-9]) == 2  # fewer than ten are looked at after the first query
 
 

@@ -40,6 +40,10 @@ MARK = "ADVBENCH_TEST_OF_RAY"
             "slurm:partition=gpu,time=240,gpus=1,cpus=8,mem_gb=32,array=4,gres=shard:1",
             slurm.Place(time=240, gpus=1, cpus=8, mem_gb=32, array=4, options={"partition": "gpu", "gres": "shard:1"}),
         ),
+        (
+            "slurm:partition=long,short,exclude=n[1-3],n7,time=5",
+            slurm.Place(time=5, options={"partition": "long,short", "exclude": "n[1-3],n7"}),
+        ),
         ("slurm:executor=local,gpus=0", slurm.Place(executor="local", gpus=0)),
     ],
 )

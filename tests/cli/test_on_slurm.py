@@ -9,6 +9,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ import pytest
 from advbench import train
 from advbench.checkpoint import read_card
 from advbench.cli import run
+from advbench.cli.bar import Bar
 from advbench.cli.cluster import slurm
 from advbench.cli.cluster.slurm import Task
 from advbench.cli.cluster.tasks import perform
@@ -30,7 +33,8 @@ from advbench.cli.console import Screen
 from advbench.cli.stop import Stop
 from advbench.cli.train import train_task
 from advbench.consent import Consent
-from advbench.errors import Interrupted
+from advbench.errors import Interrupted, UserError
+from advbench.files import locked
 from advbench.recipe import Recipe
 from advbench.record import load_records
 
@@ -107,15 +111,21 @@ def ids(folder: str) -> set[str]:
 
 
 def test_in_this_process(cli: Any, made: Any) -> None:
-    words = models(cli, made, 2)
-    ran = cli(*EVALUATE, *words, "--out", "remote", "--on", "slurm:executor=debug")
+    words, debug = models(cli, made, 2), ("--on", "slurm:executor=debug")
+    ran = cli(*EVALUATE, *words, "--out", "remote", *debug)
     assert ran.code == 0 and "2 evaluations on this process" in ran.out and ran.out.count("record remote") == 2
     assert ids("remote") == ids("local") and len(ids("local")) == 2
-    ran = cli(*TRAIN, "--method", "pgd-at,trades", "--out", "sweep", "--on", "slurm:executor=debug")
+    ran = cli(*TRAIN, "--method", "pgd-at,trades", "--out", "sweep", *debug)
     assert ran.code == 0 and ran.out.count("trained in") == 2
     assert all(read_card(run).finished for run in (cli.folder / "sweep").iterdir())
     ran = cli(*TRAIN, "--method", "pgd-at,trades", "--out", "sweep", "--resume", "--on", "slurm")
     assert ran.code == 0 and ran.err.count("is finished") == 2  # nothing to submit
+    ran = cli(*TRAIN, "--method", "pgd-at,trades", "--out", "sweep", "--resume", "--on", "slurm", "--dry-run")
+    assert ran.code == 0 and "#!/bin/bash" not in ran.out
+    with locked(cli.folder / "sweep/trades-digits-mlp-linf-0.1-s0/.lock"):
+        ran = cli(*TRAIN, "--method", "trades", "--out", "sweep/trades-digits-mlp-linf-0.1-s0", "--force", *debug)
+    assert ran.code == 2 and ran.err.startswith("error: another process holds sweep/trades")
+    assert read_card(cli.folder / "sweep/trades-digits-mlp-linf-0.1-s0").finished
 
 
 def test_a_task_that_fails_does_not_end_the_others(cli: Any, made: Any) -> None:
@@ -156,6 +166,8 @@ def test_a_dry_run_prints_the_script(cli: Any) -> None:
     assert ran.err.count("task ") == 4 and not cli.files()
     ran = cli("evaluate", "--model", "a", "--on", place, "--dry-run")
     assert ran.code == 0 and "--array" not in ran.out and not cli.files()
+    ran = cli("evaluate", "--model", "a", "--on", "slurm:executor=local", "--dry-run")
+    assert ran.is_one_clear_line and "executor=local has none" in ran.err
 
 
 class Requeued(BaseException):
@@ -321,6 +333,31 @@ def test_an_array_of_jobs(cli: Any, made: Any, monkeypatch: pytest.MonkeyPatch, 
     assert ran.code == 2 and "was ended from outside" in ran.err and len(ids("killed")) == 1
     ran = cli(*asked, "--resume")
     assert ran.code == 0 and ids("killed") == ids("local"), ran
+
+
+def test_a_result_of_an_earlier_job_of_the_same_number_is_no_result(cli: Any, programs: Path) -> None:
+    (programs / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 41\n")
+    (cli.folder / "slurm").mkdir()
+    (cli.folder / "slurm/41_0_result.pkl").touch()
+    call = partial(perform, train_task, str(cli.folder), given={}, allowed=Consent(), screen=Screen())
+    cluster = slurm.Slurm(slurm.Place(), "cpu")
+    jobs = cluster.start(["run"], [call], Bar())
+    assert [job.job_id for job in jobs] == ["41"] and not jobs[0].paths.result_pickle.exists()
+
+
+def test_no_job_is_submitted_twice_where_squeue_does_not_answer(cli: Any, programs: Path) -> None:
+    (programs / "squeue").write_text("#!/bin/bash\nexit 1\n")
+    (cli.folder / "of.job").write_text("41")
+    with pytest.raises(UserError, match="whether job 41 of an earlier command has ended"):
+        slurm.Slurm(slurm.Place(), "cpu")._found(cli.folder / "of.job")
+
+
+def test_processes_that_have_ended_are_sent_no_signal(cli: Any) -> None:
+    cluster = slurm.Slurm(slurm.Place(executor="local"), "cuda")
+    assert cluster.executor.parameters["gpus_per_node"] == 1  # which --device cuda needs
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert cluster.leave([SimpleNamespace(job_id=str(process.pid), done=lambda: True)]) == ""
 
 
 def test_what_sbatch_refuses_is_one_line(cli: Any, programs: Path) -> None:

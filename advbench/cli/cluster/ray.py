@@ -15,7 +15,7 @@ from typing import Any
 from advbench.cli.bar import Bar
 from advbench.cli.cluster.tasks import SAVING_SECONDS, Cluster, check_device, perform
 from advbench.cli.stop import Stop
-from advbench.errors import Interrupted, UserError
+from advbench.errors import Interrupted, UserError, one_line
 
 RETRIES = 5  # of a task, if its worker is lost
 
@@ -104,7 +104,7 @@ class Ray(Cluster):
             cause = getattr(error, "cause", None)
             if isinstance(cause, Interrupted):
                 raise cause from error
-            raise UserError(str(cause or error).strip().splitlines()[-1]) from error
+            raise UserError((str(cause or error).strip().splitlines() or [one_line(cause or error)])[-1]) from error
 
     def leave(self, running: Sequence[Any]) -> str:
         """Ray interrupts the tasks as Ctrl-C would. Those that take too long are killed."""

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -69,7 +70,8 @@ def parse(text: str) -> Place:
     """Parse `slurm[:KEY=VALUE,...]`. Raises UserError."""
     found: dict[str, Any] = {}
     options: dict[str, str] = {}
-    for word in filter(None, text.removeprefix("slurm").removeprefix(":").split(",")):
+    words = re.split(",(?=[^,=]*=)", text.removeprefix("slurm").removeprefix(":"))  # a value may have commas
+    for word in filter(None, words):
         name, _, value = word.partition("=")
         if name not in (*NUMBERS, *OPTIONS, "executor"):
             raise unknown("key of --on slurm", name, (*NUMBERS, *OPTIONS, "executor"))
@@ -110,7 +112,7 @@ class Slurm(Cluster):
         elif place.executor == "local":
             self.executor = submitit.LocalExecutor(FOLDER, max_num_timeout=TIME_LIMITS)
             limits = {"timeout_min": place.time, "signal_delay_s": place.signal_seconds}
-            self.executor.update_parameters(**limits, gpus_per_node=place.gpus or 0)
+            self.executor.update_parameters(**limits, gpus_per_node=parameters.get("gpus_per_node", 0))
             self.about, self.screen = "this machine in the place of Slurm", Screen()
             self.at_once = place.array or 1
         else:
@@ -118,7 +120,10 @@ class Slurm(Cluster):
             self.about, self.at_once = "this process in the place of Slurm", 1
 
     def start(self, names: Sequence[str], calls: Sequence[partial[Any]], bar: Bar) -> Sequence[Any]:
-        """Submit the tasks as one array, except those that an earlier command has submitted and that have not ended."""
+        """Submit the tasks as one array, except those that an earlier command has submitted and that have not ended.
+
+        Raises UserError where Slurm does not say which have: a second job would do the work of the first.
+        """
         files = [FOLDER / f".{_key(call)}.job" for call in calls]
         jobs = [self._found(file) for file in files]
         new = [number for number, job in enumerate(jobs) if job is None]
@@ -136,8 +141,12 @@ class Slurm(Cluster):
         """The job that `file` names, if it is in the queue."""
         if self.place.executor != "slurm" or not file.exists():
             return None
-        job_id = file.read_text()
-        return _submitit().SlurmJob(FOLDER, job_id) if job_id in (self._queue() or ()) else None
+        job_id, queue = file.read_text(), self._queue()
+        if queue is None:
+            raise UserError(
+                f"squeue does not say whether job {job_id} of an earlier command has ended: try again later"
+            )
+        return _submitit().SlurmJob(FOLDER, job_id) if job_id in queue else None
 
     def _submitted(self, calls: Sequence[partial[Any]]) -> Sequence[Any]:
         if not calls:
@@ -149,13 +158,16 @@ class Slurm(Cluster):
         quiet = redirect_stderr(io.StringIO())  # where submitit repeats what sbatch says
         try:
             with quiet, environment_variables(SUBMITIT_PREEMPT_SIGNAL="USR1"):
-                return self.executor.submit_array([Task(call) for call in calls])
+                jobs = self.executor.submit_array([Task(call) for call in calls])
         except Exception as error:
             reason = [line for line in str(error).splitlines() if line.strip()][-1:] or [one_line(error)]
             raise UserError(f"cannot submit: {reason[0].removeprefix('sbatch: error: ')}") from error
         finally:
             if before is not None:
                 signal.signal(signal.SIGINT, before)
+        for job in jobs if self.place.executor != "debug" else ():
+            job.paths.result_pickle.unlink(missing_ok=True)  # of an earlier job of this number
+        return jobs
 
     def wait(self, running: Sequence[Any]) -> Sequence[Any]:
         if self.place.executor != "slurm":
@@ -205,7 +217,8 @@ class Slurm(Cluster):
             arrays = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in running))
             return f"; the others go on: scancel {arrays} would end them"
         for job in running:
-            os.kill(int(job.job_id), signal.SIGTERM)  # which it passes on
+            if not job.done():  # else its number may be that of another process by now
+                os.kill(int(job.job_id), signal.SIGTERM)  # which it passes on
         until = time.monotonic() + SAVING_SECONDS
         while time.monotonic() < until and not all(job.done() for job in running):
             time.sleep(0.05)
@@ -276,6 +289,8 @@ def resources(place: Place, device: str) -> tuple[str, dict[str, Any]]:
 
 def show_script(place: Place, names: Sequence[str], device: str, screen: Screen) -> None:
     """Print the script that the tasks would be submitted by. Raises UserError."""
+    if place.executor != "slurm":
+        raise UserError(f"--dry-run shows the script for Slurm, and executor={place.executor} has none: leave out --on")
     _submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
