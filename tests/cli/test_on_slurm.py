@@ -155,6 +155,11 @@ def test_bad_input(cli: Any, monkeypatch: pytest.MonkeyPatch, place: str, device
     assert not cli.files()
 
 
+def test_an_evaluation_there_does_not_start_over(cli: Any) -> None:
+    ran = cli("evaluate", "--model", "runs/a", "--force", "--on", "slurm:executor=debug")
+    assert ran.is_one_clear_line and "go on with what was saved: leave it out" in ran.err
+
+
 def test_a_dry_run_prints_the_script(cli: Any) -> None:
     place = "slurm:partition=gpu,time=240,gpus=1,cpus=8,mem_gb=32,array=2,reservation=mine"
     ran = cli(*TRAIN, "--device", "auto", "--method", "pgd-at,trades", "--seed", "0,1", "--on", place, "--dry-run")
