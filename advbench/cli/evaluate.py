@@ -346,7 +346,9 @@ def evaluate(
     norm = check_flags(flags)
     place = parse_place(flags.on)
     if place is not None and flags.force:
-        raise UserError(f"--force starts over, but the tasks of --on {flags.on} go on with what was saved: leave it out")
+        raise UserError(
+            f"--force starts over, but the tasks of --on {flags.on} go on with what was saved: leave it out"
+        )
     from advbench.defaults import target as targets
     from advbench.evaluator import Series
     from advbench.evaluator.adversarials import read_adversarials
