@@ -191,12 +191,16 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all)."""
+    """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all).
+
+    `data`: in words what it is about, if that is no run.
+    """
 
     text: str
     paper: str
     judge: Callable[[Numbers], Finding]
     of: tuple[Runs, ...] = ()
+    data: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
 
 def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
     """Data, net, epochs, seeds, tries and test images of a claim's runs, in words."""
+    if claim.data:
+        return claim.data
     about = claim.of or effect.runs
     measured = [e for e in effect.evaluations if e.runs in about and e.key in numbers.records]
     images = sorted({record.dataset.count for e in measured for record, _ in numbers.records[e.key].values()})
