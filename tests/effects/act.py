@@ -17,6 +17,11 @@ from frontier import Frontiers, Point, draw_frontiers
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAYS = ("0", "0.0005", "0.005")
+ALONG = {  # the setting that moves a method along its frontier, and its values
+    "act": ("method.b", ("0.7", "0.8", "0.9", "0.95")),
+    "trades": ("method.beta", ("3", "6", "9", "12")),
+    "pgd-at": ("optim.lr", ("0.01", "0.02", "0.05", "0.1")),
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,11 @@ class Regime:
         act = self.tuning("act", "method.b", ("0.8", "0.9", "0.95"), "0.05", "0.1", "0.2")
         trades = self.tuning("trades", "method.beta", ("3", "6", "12"), "0.02", "0.05", "0.1")
         at = self.tuning("pgd-at", "optim.weight_decay", DECAYS, "0.01", "0.02", "0.05")
-        steps = (
-            (act, "method.b", "0.7", "0.8", "0.9", "0.95"),
-            (trades, "method.beta", "3", "6", "9", "12"),
-            (at, "optim.lr", "0.01", "0.02", "0.05", "0.1"),
-        )
-        return {tuning.base.method: self.line(tuning, *along) for tuning, *along in steps}
+        return {tuning.base.method: self.line(tuning) for tuning in (act, trades, at)}
 
-    def line(self, tuning: Tuning, field: str, *values: str) -> tuple[Runs, ...]:
+    def line(self, tuning: Tuning) -> tuple[Runs, ...]:
         method = f"{self.name} {tuning.base.method}"
+        field, values = ALONG[tuning.base.method]
         along = (tuning.runs(f"{method} {field.rpartition('.')[2]} {x}", SEEDS, f"{field}={x}") for x in values)
         return (tuning.runs(method, SEEDS), *along)
 
@@ -96,12 +97,11 @@ class Regime:
     def frontiers(self, numbers: Numbers) -> Frontiers:
         """The frontier of each method, with its setting."""
         return {
-            f"{method}, {line[1].sets[-1].partition('=')[0].rpartition('.')[2]}": [
-                Point(line[at].sets[-1].partition("=")[2], numbers.clean(one.key), numbers.robust(one.key, self.eps))
-                for at, one in enumerate(self.evaluations[method])
-                if at
+            f"{method}, {field.rpartition('.')[2]}": [
+                Point(x, numbers.clean(one.key), numbers.robust(one.key, self.eps))
+                for x, one in zip(values, self.evaluations[method][1:], strict=True)
             ]
-            for method, line in self.lines.items()
+            for method, (field, values) in ALONG.items()
         }
 
     @property

@@ -104,6 +104,9 @@ class Cluster(ABC):
         def call(job: Job) -> partial[Any]:
             return partial(perform, function, here, given=job.given, allowed=allowed, screen=self.screen)
 
+        def over() -> str:
+            return f"{count - len(waiting) - len(running)} of {count} tasks done"
+
         waiting, running, failed = list(jobs), dict[Any, Job](), list[str]()
         pace, count = Steady(), len(jobs)
         while waiting or running:
@@ -114,8 +117,7 @@ class Cluster(ABC):
                 del waiting[: len(some)]
             ended = self.wait(list(running))
             if stop():
-                done_now = count - len(waiting) - len(running)
-                raise Halted(f"stopped with {done_now} of {count} tasks done{self.leave(list(running))}")
+                raise Halted(f"stopped with {over()}{self.leave(list(running))}")
             for one in ended:
                 job = running.pop(one)
                 try:
@@ -127,8 +129,7 @@ class Cluster(ABC):
                     bar.line(f"failed: {failed[-1]}")
                 else:
                     done(job, answer)
-            share = (count - len(waiting) - len(running)) / count
-            what = f"{share * count:.0f} of {count} tasks done"
-            bar.update(what, partial(pace.outlook, what, share))
+            share = 1 - (len(waiting) + len(running)) / count
+            bar.update(over(), partial(pace.outlook, over(), share))
         if failed:
             raise UserError(f"{len(failed)} of {count} tasks failed; the first: {failed[0]}; --resume tries them again")
