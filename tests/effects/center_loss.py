@@ -6,7 +6,7 @@ from typing import Any
 
 from act import DECAYS, SEEDS
 from controls import FASHION, FASHION_AT
-from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
+from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, differences, gain, mean_sd, verdict
 
 RATES = ("0.02", "0.05", "0.1")
@@ -29,7 +29,7 @@ PLAIN = tuning("standard", "optim.weight_decay", DECAYS).runs("mnist-10000 stand
 PULLED = PULLING.runs("mnist-10000 center-loss", SEEDS)
 BY_LAMBDA = {lam: PULLING.runs(f"mnist-10000 center-loss {lam}", SEEDS, f"method.lam={lam}") for lam in ("0.1", "1")}
 FEATURES = Analysis("center-loss-mnist", "features", (PLAIN, *BY_LAMBDA.values()), ("-n", "2000"))
-STRONG: dict[str, Any] = {"attack": "apgd-t", "sets": ("steps=20",)}
+STRONG: dict[str, Any] = {"attack": "apgd-t", "sets": NEAREST}
 ADAPTIVE: dict[str, Any] = {"attack": "feature-pgd"}
 ATTACKED = {
     runs.method: [Evaluation(runs, "0,0.1", n=5000, **attack) for attack in (STRONG, ADAPTIVE)]

@@ -19,6 +19,9 @@ from advbench.recipe import Recipe
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
 BOARDS = Path("leaderboards")
 GRID = "0,0.1,0.2"
+# APGD-T towards the three nearest classes. Three nets of leaderboards/attacks.md keep as many of 1,000 images as under
+# all nine, for 40 % of the passes.
+NEAREST = ("steps=20", "targets=malt", "n_targets=3")
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,8 @@ class Evaluation:
 
 
 def rated(runs: Runs, eps: str = "0.1", file: str = "") -> Evaluation:
-    """APGD-T, 20 steps a target, on all 10,000 test images of MNIST, Fashion-MNIST or CIFAR-10."""
-    return Evaluation(runs, f"0,{eps}", "apgd-t", file, n=10_000, sets=("steps=20",))
+    """APGD-T on all 10,000 test images of MNIST, Fashion-MNIST or CIFAR-10."""
+    return Evaluation(runs, f"0,{eps}", "apgd-t", file, n=10_000, sets=NEAREST)
 
 
 @dataclass(frozen=True)
