@@ -22,6 +22,7 @@ RATE, DECAY = 0.2, 0.97  # of Adam's steps
 
 def climbed(
     found: Bounds,
+    start: int,
     rows: Tensor,
     image: Tensor,
     *,
@@ -29,27 +30,26 @@ def climbed(
     signs: Mapping[int, Tensor] | None = None,
     deadline: float = float("inf"),
 ) -> Tensor:
-    """Lower bounds (P,) of <row, logits>, as `backward` gives them, at the best slopes and multipliers of `steps`.
+    """Lower bounds (P,) of <row, z>, as `backward` gives them, at the best slopes and multipliers of `steps`.
 
     `signs`: by node of a ReLU, what is known of the signs of its inputs (P, ...): 1, -1, or 0 for nothing. It stops
     early where all bounds are above 0, and after `deadline`, in time.monotonic.
     """
     signs = signs or {}
-    last = len(found.graph.nodes) - 1
     slopes = {
         number: lines.a[image].clone().requires_grad_()
-        for number, lines in enumerate(found.lines)
+        for number, lines in enumerate(found.lines[:start])
         if isinstance(lines, Lines) and lines.free is not None and bool(lines.free.any())
     }
     betas = {number: torch.zeros_like(sign).requires_grad_() for number, sign in signs.items() if bool(sign.any())}
     best = torch.full((len(rows),), -torch.inf, dtype=rows.dtype, device=rows.device)
     if not slopes and not betas:
-        return backward(found, last, rows, image)
+        return backward(found, start, rows, image)
     adam = torch.optim.Adam([*slopes.values(), *betas.values()], lr=RATE)
     for _ in range(steps):
         with torch.enable_grad():
             multipliers = {number: beta * signs[number] for number, beta in betas.items()}
-            bound = backward(found, last, rows, image, slopes=slopes, multipliers=multipliers)
+            bound = backward(found, start, rows, image, slopes=slopes, multipliers=multipliers)
             loss = -bound.sum()
         best = torch.maximum(best, bound.detach())
         if bool((best > 0).all()) or time.monotonic() > deadline or not loss.requires_grad:

@@ -90,9 +90,21 @@ class Bounds:
             self.lines[number] = node.op.lines(self.low[source], self.high[source])
 
 
-def bounds(graph: Graph, ball: Ball, *, tight: bool, deadline: float = float("inf")) -> Bounds:
-    """The bounds of every node: by intervals, and with `tight` by CROWN where an activation needs better ones.
+# Lower bounds (P,) of <row, z> for rows (P, ...), z the value of a node for an image (P,).
+Bound = Callable[[Bounds, int, Tensor, Tensor], Tensor]
 
+
+def bounds(
+    graph: Graph,
+    ball: Ball,
+    by: Bound | None = None,
+    known: Bounds | None = None,
+    *,
+    deadline: float = float("inf"),
+) -> Bounds:
+    """The bounds of every node: by intervals, and `by` another function where an activation needs better ones.
+
+    `by`: `backward`, or what has its arguments. `known`: bounds of the same ball, of which the better ones are kept.
     After `deadline`, in time.monotonic, intervals alone.
     """
     found = Bounds(graph, ball)
@@ -122,6 +134,8 @@ def bounds(graph: Graph, ball: Ball, *, tight: bool, deadline: float = float("in
                 low, high, size = middle - radius, middle + radius, op.magnitude(*sizes)
             rounding = torch.where(size.abs() < LARGEST, op.units * UNIT * size.abs() + TINY, torch.inf)
             low, high = low - rounding, high + rounding
+        if known is not None:
+            low, high = torch.maximum(low, known.low[number]), torch.minimum(high, known.high[number])
         found.low.append(low)
         found.high.append(high)
         found.rounding.append(rounding)
@@ -129,10 +143,10 @@ def bounds(graph: Graph, ball: Ball, *, tight: bool, deadline: float = float("in
         found.relax(number)
         if isinstance(op, Activation | MaxPool) or bent & {*node.inputs}:
             bent.add(number)
-        if tight and (number in bent or ball.radius is not None):
+        if by is not None and (number in bent or ball.radius is not None):
             wanted = [reader.open(low, high) for reader in readers.get(number, ()) if _wants(reader, op)]
             if wanted:
-                _tighten(found, number, torch.stack(wanted).any(0), deadline)
+                _tighten(found, number, torch.stack(wanted).any(0), by, deadline)
     return found
 
 
@@ -159,7 +173,7 @@ def backward(
         if at is None:
             continue
         node, lines = found.graph.nodes[number], found.lines[number]
-        total = total - (at.abs() * found.rounding[number][image]).flatten(1).sum(1)
+        total = total - (at.detach().abs() * found.rounding[number][image]).flatten(1).sum(1)
         if node.op is None:
             return total + found.ball.least(at, image)
         if isinstance(lines, Lines):
@@ -198,7 +212,13 @@ def parts(graph: Graph, count: int) -> int:
     return -(-count * largest // ROWS)
 
 
-def _tighten(found: Bounds, number: int, wanted: Tensor, deadline: float) -> None:
+def _tighten(
+    found: Bounds,
+    number: int,
+    wanted: Tensor,
+    by: Bound,
+    deadline: float,
+) -> None:
     """Better bounds of the values `wanted` (S, ...) of a node, where they are better."""
     which = wanted.flatten(1).nonzero()
     low, high = found.low[number].flatten(1).clone(), found.high[number].flatten(1).clone()
@@ -209,7 +229,7 @@ def _tighten(found: Bounds, number: int, wanted: Tensor, deadline: float) -> Non
         rows = torch.zeros(len(some), low.shape[1], dtype=low.dtype, device=low.device)
         rows[torch.arange(len(some), device=low.device), unit] = 1
         rows = torch.cat([rows, -rows]).view(-1, *found.graph.nodes[number].shape)
-        below, above = backward(found, number, rows, image.repeat(2)).chunk(2)
+        below, above = by(found, number, rows, image.repeat(2)).chunk(2)
         low[image, unit] = torch.maximum(low[image, unit], below)
         high[image, unit] = torch.minimum(high[image, unit], -above)
     found.low[number], found.high[number] = low.view_as(wanted), high.view_as(wanted)

@@ -44,8 +44,7 @@ class _Domains:
 
 
 def branched(
-    found: Bounds,
-    image: int,
+    alone: Bounds,
     rows: Tensor,
     bound: Tensor,
     *,
@@ -54,14 +53,13 @@ def branched(
 ) -> bool:
     """Whether all <row, logits> of rows (D, K) are proved to be above 0 for an image, before `deadline`.
 
-    `found`: bounds of all images; `bound` (D,): those of the rows. `poll` is called at each step, and may raise.
+    `alone`: the bounds of the image; `bound` (D,): those of the rows. `poll` is called at each step, and may raise.
     """
-    size = found.graph.size
+    size, logits = alone.graph.size, len(alone.graph.nodes) - 1
     at_once, most = max(1, min(AT_ONCE, ROWS // size)), min(MOST, NUMBERS // size)
-    relus = [n for n, lines in enumerate(found.lines) if isinstance(lines, Lines) and lines.free is not None]
-    alone = found.pick(torch.tensor([image], device=rows.device))
+    relus = [n for n, lines in enumerate(alone.lines) if isinstance(lines, Lines) and lines.free is not None]
     nothing = {
-        number: torch.zeros(len(rows), *found.graph.nodes[number].shape, dtype=rows.dtype, device=rows.device)
+        number: torch.zeros(len(rows), *alone.graph.nodes[number].shape, dtype=rows.dtype, device=rows.device)
         for number in relus
     }
     domains = _Domains(rows, bound, nothing)
@@ -75,9 +73,8 @@ def branched(
         if halves is None:
             return False
         within, each = _assumed(alone, halves)
-        halves.bound = torch.maximum(
-            halves.bound, climbed(within, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
-        )
+        bound = climbed(within, logits, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
+        halves.bound = torch.maximum(halves.bound, bound)
         domains = domains.with_more(halves.take(~(halves.bound > 0)))
     return True
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from advbench.certify.alpha import climbed
-from advbench.certify.bounds import ROWS, Ball, Bounds, backward, bounds, parts
+from advbench.certify.bounds import ROWS, Ball, Bound, Bounds, backward, bounds, parts
 from advbench.certify.branching import branched
 from advbench.certify.graph import Graph
-from advbench.certify.relaxations import Activation
+from advbench.certify.relaxations import Activation, Lines
 
 NORMS = ("linf", "l2", "l1")
 SIZE = 2**21  # values of the nodes of images that are taken at once
-STEPS = 40  # of the climb of the slopes
+STEPS, STEPS_INSIDE = 40, 10  # of the climb of the slopes, for the logits and for what lies before them
 
 
 def certify(
@@ -63,36 +63,56 @@ def _certify(
         ones = torch.eye(last, dtype=torch.float64, device=x.device)
         return ones[y[pairs[:, 0]]] - ones[pairs[:, 1]]
 
-    def prove(bound: Callable[[Bounds, Tensor, Tensor], Tensor], pairs: Tensor, count: int) -> Tensor:
-        """The lower bounds (P,) of the pairs, in so many parts; those above 0 are proved."""
-        values = [
-            bound(found, rows(some), place[some[:, 0]]) for some in pairs.tensor_split(max(1, count)) if len(some)
-        ]
-        whole = torch.cat(values) if values else x.new_zeros(0, dtype=torch.float64)
-        unproved[pairs[whole > 0].unbind(1)] = False
-        return whole
+    def prove(by: Bound, pairs: Tensor, count: int) -> None:
+        """Note the pairs of which lower bounds, in so many parts, are above 0."""
+        for some in pairs.tensor_split(max(1, count)):
+            if len(some):
+                bound = by(found, len(graph.nodes) - 1, rows(some), place[some[:, 0]])
+                unproved[some[bound > 0].unbind(1)] = False
 
-    for tight in (False, True):
+    for by in (None, backward):
         left = unproved.any(1).nonzero()[:, 0]
         if not len(left):
             break
         place = torch.zeros(len(x), dtype=torch.long, device=x.device)
         place[left] = torch.arange(len(left), device=x.device)
-        found = bounds(graph, Ball.around(x[left], eps, norm), tight=tight, deadline=deadline)
+        found = bounds(graph, Ball.around(x[left], eps, norm), by, deadline=deadline)
         pairs = unproved.nonzero()
-        prove(lambda *given: backward(given[0], len(graph.nodes) - 1, *given[1:]), pairs, parts(graph, len(pairs)))
+        prove(backward, pairs, parts(graph, len(pairs)))
     if not thorough:
         return ~unproved.any(1)
     pairs = unproved.nonzero()
     whole = -(-len(pairs) * graph.size // ROWS)  # because gradients keep all nodes in memory
-    bound = prove(partial(climbed, steps=STEPS, deadline=deadline), pairs, whole)
-    if all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation)):
-        left = unproved.any(1).nonzero()[:, 0]
-        for done, image in enumerate(left):
-            now = time.monotonic()
-            own = (pairs[:, 0] == image) & ~(bound > 0)  # nan, as of what overflows, is unproved too
-            until = now + (deadline - now) / (len(left) - done)
-            given = found, int(place[image]), rows(pairs[own]), bound[own]
-            if now < deadline and branched(*given, deadline=until, poll=poll):
-                unproved[image] = False
+    prove(partial(climbed, steps=STEPS, deadline=deadline), pairs, whole)
+    left = unproved.any(1).nonzero()[:, 0]
+    for done, image in enumerate(left):
+        now = time.monotonic()
+        until = now + (deadline - now) / (len(left) - done)
+        own = pairs[(pairs[:, 0] == image) & unproved[pairs.unbind(1)]]
+        if now < deadline and _alone(found.pick(place[image, None]), rows(own), now, until, poll):
+            unproved[image] = False
     return ~unproved.any(1)
+
+
+def _alone(found: Bounds, rows: Tensor, now: float, until: float, poll: Callable[[], None]) -> bool:
+    """Whether all <row, logits> of `rows` are proved to be above 0 for the one image of `found`, before `until`.
+
+    For half of the time, better slopes give better bounds inside of the network; the rest is for branching.
+    """
+    graph, half = found.graph, (now + until) / 2
+    if not any(isinstance(lines, Lines) and lines.free is not None for lines in found.lines):
+        return False
+
+    def climb(found: Bounds, start: int, rows: Tensor, image: Tensor) -> Tensor:
+        best, each = [], max(1, ROWS // graph.size)  # because gradients keep all nodes in memory
+        for some, of in zip(rows.split(each), image.split(each), strict=True):
+            poll()
+            best.append(climbed(found, start, some, of, steps=STEPS_INSIDE, deadline=half))
+        return torch.cat(best)
+
+    found = bounds(graph, found.ball, climb, found, deadline=half)
+    image = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    bound = climbed(found, len(graph.nodes) - 1, rows, image, steps=STEPS, deadline=until)
+    rows, bound = rows[~(bound > 0)], bound[~(bound > 0)]  # nan, as of what overflows, is unproved too
+    branches = all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation))
+    return not len(rows) or (branches and branched(found, rows, bound, deadline=until, poll=poll))

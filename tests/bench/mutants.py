@@ -46,6 +46,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
     },
     "advbench/certify/bounds.py": {
         MINIMUM: [("lines-swapped", "[positive * a + negative * lines.c[image]]", "[at * a]")],
+        f"{CONTAIN}[residual-linf]": [("upper-bound-sign", "high[image, unit], -above)", "high[image, unit], above)")],
         f"{CERTIFY}bounds_hold_for_float32_where_sums_cancel": [
             ("bounds-without-rounding", "low, high = low - rounding, high + rounding", "pass"),
         ],
