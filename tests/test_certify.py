@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
@@ -90,9 +89,9 @@ def test_bounds_of_every_layer_contain_what_points_of_the_ball_give(name: str, n
     image = torch.tensor([0, 1, 2, 0, 1, 2])
     with torch.no_grad():
         loose, tight = (bounds(graph, ball, by) for by in (None, backward))
-        finer = bounds(graph, ball, partial(climbed, steps=5), tight)
+        finer = bounds(graph, ball, lambda *given: climbed(*given, steps=5).bound, tight)
         least = backward(tight, len(graph.nodes) - 1, rows, image)
-        best = climbed(tight, len(graph.nodes) - 1, rows, image, steps=5)
+        best = climbed(tight, len(graph.nodes) - 1, rows, image, steps=5).bound
     assert bool((best >= least).all())
     seen = torch.full_like(least, torch.inf)
     for draw in range(60):
@@ -203,7 +202,7 @@ def test_certified_is_below_the_exact_minimum_and_branching_reaches_it() -> None
                 found = bounds(graph, ball, backward)
                 below = backward(found, len(graph.nodes) - 1, difference[None], torch.tensor([image]))
                 assert float(below) <= exact + 1e-6
-                better = climbed(found, len(graph.nodes) - 1, difference[None], torch.tensor([image]), steps=30)
+                better = climbed(found, len(graph.nodes) - 1, difference[None], torch.tensor([image]), steps=30).bound
             assert float(below) <= float(better) <= exact + 1e-6
             if exact < -CLEAR:
                 assert not bool(proved[image])
@@ -270,11 +269,11 @@ def test_multipliers_bound_what_has_the_assumed_signs() -> None:
     open_ = ((found.low[before] < 0) & (found.high[before] > 0))[0].nonzero()[:, 0].tolist()
     signs = torch.stack([sign * torch.eye(12, dtype=torch.float64)[unit] for unit in open_ for sign in (1, -1)])
     rows, image = row.expand(len(signs), -1), torch.zeros(len(signs), dtype=torch.long)
-    best = climbed(found, len(graph.nodes) - 1, rows, image, steps=60, signs={number: signs})
+    best = climbed(found, len(graph.nodes) - 1, rows, image, steps=60, signs={number: signs}).bound
     box = ball.low.flatten().numpy(), ball.high.flatten().numpy()
     exact = torch.tensor([least_margin(net, *box, row.numpy(), one) for one in signs], dtype=torch.float64)
     assert len(open_) >= 4 and bool((best <= exact + 1e-6).all())
-    assert float((best - climbed(found, len(graph.nodes) - 1, rows, image, steps=60)).max()) > 1e-3  # they help
+    assert float((best - climbed(found, len(graph.nodes) - 1, rows, image, steps=60).bound).max()) > 1e-3  # they help
 
 
 def test_images_together_and_one_by_one_are_proved_alike() -> None:
@@ -291,6 +290,20 @@ def test_images_together_and_one_by_one_are_proved_alike() -> None:
         together = certify(graph, x, y, eps, "linf", seconds=30)
         apart = [bool(certify(graph, x[one : one + 1], y[one : one + 1], eps, "linf", seconds=30)) for one in range(5)]
         assert together.tolist() == apart
+
+
+def test_images_that_need_branching_are_proved_alike_beside_others_that_do_not() -> None:
+    net, x = made(small, seed=0), images(20, 1, 3, 3)
+    graph = traced(net, x)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    easily = certify(graph, x, y, 0.12, "linf", thorough=False)
+    together = certify(graph, x, y, 0.12, "linf", seconds=30)
+    apart = torch.cat(
+        [certify(graph, *one, 0.12, "linf", seconds=30) for one in zip(x.split(1), y.split(1), strict=True)]
+    )
+    assert together.tolist() == apart.tolist()
+    assert bool(easily.any()) and bool((together & ~easily).any()) and not bool(together.all())
 
 
 def test_no_image_that_the_model_gets_wrong_is_proved() -> None:

@@ -104,8 +104,8 @@ def bounds(
 ) -> Bounds:
     """The bounds of every node: by intervals, and `by` another function where an activation needs better ones.
 
-    `by`: `backward`, or what has its arguments. `known`: bounds of the same ball, of which the better ones are kept.
-    After `deadline`, in time.monotonic, intervals alone.
+    `by`: `backward`, or what has its arguments. `known`: bounds of the same ball by `backward`, of which the better
+    ones are kept. After `deadline`, in time.monotonic, intervals alone.
     """
     found = Bounds(graph, ball)
     bent: set[int] = set()  # nodes behind an activation; before, intervals are as good in linf
@@ -143,7 +143,7 @@ def bounds(
         found.relax(number)
         if isinstance(op, Activation | MaxPool) or bent & {*node.inputs}:
             bent.add(number)
-        if by is not None and (number in bent or ball.radius is not None):
+        if by is not None and (number in bent or (ball.radius is not None and known is None)):
             wanted = [reader.open(low, high) for reader in readers.get(number, ()) if _wants(reader, op)]
             if wanted:
                 _tighten(found, number, torch.stack(wanted).any(0), by, deadline)

@@ -8,74 +8,82 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from advbench.certify.alpha import climbed
+from advbench.certify.alpha import Climb, climbed
 from advbench.certify.bounds import ROWS, Bounds, backward
 from advbench.certify.relaxations import Lines
 
-AT_ONCE = 64  # domains
+AT_ONCE = 32  # domains
 MOST = 20_000  # open domains
 NUMBERS = 2**28  # of open domains, for which memory suffices
-STEPS = 20
+STEPS, RATE = 4, 0.1  # of the climb in a domain, which begins where that of the whole one ended
 
 
 @dataclass
 class _Domains:
-    """`rows` (D, K): the logit differences. `bound` (D,). `signs`: by node of a ReLU, of its inputs (D, ...)."""
+    """`rows` (D, K): the logit differences. `signs`: by node of a ReLU, of its inputs (D, ...). `climb`: to their
+    bounds; halves of a domain climb on from there."""
 
     rows: Tensor
-    bound: Tensor
     signs: dict[int, Tensor]
+    climb: Climb
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, which: Tensor) -> _Domains:
-        signs = {number: sign[which] for number, sign in self.signs.items()}
-        return _Domains(self.rows[which], self.bound[which], signs)
+        signs, slopes, betas = ({n: part[which] for n, part in each.items()} for each in self._by_node)
+        return _Domains(self.rows[which], signs, Climb(self.climb.bound[which], slopes, betas))
 
     def with_more(self, other: _Domains) -> _Domains:
-        signs = {number: torch.cat([sign, other.signs[number]]) for number, sign in self.signs.items()}
-        return _Domains(torch.cat([self.rows, other.rows]), torch.cat([self.bound, other.bound]), signs)
+        signs, slopes, betas = (
+            {n: torch.cat([part, more[n]]) for n, part in each.items()}
+            for each, more in zip(self._by_node, other._by_node, strict=True)
+        )
+        bound = torch.cat([self.climb.bound, other.climb.bound])
+        return _Domains(torch.cat([self.rows, other.rows]), signs, Climb(bound, slopes, betas))
+
+    @property
+    def _by_node(self) -> tuple[dict[int, Tensor], ...]:
+        return self.signs, self.climb.slopes, self.climb.betas
 
 
 def branched(
     alone: Bounds,
     rows: Tensor,
-    bound: Tensor,
+    climb: Climb,
     *,
     deadline: float,
     poll: Callable[[], None] = lambda: None,
 ) -> bool:
     """Whether all <row, logits> of rows (D, K) are proved to be above 0 for an image, before `deadline`.
 
-    `alone`: the bounds of the image; `bound` (D,): those of the rows. `poll` is called at each step, and may raise.
+    `alone`: the bounds of the image; `climb`: to those of the rows. `poll` is called at each step, and may raise.
     """
     size, logits = alone.graph.size, len(alone.graph.nodes) - 1
-    at_once, most = max(1, min(AT_ONCE, ROWS // size)), min(MOST, NUMBERS // size)
-    relus = [n for n, lines in enumerate(alone.lines) if isinstance(lines, Lines) and lines.free is not None]
-    nothing = {
-        number: torch.zeros(len(rows), *alone.graph.nodes[number].shape, dtype=rows.dtype, device=rows.device)
-        for number in relus
-    }
-    domains = _Domains(rows, bound, nothing)
+    at_once, most = max(1, min(AT_ONCE, ROWS // size)), min(MOST, NUMBERS // (3 * size))
+    nothing = {number: torch.zeros_like(slopes) for number, slopes in climb.slopes.items()}
+    every = _Domains(rows, nothing, replace(climb, betas=nothing))
+    domains = every.take(~(climb.bound > 0))  # nan, as of what overflows, is unproved too
     while len(domains):
         poll()
         if time.monotonic() > deadline or len(domains) > most:
             return False
-        order = domains.bound.argsort()
+        order = domains.climb.bound.argsort()
         some, domains = domains.take(order[:at_once]), domains.take(order[at_once:])
         halves = _split(alone, some)
         if halves is None:
             return False
         within, each = _assumed(alone, halves)
-        bound = climbed(within, logits, halves.rows, each, steps=STEPS, signs=halves.signs, deadline=deadline)
-        halves.bound = torch.maximum(halves.bound, bound)
-        domains = domains.with_more(halves.take(~(halves.bound > 0)))
+        halves.climb = climbed(
+            within, logits, halves.rows, each,
+            steps=STEPS, rate=RATE, signs=halves.signs, begin=halves.climb, deadline=deadline,
+        )  # fmt: skip
+        domains = domains.with_more(halves.take(~(halves.climb.bound > 0)))
     return True
 
 
@@ -102,7 +110,10 @@ def _split(alone: Bounds, domains: _Domains) -> _Domains | None:
         if number in domains.signs and isinstance(lines, Lines) and lines.free is not None:
             lost[number] = torch.where(lines.free, -rows.clamp_max(0) * lines.d + 1e-9 * lines.d, -1.0).flatten(1)
 
-    backward(within, len(alone.graph.nodes) - 1, domains.rows, each, see=see)
+    climb = domains.climb
+    multipliers = {number: beta * domains.signs[number] for number, beta in climb.betas.items()}
+    logits = len(alone.graph.nodes) - 1
+    backward(within, logits, domains.rows, each, slopes=climb.slopes, multipliers=multipliers, see=see)
     numbers = sorted(lost)
     if not numbers:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from advbench.certify.relaxations import Activation, Lines
 
 NORMS = ("linf", "l2", "l1")
 SIZE = 2**21  # values of the nodes of images that are taken at once
-STEPS, STEPS_INSIDE = 40, 10  # of the climb of the slopes, for the logits and for what lies before them
+STEPS, FEW = 40, 10  # of climbs of the slopes: of all images together, and of one alone
 
 
 def certify(
@@ -83,7 +82,7 @@ def _certify(
         return ~unproved.any(1)
     pairs = unproved.nonzero()
     whole = -(-len(pairs) * graph.size // ROWS)  # because gradients keep all nodes in memory
-    prove(partial(climbed, steps=STEPS, deadline=deadline), pairs, whole)
+    prove(lambda *given: climbed(*given, steps=STEPS, deadline=deadline).bound, pairs, whole)
     left = unproved.any(1).nonzero()[:, 0]
     for done, image in enumerate(left):
         now = time.monotonic()
@@ -103,16 +102,18 @@ def _alone(found: Bounds, rows: Tensor, now: float, until: float, poll: Callable
     if not any(isinstance(lines, Lines) and lines.free is not None for lines in found.lines):
         return False
 
-    def climb(found: Bounds, start: int, rows: Tensor, image: Tensor) -> Tensor:
-        best, each = [], max(1, ROWS // graph.size)  # because gradients keep all nodes in memory
-        for some, of in zip(rows.split(each), image.split(each), strict=True):
+    def inside(found: Bounds, start: int, rows: Tensor, image: Tensor) -> Tensor:
+        best = rows.new_full((len(rows),), -torch.inf)
+        for some in torch.arange(len(rows), device=rows.device).split(max(1, ROWS // graph.size)):
             poll()
-            best.append(climbed(found, start, some, of, steps=STEPS_INSIDE, deadline=half))
-        return torch.cat(best)
+            if time.monotonic() < half:
+                climb = climbed(found, start, rows[some], image[some], steps=FEW, enough=torch.inf, deadline=half)
+                best[some] = climb.bound
+        return best
 
-    found = bounds(graph, found.ball, climb, found, deadline=half)
+    found = bounds(graph, found.ball, inside, found, deadline=half)
     image = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    bound = climbed(found, len(graph.nodes) - 1, rows, image, steps=STEPS, deadline=until)
-    rows, bound = rows[~(bound > 0)], bound[~(bound > 0)]  # nan, as of what overflows, is unproved too
-    branches = all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation))
-    return not len(rows) or (branches and branched(found, rows, bound, deadline=until, poll=poll))
+    climb = climbed(found, len(graph.nodes) - 1, rows, image, steps=FEW, deadline=until)
+    if all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation)):
+        return branched(found, rows, climb, deadline=until, poll=poll)
+    return bool((climb.bound > 0).all())

@@ -57,6 +57,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("multiplier-sign", "pulled[0] - multipliers[number]", "pulled[0] + multipliers[number]"),
         ],
     },
+    "advbench/certify/certify.py": {
+        f"{CERTIFY}images_that_need_branching_are_proved_alike_beside_others_that_do_not": [
+            ("another-image", "found.pick(place[image, None])", "found.pick(place[image, None] * 0)"),
+        ],
+    },
     "advbench/certify/branching.py": {MINIMUM: [("one-branch", "len(each), unit] = -1", "len(each), unit] = 1")]},
     "advbench/threat.py": {
         f"{FELLS}[pgd-linf-False]": [
