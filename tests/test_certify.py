@@ -90,8 +90,8 @@ def test_bounds_of_every_layer_contain_what_points_of_the_ball_give(name: str, n
     with torch.no_grad():
         loose, tight = (bounds(graph, ball, by) for by in (None, backward))
         finer = bounds(graph, ball, lambda *given: climbed(*given, steps=5).bound, tight)
-        least = backward(tight, len(graph.nodes) - 1, rows, image)
-        best = climbed(tight, len(graph.nodes) - 1, rows, image, steps=5).bound
+        least = backward(tight, graph.logits, rows, image)
+        best = climbed(tight, graph.logits, rows, image, steps=5).bound
     assert bool((best >= least).all())
     seen = torch.full_like(least, torch.inf)
     for draw in range(60):
@@ -200,9 +200,9 @@ def test_certified_is_below_the_exact_minimum_and_branching_reaches_it() -> None
             )
             with torch.no_grad():
                 found = bounds(graph, ball, backward)
-                below = backward(found, len(graph.nodes) - 1, difference[None], torch.tensor([image]))
+                below = backward(found, graph.logits, difference[None], torch.tensor([image]))
                 assert float(below) <= exact + 1e-6
-                better = climbed(found, len(graph.nodes) - 1, difference[None], torch.tensor([image]), steps=30).bound
+                better = climbed(found, graph.logits, difference[None], torch.tensor([image]), steps=30).bound
             assert float(below) <= float(better) <= exact + 1e-6
             if exact < -CLEAR:
                 assert not bool(proved[image])
@@ -269,11 +269,11 @@ def test_multipliers_bound_what_has_the_assumed_signs() -> None:
     open_ = ((found.low[before] < 0) & (found.high[before] > 0))[0].nonzero()[:, 0].tolist()
     signs = torch.stack([sign * torch.eye(12, dtype=torch.float64)[unit] for unit in open_ for sign in (1, -1)])
     rows, image = row.expand(len(signs), -1), torch.zeros(len(signs), dtype=torch.long)
-    best = climbed(found, len(graph.nodes) - 1, rows, image, steps=60, signs={number: signs}).bound
+    best = climbed(found, graph.logits, rows, image, steps=60, signs={number: signs}).bound
     box = ball.low.flatten().numpy(), ball.high.flatten().numpy()
     exact = torch.tensor([least_margin(net, *box, row.numpy(), one) for one in signs], dtype=torch.float64)
     assert len(open_) >= 4 and bool((best <= exact + 1e-6).all())
-    assert float((best - climbed(found, len(graph.nodes) - 1, rows, image, steps=60).bound).max()) > 1e-3  # they help
+    assert float((best - climbed(found, graph.logits, rows, image, steps=60).bound).max()) > 1e-3  # they help
 
 
 def test_images_together_and_one_by_one_are_proved_alike() -> None:

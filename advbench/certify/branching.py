@@ -64,7 +64,7 @@ def branched(
 
     `alone`: the bounds of the image; `climb`: to those of the rows. `poll` is called at each step, and may raise.
     """
-    size, logits = alone.graph.size, len(alone.graph.nodes) - 1
+    size, logits = alone.graph.size, alone.graph.logits
     at_once, most = max(1, min(AT_ONCE, ROWS // size)), min(MOST, NUMBERS // (3 * size))
     nothing = {number: torch.zeros_like(slopes) for number, slopes in climb.slopes.items()}
     every = _Domains(rows, nothing, replace(climb, betas=nothing))
@@ -112,8 +112,7 @@ def _split(alone: Bounds, domains: _Domains) -> _Domains | None:
 
     climb = domains.climb
     multipliers = {number: beta * domains.signs[number] for number, beta in climb.betas.items()}
-    logits = len(alone.graph.nodes) - 1
-    backward(within, logits, domains.rows, each, slopes=climb.slopes, multipliers=multipliers, see=see)
+    backward(within, alone.graph.logits, domains.rows, each, slopes=climb.slopes, multipliers=multipliers, see=see)
     numbers = sorted(lost)
     if not numbers:
         return None

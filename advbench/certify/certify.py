@@ -66,7 +66,7 @@ def _certify(
         """Note the pairs of which lower bounds, in so many parts, are above 0."""
         for some in pairs.tensor_split(max(1, count)):
             if len(some):
-                bound = by(found, len(graph.nodes) - 1, rows(some), place[some[:, 0]])
+                bound = by(found, graph.logits, rows(some), place[some[:, 0]])
                 unproved[some[bound > 0].unbind(1)] = False
 
     for by in (None, backward):
@@ -113,7 +113,7 @@ def _alone(found: Bounds, rows: Tensor, now: float, until: float, poll: Callable
 
     found = bounds(graph, found.ball, inside, found, deadline=half)
     image = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    climb = climbed(found, len(graph.nodes) - 1, rows, image, steps=FEW, deadline=until)
+    climb = climbed(found, graph.logits, rows, image, steps=FEW, deadline=until)
     if all(node.op.piecewise for node in graph.nodes if isinstance(node.op, Activation)):
         return branched(found, rows, climb, deadline=until, poll=poll)
     return bool((climb.bound > 0).all())

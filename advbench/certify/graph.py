@@ -76,6 +76,11 @@ class Graph:
         return found
 
     @property
+    def logits(self) -> int:
+        """The number of the last node."""
+        return len(self.nodes) - 1
+
+    @property
     def size(self) -> int:
         """How many values an image has in all nodes together."""
         return sum(node.shape.numel() for node in self.nodes)
