@@ -21,6 +21,7 @@ from advbench.data.autoaugment import autoaugment
 from advbench.data.batches import epoch_order
 from advbench.engine.compiled import Compiled
 from advbench.engine.kernels import has_bf16, out_of_memory
+from advbench.engine.search_copy.first_layer import narrow_gradients
 from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
@@ -100,7 +101,7 @@ class Session:
                 self.counter.watch(net)
 
         self.compiled = self._compile()
-        attack_context = partial(fixed_weights, (f, *parts.values())) if self.compiled else nullcontext
+        attack_context = partial(fixed_weights if self.compiled else narrow_gradients, (f, *parts.values()))
         self.tools = Tools(recipe, self.nets, self._optimizers(), self.autocast, attack_context)
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.tools.optimizers.items()}
         self.epoch = 0

@@ -3,11 +3,14 @@
 PyTorch's own kernel distributes its work over the input channels, and a first layer has too few of them: on MNIST the
 kernel took two fifths of a gradient pass of small_cnn_16_32_100, for a small part of the arithmetic. Here the gradient
 is the product with the transposed weights, whose columns are added up where they overlap (`F.fold`). The weights get no
-gradient, so this is for search copies only.
+gradient, so this is for search copies, and for the attacks of a training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,15 +36,43 @@ class _InputGradient(torch.autograd.Function):
         return F.fold(columns, ctx.size, conv.kernel_size, padding=conv.padding, stride=conv.stride), None, None
 
 
+@contextmanager
+def narrow_gradients(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the first layers of `nets` pass on the faster gradient, once, and their weights get none.
+
+    Not under autocast, whose convolutions are not in fp32.
+    """
+    modules = [] if torch.is_autocast_enabled("cpu") else [module for net in nets for module in net.modules()]
+    convs = [conv for conv in modules if type(conv) is nn.Conv2d and NarrowConv2d.fits(conv)]
+    try:
+        for conv in convs:
+            vars(conv)["forward"] = partial(_narrow, conv, transposed(conv))
+        yield
+    finally:
+        for conv in convs:
+            vars(conv).pop("forward", None)
+
+
+def _narrow(conv: nn.Conv2d, weight_t: Tensor, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return _InputGradient.apply(x, weight_t, conv)  # type: ignore[no-any-return]
+    return conv._conv_forward(x, conv.weight, conv.bias)
+
+
+def transposed(conv: nn.Conv2d) -> Tensor:
+    """The weights of `conv` as (C * k * k, O)."""
+    return conv.weight.detach().flatten(1).t().contiguous()
+
+
 class NarrowConv2d(nn.Conv2d):
     """`conv` with the faster input gradient. Its weights are frozen; its input is (B, C, H, W)."""
 
-    weight_t: Tensor  # transposed weights, (C * k * k, O)
+    weight_t: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         vars(self).update(vars(conv))  # takes over its weights, settings and mode
-        self.register_buffer("weight_t", conv.weight.flatten(1).t().contiguous(), persistent=False)
+        self.register_buffer("weight_t", transposed(conv), persistent=False)
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
@@ -52,6 +83,4 @@ class NarrowConv2d(nn.Conv2d):
         return plain and here and small and conv.in_channels <= MAX_CHANNELS and not isinstance(conv.padding, str)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return _InputGradient.apply(x, self.weight_t, self)  # type: ignore[no-any-return]
-        return super().forward(x)
+        return _narrow(self, self.weight_t, x)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advbench.engine.search_copy.copy import prepacked, search_copy
-from advbench.engine.search_copy.first_layer import NarrowConv2d
+from advbench.engine.search_copy.first_layer import NarrowConv2d, narrow_gradients
 from advbench.models import build
 
 CONVS = {
@@ -67,3 +67,29 @@ def test_a_convolution_with_a_hook_is_not_replaced() -> None:
     twin, _ = search_copy(net)
     (theirs,), (ours,) = (torch.autograd.grad(f(x).sum(), x) for f in (net, twin))
     assert torch.allclose(theirs, ours, atol=1e-6)
+
+
+def test_attacks_of_a_training_take_it_too_and_leave_the_net_as_it_was() -> None:
+    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0).train()
+    x = torch.rand(4, 1, 28, 28, requires_grad=True)
+    calls = []
+    handle = net.conv1.register_forward_hook(lambda *_: calls.append(1))
+    (theirs,) = torch.autograd.grad(net(x).square().sum(), x)
+    with narrow_gradients([net]):
+        logits = net(x)
+        (ours,) = torch.autograd.grad(logits.square().sum(), x)
+        with torch.no_grad():
+            assert torch.equal(net(x), logits)
+    handle.remove()
+    assert len(calls) == 3 and "forward" not in vars(net.conv1)
+    assert logits.grad_fn is not None and torch.allclose(theirs, ours, atol=1e-5 * float(theirs.abs().max()))
+    net(x).sum().backward()
+    assert net.conv1.weight.grad is not None
+
+
+def test_under_autocast_a_training_keeps_pytorchs_gradient() -> None:
+    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0)
+    with torch.autocast("cpu", torch.bfloat16), narrow_gradients([net]):
+        assert "forward" not in vars(net.conv1)
+    with narrow_gradients([net]):
+        assert "forward" in vars(net.conv1)
