@@ -54,7 +54,9 @@ class Tiny(Model):
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     # One of PyTorch's threads: of several test processes on few cores more are many times slower.
-    torch.set_num_threads(int(os.environ.get("ADVBENCH_TEST_THREADS", "1")))
+    threads = os.environ.get("ADVBENCH_TEST_THREADS", "1")
+    torch.set_num_threads(int(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)  # of the command lines that tests start
 
 
 QUICK: dict[tuple[ModuleType, str], int] = {

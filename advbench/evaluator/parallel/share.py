@@ -19,8 +19,8 @@ from advbench.evaluator.outcome import Outcome, attack_images
 from advbench.evaluator.parallel import processes
 from advbench.evaluator.parallel.memory import processes_that_fit
 from advbench.evaluator.parallel.merge import ShareResult, agreed, merge, share
+from advbench.evaluator.parallel.threads import enough_threads
 from advbench.evaluator.plan import Plan
-from advbench.evaluator.precision import HEAVY_MULTIPLY_ADDS, multiply_adds
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
 
@@ -92,7 +92,7 @@ def how_many(
 def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
     """The outcome of the attacks on all images, by this process and the others that share them, `count` in all."""
     if count == 1 or not run.shareable:  # unshareable: each process makes all the passes, which are few
-        with enough_threads(runner.net, runner.data):
+        with enough_threads(runner.oracle, runner.data):
             return agreed(lambda: attack_images(runner, run, settings.sizes))
     with launched() if ranks.world() > 1 else started(runner, run, settings, count, resume) as collect:
         if collect is None:
@@ -102,27 +102,12 @@ def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, res
             runner.journal.begin(runner.journal.question, resume=False)
             runner.journal.why, runner.journal.copy_error, runner.journal.proved = why, runner.copy_error, proved
             runner.restrict_to(share(len(runner.data), 0, 1))  # in the attacks before, its images may have been shared
-            with enough_threads(runner.net, runner.data):
+            with enough_threads(runner.oracle, runner.data):
                 return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
         runner.restrict_to(rows)
         mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
-
-
-@contextmanager
-def enough_threads(net: nn.Module, data: Dataset) -> Iterator[None]:
-    """Inside, a light network on a CPU uses one thread.
-
-    PyTorch's threads synchronise after every operation, and for a light network that costs more than they gain.
-    """
-    threads = torch.get_num_threads()
-    if data.device.type == "cpu" and multiply_adds(net, data) < HEAVY_MULTIPLY_ADDS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
