@@ -5,9 +5,8 @@ item. Items are queued target by target, samples of large clean margin first. So
 its earlier ones are decided, and short items come last, which leaves few slots idle at the end.
 
 No item depends on the other slots. So verdicts do not depend on the order of the samples, sharding or interruption, as
-long as the number of slots is the same. With a `width_step` the search becomes narrower once the queue is empty, and
-kernels of another width may round otherwise: then this holds up to rounding. Hits are always verified in passes of the
-whole number of slots.
+long as the number of slots is the same. The search becomes narrower once the queue is empty; where kernels of another
+width round otherwise, this holds up to rounding. Hits are always verified in passes of the whole number of slots.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import in_8_bit
+from advbench.engine.rounding import Widths
 from advbench.engine.slots import Hits, Refused, Slots, copied, cpu_copies, cpu_fields
 from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
 from advbench.engine.verdicts import Verdicts, Work
@@ -57,11 +57,11 @@ class Search:
     """One attack on samples. `run` returns the verdicts; `snapshot` and `restore` resume a search that was stopped.
 
     `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `width_step`:
-    the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's, or
-    at most FEW if few of the attack's items go on for long, so that few slots run idle beside them. `capture`: record a
-    turn once for each width, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search
-    on the same samples; samples that fell there are skipped. `spent`: the forward and backward passes for the choice of
-    target classes, before the run.
+    the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's.
+    `widths`: only these are used beside the largest. That is at most FEW on a CPU where few of the attack's items go on
+    for long, so that few slots run idle beside them. `capture`: record a turn once for each width, then replay it; if
+    that fails, `eager` says why. `before`: verdicts of an earlier search on the same samples; samples that fell there
+    are skipped. `spent`: the forward and backward passes for the choice of target classes, before the run.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Search:
         seed: int,
         stride: int = 1,
         width_step: int | None = None,
+        widths: Widths | None = None,
         keep_points: bool = False,
         keep_attempts: bool = False,
         keep_margins: bool = False,
@@ -82,9 +83,9 @@ class Search:
     ) -> None:
         self.attack, self.samples, self.oracle = attack, samples, oracle
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
-        self.most = oracle.slots if width_step or not attack.few_go_on else min(oracle.slots, FEW)
-        self.width_step = width_step or self.most
         n, device = len(samples.y), samples.y.device
+        self.most = min(oracle.slots, FEW) if attack.few_go_on and device.type == "cpu" else oracle.slots
+        self.width_step, self.widths = width_step or self.most, widths
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
         self.keep_margins = (keep_attempts or keep_margins) and not self.minimum_norm
@@ -216,7 +217,10 @@ class Search:
 
     def _width_of(self, items: int) -> int:
         """The width for so many items."""
-        return min(self.most, max(1, -(-items // self.width_step)) * self.width_step)
+        width = min(self.most, max(1, -(-items // self.width_step)) * self.width_step)
+        if self.widths is None or width == self.most or self.widths.alike(width, self.attack.turn):
+            return width
+        return self.most
 
     def _problem(self, items: Places) -> Problem:
         n, ranks = self.targets.shape

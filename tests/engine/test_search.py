@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advbench import rng
 from advbench.engine.attack import Answer, Attack, Problem, Samples, State
 from advbench.engine.oracle import Oracle
+from advbench.engine.rounding import Widths
 from advbench.engine.search import Search
 
 EPS, GREY = 0.2, 0.3
@@ -222,6 +223,21 @@ def test_the_width_follows_the_items() -> None:
     assert set(widths(still)) == {16} and still.work.useful == run.work.useful
     assert torch.equal(still.verdicts.distance, run.verdicts.distance)
     assert brighter(3, width_step=2, slots=16).width == 4 and brighter(3, slots=16).width == 16
+
+
+class Uneven(nn.Module):
+    """Logits (B, 4) that round otherwise in batches of 4 and 8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x.flatten(1) + 2.0**-20 * (len(x) in (4, 8))
+
+
+def test_a_search_keeps_to_the_widths_that_round_as_the_largest() -> None:
+    known = Widths(Uneven(), (1, 2, 2), slots=16)
+    some = brighter(16, width_step=4, widths=known)
+    assert widths(some) == [16] * 4 + [12] * 12
+    assert torch.equal(some.verdicts.distance, brighter(16).run().distance)
+    assert brighter(3, width_step=4, slots=16, widths=known).width == 16
 
 
 def test_a_narrowed_search_continues_after_a_restart() -> None:

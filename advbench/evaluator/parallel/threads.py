@@ -10,7 +10,8 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.data.dataset import Dataset
-from advbench.engine.oracle import Oracle, gradient
+from advbench.engine.oracle import Oracle
+from advbench.engine.rounding import random_images, results
 from advbench.evaluator.precision import HEAVY_MULTIPLY_ADDS, multiply_adds
 
 MULTIPLY_ADDS_PER_THREAD = 1e7  # of a pass: the threads meet after every operation, and with fewer that costs more
@@ -34,22 +35,18 @@ def enough_threads(oracle: Oracle, data: Dataset) -> Iterator[None]:
 
 
 def same_bits(oracle: Oracle, shape: tuple[int, ...], threads: int) -> bool:
-    """Whether passes on random images (C, H, W) give the same bits with `threads` threads as with one."""
-    x = torch.rand(oracle.slots, *shape, generator=torch.Generator().manual_seed(0))
+    """Whether passes of all slots on images of `shape` (C, H, W) round alike with `threads` threads and with one."""
+    x = random_images(shape, oracle.slots)
     before = torch.get_num_threads()
 
-    def results(count: int) -> list[Tensor]:
+    def found(count: int) -> list[Tensor]:
         torch.set_num_threads(count)
-        with torch.no_grad():
-            found = [oracle.net(x), oracle.search(x)]
-        query = x.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = oracle.search(query)
-            return [*found, logits.detach(), gradient(logits.float().square(), query)]
+        forward = results(oracle.net, x, backward=False) + results(oracle.search, x, backward=False)
+        return forward + results(oracle.search, x, backward=True)
 
     try:
         with rng.kept():
-            return all(map(torch.equal, results(1), results(threads)))
+            return all(map(torch.equal, found(1), found(threads)))
     except Exception:  # raised by the model's own code, or for want of memory: the attack will meet it
         return False
     finally:
