@@ -5,8 +5,9 @@ item. Items are queued target by target, samples of large clean margin first. So
 its earlier ones are decided, and short items come last, which leaves few slots idle at the end.
 
 No item depends on the other slots. So verdicts do not depend on the order of the samples, sharding or interruption, as
-long as the number of slots is the same. The search becomes narrower once the queue is empty; where kernels of another
-width round otherwise, this holds up to rounding. Hits are always verified in passes of the whole number of slots.
+long as the number of slots is the same. The search becomes narrower once the queue is empty. On CUDA kernels of another
+width may round otherwise, and then this holds up to rounding; an `exact` search uses only widths that do not. Hits are
+always verified in passes of the whole number of slots.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from advbench.engine.cuda_graph import Capture, graphed
 from advbench.engine.losses import margin, wrong
 from advbench.engine.oracle import Oracle
 from advbench.engine.rejection import in_8_bit
-from advbench.engine.rounding import Widths
 from advbench.engine.slots import Hits, Refused, Slots, copied, cpu_copies, cpu_fields
-from advbench.engine.tensors import join, mapped, put, rows, surely_none, take
+from advbench.engine.tensors import join, mapped, put, rows, surely_none, take, tensors
 from advbench.engine.verdicts import Verdicts, Work
 from advbench.threat import around
 
@@ -37,6 +37,8 @@ from advbench.threat import around
 ROUNDING, MAX_ROUNDING = 2.0**-19, 2.0**-5
 FEW = 16  # slots
 NARROW_TO = 0.75  # of the width: a search becomes narrower when so few slots suffice; graphs are then recorded anew
+NARROW_EXACTLY_TO = 0.9  # the same where a new width is tried first
+TRIAL = 8  # turns that must be saved by a trial, which costs up to two
 LOOK_AHEAD = 4096  # places of the queue that are examined at once
 
 Places = NDArray[np.int64]
@@ -58,10 +60,11 @@ class Search:
 
     `stride`: number of turns between two synchronisations with the host (1 on CPUs, where they are free). `width_step`:
     the width, which is the number of slots in use, follows the items in such steps; without it, it is the oracle's.
-    `widths`: only these are used beside the largest. That is at most FEW on a CPU where few of the attack's items go on
-    for long, so that few slots run idle beside them. `capture`: record a turn once for each width, then replay it; if
-    that fails, `eager` says why. `before`: verdicts of an earlier search on the same samples; samples that fell there
-    are skipped. `spent`: the forward and backward passes for the choice of target classes, before the run.
+    `exact`: it changes only where a turn, tried on the slots as they are, gives the same bits; and where few of the
+    attack's items go on for long, it is at most FEW, so that few slots run idle beside them. `capture`: record a turn
+    once for each width, then replay it; if that fails, `eager` says why. `before`: verdicts of an earlier search on the
+    same samples; samples that fell there are skipped. `spent`: the forward and backward passes for the choice of target
+    classes, before the run.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Search:
         seed: int,
         stride: int = 1,
         width_step: int | None = None,
-        widths: Widths | None = None,
+        exact: bool = False,
         keep_points: bool = False,
         keep_attempts: bool = False,
         keep_margins: bool = False,
@@ -84,8 +87,9 @@ class Search:
         self.attack, self.samples, self.oracle = attack, samples, oracle
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
         n, device = len(samples.y), samples.y.device
-        self.most = min(oracle.slots, FEW) if attack.few_go_on and device.type == "cpu" else oracle.slots
-        self.width_step, self.widths = width_step or self.most, widths
+        self.exact, self._differing = exact, set[int]()  # widths at which a turn was seen to differ
+        self.most = min(oracle.slots, FEW) if attack.few_go_on and exact else oracle.slots
+        self.width_step = width_step or self.most
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm
         self.keep_margins = (keep_attempts or keep_margins) and not self.minimum_norm
@@ -103,7 +107,7 @@ class Search:
         self.total = n * self.targets.shape[1] * attack.restarts  # number of items in the queue
         self.next = 0  # place in the queue
         standing = n if self.minimum_norm else int((~self.verdicts.fell).sum())
-        width = self._width_of(standing * self.total // n)
+        width = self.most if self.exact else self._width_of(standing * self.total // n)
         self.item: Places = np.full(width, -1)  # the place in the queue of each slot's item; -1: idle
         self._busy = torch.zeros(width, dtype=torch.bool, device=device)  # slots with an item
         self._idle = True  # whether slots may have become idle since the last fill
@@ -217,10 +221,7 @@ class Search:
 
     def _width_of(self, items: int) -> int:
         """The width for so many items."""
-        width = min(self.most, max(1, -(-items // self.width_step)) * self.width_step)
-        if self.widths is None or width == self.most or self.widths.alike(width, self.attack.turn):
-            return width
-        return self.most
+        return min(self.most, max(1, -(-items // self.width_step)) * self.width_step)
 
     def _problem(self, items: Places) -> Problem:
         n, ranks = self.targets.shape
@@ -269,16 +270,35 @@ class Search:
         return found
 
     def _narrow(self) -> None:
-        """Move the items to fewer slots if these are at most NARROW_TO of the width."""
+        """Move the items to fewer slots if these are so few that it pays."""
         busy = (self.item >= 0).nonzero()[0]
-        width = self._width_of(len(busy))
-        if not len(busy) or width > NARROW_TO * self.width:
+        width, narrow_to = self._width_of(len(busy)), NARROW_TO
+        if self.exact:
+            narrow_to = min(NARROW_EXACTLY_TO, 1 - TRIAL / self.attack.steps)
+        if not len(busy) or width > narrow_to * self.width or width in self._differing:
             return
         kept = np.concatenate([busy, (self.item < 0).nonzero()[0]])[:width]
         at = torch.from_numpy(kept).to(self._busy.device)
+        if self.exact and not self._alike(at):
+            self._differing.add(width)
+            return
         self.slots, self.item = take(self.slots, at), self.item[kept]
         self._leave(self.item < 0)
         self._capture, self._replay = self._given_capture, None
+
+    def _alike(self, at: Tensor) -> bool:
+        """Whether a turn in the slots `at` alone gives the bits that it gives in all; no pass of it counts."""
+        if self.oracle.random:
+            return False
+        before = self.oracle.forwards, self.oracle.backwards
+        try:
+            with rng.kept():
+                among, alone = take(self._step(self.slots), at), self._step(take(self.slots, at))
+            return all(map(torch.equal, tensors(among), tensors(alone)))
+        except Exception:  # raised by the model's own code, such as for fixed batches, or for want of memory
+            return False
+        finally:
+            self.oracle.forwards, self.oracle.backwards = before
 
     def _place(self, slots: Places, items: Places, problem: Problem, state: State, to_beat: Tensor) -> None:
         at = torch.from_numpy(slots).to(self._busy.device)

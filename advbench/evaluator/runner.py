@@ -19,7 +19,6 @@ from advbench.engine.cuda_graph import cuda_graph
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.losses import wrong
 from advbench.engine.oracle import Oracle
-from advbench.engine.rounding import Widths
 from advbench.engine.search import Search
 from advbench.engine.search_copy import search_copy
 from advbench.engine.verdicts import Verdicts
@@ -35,6 +34,8 @@ from advbench.threat import FourierLinf
 T = TypeVar("T")
 STRIDE = {"cpu": 1, "cuda": 8}  # steps of a search between two checks by the host
 WIDTH_STEP = {"cpu": 16, "cuda": 8}  # rows by which the width of a search changes
+# On CPUs no verdict depends on the width, as it does not on the number of processes, which follows the machine's cores.
+EXACT = {"cpu": True, "cuda": False}
 FELL, FAR, NEAR = range(3)  # how an image met an attack: it fell, or stood far from failure or near to it
 
 
@@ -78,7 +79,6 @@ class Runner:
         self.in_bf16 = precision == "bf16"
         self._fp32_copy = None if self.in_bf16 else copy
         self.counted = True  # whether all passes of attacks on whole batches could be counted
-        self._known_widths: dict[tuple[nn.Module, int], Widths] = {}
         self._used_gradients: dict[str, bool] = {}  # by attack on whole batches that ran
         # By attack and eps: the rows of the first of its batches, and which of them fell.
         self.first_batches: dict[tuple[str, float], tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
@@ -192,7 +192,7 @@ class Runner:
                 seed=self.seed,
                 stride=STRIDE[self.data.device.type],
                 width_step=WIDTH_STEP[self.data.device.type],
-                widths=self._widths(oracle),
+                exact=EXACT[self.data.device.type],
                 keep_points=self.keep_points,
                 keep_attempts=self.keep_attempts,
                 keep_margins=self.in_bf16 and not in_fp32,
@@ -207,18 +207,6 @@ class Runner:
                     self.eager[search.eager] = None
 
         return self.halving_slots(work)
-
-    def _widths(self, oracle: Oracle) -> Widths | None:
-        """On a CPU, which widths give a verdict of the whole number of slots.
-
-        Else it would depend on the number of processes, which follows the machine's cores.
-        """
-        if self.data.device.type != "cpu":
-            return None
-        key = oracle.search, oracle.slots
-        if key not in self._known_widths:
-            self._known_widths[key] = Widths(oracle.search, self.data.shape, oracle.slots)
-        return self._known_widths[key]
 
     def _whole_batches(self, attack: WholeBatch, rows: NDArray[np.int64], eps: NDArray[np.float64]) -> Verdicts:
         """The verdicts of an attack on whole batches. The journal keeps each finished batch."""

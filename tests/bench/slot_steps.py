@@ -56,7 +56,8 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load(given.dataset, "test")
     data = data.subset(range(min(given.n, len(data))))
-    runner.STRIDE["cpu"], runner.WIDTH_STEP["cpu"] = given.stride, runner.WIDTH_STEP["cuda"]
+    runner.STRIDE["cpu"] = given.stride
+    runner.WIDTH_STEP["cpu"], runner.EXACT["cpu"] = runner.WIDTH_STEP["cuda"], runner.EXACT["cuda"]
     parts = counted()
     result = evaluate(
         load_model(given.model, arch=given.arch, dataset=data),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import proofs
@@ -16,6 +17,7 @@ from torch import nn
 
 from advbench import rng
 from advbench.attacks.transfer import SourceOracle
+from advbench.engine import search
 from advbench.engine.attack import Answer, Problem, Samples, members
 from advbench.engine.losses import margin
 from advbench.engine.oracle import Oracle
@@ -71,6 +73,14 @@ class Small(nn.Module):
         return self(x), self(x)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _every_trial_pays() -> Iterator[None]:
+    """So that searches become narrower with the few steps of these attacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "TRIAL", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
@@ -102,7 +112,8 @@ def make(net, x, attack, norm, rows=None, eps=None):
     )
     heads = make_heads({"rotation": Rotation(), "jigsaw": Jigsaw()}, 4 * 36, (1, 6, 6), seed=0)
     ready = prepared(attack, net, 4, heads)
-    return Search(ready, samples, ready.oracle(oracle, 3), norm=norm, seed=3, keep_points=True)
+    widths = {"width_step": 2, "exact": True}
+    return Search(ready, samples, ready.oracle(oracle, 3), norm=norm, seed=3, keep_points=True, **widths)
 
 
 def outcome(search, rows):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from advbench import rng
 from advbench.engine.attack import Answer, Attack, Problem, Samples, State
 from advbench.engine.oracle import Oracle
-from advbench.engine.rounding import Widths
 from advbench.engine.search import Search
 
 EPS, GREY = 0.2, 0.3
@@ -186,9 +185,9 @@ def test_each_item_has_its_own_random_numbers() -> None:
     assert {key for *_, key in KEYS} == wanted
 
 
-def brighter(count: int, **more: Any) -> Search:
-    """`count` images of rising grey, the last of which fall first: image i needs count - i queries to pass `Above`."""
-    oracle = Oracle(Above(GREY + 0.01 * count - 0.015), slots=more.pop("slots", count))
+def brighter(count: int, net: type[Above] = Above, **more: Any) -> Search:
+    """`count` images of rising grey, the last of which fall first: image i needs count - i queries to pass `net`."""
+    oracle = Oracle(net(GREY + 0.01 * count - 0.015), slots=more.pop("slots", count))
     grey = GREY + 0.01 * torch.arange(count)
     x = grey.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     sizes = torch.full((count,), 0.5, dtype=torch.float64)
@@ -225,19 +224,24 @@ def test_the_width_follows_the_items() -> None:
     assert brighter(3, width_step=2, slots=16).width == 4 and brighter(3, slots=16).width == 16
 
 
-class Uneven(nn.Module):
-    """Logits (B, 4) that round otherwise in batches of 4 and 8."""
+class Uneven(Above):
+    """Rounds otherwise in passes of 4 rows, and refuses less."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * x.flatten(1) + 2.0**-20 * (len(x) in (4, 8))
+        if len(x) < 4:
+            raise ValueError("too few images")
+        return super().forward(x) * (1 + 2.0**-20 * (len(x) == 4))
 
 
-def test_a_search_keeps_to_the_widths_that_round_as_the_largest() -> None:
-    known = Widths(Uneven(), (1, 2, 2), slots=16)
-    some = brighter(16, width_step=4, widths=known)
-    assert widths(some) == [16] * 4 + [12] * 12
-    assert torch.equal(some.verdicts.distance, brighter(16).run().distance)
-    assert brighter(3, width_step=4, slots=16, widths=known).width == 16
+def test_an_exact_search_becomes_narrower_where_a_turn_gives_the_same_bits() -> None:
+    """A new width must save 8 turns, half of the 16, for the trial, none of whose passes counts."""
+    still, free = brighter(16), brighter(16, width_step=4, exact=True)
+    assert set(widths(still)) == {16} and widths(free) == [16] * 8 + [8] * 4 + [4] * 4
+    assert still.oracle.forwards - free.oracle.forwards == still.work.slot_steps - free.work.slot_steps > 0
+    uneven = brighter(16, net=Uneven, width_step=2, exact=True)
+    assert widths(uneven) == [16] * 8 + [8] * 8
+    assert torch.equal(still.verdicts.distance, free.verdicts.distance)
+    assert torch.equal(brighter(16, net=Uneven).run().distance, uneven.verdicts.distance)
 
 
 def test_a_narrowed_search_continues_after_a_restart() -> None:

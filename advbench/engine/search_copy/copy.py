@@ -26,6 +26,7 @@ TOLERANCE = 1e-4
 # Largest allowed sum of gradient differences, relative to the sum of gradients. It is larger because a ReLU near zero
 # may be active in only one of the two networks.
 GRADIENT_TOLERANCE = 1e-2
+MAX_PACKED = 4  # shapes, each with a copy of the weights
 MAX_FILTER_BYTES = 2**30  # of all Winograd filters together
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,6 +48,8 @@ class SearchCopy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.traceable and not torch.is_grad_enabled() and x.device.type == "cpu" and self.dtype is None:
             if x.shape not in self._packed:
+                while len(self._packed) >= MAX_PACKED:
+                    self._packed.pop(next(iter(self._packed)))  # the oldest
                 self._packed[x.shape] = prepacked(self.net, x)
             packed = self._packed[x.shape]
             if packed is not None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MAX_CHANNELS = 3  # with 6 channels PyTorch's kernel is faster
@@ -23,56 +22,50 @@ MAX_CHANNELS = 3  # with 6 channels PyTorch's kernel is faster
 
 class _InputGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_t: Tensor, conv: nn.Conv2d) -> Tensor:
-        ctx.save_for_backward(weight_t)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+        ctx.save_for_backward(weight)
         ctx.conv, ctx.size = conv, x.shape[2:]
-        return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+        return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (weight_t,), conv = ctx.saved_tensors, ctx.conv
-        columns = weight_t @ grad.flatten(2)  # (B, C * k * k, places)
+        (weight,), conv = ctx.saved_tensors, ctx.conv
+        columns = weight.flatten(1).t() @ grad.flatten(2)  # (B, C * k * k, places)
         return F.fold(columns, ctx.size, conv.kernel_size, padding=conv.padding, stride=conv.stride), None, None
+
+
+def _narrow(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """`conv` with the faster gradient where it applies; the weights, those of now, get none."""
+    if torch.is_grad_enabled() and input.dim() == 4 and not torch.is_autocast_enabled("cpu"):
+        if not torch._C._functorch.is_functorch_wrapped_tensor(input):
+            return _InputGradient.apply(input, conv.weight.detach(), conv)  # type: ignore[no-any-return]
+    return conv._conv_forward(input, conv.weight, conv.bias)
 
 
 @contextmanager
 def narrow_gradients(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, the first layers of `nets` pass on the faster gradient, once, and their weights get none.
+    """Inside, the first layers of `nets` pass on the faster gradient, and their weights get none.
 
-    Not under autocast, whose convolutions are not in fp32.
+    Not those of a net that torch.compile has made, which would be compiled again each time.
     """
-    modules = [] if torch.is_autocast_enabled("cpu") else [module for net in nets for module in net.modules()]
-    convs = [conv for conv in modules if type(conv) is nn.Conv2d and NarrowConv2d.fits(conv)]
+    modules = [list(net.modules()) for net in nets]
+    plain = [one for some in modules if not any(hasattr(each, "_orig_mod") for each in some) for one in some]
+    convs = [one for one in plain if type(one) is nn.Conv2d and NarrowConv2d.fits(one) and "forward" not in vars(one)]
     try:
         for conv in convs:
-            vars(conv)["forward"] = partial(_narrow, conv, transposed(conv))
+            vars(conv)["forward"] = partial(_narrow, conv)
         yield
     finally:
         for conv in convs:
             vars(conv).pop("forward", None)
 
 
-def _narrow(conv: nn.Conv2d, weight_t: Tensor, x: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
-        return _InputGradient.apply(x, weight_t, conv)  # type: ignore[no-any-return]
-    return conv._conv_forward(x, conv.weight, conv.bias)
-
-
-def transposed(conv: nn.Conv2d) -> Tensor:
-    """The weights of `conv` as (C * k * k, O)."""
-    return conv.weight.detach().flatten(1).t().contiguous()
-
-
 class NarrowConv2d(nn.Conv2d):
-    """`conv` with the faster input gradient. Its weights are frozen; its input is (B, C, H, W)."""
-
-    weight_t: Tensor
+    """`conv` with the faster input gradient. Its weights are frozen."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         vars(self).update(vars(conv))  # takes over its weights, settings and mode
-        self.register_buffer("weight_t", transposed(conv), persistent=False)
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
@@ -82,5 +75,5 @@ class NarrowConv2d(nn.Conv2d):
         small = conv.weight[0].numel() <= conv.out_channels  # columns take no more memory than the output's gradient
         return plain and here and small and conv.in_channels <= MAX_CHANNELS and not isinstance(conv.padding, str)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _narrow(self, self.weight_t, x)
+    def forward(self, input: Tensor) -> Tensor:
+        return _narrow(self, input)

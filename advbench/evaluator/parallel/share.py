@@ -92,7 +92,7 @@ def how_many(
 def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
     """The outcome of the attacks on all images, by this process and the others that share them, `count` in all."""
     if count == 1 or not run.shareable:  # unshareable: each process makes all the passes, which are few
-        with enough_threads(runner.oracle, runner.data):
+        with enough_threads(runner.oracle, runner.data, run.attacks):
             return agreed(lambda: attack_images(runner, run, settings.sizes))
     with launched() if ranks.world() > 1 else started(runner, run, settings, count, resume) as collect:
         if collect is None:
@@ -102,11 +102,12 @@ def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, res
             runner.journal.begin(runner.journal.question, resume=False)
             runner.journal.why, runner.journal.copy_error, runner.journal.proved = why, runner.copy_error, proved
             runner.restrict_to(share(len(runner.data), 0, 1))  # in the attacks before, its images may have been shared
-            with enough_threads(runner.oracle, runner.data):
+            with enough_threads(runner.oracle, runner.data, run.attacks):
                 return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
         runner.restrict_to(rows)
-        mine = agreed(lambda: attack_images(runner, run, settings.sizes))
+        with enough_threads(runner.oracle, runner.data, run.attacks):
+            mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
 
 

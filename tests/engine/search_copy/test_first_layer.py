@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.engine.search_copy.copy import prepacked, search_copy
 from advbench.engine.search_copy.first_layer import NarrowConv2d, narrow_gradients
@@ -87,9 +89,73 @@ def test_attacks_of_a_training_take_it_too_and_leave_the_net_as_it_was() -> None
     assert net.conv1.weight.grad is not None
 
 
-def test_under_autocast_a_training_keeps_pytorchs_gradient() -> None:
-    net = build("small_cnn_16_32_100", num_classes=10, in_channels=1, image_size=28, seed=0)
-    with torch.autocast("cpu", torch.bfloat16), narrow_gradients([net]):
-        assert "forward" not in vars(net.conv1)
+def gradient_of(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(f(x).float().square().sum(), x)[0]  # type: ignore[no-any-return]
+
+
+def test_its_gradient_is_of_the_weights_of_the_moment() -> None:
+    """Functional calls pass other weights, and hooks such as those of pruning set them anew in each pass."""
+    conv = nn.Conv2d(1, 16, 3)
+    x, other = torch.rand(2, 1, 8, 8), {"weight": torch.rand(16, 1, 3, 3), "bias": torch.rand(16)}
+    hooked = nn.Conv2d(1, 16, 3, bias=False)
+
+    def flip(module: nn.Module, _: object) -> None:
+        hooked.weight.data.mul_(-1.0)
+
+    hooked.register_forward_pre_hook(flip)
+
+    def called(z: Tensor) -> Tensor:
+        return torch.func.functional_call(conv, other, (z,))  # type: ignore[no-any-return]
+
+    for net, f in ((conv, called), (hooked, hooked)):
+        with narrow_gradients([net]):
+            ours = gradient_of(f, x)
+        theirs = gradient_of(f, x)  # of a sum of squares, which a change of sign leaves as it is
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+class Awkward(nn.Module):
+    """Calls its first layer by keyword, on single images, under an autocast of its own, or inside of torch.func."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(1, 16, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "keyword":
+            return self.conv(input=x)  # type: ignore[no-any-return]
+        if self.how == "single":
+            return torch.stack([self.conv(image) for image in x])
+        if self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.conv(x)  # type: ignore[no-any-return]
+        return torch.func.vmap(self.conv)(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["keyword", "single", "autocast", "vmap"])
+def test_what_runs_without_it_runs_with_it(how: str) -> None:
+    net, x = Awkward(how), torch.rand(2, 1, 8, 8)
+    theirs = gradient_of(net, x)
     with narrow_gradients([net]):
-        assert "forward" in vars(net.conv1)
+        assert torch.allclose(gradient_of(net, x), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_a_gradient_of_the_gradient_is_pytorchs() -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Softplus()), torch.rand(2, 1, 8, 8, requires_grad=True)
+
+    def second() -> Tensor:
+        (first,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]  # type: ignore[no-any-return]
+
+    theirs = second()
+    with narrow_gradients([net]):
+        assert torch.allclose(second(), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_a_forward_of_ones_own_stays() -> None:
+    net = nn.Conv2d(1, 16, 3)
+    mine = net.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    with narrow_gradients([net]):
+        assert net.forward is mine
+    assert net.forward is mine

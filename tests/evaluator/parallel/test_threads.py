@@ -1,4 +1,4 @@
-"""How many threads a light network gets: as many as it keeps busy, and one where more would round otherwise."""
+"""How many threads a light network gets: those that it keeps busy, where they are faster and round alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advbench.attacks.pgd import PGD
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.oracle import Oracle
 from advbench.evaluator.parallel import threads
-from advbench.evaluator.parallel.threads import enough_threads, same_bits
+from advbench.evaluator.parallel.threads import enough_threads, fastest, trial
 from advbench.models import build
 
 
@@ -34,8 +35,8 @@ def oracle() -> Oracle:
     return Oracle(build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0).eval(), slots=16)
 
 
-class Uneven(nn.Module):
-    """Logits that depend on the number of threads in their last digit."""
+class Changed(nn.Module):
+    """Logits whose last digit depends on the number of threads."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -46,33 +47,56 @@ class Uneven(nn.Module):
 
 
 def used(oracle: Oracle, data: Dataset) -> int:
-    with enough_threads(oracle, data):
+    with enough_threads(oracle, data, [PGD(name="pgd")]):
         return torch.get_num_threads()
 
 
-@pytest.mark.parametrize(("per_thread", "wanted"), [(1e9, 1), (6e5, 2), (1.0, 4)])
-def test_a_light_network_gets_the_threads_that_it_keeps_busy(
-    oracle: Oracle, digits: Dataset, per_thread: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("per_thread", "wanted"), [(1e9, []), (6e5, [2]), (1.0, [4])])
+def test_a_light_network_gets_no_more_than_it_keeps_busy(
+    oracle: Oracle, digits: Dataset, per_thread: float, wanted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tried: list[int] = []
     monkeypatch.setattr(threads, "MULTIPLY_ADDS_PER_THREAD", per_thread)  # a pass has 16 x 84,480
-    monkeypatch.setattr(threads, "same_bits", lambda *_: True)
-    assert used(oracle, digits) == wanted and torch.get_num_threads() == 4
+    monkeypatch.setattr(threads, "fastest", lambda *given: tried.append(given[-1]) or given[-1])
+    assert used(oracle, digits) == (wanted or [1])[0] and tried == wanted and torch.get_num_threads() == 4
 
 
-def test_a_network_that_rounds_by_its_threads_gets_one(
-    oracle: Oracle, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("seconds", "bits", "wanted"),
+    [
+        ({1: 3, 4: 1}, {1: 0, 4: 0}, 4),
+        ({1: 3, 4: 5, 2: 2}, {1: 0, 4: 0, 2: 0}, 2),  # four wait for each other
+        ({1: 3, 4: 1, 2: 2}, {1: 0, 4: 1, 2: 0}, 2),  # four round otherwise
+        ({1: 3, 4: 1, 2: 2}, {1: 0, 4: 1, 2: 1}, 1),
+        ({1: 3, 4: 5, 2: 4}, {1: 0, 4: 0, 2: 0}, 1),
+    ],
+)
+def test_threads_are_used_where_they_are_faster_and_round_alike(
+    oracle: Oracle,
+    digits: Dataset,
+    seconds: dict[int, int],
+    bits: dict[int, int],
+    wanted: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "MULTIPLY_ADDS_PER_THREAD", 1.0)
-    uneven = Oracle(Uneven(oracle.net), slots=16)
-    state = torch.get_rng_state()
-    assert not same_bits(uneven, digits.shape, 2) and same_bits(uneven, digits.shape, 1)
-    assert used(uneven, digits) == 1 and torch.get_num_threads() == 4
+    monkeypatch.setattr(threads, "trial", lambda *given: (seconds[given[-1]], [torch.tensor(bits[given[-1]])]))
+    assert fastest(oracle, digits.shape, [], 4) == wanted
+
+
+def test_a_trial_sees_rounding_randomness_and_faults(oracle: Oracle, digits: Dataset) -> None:
+    kinds, x = {(16, True), (8, False)}, torch.rand(16, *digits.shape)
+    (_, one), (_, two) = (trial(Oracle(Changed(oracle.net), slots=16), x, kinds, count) for count in (1, 2))
+    assert len(one) == len(two) == 1 + 2 * 3 and not any(map(torch.equal, one, two))
+    random, failing, state = nn.Dropout().train(), nn.Linear(3, 3), torch.get_rng_state()
+    for net in (random, failing):
+        assert fastest(Oracle(net, slots=16), digits.shape, [PGD(name="pgd")], 4) == 1
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ZeroDivisionError), enough_threads(uneven, digits):
+
+
+def test_the_number_is_restored(oracle: Oracle, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError), enough_threads(oracle, digits, []):
+        assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == 4
-
-
-def test_a_heavy_network_keeps_all(oracle: Oracle, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "HEAVY_MULTIPLY_ADDS", 1e4)
-    assert used(Oracle(Uneven(oracle.net), slots=16), digits) == 4
+    assert used(oracle, digits) == 4  # a heavy network keeps all
