@@ -36,9 +36,9 @@ class _InputGradient(torch.autograd.Function):
 
 def _narrow(conv: nn.Conv2d, input: Tensor) -> Tensor:
     """`conv` with the faster gradient where it applies; the weights, those of now, get none."""
-    if torch.is_grad_enabled() and input.dim() == 4 and not torch.is_autocast_enabled("cpu"):
-        if not torch._C._functorch.is_functorch_wrapped_tensor(input):
-            return _InputGradient.apply(input, conv.weight.detach(), conv)  # type: ignore[no-any-return]
+    in_fp32, inside_func = not torch.is_autocast_enabled("cpu"), torch._C._functorch.is_functorch_wrapped_tensor(input)
+    if torch.is_grad_enabled() and input.dim() == 4 and in_fp32 and not inside_func:
+        return _InputGradient.apply(input, conv.weight.detach(), conv)  # type: ignore[no-any-return]
     return conv._conv_forward(input, conv.weight, conv.bias)
 
 
