@@ -304,14 +304,15 @@ def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     few = ("train_n=64", "batch_size=32", "validation.held_out=32", "validation.select=last")
     tuning = evidence.Tuning("tiny", evidence.Runs("tiny tuning", "pgd-at", common=few, epochs=1), GRID)
     tuned, plain = tuning.runs("tiny", (1, 2)), evidence.Runs("plain", "standard", common=few, epochs=1, seeds=(1, 2))
-    rated = [evidence.Evaluation(runs, "0,0.1", "pgd", n=40, sets=("steps=2",)) for runs in (tuned, plain)]
+    again = replace(plain, label="plain again")
+    rated = [evidence.Evaluation(runs, "0,0.1", "pgd", n=40, sets=("steps=2",)) for runs in (tuned, plain, again)]
 
     def judge(numbers: Any) -> Any:
         gain = numbers.gain(rated[0].key, rated[1].key, "0.1")
         return findings.Finding(f"n {gain.n}", gain.verdict, str(gain))
 
     effect = evidence.Effect(
-        "tiny", "nobody", (evidence.Claim("a claim", "none", judge),), (tuned, plain), tuple(rated),
+        "tiny", "nobody", (evidence.Claim("a claim", "none", judge),), (tuned, plain, again), tuple(rated),
         (evidence.Analysis("tiny", "features", (plain,), ("-n", "20")),),
     )  # fmt: skip
     monkeypatch.setattr(effects, "load", lambda name: effect)
@@ -331,7 +332,9 @@ def test_what_is_measured_is_not_done_again(
     monkeypatch.setattr(workers.Workers, "each", lambda self, tasks: [task() for task in tasks])
     monkeypatch.setattr(workers.Workers, "run", lambda self, command: cli.run(list(command)) == 0)
     monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1"])
-    assert small.main() == 0 and "nothing was run" not in capfd.readouterr().out
+    assert small.main() == 0
+    said = capfd.readouterr().out
+    assert "tiny: nothing was run" not in said and said.count("is a copy of") == 2  # the recipe of two others
     (claim,) = small.read("tiny")["claims"]
     assert claim["ours"] == "n 40" and claim["verdict"] != "not measured yet" and "to" in claim["difference"]
     assert claim["regime"].startswith("digits, mlp net, 64 training images, 1 epoch, 2 seeds")
@@ -341,7 +344,7 @@ def test_what_is_measured_is_not_done_again(
     assert small.main() == 0
     assert "tiny: nothing was run, all of it is measured" in capfd.readouterr().out and not Path("effects").exists()
     assert {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()} == before
-    trained, records, (_, asked) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
+    trained, records, (_, asked, _) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
     other = replace(asked.runs, common=(*asked.runs.common, "optim.lr=0.03"))  # what is asked for has changed
     assert small.facts_of(asked.runs, trained) and not small.facts_of(other, trained)
     assert small.found(records, asked, 1, trained)

@@ -16,6 +16,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -113,7 +114,12 @@ def perform(effect: Effect, jobs: int) -> int:
 
 
 def chain(at_work: Workers, effect: Effect, runs: Runs, seed: int, evaluations: Sequence[Evaluation]) -> None:
-    """A training and then its evaluations."""
+    """A training, or the copy of one with the same recipe, and then its evaluations."""
+    folder, recipe = runs.folder(seed), runs.recipe_sha256(seed)
+    twins = (one.folder(seed) for one in effect.runs if seed in one.seeds and facts(one.folder(seed), recipe))
+    if not folder.exists() and (twin := next(twins, None)):
+        print(f"{folder} is a copy of {twin}: the recipe is the same", flush=True)
+        shutil.copytree(twin, folder)
     if not at_work.code and at_work.run(runs.command(seed)):
         for one in evaluations:
             at_work.run(one.command(seed))
@@ -183,23 +189,31 @@ def measured() -> list[Record]:
 def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapping[str, Any]) -> Record | None:
     """The newest record of the evaluation `asked` with this seed, or None.
 
-    It is of a run with the recipe that is asked for now, unless the facts on it in `trained` do not say its recipe, as
-    those from before they did.
+    It is of a run, whatever its folder, with the recipe that is asked for now; or of the run's folder, if the facts on
+    it in `trained` do not say its recipe, as those from before they did.
     """
+    wanted = asked.runs.recipe_sha256(seed)
     grid = asked.eps.split(",")
     images = asked.n or find("data", asked.runs.dataset).about["sizes"]["test"]
     same = [
         record
         for record in records
-        if (record.model.spec, record.attack_name, record.norm) == (asked.spec(seed), asked.attack, asked.norm)
+        if (record.attack_name, record.norm) == (asked.attack, asked.norm)
+        and (record.model.spec == asked.spec(seed) or is_of(record, wanted, asked.file))
         and [point.eps_text for point in record.curve] == grid
         and record.dataset.count == images
         and all(has(record, text) for text in asked.sets)
     ]
     if same and "recipe" in trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None}):
-        wanted = asked.runs.recipe_sha256(seed)
-        same = [one for one in same if wanted and one.model.trained and one.model.trained.recipe_sha256 == wanted]
+        same = [one for one in same if is_of(one, wanted, asked.file)]
     return max(same, key=lambda record: record.environment.date, default=None)
+
+
+def is_of(record: Record, recipe: str | None, file: str) -> bool:
+    """Whether the record is of the weights in `file`, the deployed ones if "", of a run with this recipe."""
+    trained, spec = record.model.trained, Path(record.model.spec)
+    its = spec.name if spec.suffix == ".safetensors" else ""
+    return bool(recipe and trained and trained.recipe_sha256 == recipe and its == file)
 
 
 def has(record: Record, text: str) -> bool:
