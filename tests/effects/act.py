@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
-from findings import Finding, Numbers, mean_sd, worst
+from findings import Finding, Numbers, differences, mean_sd, verdict, worst
 from frontier import Frontiers, Point, draw_frontiers
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
@@ -65,6 +65,27 @@ class Regime:
         """AutoAttack on the first 1,000 test images, of the runs with what was chosen."""
         return {method: Evaluation(line[0], f"0,{self.eps}", n=1000) for method, line in self.lines.items()}
 
+    @cached_property
+    def transferred(self) -> dict[str, Evaluation]:
+        """APGD by the gradients of ACT's natural net of the same seed, on all test images, of the same runs."""
+        teachers = self.lines["act"][0]
+        source = str(teachers.folder(0)).removesuffix("0") + "{seed}/parts/natural.safetensors"
+        more: dict[str, Any] = {"sets": ("steps=20", f"source={source}"), "after": (teachers,)}
+        return {
+            method: Evaluation(line[0], f"0,{self.eps}", "transfer", n=10_000, **more)
+            for method, line in self.lines.items()
+        }
+
+    def unmasked(self, numbers: Numbers) -> Finding:
+        """The natural net's gradients leave more images than the robust nets' own, with each method and seed."""
+        ours, by = [], []
+        for method, found in self.evaluations.items():
+            own, others = (numbers.robust(key, self.eps) for key in (found[0].key, self.transferred[method].key))
+            ours.append(f"{method} {mean_sd(own)} to {mean_sd(others)}")
+            by += differences(others, own)
+        less = f"by seed: {' '.join(f'{d:+.1f}' for d in by)}"
+        return Finding(f"APGD-T to transfer: {', '.join(ours)}", verdict(min(by) > 0), less)
+
     def trade_off(self, numbers: Numbers) -> Finding:
         """More robust than AT, under AutoAttack on fewer images too, and than TRADES at equal clean accuracy."""
         chosen = {method: found[0].key for method, found in self.evaluations.items()}
@@ -110,6 +131,12 @@ class Regime:
         return (
             Claim(f"a better trade-off than AT and TRADES: {self.name}", PAPER, self.trade_off, runs),
             Claim(f"the whole frontier lies above TRADES': {self.name}", "none", self.along, runs),
+            Claim(
+                f"attacks from its natural net fell less than its own (a control): {self.name}",
+                "none",
+                self.unmasked,
+                tuple(line[0] for line in self.lines.values()),
+            ),
         )
 
 
@@ -130,7 +157,11 @@ EFFECT = Effect(
     evaluations=tuple(
         found
         for one in REGIMES
-        for found in (*(e for line in one.evaluations.values() for e in line), *one.strongest.values())
+        for found in (
+            *(e for line in one.evaluations.values() for e in line),
+            *one.strongest.values(),
+            *one.transferred.values(),
+        )
     ),
     claims=tuple(claim for one in REGIMES for claim in one.claims),
     figure=figure,

@@ -130,8 +130,9 @@ class Tuning:
 class Evaluation:
     """An evaluation of each of `runs` on the first `n` test images, by its weights or those in `file`.
 
-    With `n` 0 there are 1,000, or all if there are fewer. `sets` are settings of the attack. `norm`: of the
-    perturbations, whatever it was in training. `board`: its records are rows of the leaderboards.
+    With `n` 0 there are 1,000, or all if there are fewer. `sets` are settings of the attack, in which `{seed}` is
+    replaced by the seed. `norm`: of the perturbations, whatever it was in training. `board`: its records are rows of
+    the leaderboards. `after`: trainings whose folders `sets` name.
     """
 
     runs: Runs
@@ -142,6 +143,7 @@ class Evaluation:
     sets: tuple[str, ...] = ()
     norm: str = "linf"
     board: bool = False
+    after: tuple[Runs, ...] = ()
 
     @property
     def key(self) -> str:
@@ -154,13 +156,17 @@ class Evaluation:
     def spec(self, seed: int) -> str:
         return str(self.runs.folder(seed) / self.file)
 
+    def settings(self, seed: int) -> list[str]:
+        """The settings of the attack, as --set takes them."""
+        return [text.format(seed=seed) for text in self.sets]
+
     def command(self, seed: int) -> list[str]:
         """The arguments of `advbench evaluate`."""
         found = ["evaluate", "--attack", self.attack, "--eps", self.eps, "--norm", self.norm]
         found += ["--model", self.spec(seed)]
         found += ["--arch", self.runs.arch, "--dataset", self.runs.dataset] if self.file else []
         found += ["-n", str(self.n)] if self.n else []
-        found += [word for text in self.sets for word in ("--set", text)]
+        found += [word for text in self.settings(seed) for word in ("--set", text)]
         out = ["--leaderboard", str(BOARDS)] if self.board else ["--out", str(BOARDS / "effects")]
         return [*found, *out, "--resume"]
 

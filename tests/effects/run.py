@@ -104,6 +104,8 @@ def perform(effect: Effect, jobs: int) -> int:
     at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
     tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.file.is_file()}
     at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
+    named = {one.label: one for _, _, todo in chains for e in todo for one in e.after}
+    at_work.each(partial(at_work.run, one.command(seed)) for one in named.values() for seed in one.seeds)
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
         at_work.each([partial(at_work.run, one.command())])
@@ -202,7 +204,7 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapp
         and (record.model.spec == asked.spec(seed) or is_of(record, wanted, asked.file))
         and [point.eps_text for point in record.curve] == grid
         and record.dataset.count == images
-        and all(has(record, text) for text in asked.sets)
+        and all(has(record, text) for text in asked.settings(seed))
     ]
     if same and "recipe" in trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None}):
         same = [one for one in same if is_of(one, wanted, asked.file)]
