@@ -494,7 +494,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("last-point-kept", "good & (size < before) & (size == distance[rows])", "good"),
         ],
         f"{SEARCH}the_width_follows_the_items": [
-            ("never-narrower", "width > NARROW_TO * self.width", "width > 0"),
+            ("never-narrower", "width > narrow_to * self.width", "width > 0"),
+        ],
+        f"{SEARCH}an_exact_search_becomes_narrower_where_a_turn_gives_the_same_bits": [
+            ("width-not-tried", "if self.exact and not self._alike(at):", "if False:"),
+            ("trial-counted", "self.oracle.forwards, self.oracle.backwards = before", "pass"),
         ],
         f"{SEARCH}each_item_has_its_own_random_numbers": [
             ("search-without-seed", "rng.keys(self.seed", "rng.keys(0"),
