@@ -103,6 +103,10 @@ def test_every_command_is_one_that_advbench_takes(effects: ModuleType, monkeypat
             assert all(any(name in names for names in taken) for name in settings)
             assert parse_eps_list(evaluation.eps, evaluation.norm)[0].value == 0
             assert {str(folder) for folder in evaluation.runs.folders} <= trained
+            named = [text for text in evaluation.sets if str(evaluation.runs.folders_in) in text]
+            for text, seed in product(named, evaluation.runs.seeds):
+                assert any(f"={one.folder(seed)}/" in text.format(seed=seed) for one in evaluation.after)
+            assert set(evaluation.after) <= set(effect.runs) and bool(named) == bool(evaluation.after)
             assert evaluation.n or evaluation.runs.dataset == "digits", "without n only the first 1,000 images count"
         assert len({evaluation.key for evaluation in effect.evaluations}) == len(effect.evaluations)
         for analysis in effect.analyses:

@@ -47,6 +47,11 @@ Mask = NDArray[np.bool_]
 H = TypeVar("H", Hits, Refused)
 
 
+def exact_most(attack: Attack, slots: int) -> int:
+    """The largest width of an exact search with `attack`."""
+    return min(slots, FEW) if attack.few_go_on else slots
+
+
 class Results(NamedTuple):
     """By slot (S,): whether its item ends, whether it has a hit, and `Slots.attempt_margin`."""
 
@@ -88,7 +93,7 @@ class Search:
         self.norm, self.seed, self.stride, self.keep_points = norm, seed, stride, keep_points
         n, device = len(samples.y), samples.y.device
         self.exact, self._differing = exact, set[int]()  # widths at which a turn was seen to differ
-        self.most = min(oracle.slots, FEW) if attack.few_go_on and exact else oracle.slots
+        self.most = exact_most(attack, oracle.slots) if exact else oracle.slots
         self.width_step = width_step or self.most
         self.minimum_norm = bool(samples.eps.isinf().any())
         self.keep_attempts = keep_attempts and not self.minimum_norm

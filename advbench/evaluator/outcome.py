@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from advbench.evaluator import corruptions
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.runner import Runner
+from advbench.evaluator.threads import enough_threads
 from advbench.record import Corruptions, Fates
 
 
@@ -24,11 +25,12 @@ def attack_images(runner: Runner, run: Plan, sizes: Sequence[float]) -> Outcome:
     forecast, images = runner.journal.forecast, int((runner.correct & runner.own).sum())
     points = sum(size > 0 for size in sizes)
     forecast.plan(run, runner.data.num_classes, images, points)
-    if run.curve == "severity":
-        outcome = Outcome(*corruptions.curve(runner, run.attacks, sizes))
-    elif run.curve == "nearest":
-        outcome = Outcome(runner.nearest(run.every, sizes))
-    else:
-        outcome = Outcome(runner.curve(run, sizes))
+    with enough_threads(runner.oracle, runner.data, run.attacks):
+        if run.curve == "severity":
+            outcome = Outcome(*corruptions.curve(runner, run.attacks, sizes))
+        elif run.curve == "nearest":
+            outcome = Outcome(runner.nearest(run.every, sizes))
+        else:
+            outcome = Outcome(runner.curve(run, sizes))
     forecast.attacked()
     return outcome

@@ -19,7 +19,6 @@ from advbench.evaluator.outcome import Outcome, attack_images
 from advbench.evaluator.parallel import processes
 from advbench.evaluator.parallel.memory import processes_that_fit
 from advbench.evaluator.parallel.merge import ShareResult, agreed, merge, share
-from advbench.evaluator.parallel.threads import enough_threads
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
@@ -92,8 +91,7 @@ def how_many(
 def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, resume: bool) -> Outcome:
     """The outcome of the attacks on all images, by this process and the others that share them, `count` in all."""
     if count == 1 or not run.shareable:  # unshareable: each process makes all the passes, which are few
-        with enough_threads(runner.oracle, runner.data, run.attacks):
-            return agreed(lambda: attack_images(runner, run, settings.sizes))
+        return agreed(lambda: attack_images(runner, run, settings.sizes))
     with launched() if ranks.world() > 1 else started(runner, run, settings, count, resume) as collect:
         if collect is None:
             if resume:
@@ -102,12 +100,10 @@ def attack_all(runner: Runner, run: Plan, settings: Settings, count: int, *, res
             runner.journal.begin(runner.journal.question, resume=False)
             runner.journal.why, runner.journal.copy_error, runner.journal.proved = why, runner.copy_error, proved
             runner.restrict_to(share(len(runner.data), 0, 1))  # in the attacks before, its images may have been shared
-            with enough_threads(runner.oracle, runner.data, run.attacks):
-                return attack_images(runner, run, settings.sizes)
+            return attack_images(runner, run, settings.sizes)
         rows = share(len(runner.data), ranks.rank(), count)
         runner.restrict_to(rows)
-        with enough_threads(runner.oracle, runner.data, run.attacks):
-            mine = agreed(lambda: attack_images(runner, run, settings.sizes))
+        mine = agreed(lambda: attack_images(runner, run, settings.sizes))
         return Outcome(merge(runner, collect(ShareResult.of(runner, mine.fates, rows))))
 
 

@@ -23,7 +23,6 @@ from advbench.evaluator.journal import Journal
 from advbench.evaluator.outcome import attack_images
 from advbench.evaluator.parallel.merge import ShareResult
 from advbench.evaluator.parallel.processes import READY, Job
-from advbench.evaluator.parallel.threads import enough_threads
 from advbench.evaluator.runner import Runner
 from advbench.files import locked
 from advbench.models import robustbench_zoo
@@ -115,8 +114,7 @@ def work(job: Job, stop: Callable[[], bool], tell: Callable[[Forecast], None]) -
                 "the model gives other results in another process: OMP_NUM_THREADS=1 keeps the evaluation to one"
             )
         runner.proved = job.proved
-        with enough_threads(runner.oracle, runner.data, job.run.attacks):
-            found = attack_images(runner, job.run, settings.sizes)
+        found = attack_images(runner, job.run, settings.sizes)
         return ShareResult.of(runner, found.fates, job.rows, ends=bool(job.run.escalation) and not job.run.escalated)
 
 

@@ -1,5 +1,5 @@
-"""One thread, as each process of an evaluation of a light network has: with more of them PyTorch may round a row by its
-place in the batch, and then packed passes are not used."""
+"""One thread, as each process has that shares an evaluation of a light network: with more of them PyTorch may round a
+row by its place in the batch, and then packed passes are not used."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from advbench import rng
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
 from advbench.engine.oracle import Oracle, gradient
-from advbench.engine.search import FEW
+from advbench.engine.search import exact_most
 from advbench.evaluator.precision import HEAVY_MULTIPLY_ADDS, multiply_adds
 
 MULTIPLY_ADDS_PER_THREAD = 1e7  # of a pass: the threads meet after every operation, and with fewer that costs more
@@ -40,8 +40,7 @@ def enough_threads(oracle: Oracle, data: Dataset, attacks: Sequence[Attack]) -> 
 def fastest(oracle: Oracle, shape: tuple[int, ...], attacks: Sequence[Attack], most: int) -> int:
     """The first of `most`, most / 2, ... threads by which passes of random images are faster and round alike, or 1."""
     x = torch.rand(oracle.slots, *shape, generator=torch.Generator().manual_seed(0))
-    few = min(FEW, len(x))
-    kinds = {(few if one.few_go_on else len(x), asks != "logits") for one in attacks for asks in one.turn}
+    kinds = {(exact_most(one, len(x)), asks != "logits") for one in attacks for asks in one.turn}
     try:
         with rng.kept():
             seconds, bits = trial(oracle, x, kinds, 1)

@@ -12,8 +12,8 @@ from advbench.attacks.pgd import PGD
 from advbench.data import load
 from advbench.data.dataset import Dataset
 from advbench.engine.oracle import Oracle
-from advbench.evaluator.parallel import threads
-from advbench.evaluator.parallel.threads import enough_threads, fastest, trial
+from advbench.evaluator import threads
+from advbench.evaluator.threads import enough_threads, fastest, trial
 from advbench.models import build
 
 
