@@ -6,14 +6,15 @@ images; the numbers come from records, cards of runs and tables of analyses; a v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from pathlib import Path
 
 from findings import Finding, Numbers
 
-from advbench.defaults.tuning import chosen
+from advbench.defaults.tuning import chosen, read
 from advbench.recipe import Recipe
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
@@ -86,7 +87,10 @@ class Runs:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A grid: fields of the recipe of `base`, with values. The choice, made on held-out images, is kept in a file."""
+    """A grid: fields of the recipe of `base`, with values. The choice, made on held-out images, is kept in a file.
+
+    Where values are added to the grid, only what the file lacks is run.
+    """
 
     name: str
     base: Runs
@@ -105,21 +109,45 @@ class Tuning:
     def tries(self) -> int:
         return prod(len(values) for _, values in self.grid)
 
+    @property
+    def left(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The smallest grid that has all points of which the file has no rows; empty if it has all of them."""
+        trials = read(self.file) if self.file.is_file() else []
+        fields = [field for field, _ in self.grid]
+        tried = {tuple(map(one.settings.get, fields)) for one in trials}
+        points = [point for point in product(*(values for _, values in self.grid)) if point not in tried]
+        if len(points) == 1:
+            return self.grid  # a grid of one point is none
+        return tuple(zip(fields, map(tuple, map(dict.fromkeys, zip(*points, strict=True))), strict=False))
+
+    @property
+    def done(self) -> bool:
+        return not self.left
+
     def command(self) -> list[str]:
-        """The arguments of `advbench train --grid`."""
+        """The arguments of `advbench train --grid`, for what is left of it, or for all of it."""
         sets = [word for text in (*self.base.common, *self.base.sets) for word in ("--set", text)]
-        grid = [word for field, values in self.grid for word in ("--grid", f"{field}={','.join(values)}")]
+        left = self.left or self.grid
+        grid = [word for field, values in left for word in ("--grid", f"{field}={','.join(values)}")]
         seeds = ",".join(map(str, self.base.seeds))
         out = ["--select", self.select, "--seed", seeds, "--out", str(self.folder), "--resume"]
         return [*self.base.words, *sets, *grid, *out]
 
     def chosen(self) -> tuple[str, ...]:
-        """The chosen fields, as --set takes them. Raises KeyError without a file."""
-        if not self.file.is_file():
+        """The chosen fields, as --set takes them. Raises KeyError unless all of the grid was tried."""
+        return tuple(f"{field}={value}" for field, value in self._chosen().items())
+
+    def _chosen(self) -> Mapping[str, str]:
+        if not self.done:
             raise KeyError(self.name)
         weights = "last" if "validation.select=last" in self.base.common else "best"
-        fields = chosen(self.file, weights=weights, select=self.select)[self.base.method]
-        return tuple(f"{field}={value}" for field, value in fields.items())
+        return chosen(self.file, weights=weights, select=self.select)[self.base.method]
+
+    def at_edge(self) -> tuple[str, ...]:
+        """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better."""
+        found = self._chosen()
+        ends = {field: (values[0], values[-1]) for field, values in self.grid if len(values) > 2}
+        return tuple(f"{field}={found[field]}" for field, both in ends.items() if found[field] in both)
 
     def runs(self, label: str, seeds: tuple[int, ...], *sets: str) -> Runs:
         """Trainings with what was chosen, and further `sets`, which go first where both name a field."""
@@ -131,8 +159,8 @@ class Evaluation:
     """An evaluation of each of `runs` on the first `n` test images, by its weights or those in `file`.
 
     With `n` 0 there are 1,000, or all if there are fewer. `sets` are settings of the attack, in which `{seed}` is
-    replaced by the seed. `norm`: of the perturbations, whatever it was in training. `board`: its records are rows of
-    the leaderboards. `after`: trainings whose folders `sets` name.
+    replaced by the seed. `norm`: of the perturbations, whatever it was in training. `leaderboard`: of which its records
+    are rows. `after`: trainings whose folders `sets` name.
     """
 
     runs: Runs
@@ -142,7 +170,7 @@ class Evaluation:
     n: int = 0
     sets: tuple[str, ...] = ()
     norm: str = "linf"
-    board: bool = False
+    leaderboard: Path | None = None
     after: tuple[Runs, ...] = ()
 
     @property
@@ -167,7 +195,7 @@ class Evaluation:
         found += ["--arch", self.runs.arch, "--dataset", self.runs.dataset] if self.file else []
         found += ["-n", str(self.n)] if self.n else []
         found += [word for text in self.settings(seed) for word in ("--set", text)]
-        out = ["--leaderboard", str(BOARDS)] if self.board else ["--out", str(BOARDS / "effects")]
+        out = ["--leaderboard", str(self.leaderboard)] if self.leaderboard else ["--out", str(BOARDS / "effects")]
         return [*found, *out, "--resume"]
 
 

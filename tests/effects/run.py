@@ -36,7 +36,7 @@ from advbench.version import __version__
 
 HERE = Path(__file__).parent
 PAGE = BOARDS / "EFFECTS.md"
-RECORDS = (BOARDS / "records", BOARDS / "effects" / "records")
+RECORDS = tuple(folder / "records" for folder in (BOARDS, BOARDS / "small", BOARDS / "effects"))
 ORDER = (
     "act", "act-digits", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer",
     "spectrum", "consistency", "feature-prioritization", "single-step",
@@ -102,27 +102,28 @@ def perform(effect: Effect, jobs: int) -> int:
     at_work = Workers(jobs)
     first = {one.label: one for runs, _, _ in chains for one in runs.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
-    tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.file.is_file()}
+    tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.done}
     at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
     named = {one.label: one for _, _, todo in chains for e in todo for one in e.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in named.values() for seed in one.seeds)
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
-        at_work.each([partial(at_work.run, one.command())])
-        if not at_work.code:
+        if at_work.run(one.command()):
             tables = {f"{one.key}/{file.stem}": rows(file) for file in sorted(one.out.glob("*.csv"))}
             collect(effect, {one.key: one.command()}, tables)
     return at_work.code
 
 
 def chain(at_work: Workers, effect: Effect, runs: Runs, seed: int, evaluations: Sequence[Evaluation]) -> None:
-    """A training, or the copy of one with the same recipe, and then its evaluations."""
+    """A training, or the copy of one with the same recipe, and then its evaluations; nothing if none was chosen."""
     folder, recipe = runs.folder(seed), runs.recipe_sha256(seed)
+    if recipe is None:
+        return
     twins = (one.folder(seed) for one in effect.runs if seed in one.seeds and facts(one.folder(seed), recipe))
     if not folder.exists() and (twin := next(twins, None)):
         print(f"{folder} is a copy of {twin}: the recipe is the same", flush=True)
         shutil.copytree(twin, folder)
-    if not at_work.code and at_work.run(runs.command(seed)):
+    if at_work.run(runs.command(seed)):
         for one in evaluations:
             at_work.run(one.command(seed))
     with at_work.alone("collect"):
@@ -292,6 +293,7 @@ def check() -> int:
     files = {path.stem: path for path in (BOARDS / "effects").glob("*.json")}
     wrong += [f"{files[name]} belongs to no system" for name in sorted(files.keys() - set(ORDER))]
     tunings = {runs.tuned.file for name in ORDER for runs in load(name).runs if runs.tuned}
+    tunings |= {tuning.file for tuning in importlib.import_module("board").tunings()}
     wrong += [f"{file} belongs to no system" for file in (BOARDS / "tuning").glob("*") if file not in tunings]
     for name in ORDER:
         stored, effect = read(name), load(name)

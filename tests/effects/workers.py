@@ -16,12 +16,18 @@ from evidence import Tuning
 from advbench.defaults.tuning import FILE
 from advbench.files import write_atomic
 
+FAILED = 2  # the exit code of a command that cannot be done; others are of one that was interrupted
+
 
 class Workers:
-    """Commands, `jobs` at a time; after one has failed no other starts. `code`: the exit code of that one, else 0."""
+    """Commands, `jobs` at a time, on one thread each. `code`: the first exit code that was not 0, else 0.
+
+    After one has failed the others go on, since it may be alone, such as a training that diverges. After one was
+    interrupted no other starts.
+    """
 
     def __init__(self, jobs: int) -> None:
-        self.jobs, self.code = jobs, 0
+        self.jobs, self.code, self.stopped = jobs, 0, False
         self.locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def alone(self, name: str) -> Lock:
@@ -35,18 +41,24 @@ class Workers:
 
     def run(self, command: Sequence[str]) -> bool:
         """Whether the command was run and did not fail."""
-        if self.code:
+        if self.stopped:
             return False
         print(f"$ advbench {shlex.join(command)}", flush=True)
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run([sys.executable, "-m", "advbench", *command], env=alone).returncode
-        if code and not self.code:
-            self.code = code
-            print("stopped: run the same command to continue")
+        self.code = self.code or code
+        if code == FAILED:
+            print(f"failed, the others go on: advbench {shlex.join(command)}", flush=True)
+        elif code and not self.stopped:
+            self.stopped = True
+            print("stopped: run the same command to continue", flush=True)
         return code == 0
 
 
 def tune(at_work: Workers, tuning: Tuning) -> None:
+    """Run what is left of the grid, beside what its file has."""
+    begun = tuning.folder / FILE
+    if tuning.file.is_file() and not begun.exists():
+        write_atomic(begun, tuning.file.read_text(encoding="utf-8"))
     if at_work.run(tuning.command()):
-        tuning.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(tuning.file, (tuning.folder / FILE).read_text(encoding="utf-8"))
+        write_atomic(tuning.file, begun.read_text(encoding="utf-8"))
