@@ -165,11 +165,17 @@ def unpaired_accuracies(
 # --- means and medians of samples -----------------------------------------------------------------------
 
 
+def student(middle: float, spread: float, n: int, level: float = LEVEL) -> Interval:
+    """Student's interval of the mean of `n` samples, which is `middle`, with the standard deviation `spread`."""
+    half = _t(level, n - 1) * spread / math.sqrt(n) if spread > 0 else 0.0
+    return Interval(middle - half, middle + half)
+
+
 def paired_means(before: Floats, after: Floats, level: float = LEVEL, alpha: float = ALPHA) -> Estimate:
     """Mean of `after` - `before`, (N,) each, on the same samples: permutation test, interval of Student's t."""
     change = after - before
     middle, spread = float(change.mean()), float(change.std(ddof=1)) if len(change) > 1 else 0.0
-    interval = _student(middle, spread, change.size, level)
+    interval = student(middle, spread, change.size, level)
     changed = change[np.abs(change) > 1e-12]  # zeros keep their value under every sign flip: they change nothing
     p, p_drop = 1.0, 1.0
     if changed.size > 1:
@@ -269,11 +275,6 @@ def _t(level: float, freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + level) / 2, freedom))
-
-
-def _student(middle: float, spread: float, n: int, level: float = LEVEL) -> Interval:
-    half = _t(level, n - 1) * spread / math.sqrt(n) if spread > 0 else 0.0
-    return Interval(middle - half, middle + half)
 
 
 class _Permuted(NamedTuple):

@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from itertools import pairwise, product
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp, ttest_ind
 
 from advbench import cli
 from advbench.attacks.base import make as make_attack
@@ -205,31 +205,34 @@ def test_what_was_edited_by_hand_is_found(
 ) -> None:
     shutil.copytree(ROOT / "leaderboards", tmp_path / "leaderboards")
     monkeypatch.chdir(tmp_path)
-    file = effects.place("act-digits")
+    file = effects.place("great")
     stored = json.loads(file.read_text())
     if what == "verdict":
         stored["claims"][0]["verdict"] = "shown"
     elif what == "table":
-        stored["tables"]["act-pgd/features"][0]["attacked"] = 0.9
+        stored["tables"]["great-masking/features"][0]["gradient_probe"] = 0.9
     else:
         effects.PAGE.write_text(effects.PAGE.read_text().replace("not shown", "shown"))
     file.write_text(json.dumps(stored))
     assert effects.check() == 1
 
 
-def test_a_gain_counts_from_the_margin_on_and_with_every_seed(effects: ModuleType) -> None:
+def test_verdicts_of_several_parts(effects: ModuleType) -> None:
     findings = importlib.import_module("findings")
-    assert findings.exceeds({0: 5.0, 1: 4.0}, {0: 2.0, 1: 3.0})
-    assert not findings.exceeds({0: 9.0, 1: 2.0}, {0: 2.0, 1: 3.0})
-    assert not findings.exceeds({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
     assert findings.mean_sd({0: 1.0, 1: 3.0}) == "2.0 ± 1.4" and findings.mean_sd([1.26]) == "1.3"
     assert [findings.verdict(*held) for held in ((True, True), (False, True), (False, False))] == [
         "shown",
         "shown only under PGD",
         "not shown",
     ]
-    assert findings.worst(["shown", "shown"]) == "shown" and findings.worst(["shown", "refuted"]) == "refuted"
-    assert findings.worst(["shown", "not shown"]) == "not shown"
+    shown, small, refuted, neither = "shown", "shown, but small", "refuted", "not shown"
+    for parts, whole in (
+        ([shown, shown], shown),
+        ([shown, small], small),
+        ([shown, small, neither], neither),
+        ([shown, neither, refuted], refuted),
+    ):
+        assert findings.worst(parts) == whole
 
 
 def standing(shares: list[float], n: int) -> Any:
@@ -237,50 +240,69 @@ def standing(shares: list[float], n: int) -> Any:
     return np.arange(n) < np.round(np.array(shares)[:, None] * n)
 
 
-def test_a_paired_gain_has_the_wider_interval(effects: ModuleType) -> None:
+def test_a_paired_gain_has_the_errors_over_seeds_and_images(effects: ModuleType) -> None:
     findings = importlib.import_module("findings")
     ours, control = standing([0.62, 0.64, 0.63], 6000), standing([0.58, 0.60, 0.59], 6000)
     found = findings.gain(ours, control)
-    assert found.mean == pytest.approx(4.0) and found.by_seed == pytest.approx((4.0, 4.0, 4.0)) and found.n == 6000
-    # Over seeds: sd 1 on each side, so an error of sqrt(2 / 3) points, and t of 4 degrees of freedom.
-    assert (found.low, found.high) == pytest.approx((4 - 2.776 * (2 / 3) ** 0.5, 4 + 2.776 * (2 / 3) ** 0.5), abs=0.01)
-    assert found.least == pytest.approx(2.132 * (2 / 3) ** 0.5, abs=0.01) and found.verdict == "shown"
+    assert found.mean == pytest.approx(4.0) and found.by_seed == pytest.approx((4.0, 4.0, 4.0)) and found.margin == 1
+    accuracies = [100 * of.mean(axis=1) for of in (ours, control)]
+    over_seeds = ttest_ind(*accuracies, equal_var=False).confidence_interval()
+    over_images = ttest_1samp(100 * (ours.mean(axis=0) - control.mean(axis=0)), 0).confidence_interval()
+    half = np.hypot(over_seeds.high - 4, over_images.high - 4)
+    assert over_seeds.high - 4 == pytest.approx(2.776 * (2 / 3) ** 0.5, abs=0.01)  # of 4 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((4 - half, 4 + half)) and found.verdict == "shown"
+    assert found.least == pytest.approx(half)
     back = findings.gain(control, ours)
     assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
     assert back.verdict == "refuted"
-    # Over images: 4 in 100 differ, so a mean of 4 points with an error of 100 sqrt(0.04 * 0.96 / n).
+    # One seed has the error over images alone: 4 in 100 differ, so a mean of 4 points, of 100 sqrt(0.04 * 0.96 / n).
     alone = findings.gain(standing([0.62], 400), standing([0.58], 400))
     half = 1.966 * 100 * (0.04 * 0.96 / 399) ** 0.5
-    assert (alone.low, alone.high) == pytest.approx((4 - half, 4 + half), abs=0.01)
+    assert (alone.low, alone.high) == pytest.approx((4 - half, 4 + half), abs=0.01) and alone.margin == 2
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "by_seed", "n", "verdict"),
+    ("mean", "low", "high", "by_seed", "margin", "verdict"),
     [
-        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 5000, "shown"),
-        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 4999, "not shown"),
-        (1.2, -0.3, 2.7, (1.0, 1.1, 1.5), 5000, "not shown"),
-        (1.2, 0.3, 2.1, (-0.1, 1.5, 2.2), 5000, "not shown"),
-        (0.2, -0.5, 0.9, (0.1, 0.2, 0.3), 5000, "refuted"),
-        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 5000, "not shown"),
-        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 1000, "refuted"),
+        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 1.0, "shown"),
+        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 2.0, "not shown"),
+        (1.2, 0.3, 1.9, (1.0, 1.1, 1.5), 2.0, "shown, but small"),
+        (1.2, -0.3, 2.7, (1.0, 1.1, 1.5), 1.0, "not shown"),
+        (1.2, 0.3, 2.1, (-0.1, 1.5, 2.2), 1.0, "not shown"),
+        (0.6, 0.3, 0.9, (-0.1, 0.9, 1.0), 1.0, "not shown"),
+        (0.2, -0.5, 0.9, (0.1, 0.2, 0.3), 1.0, "refuted"),
+        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 1.0, "not shown"),
+        (0.2, -0.5, 1.5, (0.1, 0.2, 0.3), 2.0, "refuted"),
     ],
 )
 def test_a_gain_is_shown_refuted_or_neither(
-    effects: ModuleType, mean: float, low: float, high: float, by_seed: tuple[float, ...], n: int, verdict: str
+    effects: ModuleType, mean: float, low: float, high: float, by_seed: tuple[float, ...], margin: float, verdict: str
 ) -> None:
-    findings = importlib.import_module("findings")
-    assert findings.Gain(mean, low, high, by_seed, n, None).verdict == verdict
+    gain = importlib.import_module("findings").Gain(mean, low, high, by_seed, margin)
+    assert gain.verdict == verdict and replace(gain, never=(verdict,)).verdict == "not shown"
 
 
 def test_no_gain_is_claimed_by_intervals(effects: ModuleType) -> None:
     findings = importlib.import_module("findings")
     none, wide, some = (
-        findings.Gain(mean, low, high, (mean,) * 3, 5000, None)
+        findings.Gain(mean, low, high, (mean,) * 3, 1.0)
         for mean, low, high in ((0.0, -1.0, 1.5), (0.0, -9.0, 9.0), (3.0, 2.0, 4.0))
     )
     assert findings.absent([none, none], 2.0) == "shown" and findings.absent([none, wide], 2.0) == "not shown"
-    assert findings.absent([none], 1.5) == "not shown" and findings.absent([none, some], 5.0) == "refuted"
+    assert findings.absent([none], 1.5) == "not shown" and findings.absent([none, some], 5.0) == "shown"
+    assert findings.absent([none, some], 2.0) == "refuted"
+
+
+def test_a_gain_that_a_flag_doubts_is_not_shown(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = importlib.import_module("findings")
+    kept = {"ours": standing([0.62, 0.64], 6000), "control": standing([0.5, 0.52], 6000)}
+    monkeypatch.setattr(findings.Numbers, "standing", lambda self, key, eps: kept[key])
+    flags = {name: [SimpleNamespace(name="x", severity=name)] for name in ("note", "suspect")}
+    for severity, verdict in (("note", "shown"), ("suspect", "not shown")):
+        record = SimpleNamespace(flags=flags[severity], dataset=SimpleNamespace(images_sha256="0"))
+        numbers = findings.Numbers({name: {1: (record, None), 2: (record, None)} for name in kept})
+        assert numbers.gain("ours", "control", "0.1").verdict == verdict
+        assert numbers.gain("ours", "control").verdict == "shown"  # no attack had a part in clean accuracy
 
 
 def test_a_gain_is_of_the_same_seeds(effects: ModuleType) -> None:
@@ -291,14 +313,43 @@ def test_a_gain_is_of_the_same_seeds(effects: ModuleType) -> None:
 
 def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = importlib.import_module("findings")
-    shares = {"ours": (0.80, 0.60), "low": (0.78, 0.62), "high": (0.82, 0.50), "best": (0.90, 0.40)}
+    shares = {
+        "ours": (0.80, 0.60), "low": (0.78, 0.62), "high": (0.82, 0.50), "best": (0.90, 0.40), "beaten": (0.79, 0.45),
+        "great": (0.95, 0.61), "poor": (0.70, 0.30),
+    }  # fmt: skip
     kept = {name: [standing([share] * 2, 1000) for share in pair] for name, pair in shares.items()}
     monkeypatch.setattr(findings.Numbers, "standing", lambda self, key, eps: kept[key][0 if eps == "0" else 1])
+    monkeypatch.setattr(findings.Numbers, "caps", lambda self, key: ())
     numbers = findings.Numbers()
-    assert numbers.at_equal_clean("ours", ["best", "high", "low"], "0.1").mean == pytest.approx(60 - 56)
-    assert numbers.at_equal_clean("ours", ["high", "best"], "0.1").mean == pytest.approx(60 - 50)  # beyond the line
-    assert numbers.at_equal_clean("best", ["low", "high"], "0.1").mean == pytest.approx(40 - 50)
-    assert numbers.at_equal_clean("high", ["high", "low"], "0.1").mean == pytest.approx(0)
+
+    def compared(key: str, *rivals: str) -> tuple[float, str]:
+        gain = numbers.at_equal_clean(key, rivals, "0.1")
+        return round(gain.mean, 6), gain.verdict
+
+    assert compared("ours", "best", "high", "low") == (60 - 56, "shown")
+    assert compared("ours", "low", "beaten", "high") == (60 - 56, "shown")  # what another beats is not on the line
+    assert compared("high", "high", "low") == (0, "refuted")
+    assert compared("ours", "high", "best") == (60 - 50, "not shown")  # less clean than the line
+    assert compared("best", "low", "high") == (40 - 50, "not shown")  # cleaner than the line
+    assert compared("great", "low", "high") == (61 - 50, "shown") and compared("poor", "low") == (30 - 62, "refuted")
+    kept["ours"][0] = standing([0.79, 0.81], 1000)  # each seed has its own place on the line
+    assert numbers.at_equal_clean("ours", ["low", "high"], "0.1").by_seed == pytest.approx((60 - 59, 60 - 53))
+
+
+def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence, page, findings = map(importlib.import_module, ("evidence", "page", "findings"))
+    grid = (("optim.lr", ("0.1", "0.2", "0.3")), ("method.b", ("1", "2")))
+    runs = evidence.Tuning("tiny", evidence.Runs("tiny", "act"), grid).runs("ours", (1,))
+
+    def settled(chosen: dict[str, str], verdict: str, **more: bool) -> str:
+        monkeypatch.setattr(evidence.Tuning, "_chosen", lambda self: chosen)
+        monkeypatch.setattr(evidence.Tuning, "left", ())
+        claim = evidence.Claim("a claim", "none", lambda numbers: None, (runs,), **more)
+        return page.settled(claim, findings.Finding("", verdict)).verdict
+
+    middle, end = {"optim.lr": "0.2", "method.b": "1"}, {"optim.lr": "0.3", "method.b": "1"}
+    assert settled(middle, "refuted") == "refuted" and settled(middle, "refuted", untuned=True) == "not shown"
+    assert settled(end, "refuted") == "not shown" and settled(end, "shown") == "shown"
 
 
 @pytest.fixture
@@ -313,7 +364,7 @@ def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def judge(numbers: Any) -> Any:
         gain = numbers.gain(rated[0].key, rated[1].key, "0.1")
-        return findings.Finding(f"n {gain.n}", gain.verdict, str(gain))
+        return findings.Finding(f"margin {gain.margin}", gain.verdict, str(gain))
 
     effect = evidence.Effect(
         "tiny", "nobody", (evidence.Claim("a claim", "none", judge),), (tuned, plain, again), tuple(rated),
@@ -340,7 +391,7 @@ def test_what_is_measured_is_not_done_again(
     said = capfd.readouterr().out
     assert "tiny: nothing was run" not in said and said.count("is a copy of") == 2  # the recipe of two others
     (claim,) = small.read("tiny")["claims"]
-    assert claim["ours"] == "n 40" and claim["verdict"] != "not measured yet" and "to" in claim["difference"]
+    assert claim["ours"] == "margin 2.0" and claim["verdict"] != "not measured yet" and "to" in claim["difference"]
     assert claim["regime"].startswith("digits, mlp net, 64 training images, 1 epoch, 2 seeds")
     assert small.check() == 0
     shutil.rmtree("effects")  # a clone has what is kept alone
@@ -356,23 +407,75 @@ def test_what_is_measured_is_not_done_again(
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
-def test_a_command_that_fails_stops_the_others(effects: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_that_grows_is_run_for_what_it_lacks(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = importlib.import_module("workers")
+    asked: list[list[str]] = []
+    run = lambda self, command: not asked.append(command) and cli.run(list(command)) == 0  # noqa: E731
+    monkeypatch.setattr(workers.Workers, "run", run)
+    tuning = small.load("tiny").runs[0].tuned
     at_work = workers.Workers(1)
-    at_work.each(partial(at_work.run, command) for command in (["list", "methods"], ["list", "nothing"], ["list"]))
-    said = capfd.readouterr()
-    assert at_work.code == 2 and said.out.count("$ advbench list") == 2 and "stopped" in said.out
+    workers.tune(at_work, tuning)
+    assert tuning.done and tuning.at_edge() == () and len(tuning.file.read_text().splitlines()) == 1 + 2 * 2
+    shutil.rmtree("effects")
+    grown = replace(tuning, grid=(("optim.lr", ("0.01", "0.02", "0.03", "0.05")),))
+    assert not grown.done and grown.left == (("optim.lr", ("0.01", "0.03")),)
+    with pytest.raises(KeyError, match="tiny"):
+        grown.chosen()
+    workers.tune(at_work, grown)
+    assert options(asked[1], "--grid") == ["optim.lr=0.01,0.03"] and grown.done and tuning.done
+    assert len(grown.file.read_text().splitlines()) == 1 + 4 * 2
+    assert replace(tuning, grid=(("optim.lr", ("0.02", "0.07")),)).left == (("optim.lr", ("0.02", "0.07")),)
+
+
+def test_what_fails_lets_the_others_go_on_and_an_interruption_does_not(
+    effects: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workers = importlib.import_module("workers")
+    codes = {"diverges": 2, "interrupted": 3}
+    run = lambda words, **more: SimpleNamespace(returncode=codes.get(words[-1], 0))  # noqa: E731
+    monkeypatch.setattr(workers.subprocess, "run", run)
+    at_work = workers.Workers(1)
+    done = [at_work.run([word]) for word in ("trains", "diverges", "trains", "interrupted", "trains")]
+    said = capfd.readouterr().out
+    assert done == [True, False, True, False, False] and at_work.code == 2
+    assert said.count("$ advbench") == 4 and "failed, the others go on: advbench diverges" in said
+    assert said.count("stopped: run the same command to continue") == 1
 
 
 def test_boards_have_every_method_and_a_recipe_for_each(effects: ModuleType) -> None:
     board = importlib.import_module("board")
-    assert sorted(board.METHODS) == sorted(entries("methods"))
-    for method in board.WEIGHTS:
-        grids_fit(board.tuning(method))
+    assert sorted(board.METHODS) == sorted(entries("methods")) and set(board.FIRST) < set(board.METHODS)
+    for tuning in board.tunings():
+        grids_fit(tuning)
+        assert tuning.tries == 9 and not set(board.SEEDS) & set(tuning.base.seeds)
     for name, method in product(board.BOARDS, board.METHODS):
-        runs = replace(board.trainings(name, method), tuned=None)
-        recipe = recipe_of(runs.command(0))
-        assert recipe.train_n == 0 and recipe.epochs >= 10
+        row = board.evaluation(name, method)
+        assert row.runs.tuned is None or row.runs.tuned in board.tunings()
+        recipe = recipe_of(replace(row.runs, tuned=None).command(0))
+        assert recipe.train_n == 0 and recipe.validation.n == recipe.validation.held_out == 2000
+        assert recipe.epochs >= 10 or method == "learned-optimizer"
+        assert (recipe.augment.policy, recipe.augment.cutout) == ("none", 0) or name == "cifar10"
+        assert row.leaderboard / "records" in effects.RECORDS
+
+
+def test_a_board_is_begun_with_the_methods_that_tell_most(
+    effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = importlib.import_module("board")
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(board, "measured", list)
+    monkeypatch.setattr(board, "measure", lambda at_work, row, seed: asked.append((row.runs.method, seed)))
+    monkeypatch.setattr(sys, "argv", ["board.py", "--jobs", "1", "mnist"])
+    assert board.main() == 0
+    first = list(product(board.SEEDS, board.FIRST))
+    assert [(method, seed) for seed, method in first] == asked[: len(first)] and len(asked) == 3 * len(board.METHODS)
+    asked.clear()
+    monkeypatch.setattr(sys, "argv", ["board.py", "--jobs", "1", "mnist", "act", "free-at"])
+    assert board.main() == 0 and asked == [*(("act", s) for s in board.SEEDS), *(("free-at", s) for s in board.SEEDS)]
+    monkeypatch.setattr(sys, "argv", ["board.py", "mnist", "at"])
+    with pytest.raises(SystemExit):
+        board.main()
+    assert "unknown method at: choose from pgd-at, trades" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from act import DECAYS, SEEDS
-from controls import FASHION, FASHION_AT
+from act import DECAY, DECAYS, SEEDS, grid_of
+from controls import FASHION, FASHION_AT, FASHION_STANDARD
 from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
-from findings import Finding, Numbers, differences, gain, mean_sd, verdict
+from findings import Finding, Numbers, by_seeds, gain, mean_sd, worst
 
-RATES = ("0.02", "0.05", "0.1")
 LAMBDAS = ("0.1", "0.3", "1")
 
 
 # --- on MNIST, as in the paper ----------------------------------------------------------------------------
 
 
-def tuning(method: str, field: str, values: tuple[str, ...]) -> Tuning:
+def tuning(method: str, field: str, values: tuple[str, ...], *rates: str) -> Tuning:
     """The choice on 10,000 digits of MNIST, at the small eps 0.1."""
     common = ("train_n=10000", "validation.held_out=2000", "validation.n=100", "validation.select=last")
     recipe: dict[str, Any] = {"dataset": "mnist", "arch": "small_cnn_16_32_100", "eps": "0.1", "epochs": 20}
     base = Runs(f"mnist-10000 {method} tuning", method, common=common, **recipe)
-    return Tuning(f"mnist-10000-{method}", base, (("optim.lr", RATES), (field, values)))
+    return Tuning(f"mnist-10000-{method}", base, grid_of(field, values, *rates))
 
 
-PULLING = tuning("center-loss", "method.lam", LAMBDAS)
-PLAIN = tuning("standard", "optim.weight_decay", DECAYS).runs("mnist-10000 standard", SEEDS)
+PULLING = tuning("center-loss", "method.lam", LAMBDAS, "0.05", "0.1")
+PLAIN = tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("mnist-10000 standard", SEEDS)
 PULLED = PULLING.runs("mnist-10000 center-loss", SEEDS)
 BY_LAMBDA = {lam: PULLING.runs(f"mnist-10000 center-loss {lam}", SEEDS, f"method.lam={lam}") for lam in ("0.1", "1")}
 FEATURES = Analysis("center-loss-mnist", "features", (PLAIN, *BY_LAMBDA.values()), ("-n", "2000"))
@@ -38,13 +37,15 @@ ATTACKED = {
 
 
 def compact(numbers: Numbers) -> Finding:
-    """The ratio of intra-class to inter-class distance at least halves, with each seed and lambda."""
+    """The ratio of intra-class to inter-class distance at least halves, with each lambda."""
     of = {lam: numbers.column("center-loss-mnist/features", runs, "intra_inter") for lam, runs in BY_LAMBDA.items()}
     plain = numbers.column("center-loss-mnist/features", PLAIN, "intra_inter")
     ours = ", ".join(f"{mean_sd(found, 2)} at lambda {lam}" for lam, found in of.items())
-    halves = all(2 * found[seed] <= plain[seed] for found in of.values() for seed in plain)
-    difference = "; ".join(" ".join(f"{value:+.2f}" for value in differences(found, plain)) for found in of.values())
-    return Finding(f"intra/inter {mean_sd(plain, 2)} without, {ours}", verdict(halves), f"seeds {difference}")
+    half = {seed: value / 2 for seed, value in plain.items()}
+    gains = {lam: by_seeds(half, found, digits=2) for lam, found in of.items()}
+    difference = "; ".join(f"half of that without, over lambda {lam}: {gain}" for lam, gain in gains.items())
+    found = worst([gain.verdict for gain in gains.values()])
+    return Finding(f"intra/inter {mean_sd(plain, 2)} without, {ours}", found, difference)
 
 
 def small_eps(numbers: Numbers) -> Finding:
@@ -64,19 +65,21 @@ def small_eps(numbers: Numbers) -> Finding:
 # --- beside and on AT, in the regime of ACT ---------------------------------------------------------------
 
 AT_TESTED = rated(FASHION_AT)
-ON_CLEAN = FASHION.tuning("center-loss", "method.lam", LAMBDAS, *RATES).runs("fashion-1000 center-loss", SEEDS)
-ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.01", "0.02", "0.05").runs(
+ON_CLEAN = FASHION.tuning("center-loss", "method.lam", LAMBDAS, "0.02", "0.05").runs("fashion-1000 center-loss", SEEDS)
+ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05").runs(
     "fashion-1000 center-loss-at", SEEDS
 )
-ON_CLEAN_TESTED, ON_AT_TESTED = map(rated, (ON_CLEAN, ON_AT))
+STANDARD_TESTED, ON_CLEAN_TESTED, ON_AT_TESTED = map(rated, (FASHION_STANDARD, ON_CLEAN, ON_AT))
 
 
 def full_eps(numbers: Numbers) -> Finding:
-    """With each seed at least half of AT's robust accuracy; refuted if with none."""
-    pulled, at = (numbers.robust(one.key, FASHION.eps) for one in (ON_CLEAN_TESTED, AT_TESTED))
-    half = [2 * pulled[seed] >= at[seed] for seed in at]
-    ours = f"at {FASHION.eps}: {mean_sd(pulled)}, AT {mean_sd(at)}"
-    return Finding(ours, "shown" if all(half) else "not shown" if any(half) else "refuted")
+    """A gain over standard training."""
+    found = numbers.gain(ON_CLEAN_TESTED.key, STANDARD_TESTED.key, FASHION.eps)
+    ours = ", ".join(
+        f"{one.runs.method} {mean_sd(numbers.robust(one.key, FASHION.eps))}"
+        for one in (STANDARD_TESTED, ON_CLEAN_TESTED, AT_TESTED)
+    )
+    return Finding(f"at {FASHION.eps}: {ours}", found.verdict, str(found))
 
 
 def on_top_of_at(numbers: Numbers) -> Finding:
@@ -95,13 +98,21 @@ EFFECT = Effect(
     "abstracts)",
     about="On MNIST the rate and lambda were chosen at eps 0.1. The adaptive attack pulls features to the centres of "
     "wrong classes.",
-    runs=(PLAIN, PULLED, *BY_LAMBDA.values(), FASHION_AT, ON_CLEAN, ON_AT),
-    evaluations=(*(one for pair in ATTACKED.values() for one in pair), AT_TESTED, ON_CLEAN_TESTED, ON_AT_TESTED),
+    runs=(PLAIN, PULLED, *BY_LAMBDA.values(), FASHION_STANDARD, FASHION_AT, ON_CLEAN, ON_AT),
+    evaluations=(
+        *(one for pair in ATTACKED.values() for one in pair),
+        *(AT_TESTED, STANDARD_TESTED, ON_CLEAN_TESTED, ON_AT_TESTED),
+    ),
     analyses=(FEATURES,),
     claims=(
         Claim("the classes' features become compact", "a picture", compact, (PLAIN, *BY_LAMBDA.values())),
         Claim("harder to attack at small eps, without AT", "no AutoAttack number", small_eps, (PLAIN, PULLED)),
-        Claim("harder to attack at full eps, without AT", "no AutoAttack number", full_eps, (FASHION_AT, ON_CLEAN)),
+        Claim(
+            "harder to attack at full eps, without AT",
+            "no AutoAttack number",
+            full_eps,
+            (FASHION_STANDARD, FASHION_AT, ON_CLEAN),
+        ),
         Claim("on top of AT (not in the paper)", "none", on_top_of_at, (FASHION_AT, ON_AT)),
     ),
 )

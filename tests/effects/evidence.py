@@ -145,9 +145,9 @@ class Tuning:
 
     def at_edge(self) -> tuple[str, ...]:
         """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better."""
-        found = self._chosen()
+        found = self._chosen() if self.done else {}
         ends = {field: (values[0], values[-1]) for field, values in self.grid if len(values) > 2}
-        return tuple(f"{field}={found[field]}" for field, both in ends.items() if found[field] in both)
+        return tuple(f"{field}={found[field]}" for field, both in ends.items() if found.get(field) in both)
 
     def runs(self, label: str, seeds: tuple[int, ...], *sets: str) -> Runs:
         """Trainings with what was chosen, and further `sets`, which go first where both name a field."""
@@ -230,7 +230,8 @@ class Analysis:
 class Claim:
     """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all).
 
-    `data`: in words what it is about, if that is no run.
+    `data`: in words what it is about, if that is no run. `untuned`: some of its runs have settings that were chosen for
+    others, so that it cannot be refuted.
     """
 
     text: str
@@ -238,6 +239,7 @@ class Claim:
     judge: Callable[[Numbers], Finding]
     of: tuple[Runs, ...] = ()
     data: str = ""
+    untuned: bool = False
 
 
 @dataclass(frozen=True)

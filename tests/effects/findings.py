@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.record import Fates, Record
-from advbench.statistics import paired_means, seeds, worse
+from advbench.statistics import seeds, student
 
 if TYPE_CHECKING:
     from evidence import Runs
 
 MANY = 5_000  # test images from which a gain of 1 point counts; below it takes 2
 BySeed = dict[int, float]
-Verdict = Literal["shown", "refuted", "not shown", "shown only under PGD", "not measured yet"]
+Verdict = Literal["shown", "shown, but small", "refuted", "not shown", "shown only under PGD", "not measured yet"]
+GAINED: tuple[Verdict, ...] = ("shown", "shown, but small")
 
 
 class Finding(NamedTuple):
@@ -32,45 +34,65 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """A paired difference of two accuracies, in points.
+    """A difference of two accuracies, in points, or of another quantity.
 
-    `low`, `high`: its 95 % interval, the wider of that over seeds (Welch) and that over images (paired, of each image's
-    mean over the seeds). `by_seed`: of each seed. `n`: images. `least`: the smallest gain that would have been
-    significant (5 %, one-sided), None if none could.
+    `low`, `high`: its 95 % interval. `by_seed`: of each seed. `margin`: the smallest that counts. `digits`: how many
+    decimals it is told with. `never`: verdicts that the comparison cannot give.
     """
 
     mean: float
     low: float
     high: float
     by_seed: tuple[float, ...]
-    n: int
-    least: float | None
+    margin: float
+    digits: int = 1
+    never: tuple[Verdict, ...] = ()
 
     @property
-    def margin(self) -> float:
-        return 1.0 if self.n >= MANY else 2.0
+    def least(self) -> float:
+        """The smallest that would have been shown beside the spread that is seen here."""
+        return max(self.margin, self.mean - self.low)
 
     @property
     def verdict(self) -> Verdict:
-        """Shown: at least the margin, with every seed, and the interval is above 0. Refuted: it is below the margin."""
-        if self.mean >= self.margin and min(self.by_seed) > 0 and self.low > 0:
-            return "shown"
-        return "refuted" if self.high < self.margin else "not shown"
+        """Shown: at least the margin, with every seed, and the interval is above 0. Refuted: it is below the margin.
+
+        With every seed, and an interval between 0 and the margin, it is small.
+        """
+        told: Verdict = "not shown"
+        if min(self.by_seed) > 0 and self.low > 0:
+            told = "shown" if self.mean >= self.margin else "shown, but small" if self.high < self.margin else told
+        elif self.high < self.margin and self.low <= 0:
+            told = "refuted"
+        return "not shown" if told in self.never else told
 
     def __str__(self) -> str:
-        seeds = " ".join(f"{value:+.1f}" for value in self.by_seed)
-        least = "" if self.least is None else f"; from {self.least:.1f} on it would have been significant"
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f}; seeds {seeds}{least})"
+        mean, low, high, *seeds = (f"{x:+.{self.digits}f}" for x in (self.mean, self.low, self.high, *self.by_seed))
+        least = f"from {self.least:.{self.digits}f} on it would have been shown"
+        return f"{mean} ({low} to {high}; seeds {' '.join(seeds)}; {least})"
 
 
-def gain(ours: NDArray[Any], control: NDArray[Any]) -> Gain:
-    """The gain of `ours` over `control`: verdicts (seeds, images) in [0, 1], paired."""
+def gain(ours: NDArray[Any], control: NDArray[Any], never: tuple[Verdict, ...] = ()) -> Gain:
+    """The gain of `ours` over `control`: verdicts (seeds, images) in [0, 1], paired.
+
+    The errors over seeds (Welch) and over images (paired, of each image's mean over the seeds) are independent, so the
+    half-widths of their intervals are added in squares.
+    """
     a, b = (100.0 * verdicts.mean(axis=1) for verdicts in (ours, control))
-    over_images = paired_means(*(100.0 * verdicts.mean(axis=0) for verdicts in (ours, control)))
-    # From ours to the control: there a drop is a gain of ours, and the smallest significant one is what is wanted.
-    drop = over_images if len(a) == 1 else worse(seeds(a.tolist(), b.tolist()), over_images)
-    by_seed = tuple(float(value) for value in a - b)
-    return Gain(-drop.difference, -drop.high, -drop.low, by_seed, ours.shape[1], drop.least)
+    change = 100.0 * (ours.mean(axis=0) - control.mean(axis=0))
+    middle = float(change.mean())
+    over_images = student(middle, float(change.std(ddof=1)), change.size).high - middle
+    found = by_seeds(dict(enumerate(a)), dict(enumerate(b)), 1.0 if change.size >= MANY else 2.0)
+    half = math.hypot(found.high - found.mean, over_images)
+    return replace(found, low=found.mean - half, high=found.mean + half, never=never)
+
+
+def by_seeds(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1) -> Gain:
+    """The gain of one number a seed, with its interval over seeds (Welch)."""
+    assert [*ours] == [*control]
+    found = seeds(list(control.values()), list(ours.values()))
+    each = tuple(float(ours[seed] - control[seed]) for seed in ours)
+    return Gain(found.difference, found.low, found.high, each, margin, digits)
 
 
 @dataclass(frozen=True)
@@ -103,22 +125,29 @@ class Numbers:
         assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
-        return gain(self.standing(key, eps), self.standing(control, eps))
+        return gain(self.standing(key, eps), self.standing(control, eps), self.caps(key) if float(eps) else ())
 
     def at_equal_clean(self, key: str, rivals: Sequence[str], eps: str) -> Gain:
         """The paired gain in accuracy at `eps` over the line through `rivals`, at the same clean accuracy.
 
-        The line joins the evaluations by rising clean accuracy. Beyond its ends it is the nearest end.
+        The line joins, by rising clean accuracy, those of which no other is better in both accuracies; each seed has
+        its own place on it. Beyond the line there is its nearest end: what is less clean than that is not shown to be
+        better, and what is cleaner is not refuted.
         """
-        own = self.standing(key, "0").mean()
-        points = sorted(
-            ((self.standing(name, "0").mean(), self.standing(name, eps)) for name in rivals), key=itemgetter(0)
-        )
-        below = [point for point in points if point[0] <= own] or points[:1]
-        above = [point for point in points if point[0] > own] or points[-1:]
-        (low, left), (high, right) = below[-1], above[0]
-        share = (own - low) / (high - low) if high > low else 0.0
-        return gain(self.standing(key, eps), (1 - share) * left + share * right)
+        points = [(self.standing(name, "0").mean(axis=1), self.standing(name, eps)) for name in rivals]
+        both = [(clean.mean(), standing.mean()) for clean, standing in points]
+        beaten = [any(c >= a and d >= b and (c, d) != (a, b) for c, d in both) for a, b in both]
+        line = sorted((one for one, out in zip(points, beaten, strict=True) if not out), key=lambda one: one[0].mean())
+        own = self.standing(key, "0").mean(axis=1)
+        place = bisect_right([clean.mean() for clean, _ in line], own.mean())
+        (low, left), (high, right) = line[max(place - 1, 0)], line[min(place, len(line) - 1)]
+        share = np.clip((own - low) / np.where(high > low, high - low, np.inf), 0, 1)[:, None]
+        ends: tuple[Verdict, ...] = GAINED if place == 0 else ("refuted",) if own.mean() > line[-1][0].mean() else ()
+        return gain(self.standing(key, eps), (1 - share) * left + share * right, (*ends, *self.caps(key)))
+
+    def caps(self, key: str) -> tuple[Verdict, ...]:
+        """The verdicts that a gain of `key` cannot give, since a flag doubts its accuracy."""
+        return GAINED if self.doubts(key) else ()
 
     def doubts(self, key: str) -> list[str]:
         """The names of the flags that any of the records has, without mere notes."""
@@ -147,26 +176,22 @@ def differences(a: BySeed, b: BySeed) -> list[float]:
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
 
 
-def exceeds(a: BySeed, b: BySeed, by: float = 2.0) -> bool:
-    """Whether a exceeds b by so many points on average, and with each seed by any amount."""
-    found = differences(a, b)
-    return mean(found) >= by and min(found) > 0
-
-
 def verdict(attacked: bool, pgd: bool = False) -> Verdict:
     """The verdict on a claim that holds under AutoAttack (`attacked`) or under PGD (`pgd`)."""
     return "shown" if attacked else "shown only under PGD" if pgd else "not shown"
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts: shown if all are, refuted if one is."""
-    if all(one == "shown" for one in verdicts):
-        return "shown"
+    """The verdict on a claim of several parts: that of all, small if all are shown but some small; else refuted if one
+    is.
+    """
+    if all(one in GAINED for one in verdicts):
+        return "shown, but small" if "shown, but small" in verdicts else "shown"
     return "refuted" if "refuted" in verdicts else "not shown"
 
 
 def absent(gains: Sequence[Gain], reach: float) -> Verdict:
-    """The verdict on a claim that nothing is gained: refuted if a gain is shown, shown if no interval has `reach`."""
-    if any(gain.verdict == "shown" for gain in gains):
+    """The verdict on a claim that less than `reach` is gained: by where the intervals lie."""
+    if any(gain.low >= reach for gain in gains):
         return "refuted"
     return "shown" if all(gain.high < reach for gain in gains) else "not shown"

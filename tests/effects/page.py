@@ -16,12 +16,13 @@ INTRODUCTION = """# Does each system show its paper's effect?
 Written by `make effects` from `effects/*.json`, `tuning/*.csv` and the records; edits will be lost. Accuracies in
 percent, under AutoAttack unless another attack is named; ± is the standard deviation over seeds.
 
-- *Difference* is paired: same images, same seeds. In brackets its 95 % interval, the wider of the one over seeds and
-  the one over images, then each seed's difference, and from which gain on it would have been significant (5 %,
-  one-sided).
-- **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **refuted**:
-  the interval is below that gain. **not shown**: neither. **shown only under PGD**: gone under AutoAttack. Claims about
-  other quantities are judged by the rules in `tests/effects/`.
+- *Difference* is of the same images. In brackets its 95 % interval, which has the error over seeds (as of two groups
+  of them) and the one over images (paired), then each seed's difference, and from which gain on it would have been
+  shown beside that spread. Every seed has the same training images, the first of the data set.
+- **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **shown, but
+  small**: the same, below that gain. **refuted**: the interval has 0 and ends below that gain. **not shown**: none of
+  these, or a gain that a flag doubts, or a refutation for which a setting at the end of what was tried is no proof.
+  **shown only under PGD**: gone under AutoAttack. Claims about other quantities have their rules in `tests/effects/`.
 - *Tried* are so many settings, on held-out training images, of a method and as many of its controls.
 
 Nets and data are small: what a row shows or does not show, it does so here."""
@@ -29,10 +30,9 @@ Nets and data are small: what a row shows or does not show, it does so here."""
 
 def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
     """A claim's row on the page. If some of its numbers are missing, it is "not measured yet"."""
-    try:
-        found = Finding(*claim.judge(numbers))
-    except KeyError:
-        found = Finding("", "not measured yet")
+    found = Finding("", "not measured yet")
+    if is_measured(claim, effect, numbers):
+        found = settled(claim, Finding(*claim.judge(numbers)))
     return {
         "claim": claim.text,
         "paper": claim.paper,
@@ -41,6 +41,28 @@ def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
         "regime": regime(claim, effect, numbers),
         "verdict": found.verdict,
     }
+
+
+def is_measured(claim: Claim, effect: Effect, numbers: Numbers) -> bool:
+    """Whether all is there that is asked of the claim's runs."""
+    about = () if claim.data else claim.of or effect.runs
+    analyses = [one for one in effect.analyses if set(one.runs) & set(about) or (claim.data and not one.runs)]
+    tables = {name.rpartition("/")[0] for name in numbers.tables}
+    return (
+        all(one.key in numbers.records for one in effect.evaluations if one.runs in about)
+        and all(one.key in tables for one in analyses)
+        and all(runs.label in numbers.trained for runs in about)
+    )
+
+
+def settled(claim: Claim, found: Finding) -> Finding:
+    """What was found; a refutation only if the settings of the runs are not at an end of what was tried."""
+    tunings = {runs.tuned.name: runs.tuned for runs in claim.of if runs.tuned}
+    ends = [f"{name} {end}" for name, one in tunings.items() for end in one.at_edge()]
+    ends += ["some settings were not tuned"] if claim.untuned else []
+    if found.verdict != "refuted" or not ends:
+        return found
+    return found._replace(verdict="not shown", difference=f"{found.difference}; not refuted: {', '.join(ends)}")
 
 
 def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
@@ -103,13 +125,14 @@ def drawn(effect: Effect, numbers: Numbers) -> bytes | None:
 
 def tunings(effect: Effect) -> list[str]:
     """What was tried, and what was chosen."""
-    found = {runs.tuned.name: runs.tuned for runs in effect.runs if runs.tuned and runs.tuned.file.is_file()}
+    found = {runs.tuned.name: runs.tuned for runs in effect.runs if runs.tuned and runs.tuned.done}
     if not found:
         return []
-    lines = ["", "| tried | grid | chosen |", "|:--|:--|:--|"]
+    lines = ["", "| tried | grid | chosen | at an end of it |", "|:--|:--|:--|:--|"]
     for name, one in found.items():
         grid = "; ".join(f"{setting}: {', '.join(values)}" for setting, values in one.grid)
-        lines.append(f"| [{name}](tuning/{one.file.name}) | {cell(grid)} | {cell(', '.join(one.chosen()))} |")
+        words = (grid, ", ".join(one.chosen()), ", ".join(one.at_edge()))
+        lines.append(f"| [{name}](tuning/{one.file.name}) | {' | '.join(map(cell, words))} |")
     return lines
 
 

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 PAGE = BOARDS / "EFFECTS.md"
 RECORDS = tuple(folder / "records" for folder in (BOARDS, BOARDS / "small", BOARDS / "effects"))
 ORDER = (
-    "act", "act-digits", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer",
+    "act", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer",
     "spectrum", "consistency", "feature-prioritization", "single-step",
 )  # fmt: skip
 Stored = dict[str, Any]
@@ -156,7 +156,9 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
         "tables": {name: table for name, table in every.items() if name.rpartition("/")[0] in known},
         "trained": {label: facts for label, facts in trained.items() if facts},
     }
-    if any(stored[name] for name in ("records", "tables", "trained")):
+    if not any(stored[name] for name in ("records", "tables", "trained")):
+        place(effect.system).unlink(missing_ok=True)
+    else:
         numbers = read_numbers(stored)
         claims = [row(claim, effect, numbers) for claim in effect.claims]
         write_atomic(
