@@ -356,15 +356,16 @@ def test_several_seeds_of_a_recipe_have_a_mean_and_a_deviation() -> None:
         return record
 
     made_so_far: list[Record] = []
-    run("runs/a-s0", 0, 50)
+    run("runs/a-s0", 0, 50, cost={"images": 580_000, "updates": 4_530})
     run("runs/a-s1", 1, 52)
     run("runs/a-s2", 2, 54)
     run("runs/b-s0", 0, 40)  # another recipe: alone
     run("one", 0, 30, series_sha256="1" * 64)
     run("two", 1, 32, series_sha256="1" * 64)
     run("runs/a-s3", 3, 10, series_sha256="2" * 64)  # another recipe, in spite of its name
-    last = sections(page(*made_so_far))[-1].rows
-    assert [(row["models"], row["seeds"], row["clean"], row["8/255"]) for row in last] == [
+    first = sections(page(*made_so_far))[0].rows
+    assert [(row["images shown"], row["updates"]) for row in first] == [("580,000", "4,530"), ("", "")]
+    assert [(row["models"], row["seeds"], row["clean"], row["8/255"]) for row in first] == [
         ("runs/a", "0, 1, 2", "91.0 ± 1.0", "52.0 ± 2.0"),
         ("one, two", "0, 1", "90.5 ± 0.7", "31.0 ± 1.4"),
     ]

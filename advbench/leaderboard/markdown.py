@@ -48,9 +48,11 @@ _LEGEND = (
     "- Flags: a note is a fact to know, suspect means that the number may be too high, broken that it is. A flag with "
     "an eps was raised there and says nothing of smaller ones, so one above the ranked eps does not keep a model from "
     "its rank. What a flag means and what to do about it, advbench list flags NAME says.",
-    "- auc: area under the curve of accuracy against eps, over the eps that were measured. Train passes: forward and "
-    "backward passes of the training for each image that it was shown. Attack passes: those of the evaluation for each "
-    "image.",
+    "- Neighbours whose intervals overlap may well be as good as each other; advbench compare tells, image by image.",
+    "- auc: area under the curve of accuracy against eps, over the eps that were measured. Train eps: that of the "
+    "training's recipe, which methods without adversarial images do not use. Images shown: in the training, each as "
+    "often as it was. Updates: of the weights. Train passes: forward and backward passes of the training for each "
+    "image that it was shown. Attack passes: those of the evaluation for each image.",
 )
 
 
@@ -61,17 +63,17 @@ _CERTIFIED = (
 
 
 def _ranking(table: Table, reference: float) -> list[str]:
-    """The ranked, those below the line, and the means over seeds."""
+    """The means over seeds, the ranked, and those below the line."""
     lines: list[str] = []
+    if found := series(table.ranked):
+        lines += ["", "Mean ± standard deviation of ranked models that differ by the seed of their training:", ""]
+        lines += [*_spreads(found, reference), "", "Each model:"]
     if table.ranked:
         rows = [(str(place), record, "") for place, record in enumerate(table.ranked, start=1)]
         lines += ["", *_table(rows, table.records, reference)]
     if table.below:
         rows = [("–", record, why) for record, why in table.below]
         lines += ["", "Below the line, not ranked:", "", *_table(rows, table.records, reference)]
-    if found := series(table.ranked):
-        lines += ["", "Mean ± standard deviation of ranked models that differ by the seed of their training:", ""]
-        lines += _spreads(found, reference)
     return lines
 
 
@@ -117,7 +119,8 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
 def _spreads(found: Sequence[Series], reference: float) -> list[str]:
     records = [record for one in found for record in one.records]
     columns = shown_eps(records, reference)
-    header = ["models", "method", "arch", "train eps", "seeds", "clean", *_sizes(columns, records, reference)]
+    header = ["models", "method", "arch", "train eps", "images shown", "updates", "train passes", "seeds", "clean"]
+    header += _sizes(columns, records, reference)
     body = []
     for one in sorted(found, key=lambda one: -(one.spread(reference) or (0.0,))[0]):
         first = one.records[0]
@@ -127,6 +130,8 @@ def _spreads(found: Sequence[Series], reference: float) -> list[str]:
             markdown(trained.method) if trained else "",
             markdown(first.model.arch),
             markdown(trained.eps_text or "") if trained else "",
+            *(count(trained.counted(name) if trained else None) for name in ("images", "updates")),
+            count(trained.passes_an_image) if trained else "",
             ", ".join(map(str, one.seeds)),
             *(spread(one.spread(eps), first.n) for eps in (None, *columns)),
         ])  # fmt: skip

@@ -53,8 +53,17 @@ class Trained(OpenPart):
     @property
     def passes_an_image(self) -> float | None:
         """`passes`, in older records from what they say of the cost; None where that is not known."""
+        return passes_an_image(self._cost) if self.passes is None and self._cost else self.passes
+
+    def counted(self, name: str) -> float | None:
+        """What the training's cost says of "images" (shown, each as often as it was) or "updates"; None if nothing."""
+        value = self._cost.get(name)
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def _cost(self) -> Mapping[str, JsonValue]:
         cost = (self.model_extra or {}).get("cost")
-        return passes_an_image(cost) if self.passes is None and isinstance(cost, dict) else self.passes
+        return cost if isinstance(cost, dict) else {}
 
 
 def passes_an_image(cost: Mapping[str, JsonValue]) -> float | None:
