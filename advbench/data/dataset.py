@@ -80,6 +80,10 @@ class Dataset:
             if values.dtype != torch.int64 or values.shape != (count,):
                 raise UserError(f"{self.name}: {field} must be int64 ({count},), one for each image")
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"<Dataset {self.name} {self.split}: {len(self.images):,} images {size}, {self.num_classes} classes>"
+
     @classmethod
     def whole(
         cls,

@@ -89,13 +89,15 @@ class Runs:
 class Tuning:
     """A grid: fields of the recipe of `base`, with values. The choice, made on held-out images, is kept in a file.
 
-    Where values are added to the grid, only what the file lacks is run.
+    Where values are added to the grid, only what the file lacks is run. `shared`: another data set's choice, of which
+    the fields that the grid does not have are taken over.
     """
 
     name: str
     base: Runs
     grid: tuple[tuple[str, tuple[str, ...]], ...]
     select: str = "margin"
+    shared: Tuning | None = None
 
     @property
     def file(self) -> Path:
@@ -122,11 +124,12 @@ class Tuning:
 
     @property
     def done(self) -> bool:
-        return not self.left
+        return not self.left and (self.shared is None or self.shared.done)
 
     def command(self) -> list[str]:
         """The arguments of `advbench train --grid`, for what is left of it, or for all of it."""
-        sets = [word for text in (*self.base.common, *self.base.sets) for word in ("--set", text)]
+        fields = (*self.base.common, *self.base.sets, *self.taken_over)
+        sets = [word for text in fields for word in ("--set", text)]
         left = self.left or self.grid
         grid = [word for field, values in left for word in ("--grid", f"{field}={','.join(values)}")]
         seeds = ",".join(map(str, self.base.seeds))
@@ -135,7 +138,12 @@ class Tuning:
 
     def chosen(self) -> tuple[str, ...]:
         """The chosen fields, as --set takes them. Raises KeyError unless all of the grid was tried."""
-        return tuple(f"{field}={value}" for field, value in self._chosen().items())
+        return (*self.taken_over, *(f"{field}={value}" for field, value in self._chosen().items()))
+
+    @property
+    def taken_over(self) -> tuple[str, ...]:
+        found = self.shared.chosen() if self.shared else ()
+        return tuple(text for text in found if text.partition("=")[0] not in dict(self.grid))
 
     def _chosen(self) -> Mapping[str, str]:
         if not self.done:

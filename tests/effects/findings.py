@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from advbench.eps import parse_eps
 from advbench.record import Fates, Record
 from advbench.statistics import seeds, student
 
@@ -109,7 +110,7 @@ class Numbers:
 
     def robust(self, key: str, eps: str) -> BySeed:
         """Robust accuracy at `eps` in percent, by seed."""
-        points = {seed: record.at(float(eps)) for seed, (record, _) in self.records[key].items()}
+        points = {seed: record.at(size(eps)) for seed, (record, _) in self.records[key].items()}
         return {seed: 100 * point.accuracy for seed, point in points.items() if point}
 
     def standing(self, key: str, eps: str) -> NDArray[np.bool_]:
@@ -117,7 +118,7 @@ class Numbers:
         found = []
         for record, fates in self.records[key].values():
             grid = [point.eps for point in record.curve]
-            found.append(fates.clean if float(eps) == 0 else fates.standing(grid.index(float(eps))))
+            found.append(fates.standing(grid.index(size(eps))) if size(eps) else fates.clean)
         return np.stack(found)
 
     def gain(self, key: str, control: str, eps: str = "0") -> Gain:
@@ -125,7 +126,7 @@ class Numbers:
         assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
-        return gain(self.standing(key, eps), self.standing(control, eps), self.caps(key) if float(eps) else ())
+        return gain(self.standing(key, eps), self.standing(control, eps), self.caps(key) if size(eps) else ())
 
     def at_equal_clean(self, key: str, rivals: Sequence[str], eps: str) -> Gain:
         """The paired gain in accuracy at `eps` over the line through `rivals`, at the same clean accuracy.
@@ -162,6 +163,11 @@ class Numbers:
     def percent(self, table: str, runs: Runs, name: str) -> BySeed:
         """Like `column`, for a column of fractions, in percent."""
         return {seed: 100 * share for seed, share in self.column(table, runs, name).items()}
+
+
+def size(eps: str) -> float:
+    """Of "0.1" or "8/255"; norms differ in the limits alone."""
+    return parse_eps(eps, "l2").value
 
 
 def mean_sd(values: BySeed | Sequence[float], digits: int = 1) -> str:

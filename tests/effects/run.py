@@ -25,7 +25,7 @@ from typing import Any
 
 from evidence import BOARDS, Effect, Evaluation, Runs
 from page import drawn, page, read_numbers, row
-from workers import Workers, tune
+from workers import FAILED, Workers, tune
 
 from advbench.checkpoint.card import read_card
 from advbench.figure import same
@@ -60,7 +60,8 @@ def main() -> int:
         return check()
     code = 0
     for effect in map(load, chosen):
-        code = code or (0 if given.collect else perform(effect, given.jobs))
+        if not given.collect and code in (0, FAILED):
+            code = perform(effect, given.jobs) or code
         collect(effect)
     write_atomic(PAGE, text())
     print(f"{PAGE} is written")
@@ -78,7 +79,7 @@ def load(name: str) -> Effect:
 
 
 def perform(effect: Effect, jobs: int) -> int:
-    """Run all that is missing of an effect. Returns the exit code of the first command that fails, else 0."""
+    """Run all that is missing of an effect. Returns the first exit code of a command that is not 0, else 0."""
     stored, records = read(effect.system), measured()
     evaluated = {
         e: [seed for seed in e.runs.seeds if not found(records, e, seed, stored["trained"])] for e in effect.evaluations
@@ -102,8 +103,10 @@ def perform(effect: Effect, jobs: int) -> int:
     at_work = Workers(jobs)
     first = {one.label: one for runs, _, _ in chains for one in runs.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
-    tunings = {runs.tuned.name: runs.tuned for runs, _, _ in chains if runs.tuned and not runs.tuned.done}
-    at_work.each(partial(tune, at_work, tuning) for tuning in tunings.values())
+    tunings = {one.name: one for runs, _, _ in chains if runs.tuned for one in (runs.tuned.shared, runs.tuned) if one}
+    for depth in (False, True):
+        lacking_now = [one for one in tunings.values() if bool(one.shared) is depth and one.left]
+        at_work.each(partial(tune, at_work, tuning) for tuning in lacking_now)
     named = {one.label: one for _, _, todo in chains for e in todo for one in e.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in named.values() for seed in one.seeds)
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
