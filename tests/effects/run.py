@@ -1,11 +1,11 @@
 """`make effects`: whether each published system shows the effect that its paper claims.
 
-    python tests/effects/run.py [--jobs 2] [--check] [--collect] [SYSTEM ...]
+    python tests/effects/run.py [--jobs 2] [--only TEXT] [--check] [--collect] [SYSTEM ...]
 
 Runs what the files of this folder ask for and leaderboards/ does not have: grids on held-out images, trainings,
 evaluations and analyses, several at a time, each on one thread. What was begun goes on. Writes
-leaderboards/tuning/NAME.csv, leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --collect runs nothing and
-uses what has been measured. --check lists where these files differ from what the records and judges give, and exits 1
+leaderboards/tuning/NAME.csv, leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --only runs those trainings
+and their evaluations whose label begins with TEXT. --collect runs nothing and uses what has been measured. --check lists where these files differ from what the records and judges give, and exits 1
 if there is any difference.
 """
 
@@ -49,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"by default all: {', '.join(ORDER)}")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
+    parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args()
@@ -61,7 +62,7 @@ def main() -> int:
     code = 0
     for effect in map(load, chosen):
         if not given.collect and code in (0, FAILED):
-            code = perform(effect, given.jobs) or code
+            code = perform(effect, given.jobs, given.only) or code
         collect(effect)
     write_atomic(PAGE, text())
     print(f"{PAGE} is written")
@@ -78,8 +79,11 @@ def load(name: str) -> Effect:
 # --- what is left, and running it -------------------------------------------------------------------------
 
 
-def perform(effect: Effect, jobs: int) -> int:
-    """Run all that is missing of an effect. Returns the first exit code of a command that is not 0, else 0."""
+def perform(effect: Effect, jobs: int, only: str = "") -> int:
+    """Run all that is missing of an effect, or its runs whose label begins with `only`, without analyses.
+
+    Returns the first exit code of a command that is not 0, else 0.
+    """
     stored, records = read(effect.system), measured()
     evaluated = {
         e: [seed for seed in e.runs.seeds if not found(records, e, seed, stored["trained"])] for e in effect.evaluations
@@ -88,14 +92,15 @@ def perform(effect: Effect, jobs: int) -> int:
     analyses = [
         one
         for one in effect.analyses
-        if stored["analysed"].get(one.key) != one.command() or any(runs.label in lacking for runs in one.runs)
+        if not only
+        and (stored["analysed"].get(one.key) != one.command() or any(runs.label in lacking for runs in one.runs))
     ]
     lacking |= {runs.label: runs for one in analyses for runs in one.runs}
     chains = []
     for runs in {runs.label: runs for runs in effect.runs}.values():
         for seed in runs.seeds:
             todo = [e for e, seeds in evaluated.items() if e.runs == runs and seed in seeds]
-            if todo or runs.label in lacking:
+            if runs.label.startswith(only) and (todo or runs.label in lacking):
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
         print(f"{effect.system}: nothing was run, all of it is measured")
