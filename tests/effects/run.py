@@ -4,9 +4,9 @@
 
 Runs what the files of this folder ask for and leaderboards/ does not have: grids on held-out images, trainings,
 evaluations and analyses, several at a time, each on one thread. What was begun goes on. Writes
-leaderboards/tuning/NAME.csv, leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --only runs those trainings
-and their evaluations whose label begins with TEXT. --collect runs nothing and uses what has been measured. --check lists where these files differ from what the records and judges give, and exits 1
-if there is any difference.
+leaderboards/tuning/NAME.csv, leaderboards/effects/SYSTEM.json and leaderboards/EFFECTS.md. --only runs those trainings,
+with their evaluations, whose label begins with TEXT. --collect runs nothing and uses what has been measured. --check
+lists where these files differ from what the records and judges give, and exits 1 if there is any difference.
 """
 
 from __future__ import annotations
