@@ -20,6 +20,7 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
 from advbench import cli
+from advbench.analyses.implicit_bias import OWN
 from advbench.attacks.base import make as make_attack
 from advbench.cli.settings import parse_settings
 from advbench.eps import parse_eps_list
@@ -151,37 +152,63 @@ class Row(dict[str, Any]):
         return {"largest": Row(), "held_out_last": Row(), "flags": []}.get(name, 0.5)
 
 
-def as_measured(effect: Any, about: tuple[Any, ...]) -> Any:
-    """Numbers of which none is missing, for the runs `about`; at every eps half of 10 images stand."""
+def table_of(one: Any) -> dict[str, list[Row]]:
+    """The tables of an analysis of runs, of which every number is a half."""
+    runs = [(folder.name, float(parse_eps_list(runs.eps, "linf")[0].value), runs.method)
+            for runs in one.runs for folder in runs.folders]  # fmt: skip
+    if one.name == "spectrum":
+        rows = [Row({"trained eps": eps if method != "standard" else 0.0}) for _, eps, method in runs]
+        return {f"{one.key}/corruptions": rows}
+    if one.name == "quantize":
+        return {f"{one.key}/accuracy": [Row(layer=layer) for layer in ("conv1", "conv2") for _ in runs]}
+    if one.name == "filters":
+        layers = product(runs, ("conv1", "conv2"))
+        return {f"{one.key}/filters": [Row(run=name, layer=layer, kind="Conv2d") for (name, *_), layer in layers]}
+    if one.name == "implicit-bias":
+        rows = [Row(optimiser=name) for name in OWN]
+        return {f"{one.key}/worst": rows, f"{one.key}/margins": rows}
+    name = {"features": "features", "vulnerability": "main", "salience": "salience"}[one.name]
+    return {f"{one.key}/{name}": [Row(run=name) for name, *_ in runs]}
+
+
+def as_measured(effect: Any) -> Any:
+    """Numbers of which none is missing; at every eps half of 10 images stand."""
     half = np.arange(10) < 5
     point = SimpleNamespace(accuracy=0.5)
     fates = SimpleNamespace(clean=half, standing=lambda place: half)
-    records, tables = {}, {}
+    records: dict[str, Any] = {}
     for one in effect.evaluations:
-        curve = [SimpleNamespace(eps=eps.value) for eps in parse_eps_list(one.eps, "linf")]
-        dataset = SimpleNamespace(images_sha256=(one.runs.dataset, one.n))
+        curve = [SimpleNamespace(eps=eps.value) for eps in parse_eps_list(one.eps, one.norm)]
+        dataset = SimpleNamespace(images_sha256=(one.runs.dataset, one.n), count=10)
         record = SimpleNamespace(clean=0.5, curve=curve, at=lambda eps: point, flags=[], dataset=dataset)
-        if one.runs in about:
-            records[one.key] = dict.fromkeys(one.runs.seeds, (record, fates))
-    for one in effect.analyses:
-        rows = [Row(run=folder.name) for runs in one.runs if runs in about for folder in runs.folders]
-        tables |= {f"{one.key}/{name}": rows for name in ("features", "main")}
-    trained = {runs.label: {seed: Row() for seed in runs.seeds} for runs in about}
+        records[one.key] = dict.fromkeys(one.runs.seeds, (record, fates))
+    tables = {name: rows for one in effect.analyses for name, rows in table_of(one).items()}
+    trained = {runs.label: {seed: Row() for seed in runs.seeds} for runs in effect.runs}
     return importlib.import_module("findings").Numbers(records, tables, trained)
 
 
-def test_every_claim_is_decided_once_its_own_runs_are_measured(effects: ModuleType) -> None:
+def test_every_claim_is_decided_once_its_own_numbers_are_measured(effects: ModuleType) -> None:
+    page = importlib.import_module("page")
+    decided = {"shown", "shown, but small", "refuted", "not shown", "shown only under PGD"}
     for effect in map(effects.load, effects.ORDER):
-        if {one.name for one in effect.analyses} <= {"features", "vulnerability"}:
-            for claim in effect.claims:
-                found = claim.judge(as_measured(effect, claim.of or effect.runs))  # a KeyError would be "not measured"
-                assert found[0] and found[1] in ("shown", "refuted", "not shown", "shown only under PGD")
+        numbers, needed = as_measured(effect), set[str]()
+        for claim in effect.claims:
+            found = page.row(claim, effect, numbers)
+            assert found["ours"] and found["verdict"] in decided, found
+        for part in ("records", "tables", "trained"):
+            every = getattr(numbers, part)
+            for name in {key.rpartition("/")[0] or key for key in every}:
+                left = {key: value for key, value in every.items() if (key.rpartition("/")[0] or key) != name}
+                lacking = replace(numbers, **{part: left})
+                waiting = [page.row(claim, effect, lacking)["verdict"] == "not measured yet" for claim in effect.claims]
+                needed |= {name} if any(waiting) else set()
+        assert {one.key for one in (*effect.evaluations, *effect.analyses)} <= needed, "measured for no claim"
 
 
 def test_a_figure_shows_what_is_measured(effects: ModuleType) -> None:
     act, page = effects.load("act"), importlib.import_module("page")
     assert page.drawn(act, importlib.import_module("findings").Numbers()) is None  # nothing is measured
-    measured = as_measured(act, act.runs)
+    measured = as_measured(act)
     svg = page.drawn(act, measured)
     assert svg == page.drawn(act, measured) and svg.startswith(b"<?xml")
     other = replace(measured, records={**measured.records})
@@ -319,8 +346,8 @@ def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, mon
     }  # fmt: skip
     kept = {name: [standing([share] * 2, 1000) for share in pair] for name, pair in shares.items()}
     monkeypatch.setattr(findings.Numbers, "standing", lambda self, key, eps: kept[key][0 if eps == "0" else 1])
-    monkeypatch.setattr(findings.Numbers, "caps", lambda self, key: ())
-    numbers = findings.Numbers()
+    unflagged = SimpleNamespace(flags=[])
+    numbers = findings.Numbers({name: {1: (unflagged, None), 2: (unflagged, None)} for name in kept})
 
     def compared(key: str, *rivals: str) -> tuple[float, str]:
         gain = numbers.at_equal_clean(key, rivals, "0.1")
@@ -437,7 +464,7 @@ def test_what_fails_lets_the_others_go_on_and_an_interruption_does_not(
     at_work = workers.Workers(1)
     done = [at_work.run([word]) for word in ("trains", "diverges", "trains", "interrupted", "trains")]
     said = capfd.readouterr().out
-    assert done == [True, False, True, False, False] and at_work.code == 2
+    assert done == [True, False, True, False, False] and at_work.code == 3
     assert said.count("$ advbench") == 4 and "failed, the others go on: advbench diverges" in said
     assert said.count("stopped: run the same command to continue") == 1
 

@@ -148,9 +148,11 @@ class Regime:
     @property
     def claims(self) -> tuple[Claim, ...]:
         runs = tuple(one for line in self.lines.values() for one in line)
+        two = tuple(one for method in ("act", "trades") for one in self.lines[method])
+        others = self.shared is not None
         return (
-            Claim(f"a better trade-off than AT and TRADES: {self.name}", PAPER, self.trade_off, runs),
-            Claim(f"the whole frontier lies above TRADES': {self.name}", "none", self.along, runs),
+            Claim(f"a better trade-off than AT and TRADES: {self.name}", PAPER, self.trade_off, runs, untuned=others),
+            Claim(f"the whole frontier lies above TRADES': {self.name}", "none", self.along, two, untuned=others),
             Claim(
                 f"attacks from its natural net fell less than its own (a control): {self.name}",
                 "none",

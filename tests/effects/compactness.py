@@ -100,6 +100,6 @@ EFFECT = Effect(
         ),
         Claim("more robust than its base with clean images", BASE_PAPER, on_base, tuple(BASED), untuned=True),
         Claim("all weights 0: AT to the bit (a property)", "by its form", off_is_at, (AT, NONE)),
-        Claim("features of x and x' come together", "lower divergence", mechanism, FEATURES.runs),
+        Claim("features of x and x' come together", "lower divergence", mechanism, FEATURES.runs, (FEATURES,)),
     ),
 )

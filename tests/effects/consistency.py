@@ -39,7 +39,9 @@ def gap(numbers: Numbers) -> Finding:
     """AT falls from its best epoch to its last, and further than consistency does."""
     pairs = {runs: [numbers.standing(by[runs].key, EPS) for by in (BEST, LAST)] for runs in LAST}
     fall = gain(*pairs[AT])
-    less = gain(*(best - 1.0 * last for best, last in (pairs[AT], pairs[CONSISTENT])))
+    less = gain(
+        *(best - 1.0 * last for best, last in (pairs[AT], pairs[CONSISTENT])), numbers.caps(LAST[CONSISTENT].key)
+    )
     ours = "; ".join(
         f"{name}: best {robust(numbers, BEST[runs])}, last {robust(numbers, LAST[runs])}" for name, runs in EACH.items()
     )

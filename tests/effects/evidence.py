@@ -12,9 +12,9 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
-from findings import Finding, Numbers
+from findings import Finding, Numbers, Verdict
 
-from advbench.defaults.tuning import chosen, read
+from advbench.defaults.tuning import choose, read
 from advbench.recipe import Recipe
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
@@ -118,9 +118,13 @@ class Tuning:
         fields = [field for field, _ in self.grid]
         tried = {tuple(map(one.settings.get, fields)) for one in trials}
         points = [point for point in product(*(values for _, values in self.grid)) if point not in tried]
-        if len(points) == 1:
-            return self.grid  # a grid of one point is none
-        return tuple(zip(fields, map(tuple, map(dict.fromkeys, zip(*points, strict=True))), strict=False))
+        left = [set(values) for values in zip(*points, strict=True)]
+        if len(points) == 1:  # a grid of one point is none
+            place = max(range(len(fields)), key=lambda place: len(self.grid[place][1]))
+            left[place] |= set(self.grid[place][1][:2])
+        return tuple(
+            (field, tuple(filter(some.__contains__, all))) for (field, all), some in zip(self.grid, left, strict=False)
+        )
 
     @property
     def done(self) -> bool:
@@ -149,7 +153,9 @@ class Tuning:
         if not self.done:
             raise KeyError(self.name)
         weights = "last" if "validation.select=last" in self.base.common else "best"
-        return chosen(self.file, weights=weights, select=self.select)[self.base.method]
+        grid = dict(self.grid)
+        ours = [one for one in read(self.file) if all(one.settings[name] in values for name, values in grid.items())]
+        return choose(ours, weights=weights, select=self.select)[self.base.method][0].settings
 
     def at_edge(self) -> tuple[str, ...]:
         """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better."""
@@ -238,16 +244,24 @@ class Analysis:
 class Claim:
     """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all).
 
-    `data`: in words what it is about, if that is no run. `untuned`: some of its runs have settings that were chosen for
-    others, so that it cannot be refuted.
+    `analyses`: what the judge reads of them. `data`: in words what it is about, if that is no run.
+    `own`: runs whose settings could be better than those that were chosen (by default those of no control), which would
+    excuse the verdict `excuses`; so would settings that were chosen for other runs (`untuned`).
     """
 
     text: str
     paper: str
     judge: Callable[[Numbers], Finding]
     of: tuple[Runs, ...] = ()
+    analyses: tuple[Analysis, ...] = ()
     data: str = ""
+    own: tuple[Runs, ...] = ()
+    excuses: Verdict = "refuted"
     untuned: bool = False
+
+    @property
+    def accused(self) -> tuple[Runs, ...]:
+        return self.own or tuple(runs for runs in self.of if runs.method not in ("pgd-at", "trades", "standard"))
 
 
 @dataclass(frozen=True)

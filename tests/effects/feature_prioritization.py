@@ -97,23 +97,25 @@ def off_is_at(numbers: Numbers) -> tuple[str, Verdict]:
     return f"weights of the nets {'equal' if same else 'differ'}", verdict(same)
 
 
-def on(dataset: str) -> tuple[Callable[[Numbers], Finding], tuple[Runs, ...]]:
-    """The judge and the runs of the claim about salience."""
-    return partial(salient, dataset), tuple(SALIENCE[dataset].values())
+def on(dataset: str) -> tuple[Callable[[Numbers], Finding], tuple[Runs, ...], tuple[Analysis, ...]]:
+    """The judge, the runs and the analysis of the claim about salience."""
+    return partial(salient, dataset), tuple(SALIENCE[dataset].values()), (SALIENT[dataset],)
 
 
 EFFECT = Effect(
     system="feature-prioritization",
     source="Feature prioritisation, Liu and JaJa 2019, arXiv:1810.02424 (a reconstruction from the abstract)",
-    about="Attention or penalty alone have the settings that were chosen for both.",
+    about="Attention or penalty alone have the settings that were chosen for both; nothing was chosen on MNIST.",
     runs=(*PARTS.values(), MNIST_AT, MNIST_ATTENTION, MNIST_BOTH, AT, NONE),
     evaluations=tuple(RATED.values()),
     analyses=(FEATURES, *SALIENT.values()),
     claims=(
         Claim("better clean and robust accuracy than AT", "no AutoAttack number", better, (FASHION_AT, BOTH)),
-        Claim("features of x and x' become alike", "none", alike, tuple(PARTS.values())),
-        Claim("gradients and attention fall on what is salient: fashion-mnist", "none", *on("fashion-mnist")),
-        Claim("gradients and attention fall on what is salient: mnist", "none", *on("mnist")),
+        Claim("features of x and x' become alike", "none", alike, tuple(PARTS.values()), (FEATURES,), untuned=True),
+        *(
+            Claim(f"gradients and attention fall on what is salient: {dataset}", "none", *on(dataset), untuned=True)
+            for dataset in SALIENCE
+        ),
         Claim("no attention, lambda 0: AT to the bit (a property)", "by its form", off_is_at, (AT, NONE)),
     ),
 )

@@ -56,9 +56,9 @@ class Gain:
 
     @property
     def verdict(self) -> Verdict:
-        """Shown: at least the margin, with every seed, and the interval is above 0. Refuted: it is below the margin.
+        """Shown: at least the margin, with every seed, and the interval is above 0; small if it ends below the margin.
 
-        With every seed, and an interval between 0 and the margin, it is small.
+        Refuted: the interval is not above 0, and ends below the margin.
         """
         told: Verdict = "not shown"
         if min(self.by_seed) > 0 and self.low > 0:
@@ -67,10 +67,14 @@ class Gain:
             told = "refuted"
         return "not shown" if told in self.never else told
 
-    def __str__(self) -> str:
+    @property
+    def brief(self) -> str:
+        """Without `least`, where it is judged otherwise."""
         mean, low, high, *seeds = (f"{x:+.{self.digits}f}" for x in (self.mean, self.low, self.high, *self.by_seed))
-        least = f"from {self.least:.{self.digits}f} on it would have been shown"
-        return f"{mean} ({low} to {high}; seeds {' '.join(seeds)}; {least})"
+        return f"{mean} ({low} to {high}; seeds {' '.join(seeds)})"
+
+    def __str__(self) -> str:
+        return f"{self.brief[:-1]}; from {self.least:.{self.digits}f} on it would have been shown)"
 
 
 def gain(ours: NDArray[Any], control: NDArray[Any], never: tuple[Verdict, ...] = ()) -> Gain:
@@ -132,9 +136,12 @@ class Numbers:
         """The paired gain in accuracy at `eps` over the line through `rivals`, at the same clean accuracy.
 
         The line joins, by rising clean accuracy, those of which no other is better in both accuracies; each seed has
-        its own place on it. Beyond the line there is its nearest end: what is less clean than that is not shown to be
-        better, and what is cleaner is not refuted.
+        its own place on the piece in which the mean lies. Beyond the line there is its nearest end: what is less clean
+        than that is not shown to be better, and what is cleaner is not refuted.
         """
+        assert all([*self.records[key]] == [*self.records[name]] for name in rivals), (
+            f"{key} and its rivals: other seeds"
+        )
         points = [(self.standing(name, "0").mean(axis=1), self.standing(name, eps)) for name in rivals]
         both = [(clean.mean(), standing.mean()) for clean, standing in points]
         beaten = [any(c >= a and d >= b and (c, d) != (a, b) for c, d in both) for a, b in both]

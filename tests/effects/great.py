@@ -29,7 +29,7 @@ def defence(numbers: Numbers) -> Finding:
     held = {a: min(gain.by_seed) >= 10 for a, gain in gains.items()}
     robust = {a: [mean_sd(numbers.robust(key, "0.2")) for key in pair] for a, pair in keys.items()}
     ours = ", ".join(f"{a} {control} to {great}" for a, (great, control) in robust.items())
-    difference = "; ".join(f"{a}: {gain}" for a, gain in gains.items())
+    difference = "; ".join(f"{a}: {gain.brief}" for a, gain in gains.items())
     return Finding(f"standard to GREAT at 0.2: {ours}", verdict(held["autoattack"], held["pgd"]), difference)
 
 
@@ -59,7 +59,7 @@ def no_masking(numbers: Numbers) -> Finding:
     keys = [ATTACKED[runs.label, "pgd"].key for runs in (DIRECTIONS, PLAIN)]
     gain = numbers.gain(*keys, "0.2")
     directions, plain = (mean_sd(numbers.robust(key, "0.2")) for key in keys)
-    return Finding(f"PGD at 0.2: {plain} to {directions}", absent([gain], 2.0), str(gain))
+    return Finding(f"PGD at 0.2: {plain} to {directions}", absent([gain], 2.0), gain.brief)
 
 
 # --- distillation and two tasks ---------------------------------------------------------------------------
@@ -131,10 +131,12 @@ EFFECT = Effect(
     analyses=(FEATURES,),
     claims=(
         Claim("robust without adversarial examples", "ResNet-18 under FGSM and iterations of it", defence, PAIRED),
-        Claim("gradients do not tell the class", "none", probe, PAIRED),
+        Claim("gradients do not tell the class", "none", probe, PAIRED, (FEATURES,)),
         Claim("the flags catch it (ours)", "none", caught, PAIRED),
         Claim("gradients relative to the sample are not masked (ours)", "none", no_masking, (PLAIN, DIRECTIONS)),
-        Claim("better students than by soft targets", "none", distils, (*STUDENTS.values(),)),
-        Claim("two tasks are learned better than by their sum", "none", aligns, (*TASKS.values(),)),
+        Claim("better students than by soft targets", "none", distils, (*STUDENTS.values(),), own=(STUDENTS["GREAT"],)),
+        Claim(
+            "two tasks are learned better than by their sum", "none", aligns, (*TASKS.values(),), own=(TASKS["GREAT"],)
+        ),
     ),
 )

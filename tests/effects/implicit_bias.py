@@ -93,8 +93,9 @@ def architecture(numbers: Numbers) -> Finding:
         return np.mean([numbers.standing(DESCENDED[arch, norm].key, eps) for eps in SIZES[norm]], axis=0)
 
     conv, plain = ({norm: mean_standing(arch, norm) for norm in SIZES} for arch in ("conv_linear", "linear"))
-    gained = gain(conv["fourier-linf"], plain["fourier-linf"])
-    more = gain(*(conv[norm] - plain[norm] for norm in ("fourier-linf", "l2")))
+    doubts = numbers.caps(DESCENDED["conv_linear", "fourier-linf"].key)
+    gained = gain(conv["fourier-linf"], plain["fourier-linf"], doubts)
+    more = gain(*(conv[norm] - plain[norm] for norm in ("fourier-linf", "l2")), doubts)
     ours = "; ".join(
         f"{arch}: " + ", ".join(f"{norm} {100 * mean_standing(arch, norm).mean():.1f}" for norm in SIZES)
         for arch in NETS
@@ -115,6 +116,7 @@ EFFECT = Effect(
             "each optimiser, and AT near the margin, is maximally robust in its own norm",
             "each at the optimum of its own norm",
             margins,
+            analyses=(MARGINS,),
             data="3, 12 or 25 points of 100 numbers, linear models, as `advbench analyze implicit-bias` draws them",
         ),
         Claim(
@@ -122,12 +124,14 @@ EFFECT = Effect(
             "none",
             fourier,
             tuple(one.runs for one in ATTACKED.values()),
+            untuned=True,
         ),
         Claim(
             "a convolutional linear net is robust in fourier-linf, by gradient descent on images",
             "none",
             architecture,
             tuple(LINEAR_NETS.values()),
+            own=(LINEAR_NETS["conv_linear"],),
         ),
     ),
 )

@@ -15,18 +15,24 @@ LABELS = ("rotation", "jigsaw", "macro")  # tasks with a cross-entropy
 EPS = "0.02"  # where standard training withstands something
 
 
-def tuning(method: str, field: str, values: tuple[str, ...], *rates: str) -> Tuning:
+def tuning(method: str, field: str, values: tuple[str, ...], *rates: str, task: str = "") -> Tuning:
     common = ("train_n=10000", "validation.held_out=2000", "validation.n=100", "validation.select=last")
     recipe: dict[str, Any] = {"dataset": "fashion-mnist", "arch": "small_cnn_16_32_100", "eps": EPS, "epochs": 10}
-    base = Runs(f"fashion-10000 {method} tuning", method, common=common, **recipe)
-    return Tuning(f"fashion-10000-{method}", base, grid_of(field, values, *rates))
+    sets = (f"method.tasks={task}",) if task else ()
+    base = Runs(f"fashion-10000 {task or method} tuning", method, sets, common=common, **recipe)
+    return Tuning(f"fashion-10000-{task or method}", base, grid_of(field, values, *rates))
 
 
-TUNED = tuning("multi-task", "method.weight", ("0.3", "1", "3"), "0.05", "0.1")
+TUNED = {
+    task: tuning("multi-task", "method.weight", ("0.3", "1", "3"), "0.05", "0.1", task=task)
+    for task in (*LABELS, "autoencoder")
+}
 ALONE = tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("fashion-10000 standard", SEEDS)
 AT = replace(ALONE, label="fashion-10000 pgd-at", method="pgd-at")
-TASKS = {task: TUNED.runs(f"fashion-10000 {task}", SEEDS, f"method.tasks={task}") for task in (*LABELS, "autoencoder")}
-LIGHT, HEAVY = (TUNED.runs(f"fashion-10000 rotation {w}", SEEDS, f"method.weight={w}") for w in ("0.1", "10"))
+TASKS = {task: tuned.runs(f"fashion-10000 {task}", SEEDS) for task, tuned in TUNED.items()}
+LIGHT, HEAVY = (
+    TUNED["rotation"].runs(f"fashion-10000 rotation {w}", SEEDS, f"method.weight={w}") for w in ("0.1", "10")
+)
 MEASURED = (ALONE, *(TASKS[task] for task in LABELS), LIGHT, HEAVY, AT)
 TESTED = {runs.label: rated(runs, EPS) for runs in MEASURED}
 VULNERABILITY = Analysis("multi-task-fashion", "vulnerability", (*TASKS.values(), LIGHT, HEAVY), ("-n", "1000"))
@@ -52,7 +58,7 @@ def illusion(numbers: Numbers) -> Finding:
 def no_illusion(numbers: Numbers) -> Finding:
     """The autoencoder's two attacks differ by less than 2 points."""
     ours, gain = weaker("autoencoder", numbers)
-    return Finding(f"{BOTH}: {ours}", absent([gain, replace(gain, low=-gain.high, high=-gain.low)], 2.0), str(gain))
+    return Finding(f"{BOTH}: {ours}", absent([gain, replace(gain, low=-gain.high, high=-gain.low)], 2.0), gain.brief)
 
 
 def no_robustness(numbers: Numbers) -> Finding:
@@ -64,7 +70,7 @@ def no_robustness(numbers: Numbers) -> Finding:
     )
     gains = {name: numbers.gain(key, alone, EPS) for name, key in keys.items()}
     found = absent([gains[task] for task in LABELS], LITTLE) if gains["AT"].low >= LITTLE else "not shown"
-    return Finding(f"APGD-T at {EPS}: {robust}", found, "; ".join(f"{name}: {g}" for name, g in gains.items()))
+    return Finding(f"APGD-T at {EPS}: {robust}", found, "; ".join(f"{name}: {g.brief}" for name, g in gains.items()))
 
 
 def weight(numbers: Numbers) -> Finding:
@@ -75,22 +81,29 @@ def weight(numbers: Numbers) -> Finding:
     gain = numbers.gain(*keys, EPS)
     attacked = [mean_sd(numbers.robust(key, EPS)) for key in keys]
     ours = f"PGD on the sum {mean_sd(light)} to {mean_sd(heavy)}; APGD-T {attacked[1]} to {attacked[0]}"
-    return Finding(ours, worst([rise.verdict, absent([gain], LITTLE)]), f"PGD on the sum: {rise}; APGD-T: {gain}")
+    return Finding(ours, worst([rise.verdict, absent([gain], LITTLE)]), f"PGD on the sum: {rise}; APGD-T: {gain.brief}")
 
 
-TASKONOMY = "Taskonomy"
+TASKONOMY, TABLES = "Taskonomy", (VULNERABILITY,)
 EFFECT = Effect(
     system="multi-task",
     source="Promises and illusions of multi-task learning, Ghamizi et al. 2022, arXiv:2110.15053",
-    about="The paper has Taskonomy's tasks; these are made from the images. The rate and the weight were chosen with "
-    "rotation, and the other tasks have the same. AT has those of standard training.",
+    about="The paper has Taskonomy's tasks; these are made from the images. AT has the settings of standard training.",
     runs=(ALONE, *TASKS.values(), LIGHT, HEAVY, AT),
     evaluations=tuple(TESTED.values()),
     analyses=(VULNERABILITY,),
     claims=(
-        Claim("an attack on the sum of the tasks is weaker on the main one", TASKONOMY, illusion, MEASURED[1:4]),
-        Claim("not with an autoencoder (a control)", "none", no_illusion, (TASKS["autoencoder"],)),
-        Claim("auxiliary tasks give no reliable robustness", TASKONOMY, no_robustness, (*MEASURED[:4], AT)),
-        Claim("a larger weight only seems to help: rotation", TASKONOMY, weight, (LIGHT, HEAVY)),
+        Claim(
+            "an attack on the sum of the tasks is weaker on the main one", TASKONOMY, illusion, MEASURED[1:4], TABLES
+        ),
+        Claim("not with an autoencoder (a control)", "none", no_illusion, (TASKS["autoencoder"],), TABLES),
+        Claim(
+            "auxiliary tasks give no reliable robustness",
+            TASKONOMY,
+            no_robustness,
+            (*MEASURED[:4], AT),
+            excuses="shown",
+        ),
+        Claim("a larger weight only seems to help: rotation", TASKONOMY, weight, (LIGHT, HEAVY), TABLES),
     ),
 )

@@ -18,12 +18,15 @@ percent, under AutoAttack unless another attack is named; ± is the standard dev
 
 - *Difference* is of the same images. In brackets its 95 % interval, which has the error over seeds (as of two groups
   of them) and the one over images (paired), then each seed's difference, and from which gain on it would have been
-  shown beside that spread. Every seed has the same training images, the first of the data set.
+  shown beside that spread. Where a number of training images is given, every seed has the same, the first of the data
+  set.
 - **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **shown, but
-  small**: the same, below that gain. **refuted**: the interval has 0 and ends below that gain. **not shown**: none of
-  these, or a gain that a flag doubts, or a refutation for which a setting at the end of what was tried is no proof.
-  **shown only under PGD**: gone under AutoAttack. Claims about other quantities have their rules in `tests/effects/`.
-- *Tried* are so many settings, on held-out training images, of a method and as many of its controls.
+  small**: the same, below that gain. **refuted**: the interval is not above 0, and ends below that gain. **not shown**:
+  none of these, or a gain that a flag doubts, or a refutation that better settings might turn. **shown only under
+  PGD**: gone under AutoAttack. Claims about other quantities have their rules in `tests/effects/`.
+- *Tried* are so many settings, on held-out training images, of a method and as many of its controls; runs that a
+  system's introduction names have what was chosen for others. *At an end*: the chosen value is the first or last that
+  was tried.
 
 Nets and data are small: what a row shows or does not show, it does so here."""
 
@@ -44,25 +47,29 @@ def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
 
 
 def is_measured(claim: Claim, effect: Effect, numbers: Numbers) -> bool:
-    """Whether all is there that is asked of the claim's runs."""
+    """Whether all evaluations and trainings of the claim's runs are there, and its analyses."""
     about = () if claim.data else claim.of or effect.runs
-    analyses = [one for one in effect.analyses if set(one.runs) & set(about) or (claim.data and not one.runs)]
     tables = {name.rpartition("/")[0] for name in numbers.tables}
     return (
         all(one.key in numbers.records for one in effect.evaluations if one.runs in about)
-        and all(one.key in tables for one in analyses)
+        and all(one.key in tables for one in claim.analyses)
         and all(runs.label in numbers.trained for runs in about)
     )
 
 
 def settled(claim: Claim, found: Finding) -> Finding:
-    """What was found; a refutation only if the settings of the runs are not at an end of what was tried."""
-    tunings = {runs.tuned.name: runs.tuned for runs in claim.of if runs.tuned}
-    ends = [f"{name} {end}" for name, one in tunings.items() for end in one.at_edge()]
-    ends += ["some settings were not tuned"] if claim.untuned else []
-    if found.verdict != "refuted" or not ends:
-        return found
-    return found._replace(verdict="not shown", difference=f"{found.difference}; not refuted: {', '.join(ends)}")
+    """What was found, with the settings that are at an end of what was tried; these may excuse the verdict."""
+
+    def ends(of: Sequence[Runs]) -> list[str]:
+        tunings = {runs.tuned.name: runs.tuned for runs in of if runs.tuned}
+        return [f"{name} {end}" for name, one in tunings.items() for end in one.at_edge()]
+
+    own = ends(claim.accused)
+    if found.verdict == claim.excuses and (own or claim.untuned):
+        why = "; ".join([found.difference, f"not {claim.excuses}, since settings may be better"])
+        found = found._replace(verdict="not shown", difference=why)
+    every = [*own, *(one for one in ends(claim.of) if one not in own)]
+    return found._replace(difference=f"{found.difference}; at an end: {', '.join(every)}") if every else found
 
 
 def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:

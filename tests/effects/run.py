@@ -103,16 +103,17 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
             if runs.label.startswith(only) and (todo or runs.label in lacking):
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
-        print(f"{effect.system}: nothing was run, all of it is measured")
-        return 0
+        known = any(runs.label.startswith(only) for runs in effect.runs)
+        print(f"{effect.system}: {'nothing was run, all of it is measured' if known else f'no run begins with {only}'}")
+        return 0 if known else FAILED
     at_work = Workers(jobs)
     first = {one.label: one for runs, _, _ in chains for one in runs.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
     tunings = {one.name: one for runs, _, _ in chains if runs.tuned for one in (runs.tuned.shared, runs.tuned) if one}
     for depth in (False, True):
-        lacking_now = [one for one in tunings.values() if bool(one.shared) is depth and one.left]
-        at_work.each(partial(tune, at_work, tuning) for tuning in lacking_now)
-    named = {one.label: one for _, _, todo in chains for e in todo for one in e.after}
+        ready = [one for one in tunings.values() if bool(one.shared) is depth and (not depth or one.shared.done)]
+        at_work.each(partial(tune, at_work, one) for one in ready if one.left)
+    named = {one.label: one for _, _, todo in chains for e in todo for one in e.after if one.recipe_sha256(0)}
     at_work.each(partial(at_work.run, one.command(seed)) for one in named.values() for seed in one.seeds)
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
@@ -165,7 +166,8 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
         "trained": {label: facts for label, facts in trained.items() if facts},
     }
     if not any(stored[name] for name in ("records", "tables", "trained")):
-        place(effect.system).unlink(missing_ok=True)
+        for suffix in (".json", ".svg"):
+            place(effect.system).with_suffix(suffix).unlink(missing_ok=True)
     else:
         numbers = read_numbers(stored)
         claims = [row(claim, effect, numbers) for claim in effect.claims]

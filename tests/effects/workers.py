@@ -13,21 +13,23 @@ from threading import Lock
 
 from evidence import Tuning
 
-from advbench.defaults.tuning import FILE
+from advbench.defaults.tuning import FILE, add, read
 from advbench.files import write_atomic
 
 FAILED = 2  # the exit code of a command that cannot be done; others are of one that was interrupted
 
 
 class Workers:
-    """Commands, `jobs` at a time, on one thread each. `code`: the first exit code that was not 0, else 0.
+    """Commands, `jobs` at a time, on one thread each.
 
     After one has failed the others go on, since it may be alone, such as a training that diverges. After one was
-    interrupted no other starts.
+    interrupted no other starts. `code`: the exit code of that one, else FAILED if any failed, else 0. `failed`: the
+    names of grids of which a run failed.
     """
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.code, self.stopped = jobs, 0, False
+        self.failed: set[str] = set()
         self.locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     def alone(self, name: str) -> Lock:
@@ -46,7 +48,8 @@ class Workers:
         print(f"$ advbench {shlex.join(command)}", flush=True)
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run([sys.executable, "-m", "advbench", *command], env=alone).returncode
-        self.code = self.code or code
+        if code and not self.stopped:
+            self.code = code
         if code == FAILED:
             print(f"failed, the others go on: advbench {shlex.join(command)}", flush=True)
         elif code and not self.stopped:
@@ -56,9 +59,14 @@ class Workers:
 
 
 def tune(at_work: Workers, tuning: Tuning) -> None:
-    """Run what is left of the grid, beside what its file has."""
+    """Run what is left of the grid, beside what its file has; nothing where it failed before."""
     begun = tuning.folder / FILE
-    if tuning.file.is_file() and not begun.exists():
-        write_atomic(begun, tuning.file.read_text(encoding="utf-8"))
+    if tuning.name in at_work.failed:
+        return
+    if tuning.file.is_file():
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        add(begun, read(tuning.file))
     if at_work.run(tuning.command()):
         write_atomic(tuning.file, begun.read_text(encoding="utf-8"))
+    else:
+        at_work.failed.add(tuning.name)
