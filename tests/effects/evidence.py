@@ -113,11 +113,12 @@ class Tuning:
 
     @property
     def left(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """The smallest grid that has all points of which the file has no rows; empty if it has all of them."""
+        """The smallest grid that has all points of which the file lacks a seed; empty if it has all of them."""
         trials = read(self.file) if self.file.is_file() else []
         fields = [field for field, _ in self.grid]
-        tried = {tuple(map(one.settings.get, fields)) for one in trials}
-        points = [point for point in product(*(values for _, values in self.grid)) if point not in tried]
+        tried = {(tuple(map(one.settings.get, fields)), one.seed) for one in trials}
+        every = product(*(values for _, values in self.grid))
+        points = [point for point in every if not {(point, seed) for seed in self.base.seeds} <= tried]
         left = [set(values) for values in zip(*points, strict=True)]
         if len(points) == 1:  # a grid of one point is none
             place = max(range(len(fields)), key=lambda place: len(self.grid[place][1]))

@@ -64,8 +64,8 @@ def no_masking(numbers: Numbers) -> Finding:
 
 # --- distillation and two tasks ---------------------------------------------------------------------------
 
-SEEDS = (1, 2, 3)  # seed 0 chose the settings
-RATES = ("optim.lr", ("0.003", "0.01", "0.03"))
+SEEDS = (1, 2, 3)  # others chose the settings
+RATES = ("optim.lr", ("0.001", "0.003", "0.01", "0.03", "0.1"))
 DECAY = ("optim.weight_decay", ("0", "0.0005", "0.005"))
 TEACHER = Runs("great teacher", "standard", ("model.activation=softplus",), arch="small_cnn")
 TAUGHT = ("method.form=distillation", f"method.teacher={TEACHER.folder(0)}")
@@ -89,7 +89,7 @@ STUDENTS = {
     "soft targets": tuned("great soft", FEW, ("method.soft", ("0.3", "1", "3")), *TAUGHT, "method.alpha=0"),
     "labels alone": tuned("great labels", FEW, DECAY, *TAUGHT, "method.alpha=0"),
 }
-PAIR = few(300, 60, arch="small_cnn_16_32_100")
+PAIR = few(300, 60, arch="small_cnn_16_32_100", seeds=(0, 4))  # a rate that one seed chose diverged with others
 BOTH = "method.form=multi-task"
 TASKS = {
     "GREAT": tuned("great tasks", PAIR, ("method.alpha", ("0.3", "1", "3")), BOTH),

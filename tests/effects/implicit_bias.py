@@ -72,7 +72,7 @@ def descended(arch: str, *sets: str) -> Runs:
     tuning = Tuning(
         f"descent-{arch}",
         Runs(f"descent {arch} tuning", "standard", sets, **recipe),
-        (("optim.lr", ("0.02", "0.1", "0.5")),),
+        (("optim.lr", ("0.002", "0.005", "0.02", "0.1", "0.5")),),
         "clean",
     )
     return tuning.runs(f"descent {arch}", FASHION_AT.seeds)
