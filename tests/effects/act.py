@@ -18,7 +18,7 @@ from frontier import Frontiers, Point, draw_frontiers
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAY = "optim.weight_decay"
 DECAYS = ("0.0005", "0.005", "0.01", "0.02")  # against overfitting: of the methods without a weight of their own
-BOTH_DECAYS = DECAYS[:2]  # of the others
+LITTLE, MUCH = DECAYS[:2], DECAYS[1::2]  # of the others, and of those that add something to AT, for which much is best
 ALONG = {  # the setting that moves a method along its frontier, and its values
     "act": ("method.b", ("0.7", "0.8", "0.9", "0.95")),
     "trades": ("method.beta", ("3", "6", "12", "24")),
@@ -26,10 +26,12 @@ ALONG = {  # the setting that moves a method along its frontier, and its values
 }
 
 
-def grid_of(field: str, values: Sequence[str], *rates: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Rates and values of `field`, and between them two of weight decay, unless it is the field."""
-    decays = () if field == DECAY else ((DECAY, BOTH_DECAYS),)
-    return (("optim.lr", rates), *decays, (field, tuple(values)))
+def grid_of(
+    field: str, values: Sequence[str], *rates: str, decays: Sequence[str] = LITTLE
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Rates and values of `field`, and between them `decays`, unless weight decay is the field."""
+    between = () if field == DECAY else ((DECAY, tuple(decays)),)
+    return (("optim.lr", rates), *between, (field, tuple(values)))
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Regime:
     epochs: int = 150
     shared: Regime | None = None
 
-    def tuning(self, method: str, field: str, values: Sequence[str], *rates: str) -> Tuning:
+    def tuning(
+        self, method: str, field: str, values: Sequence[str], *rates: str, decays: Sequence[str] = LITTLE
+    ) -> Tuning:
         """Twelve tries: the rate, weight decay, and the method's own weight, unless `field` is the decay.
 
         Only the rate where the others are shared.
@@ -59,7 +63,7 @@ class Regime:
         if self.shared:
             others = self.shared.tuning(method, field, values, *rates)
             return Tuning(f"{self.name}-{method}", base, (("optim.lr", rates),), shared=others)
-        return Tuning(f"{self.name}-{method}", base, grid_of(field, values, *rates))
+        return Tuning(f"{self.name}-{method}", base, grid_of(field, values, *rates, decays=decays))
 
     @cached_property
     def lines(self) -> dict[str, tuple[Runs, ...]]:

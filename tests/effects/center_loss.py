@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from act import DECAY, DECAYS, SEEDS, grid_of
+from act import DECAY, DECAYS, MUCH, SEEDS, grid_of
 from controls import FASHION, FASHION_AT
 from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, by_seeds, gain, mean_sd, worst
@@ -68,7 +68,7 @@ def small_eps(numbers: Numbers) -> Finding:
 AT_TESTED = rated(FASHION_AT)
 STANDARD = FASHION.tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("fashion-1000 standard tuned", SEEDS)
 ON_CLEAN = FASHION.tuning("center-loss", "method.lam", LAMBDAS, "0.02", "0.05").runs("fashion-1000 center-loss", SEEDS)
-ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05").runs(
+ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05", decays=MUCH).runs(
     "fashion-1000 center-loss-at", SEEDS
 )
 STANDARD_TESTED, ON_CLEAN_TESTED, ON_AT_TESTED = map(rated, (STANDARD, ON_CLEAN, ON_AT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act import SEEDS
+from act import MUCH, SEEDS
 from controls import AT, FASHION, FASHION_AT
 from evidence import Analysis, Claim, Effect, Runs, rated
 from findings import GAINED, Finding, Gain, Numbers, by_seeds, mean_sd, verdict
@@ -11,7 +11,7 @@ TERMS = ("lc", "ls", "gc", "conf")
 OFF = tuple(f"method.{term}=0" for term in ("lc", "ls", "gc", "gs", "conf"))
 NONE = Runs("compactness off", "compactness", OFF)
 
-TUNED = FASHION.tuning("compactness", "method.lc", ("0.3", "1", "3"), "0.02", "0.05")
+TUNED = FASHION.tuning("compactness", "method.lc", ("0.3", "1", "3"), "0.02", "0.05", decays=MUCH)
 AT_TESTED = rated(FASHION_AT)
 ALL = TUNED.runs("fashion-1000 compactness", SEEDS)
 ALONE = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from act import DECAY, DECAYS
+from act import DECAY, DECAYS, MUCH
 from controls import FASHION, FASHION_AT
 from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, gain, mean_sd
@@ -28,7 +28,9 @@ def tuned(tuning: Tuning, epochs: int, *sets: str) -> Runs:
 
 
 AT = tuned(FASHION.tuning("pgd-at", DECAY, DECAYS, "0.02", "0.05", "0.1"), 150)
-CONSISTENT = tuned(FASHION.tuning("consistency", "method.lam", ("0.5", "1", "2"), "0.02", "0.05"), 75, "batch_size=25")
+CONSISTENT = tuned(
+    FASHION.tuning("consistency", "method.lam", ("0.5", "1", "2"), "0.02", "0.05", decays=MUCH), 75, "batch_size=25"
+)
 BARE = replace(FASHION_AT, label=f"{FASHION_AT.label} by its best", sets=(*FASHION_AT.sets, *CHOSEN))
 EACH = {"AT": AT, "consistency": CONSISTENT, "AT without augmentation": BARE}
 LAST = {runs: rated(runs, file="last.safetensors") for runs in EACH.values()}

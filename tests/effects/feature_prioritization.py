@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from act import MUCH
 from controls import FASHION, FASHION_AT
 from evidence import Analysis, Claim, Effect, Runs, rated
 from findings import BySeed, Finding, Numbers, Verdict, by_seeds, mean_sd, verdict, worst
@@ -18,7 +19,7 @@ AT, NONE = (
     Runs("pgd-at cnn", "pgd-at", arch=NET),
     Runs(f"{METHOD} none", METHOD, ("method.attention=false", "method.lam=0"), arch=NET),
 )
-TUNING = FASHION.tuning(METHOD, "method.lam", ("0.01", "0.1", "1"), "0.02", "0.05")
+TUNING = FASHION.tuning(METHOD, "method.lam", ("0.01", "0.1", "1"), "0.02", "0.05", decays=MUCH)
 BOTH, ATTENTION, PENALTY = (
     TUNING.runs(f"{FASHION.name} {METHOD} {label}".strip(), FASHION_AT.seeds, *sets)
     for label, sets in {"": (), "attention": ("method.lam=0",), "penalty": ("method.attention=false",)}.items()
