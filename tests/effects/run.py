@@ -307,6 +307,15 @@ def check() -> int:
     tunings = {runs.tuned.file for name in ORDER for runs in load(name).runs if runs.tuned}
     tunings |= {tuning.file for tuning in importlib.import_module("board").tunings()}
     wrong += [f"{file} belongs to no system" for file in (BOARDS / "tuning").glob("*") if file not in tunings]
+    records = load_records(BOARDS / "effects" / "records")[0]
+    asked = [
+        found(records, e, seed, read(name)["trained"])
+        for name in ORDER
+        for e in load(name).evaluations
+        for seed in e.runs.seeds
+    ]
+    needed = {record.id for record in asked if record}
+    wrong += [f"{place_of(one)} belongs to no claim: remove it" for one in records if one.id not in needed]
     for name in ORDER:
         stored, effect = read(name), load(name)
         if [row(claim, effect, read_numbers(stored)) for claim in effect.claims] != stored["claims"]:
