@@ -120,9 +120,10 @@ def _spreads(found: Sequence[Series], reference: float) -> list[str]:
     records = [record for one in found for record in one.records]
     columns = shown_eps(records, reference)
     every = [one.records[0].model.trained for one in found]
-    costs = [name for name in ("images", "updates") if any(trained and trained.counted(name) for trained in every)]
-    header = ["models", "method", "arch", "train eps", *({"images": "images shown"}.get(name, name) for name in costs)]
-    header += ["train passes", "seeds", "clean", *_sizes(columns, records, reference)]
+    costs = {"images shown": "images", "updates": "updates"}
+    costs = {label: name for label, name in costs.items() if any(one and one.counted(name) for one in every)}
+    header = ["models", "method", "arch", "train eps", *costs, "train passes", "seeds", "clean"]
+    header += _sizes(columns, records, reference)
     body = []
     for one in sorted(found, key=lambda one: -(one.spread(reference) or (0.0,))[0]):
         first = one.records[0]
@@ -132,7 +133,7 @@ def _spreads(found: Sequence[Series], reference: float) -> list[str]:
             markdown(trained.method) if trained else "",
             markdown(first.model.arch),
             markdown(trained.eps_text or "") if trained else "",
-            *(count(trained.counted(name) if trained else None) for name in costs),
+            *(count(trained.counted(name) if trained else None) for name in costs.values()),
             count(trained.passes_an_image) if trained else "",
             ", ".join(map(str, one.seeds)),
             *(spread(one.spread(eps), first.n) for eps in (None, *columns)),

@@ -18,7 +18,10 @@ from frontier import Frontiers, Point, draw_frontiers
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAY = "optim.weight_decay"
 DECAYS = ("0.0005", "0.005", "0.01", "0.02")  # against overfitting: of the methods without a weight of their own
-LITTLE, MUCH = DECAYS[:2], DECAYS[1::2]  # of the others, and of those that add something to AT, for which much is best
+LITTLE, MUCH = (
+    ("0.0005", "0.005"),
+    ("0.005", "0.02"),
+)  # of the others, and of those that add something to AT, for which much is best
 ALONG = {  # the setting that moves a method along its frontier, and its values
     "act": ("method.b", ("0.7", "0.8", "0.9", "0.95")),
     "trades": ("method.beta", ("3", "6", "12", "24")),
@@ -61,7 +64,7 @@ class Regime:
         recipe |= {"epochs": self.epochs, "common": (*common, *held_out)}
         base = Runs(f"{self.name} {method} tuning", method, **recipe)
         if self.shared:
-            others = self.shared.tuning(method, field, values, *rates)
+            others = self.shared.tuning(method, field, values, *rates, decays=decays)
             return Tuning(f"{self.name}-{method}", base, (("optim.lr", rates),), shared=others)
         return Tuning(f"{self.name}-{method}", base, grid_of(field, values, *rates, decays=decays))
 

@@ -308,21 +308,17 @@ def check() -> int:
     tunings |= {tuning.file for tuning in importlib.import_module("board").tunings()}
     wrong += [f"{file} belongs to no system" for file in (BOARDS / "tuning").glob("*") if file not in tunings]
     records = load_records(BOARDS / "effects" / "records")[0]
-    asked = [
-        found(records, e, seed, read(name)["trained"])
-        for name in ORDER
-        for e in load(name).evaluations
-        for seed in e.runs.seeds
-    ]
-    needed = {record.id for record in asked if record}
-    wrong += [f"{place_of(one)} belongs to no claim: remove it" for one in records if one.id not in needed]
+    needed = set()
     for name in ORDER:
         stored, effect = read(name), load(name)
+        asked = (found(records, e, seed, stored["trained"]) for e in effect.evaluations for seed in e.runs.seeds)
+        needed |= {record.id for record in asked if record}
         if [row(claim, effect, read_numbers(stored)) for claim in effect.claims] != stored["claims"]:
             wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")
         file, figure = place(name).with_suffix(".svg"), drawn(effect, read_numbers(stored))
         if figure and not (file.is_file() and same(file.read_bytes(), figure)):
             wrong.append(f"{file} does not match its numbers: python tests/effects/run.py --collect")
+    wrong += [f"{place_of(one)} belongs to no claim: remove it" for one in records if one.id not in needed]
     if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text():
         wrong.append(f"{PAGE} does not match its numbers: python tests/effects/run.py --collect")
     print("\n".join(wrong) or f"{len(files)} systems match their numbers")
