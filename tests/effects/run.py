@@ -313,9 +313,10 @@ def check() -> int:
         stored, effect = read(name), load(name)
         asked = (found(records, e, seed, stored["trained"]) for e in effect.evaluations for seed in e.runs.seeds)
         needed |= {record.id for record in asked if record}
-        if [row(claim, effect, read_numbers(stored)) for claim in effect.claims] != stored["claims"]:
+        numbers = read_numbers(stored)
+        if [row(claim, effect, numbers) for claim in effect.claims] != stored["claims"]:
             wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")
-        file, figure = place(name).with_suffix(".svg"), drawn(effect, read_numbers(stored))
+        file, figure = place(name).with_suffix(".svg"), drawn(effect, numbers)
         if figure and not (file.is_file() and same(file.read_bytes(), figure)):
             wrong.append(f"{file} does not match its numbers: python tests/effects/run.py --collect")
     wrong += [f"{place_of(one)} belongs to no claim: remove it" for one in records if one.id not in needed]
