@@ -26,10 +26,10 @@ from advbench.errors import UserError, explained
 from advbench.methods.base import Nets, Setup, make
 from advbench.models.base import Model
 from advbench.models.outside import Outside
-from advbench.models.untouched import untouched
 from advbench.recipe import Optim, Recipe
 from advbench.rng import fold, keys
 from advbench.trainer.averaging import Averaged
+from advbench.trainer.layout import to_layout
 from advbench.trainer.modes import fixed_weights
 from advbench.trainer.optim import factor, optimizer
 from advbench.trainer.prepare import images, network, precision
@@ -80,7 +80,7 @@ class Session:
         self.notes = [f"{net.arch} receives the grey images' channel {net.repeat} times" for net in repeating]
         if recipe.init is not None and fresh:
             self.notes += start_from(f, recipe.init)
-        self.layout = self._layout(f.to(device))
+        self.layout = to_layout(f.to(device), self.data.batch(slice(0, 2))[0])
         self._try(f)
         for what in self.method.needs:
             if not getattr(f, f"has_{what}"):
@@ -157,20 +157,6 @@ class Session:
                 f"out of memory at batch_size {self.recipe.batch_size} in {self.precision}: train with a smaller "
                 f"batch_size, {half}or a smaller model, or free some and go on with --resume"
             ) from error
-
-    def _layout(self, f: Model) -> torch.memory_format:
-        """The memory layout of f: NHWC, or NCHW if f does not run in NHWC (`view` raises for such tensors).
-
-        NHWC suits tensor cores, and is 1.2 to 1.3 times as fast on a CPU for nets such as small_cnn.
-        """
-        try:
-            with untouched(f), torch.no_grad():
-                f.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                f(self.data.batch(slice(0, 2))[0].contiguous(memory_format=torch.channels_last))
-        except Exception:  # if it is another fault, it appears again where f is tried, or at the first step
-            f.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            return torch.contiguous_format
-        return torch.channels_last
 
     def _try(self, f: Model) -> None:
         """Raise UserError where a net from outside cannot be trained or attacked, or any net on batches of one image.
