@@ -434,6 +434,14 @@ def test_what_is_measured_is_not_done_again(
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
 
 
+def test_a_part_that_does_not_exist_is_refused(
+    small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--only", "tinny"])
+    assert small.main() == 2
+    assert "tiny: no run begins with tinny" in capfd.readouterr().out and not Path("effects").exists()
+
+
 def test_a_grid_that_grows_is_run_for_what_it_lacks(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = importlib.import_module("workers")
     asked: list[list[str]] = []
