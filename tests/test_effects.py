@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -242,6 +243,16 @@ def test_what_was_edited_by_hand_is_found(
         effects.PAGE.write_text(effects.PAGE.read_text().replace("not shown", "shown"))
     file.write_text(json.dumps(stored))
     assert effects.check() == 1
+
+
+def test_the_readme_says_what_acts_page_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (caption,) = re.findall(r"^\*Where ACT is good: .*$", readme, re.M)
+    claim = json.loads((ROOT / "leaderboards" / "effects" / "act.json").read_text(encoding="utf-8"))["claims"][0]
+    numbers = set(re.findall(r"[+-]?\d+\.\d+", caption)) - {"0.1"}
+    assert len(numbers) >= 5
+    for number in numbers:
+        assert number in claim["ours"] + claim["difference"], number
 
 
 def test_verdicts_of_several_parts(effects: ModuleType) -> None:
