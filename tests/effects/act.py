@@ -18,6 +18,7 @@ from frontier import Frontiers, Point, draw_frontiers
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAY = "optim.weight_decay"
 DECAYS = ("0.0005", "0.005", "0.01", "0.02")  # against overfitting: of the methods without a weight of their own
+STRONG = ("0.005", "0.01", "0.02", "0.05")  # of AT on few images, which wants more of it than others do
 LITTLE, MUCH = (
     ("0.0005", "0.005"),
     ("0.005", "0.02"),
@@ -71,9 +72,9 @@ class Regime:
     @cached_property
     def lines(self) -> dict[str, tuple[Runs, ...]]:
         """The runs of each method, first those with all that was chosen, then those along its frontier."""
-        act = self.tuning("act", "method.b", ("0.8", "0.9"), "0.05", "0.1", "0.2")
+        act = self.tuning("act", "method.b", ("0.8", "0.9"), "0.1", "0.2", "0.4")
         trades = self.tuning("trades", "method.beta", ("6", "12"), "0.02", "0.05", "0.1")
-        at = self.tuning("pgd-at", DECAY, DECAYS, "0.01", "0.02", "0.05")
+        at = self.tuning("pgd-at", DECAY, STRONG, "0.01", "0.02", "0.05")
         return {tuning.base.method: self.line(tuning) for tuning in (act, trades, at)}
 
     def line(self, tuning: Tuning) -> tuple[Runs, ...]:
