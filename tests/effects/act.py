@@ -17,12 +17,11 @@ from frontier import Frontiers, Point, draw_frontiers
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 DECAY = "optim.weight_decay"
-DECAYS = ("0.0005", "0.005", "0.01", "0.02")  # against overfitting: of the methods without a weight of their own
-STRONG = ("0.005", "0.01", "0.02", "0.05")  # of AT on few images, which wants more of it than others do
-LITTLE, MUCH = (
-    ("0.0005", "0.005"),
-    ("0.005", "0.02"),
-)  # of the others, and of those that add something to AT, for which much is best
+# Weight decays against overfitting, of
+DECAYS = ("0.0005", "0.005", "0.01", "0.02")  # methods without a weight of their own,
+STRONG = ("0.005", "0.01", "0.02", "0.05")  # AT on few images, which wants the most,
+LITTLE = ("0.0005", "0.005")  # methods with a weight of their own,
+MUCH = ("0.005", "0.02")  # and those of them that add something to AT.
 ALONG = {  # the setting that moves a method along its frontier, and its values
     "act": ("method.b", ("0.7", "0.8", "0.9", "0.95")),
     "trades": ("method.beta", ("3", "6", "12", "24")),
