@@ -120,7 +120,7 @@ class Search:
         self.slots = Slots(
             problem,
             mapped(torch.clone, attack.start(problem)),  # in-place writes need separate tensors
-            torch.empty_like(problem.region.x),
+            torch.zeros_like(problem.region.x),  # not left empty: a NaN in it would differ from itself in a trial
             torch.zeros(width, dtype=torch.bool, device=device),
             torch.zeros(width, device=device),
             torch.zeros(width, device=device),

@@ -244,6 +244,17 @@ def test_an_exact_search_becomes_narrower_where_a_turn_gives_the_same_bits() -> 
     assert torch.equal(brighter(16, net=Uneven).run().distance, uneven.verdicts.distance)
 
 
+def test_no_trial_of_a_width_reads_memory_that_nobody_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With NaN in all of it, widths are as ever: the candidates of slots without a hit are compared as well."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        assert widths(brighter(16, width_step=4, exact=True)) == [16] * 8 + [8] * 4 + [4] * 4
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_narrowed_search_continues_after_a_restart() -> None:
     whole = brighter(16, width_step=4).run()
     for stop_after in range(1, 16):
