@@ -437,6 +437,10 @@ def test_what_is_measured_is_not_done_again(
     assert small.main() == 0
     assert "tiny: nothing was run, all of it is measured" in capfd.readouterr().out and not Path("effects").exists()
     assert {file: file.read_bytes() for file in Path("leaderboards").rglob("*") if file.is_file()} == before
+    fewer = replace(small.load("tiny"), evaluations=small.load("tiny").evaluations[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr(small, "load", lambda name: fewer)
+        assert small.check() == 1 and "nothing asks for plain again pgd n=40" in capfd.readouterr().out
     trained, records, (_, asked, _) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
     other = replace(asked.runs, common=(*asked.runs.common, "optim.lr=0.03"))  # what is asked for has changed
     assert small.facts_of(asked.runs, trained) and not small.facts_of(other, trained)
@@ -450,7 +454,7 @@ def test_a_part_that_does_not_exist_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "--only", "tinny"])
     assert small.main() == 2
-    assert "tiny: no run begins with tinny" in capfd.readouterr().out and not Path("effects").exists()
+    assert "tiny: no run begins with tinny" in capfd.readouterr().err and not Path("effects").exists()
 
 
 def test_a_grid_that_grows_is_run_for_what_it_lacks(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

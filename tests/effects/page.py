@@ -166,7 +166,7 @@ def evaluations(numbers: Numbers, stored: Mapping[str, Any], effect: Effect) -> 
         curve = ", ".join(f"{eps}: {mean_sd(numbers.robust(key, eps))}" for eps in grid)
         links = " ".join(f"[{seed}]({stored['records'][key][str(seed)]})" for seed in records)
         passes = first.model.trained.passes_an_image if first.model.trained else None
-        seen = next(iter(numbers.trained.get(label[key], {}).values()), {}).get("updates")
+        seen = next(iter(numbers.trained.get(label.get(key, ""), {}).values()), {}).get("updates")
         words = [key, len(records), first.dataset.count, mean_sd(numbers.clean(key)), curve]
         words += [", ".join(numbers.doubts(key)), passes or "", f"{seen:,}" if seen else "", links]
         lines.append(f"| {' | '.join(map(str, words))} |")

@@ -41,6 +41,7 @@ ORDER = (
     "act", "great", "center-loss", "compactness", "multi-task", "implicit-bias", "learned-optimizer",
     "spectrum", "consistency", "feature-prioritization", "single-step",
 )  # fmt: skip
+COLLECT = "python tests/effects/run.py --collect"
 Stored = dict[str, Any]
 
 
@@ -104,8 +105,11 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
         known = any(runs.label.startswith(only) for runs in effect.runs)
-        print(f"{effect.system}: {'nothing was run, all of it is measured' if known else f'no run begins with {only}'}")
-        return 0 if known else FAILED
+        if not known:
+            print(f"{effect.system}: no run begins with {only}", file=sys.stderr)
+            return FAILED
+        print(f"{effect.system}: nothing was run, all of it is measured")
+        return 0
     at_work = Workers(jobs)
     first = {one.label: one for runs, _, _ in chains for one in runs.after}
     at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
@@ -313,15 +317,17 @@ def check() -> int:
         stored, effect = read(name), load(name)
         asked = (found(records, e, seed, stored["trained"]) for e in effect.evaluations for seed in e.runs.seeds)
         needed |= {record.id for record in asked if record}
+        if unasked := stored["records"].keys() - {one.key for one in effect.evaluations}:
+            wrong.append(f"{place(name)}: nothing asks for {', '.join(sorted(unasked))}: {COLLECT} {name}")
         numbers = read_numbers(stored)
         if [row(claim, effect, numbers) for claim in effect.claims] != stored["claims"]:
             wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")
         file, figure = place(name).with_suffix(".svg"), drawn(effect, numbers)
         if figure and not (file.is_file() and same(file.read_bytes(), figure)):
-            wrong.append(f"{file} does not match its numbers: python tests/effects/run.py --collect")
+            wrong.append(f"{file} does not match its numbers: {COLLECT}")
     wrong += [f"{place_of(one)} belongs to no claim: remove it" for one in records if one.id not in needed]
     if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text():
-        wrong.append(f"{PAGE} does not match its numbers: python tests/effects/run.py --collect")
+        wrong.append(f"{PAGE} does not match its numbers: {COLLECT}")
     print("\n".join(wrong) or f"{len(files)} systems match their numbers")
     return bool(wrong)
 
