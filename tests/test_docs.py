@@ -25,7 +25,7 @@ import advbench
 from advbench.cli import app
 from advbench.files import locked
 from advbench.recipe.recipe import field_names
-from advbench.record import FLAG_NAMES, Record
+from advbench.record import FLAG_NAMES, Record, record_files
 from advbench.registry import entries
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ def test_every_field_column_and_flag_has_its_place(pages: dict[str, Page]) -> No
     assert lacking(pages["reference/recipe.html"], {f"recipe-{name}" for name in field_names()}) == set()
     stored = {
         name
-        for file in BOARDS.glob("records/**/*.json")
+        for file in record_files(BOARDS / "records")
         for name in paths(json.loads(file.read_text(encoding="utf-8")))
     }
     named = {one.alias or name for name, one in Record.model_fields.items()}
