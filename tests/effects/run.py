@@ -104,8 +104,7 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
             if runs.label.startswith(only) and (todo or runs.label in lacking):
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
-        known = any(runs.label.startswith(only) for runs in effect.runs)
-        if not known:
+        if not any(runs.label.startswith(only) for runs in effect.runs):
             print(f"{effect.system}: no run begins with {only}", file=sys.stderr)
             return FAILED
         print(f"{effect.system}: nothing was run, all of it is measured")
