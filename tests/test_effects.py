@@ -508,6 +508,14 @@ def test_boards_have_every_method_and_a_recipe_for_each(effects: ModuleType) -> 
         assert row.leaderboard / "records" in effects.RECORDS
 
 
+def test_a_board_measures_nothing_that_leaderboards_has(
+    effects: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = importlib.import_module("board")
+    monkeypatch.setattr(sys, "argv", ["board.py", "mnist", "pgd-at"])
+    assert board.main() == 0 and "mnist: nothing was run, all of it is measured" in capsys.readouterr().out
+
+
 def test_a_board_is_begun_with_the_methods_that_tell_most(
     effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
