@@ -62,6 +62,8 @@ def parse(text: str) -> Place:
     found: dict[str, float] = {}
     for amount in amounts:
         name, _, number = amount.partition("=")
+        if name in found:
+            raise UserError(f"--on {text!r}: {name} is given twice")
         try:
             found[name] = float(number)
         except ValueError:

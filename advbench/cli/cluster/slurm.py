@@ -75,6 +75,8 @@ def parse(text: str) -> Place:
         name, _, value = word.partition("=")
         if name not in (*NUMBERS, *OPTIONS, "executor"):
             raise unknown("key of --on slurm", name, (*NUMBERS, *OPTIONS, "executor"))
+        if name in found or name in options:
+            raise UserError(f"--on {text!r}: {name} is given twice")
         if name in NUMBERS:
             if not (value.isascii() and value.isdecimal() and len(value) < 7 and (int(value) or name == "gpus")):
                 raise UserError(f"--on {text!r}: {name} must be a whole number{', from 1' if name != 'gpus' else ''}")
