@@ -443,10 +443,29 @@ def test_what_is_measured_is_not_done_again(
         assert small.check() == 1 and "nothing asks for plain again pgd n=40" in capfd.readouterr().out
     trained, records, (_, asked, _) = small.read("tiny")["trained"], small.measured(), small.load("tiny").evaluations
     other = replace(asked.runs, common=(*asked.runs.common, "optim.lr=0.03"))  # what is asked for has changed
-    assert small.facts_of(asked.runs, trained) and not small.facts_of(other, trained)
+    assert small.facts_of(asked.runs, 1, trained) and not small.facts_of(other, 1, trained)
     assert small.found(records, asked, 1, trained)
     for changed in ({"runs": other}, {"sets": ("steps=3",)}, {"n": 0}, {"eps": "0,0.2"}):
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
+
+
+def test_a_seed_more_is_run_alone(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = importlib.import_module("workers")
+    asked: list[list[str]] = []
+    run = lambda self, command: not asked.append(command) and cli.run(list(command)) == 0  # noqa: E731
+    monkeypatch.setattr(workers.Workers, "run", run)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1", "--only", "plain"])
+    tiny = small.load("tiny")
+    for seeds in ((1,), (1, 2, 3)):
+        runs = replace(tiny.runs[1], seeds=seeds)
+        asks = replace(tiny.evaluations[1], runs=runs)
+        effect = replace(tiny, runs=(runs,), evaluations=(asks,), analyses=(), claims=())
+        monkeypatch.setattr(small, "load", lambda name, effect=effect: effect)
+        assert small.main() == 0
+        shutil.rmtree("effects")  # of what is kept alone it is known what is measured
+    seeds = [value for command in asked if command[0] == "train" for value in options(command, "--seed")]
+    assert seeds == ["1", "2", "3"] and sum(command[0] == "evaluate" for command in asked) == 3
+    assert small.read("tiny")["trained"]["plain"].keys() == {"1", "2", "3"}
 
 
 def test_a_part_that_does_not_exist_is_refused(

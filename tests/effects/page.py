@@ -53,7 +53,7 @@ def is_measured(claim: Claim, effect: Effect, numbers: Numbers) -> bool:
     return (
         all(one.key in numbers.records for one in effect.evaluations if one.runs in about)
         and all(one.key in tables for one in claim.analyses)
-        and all(runs.label in numbers.trained for runs in about)
+        and all(set(runs.seeds) <= numbers.trained.get(runs.label, {}).keys() for runs in about)
     )
 
 

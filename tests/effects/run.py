@@ -89,19 +89,24 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     evaluated = {
         e: [seed for seed in e.runs.seeds if not found(records, e, seed, stored["trained"])] for e in effect.evaluations
     }
-    lacking = {runs.label: runs for runs in effect.runs if not facts_of(runs, stored["trained"])}
+    lacking = {
+        (runs.label, seed) for runs in effect.runs for seed in runs.seeds if not facts_of(runs, seed, stored["trained"])
+    }
     analyses = [
         one
         for one in effect.analyses
         if not only
-        and (stored["analysed"].get(one.key) != one.command() or any(runs.label in lacking for runs in one.runs))
+        and (
+            stored["analysed"].get(one.key) != one.command()
+            or any((runs.label, seed) in lacking for runs in one.runs for seed in runs.seeds)
+        )
     ]
-    lacking |= {runs.label: runs for one in analyses for runs in one.runs}
+    lacking |= {(runs.label, seed) for one in analyses for runs in one.runs for seed in runs.seeds}
     chains = []
     for runs in {runs.label: runs for runs in effect.runs}.values():
         for seed in runs.seeds:
             todo = [e for e, seeds in evaluated.items() if e.runs == runs and seed in seeds]
-            if runs.label.startswith(only) and (todo or runs.label in lacking):
+            if runs.label.startswith(only) and (todo or (runs.label, seed) in lacking):
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
         if not any(runs.label.startswith(only) for runs in effect.runs):
@@ -116,8 +121,15 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     for depth in (False, True):
         ready = [one for one in tunings.values() if bool(one.shared) is depth and (not depth or one.shared.done)]
         at_work.each(partial(tune, at_work, one) for one in ready if one.left)
-    named = {one.label: one for _, _, todo in chains for e in todo for one in e.after if one.recipe_sha256(0)}
-    at_work.each(partial(at_work.run, one.command(seed)) for one in named.values() for seed in one.seeds)
+    named = {
+        one.folder(source): partial(at_work.run, one.command(source))
+        for _, seed, todo in chains
+        for e in todo
+        for one in e.after
+        for source in one.seeds
+        if one.recipe_sha256(source) and any(f"{one.folder(source)}/" in f"{text}/" for text in e.settings(seed))
+    }
+    at_work.each(named.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
         if at_work.run(one.command()):
@@ -155,7 +167,10 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
     evaluated = {
         e.key: {str(seed): found(records, e, seed, old["trained"]) for seed in e.runs.seeds} for e in effect.evaluations
     }
-    trained = {runs.label: facts_of(runs, old["trained"]) for runs in effect.runs}
+    trained = {
+        runs.label: {str(seed): facts for seed in runs.seeds if (facts := facts_of(runs, seed, old["trained"]))}
+        for runs in effect.runs
+    }
     stored: Stored = {
         "system": effect.system,
         "version": __version__,
@@ -246,19 +261,14 @@ def place_of(record: Record) -> str:
     return next(str((folder / name).relative_to(BOARDS)) for folder in RECORDS if (folder / name).is_file())
 
 
-def facts_of(runs: Runs, trained: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The facts on each seed's training, from its folder, or as they were kept in `trained`; None unless all are known.
+def facts_of(runs: Runs, seed: int, trained: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The facts on a training, from its folder, or as they were kept in `trained`; None if they are not known.
 
     Those of another recipe than is asked for now do not count.
     """
-    kept = trained.get(runs.label, {})
-    found = {}
-    for seed in runs.seeds:
-        recipe = runs.recipe_sha256(seed)
-        found[str(seed)] = facts(runs.folder(seed), recipe) or kept.get(str(seed))
-        if not found[str(seed)] or found[str(seed)].get("recipe", recipe) != recipe:
-            return None
-    return found
+    recipe = runs.recipe_sha256(seed)
+    found: Mapping[str, Any] | None = facts(runs.folder(seed), recipe) or trained.get(runs.label, {}).get(str(seed))
+    return found if found and found.get("recipe", recipe) == recipe else None
 
 
 def facts(folder: Path, recipe: str | None) -> dict[str, Any] | None:
