@@ -376,18 +376,28 @@ def test_a_frontier_is_compared_at_equal_clean_accuracy(effects: ModuleType, mon
 
 def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     evidence, page, findings = map(importlib.import_module, ("evidence", "page", "findings"))
+    monkeypatch.setattr(evidence.Tuning, "left", ())
     grid = (("optim.lr", ("0.1", "0.2", "0.3")), ("method.b", ("1", "2")))
-    runs = evidence.Tuning("tiny", evidence.Runs("tiny", "act"), grid).runs("ours", (1,))
+    tuning = evidence.Tuning("tiny", evidence.Runs("tiny", "act"), grid)
+    runs = tuning.runs("ours", (1,))
 
-    def settled(chosen: dict[str, str], verdict: str, **more: bool) -> str:
-        monkeypatch.setattr(evidence.Tuning, "_chosen", lambda self: chosen)
-        monkeypatch.setattr(evidence.Tuning, "left", ())
+    def settled(robust: dict[str, int], verdict: str, **more: bool) -> str:
+        """With so many of 1,000 held-out images that withstand, by the rate."""
+        same = {"method": "act", "seed": 0, "weights": "best", "n": 1000, "clean_k": 900}
+        rows = [
+            SimpleNamespace(settings={"optim.lr": rate, "method.b": b}, robust_k=k - int(b), **same)
+            for rate, k in robust.items()
+            for b in "12"
+        ]
+        monkeypatch.setattr(evidence, "read", lambda file: rows)
         claim = evidence.Claim("a claim", "none", lambda numbers: None, (runs,), **more)
         return page.settled(claim, findings.Finding("", verdict)).verdict
 
-    middle, end = {"optim.lr": "0.2", "method.b": "1"}, {"optim.lr": "0.3", "method.b": "1"}
+    middle, end = {"0.1": 500, "0.2": 600, "0.3": 500}, {"0.1": 500, "0.2": 590, "0.3": 600}
     assert settled(middle, "refuted") == "refuted" and settled(middle, "refuted", untuned=True) == "not shown"
     assert settled(end, "refuted") == "not shown" and settled(end, "shown") == "shown"
+    level = {**end, "0.2": 591}  # within a point: one beyond the end is hardly better
+    assert settled(level, "refuted") == "refuted" and tuning.chosen() == ("optim.lr=0.3", "method.b=1")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ images; the numbers come from records, cards of runs and tables of analyses; a v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from findings import Finding, Numbers, Verdict
 
-from advbench.defaults.tuning import choose, read
+from advbench.defaults.tuning import Trial, choose, read
 from advbench.recipe import Recipe
 
 BASE = Path("effects")  # runs and tables of analyses, which `make effects` makes again and nobody commits
@@ -151,18 +151,36 @@ class Tuning:
         return tuple(text for text in found if text.partition("=")[0] not in dict(self.grid))
 
     def _chosen(self) -> Mapping[str, str]:
+        return self._best({})[0].settings
+
+    def _best(self, within: Mapping[str, tuple[str, ...]]) -> list[Trial]:
+        """What is chosen of the tries with these values, a row a seed. Raises KeyError unless all was tried."""
         if not self.done:
             raise KeyError(self.name)
         weights = "last" if "validation.select=last" in self.base.common else "best"
-        grid = dict(self.grid)
+        grid = {**dict(self.grid), **within}
         ours = [one for one in read(self.file) if all(one.settings[name] in values for name, values in grid.items())]
-        return choose(ours, weights=weights, select=self.select)[self.base.method][0].settings
+        return choose(ours, weights=weights, select=self.select).get(self.base.method, [])
 
     def at_edge(self) -> tuple[str, ...]:
-        """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better."""
-        found = self._chosen() if self.done else {}
-        ends = {field: (values[0], values[-1]) for field, values in self.grid if len(values) > 2}
-        return tuple(f"{field}={found[field]}" for field, both in ends.items() if found.get(field) in both)
+        """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better.
+
+        Unless the best of the tries with the value beside it is within a point: then one beyond is hardly better.
+        """
+        if not self.done:
+            return ()
+        best, ends = self._best({}), []
+        for field, (first, *between, last) in self.grid:
+            chosen = best[0].settings[field]
+            if between and chosen in (first, last):
+                beside = self._best({field: (between[0 if chosen == first else -1],)})
+                if 100 * (self._right(best) - self._right(beside)) >= sum(one.n for one in best):
+                    ends.append(f"{field}={chosen}")
+        return tuple(ends)
+
+    def _right(self, rows: Sequence[Trial]) -> int:
+        """How many held-out images count for a setting."""
+        return sum((one.clean_k if self.select == "clean" else one.robust_k) or 0 for one in rows)
 
     def runs(self, label: str, seeds: tuple[int, ...], *sets: str) -> Runs:
         """Trainings with what was chosen, and further `sets`, which go first where both name a field."""
