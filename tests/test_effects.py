@@ -476,6 +476,11 @@ def test_a_seed_more_is_run_alone(small: ModuleType, monkeypatch: pytest.MonkeyP
     seeds = [value for command in asked if command[0] == "train" for value in options(command, "--seed")]
     assert seeds == ["1", "2", "3"] and sum(command[0] == "evaluate" for command in asked) == 3
     assert small.read("tiny")["trained"]["plain"].keys() == {"1", "2", "3"}
+    other = replace(effect, system="other")  # with the same runs as controls
+    monkeypatch.setattr(small, "load", lambda name: other)
+    monkeypatch.setattr(small, "ORDER", ("other",))
+    assert small.main() == 0 and len(asked) == 6
+    assert small.read("other")["trained"] == small.read("tiny")["trained"]
 
 
 def test_a_part_that_does_not_exist_is_refused(

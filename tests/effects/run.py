@@ -86,12 +86,9 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     Returns the first exit code of a command that is not 0, else 0.
     """
     stored, records = read(effect.system), measured()
-    evaluated = {
-        e: [seed for seed in e.runs.seeds if not found(records, e, seed, stored["trained"])] for e in effect.evaluations
-    }
-    lacking = {
-        (runs.label, seed) for runs in effect.runs for seed in runs.seeds if not facts_of(runs, seed, stored["trained"])
-    }
+    trained = remembered(stored)
+    evaluated = {e: [seed for seed in e.runs.seeds if not found(records, e, seed, trained)] for e in effect.evaluations}
+    lacking = {(runs.label, seed) for runs in effect.runs for seed in runs.seeds if not facts_of(runs, seed, trained)}
     analyses = [
         one
         for one in effect.analyses
@@ -160,15 +157,16 @@ def chain(at_work: Workers, effect: Effect, runs: Runs, seed: int, evaluations: 
 def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: Mapping[str, Any] | None = None) -> None:
     """Keep what is measured by now. An evaluation counts once all its seeds are measured."""
     old, records = read(effect.system), measured()
+    before = remembered(old)
     keys = {one.key: one.command() for one in effect.analyses}
     known = {**old["analysed"], **(analysed or {})}
     known = {key: command for key, command in known.items() if keys.get(key) == command}
     every = {**old["tables"], **(tables or {})}
     evaluated = {
-        e.key: {str(seed): found(records, e, seed, old["trained"]) for seed in e.runs.seeds} for e in effect.evaluations
+        e.key: {str(seed): found(records, e, seed, before) for seed in e.runs.seeds} for e in effect.evaluations
     }
     trained = {
-        runs.label: {str(seed): facts for seed in runs.seeds if (facts := facts_of(runs, seed, old["trained"]))}
+        runs.label: {str(seed): facts for seed in runs.seeds if (facts := facts_of(runs, seed, before))}
         for runs in effect.runs
     }
     stored: Stored = {
@@ -259,6 +257,15 @@ def place_of(record: Record) -> str:
     """The record's path, relative to leaderboards/."""
     name = f"{slug(record.dataset.name)}/{record.norm}/{record.id}.json"
     return next(str((folder / name).relative_to(BOARDS)) for folder in RECORDS if (folder / name).is_file())
+
+
+def remembered(stored: Stored) -> dict[str, dict[str, Any]]:
+    """The facts on trainings by label and seed: this system's, and others', whose controls it may share."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in (*(read(file.stem) for file in sorted(place("").parent.glob("*.json"))), stored):
+        for label, by_seed in one["trained"].items():
+            found.setdefault(label, {}).update(by_seed)
+    return found
 
 
 def facts_of(runs: Runs, seed: int, trained: Mapping[str, Any]) -> Mapping[str, Any] | None:
