@@ -9,9 +9,6 @@ from controls import FASHION, FASHION_AT
 from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
 from findings import Finding, Numbers, by_seeds, gain, mean_sd, worst
 
-LAMBDAS = ("0.1", "0.3", "1")
-
-
 # --- on MNIST, as in the paper ----------------------------------------------------------------------------
 
 
@@ -23,8 +20,8 @@ def tuning(method: str, field: str, values: tuple[str, ...], *rates: str) -> Tun
     return Tuning(f"mnist-10000-{method}", base, grid_of(field, values, *rates))
 
 
-PULLING = tuning("center-loss", "method.lam", LAMBDAS, "0.05", "0.1")
-PLAIN = tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("mnist-10000 standard", SEEDS)
+PULLING = tuning("center-loss", "method.lam", ("1", "3", "10"), "0.2", "0.4")
+PLAIN = tuning("standard", DECAY, DECAYS, "0.1", "0.2", "0.4").runs("mnist-10000 standard", SEEDS)
 PULLED = PULLING.runs("mnist-10000 center-loss", SEEDS)
 BY_LAMBDA = {lam: PULLING.runs(f"mnist-10000 center-loss {lam}", SEEDS, f"method.lam={lam}") for lam in ("0.1", "1")}
 FEATURES = Analysis("center-loss-mnist", "features", (PLAIN, *BY_LAMBDA.values()), ("-n", "2000"))
@@ -67,7 +64,9 @@ def small_eps(numbers: Numbers) -> Finding:
 
 AT_TESTED = rated(FASHION_AT)
 STANDARD = FASHION.tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("fashion-1000 standard tuned", SEEDS)
-ON_CLEAN = FASHION.tuning("center-loss", "method.lam", LAMBDAS, "0.02", "0.05").runs("fashion-1000 center-loss", SEEDS)
+ON_CLEAN = FASHION.tuning("center-loss", "method.lam", ("0.1", "0.3", "1"), "0.02", "0.05").runs(
+    "fashion-1000 center-loss", SEEDS
+)
 ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05", decays=MUCH).runs(
     "fashion-1000 center-loss-at", SEEDS
 )

@@ -129,7 +129,8 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     at_work.each(named.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
-        if at_work.run(one.command()):
+        asked = (facts(runs.folder(seed), runs.recipe_sha256(seed)) for runs in one.runs for seed in runs.seeds)
+        if all(asked) and at_work.run(one.command()):  # a folder may hold another recipe, whose training was refused
             tables = {f"{one.key}/{file.stem}": rows(file) for file in sorted(one.out.glob("*.csv"))}
             collect(effect, {one.key: one.command()}, tables)
     return at_work.code
