@@ -398,6 +398,8 @@ def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch
     assert settled(end, "refuted") == "not shown" and settled(end, "shown") == "shown"
     level = {**end, "0.2": 591}  # within a point: one beyond the end is hardly better
     assert settled(level, "refuted") == "refuted" and tuning.chosen() == ("optim.lr=0.3", "method.b=1")
+    monkeypatch.setattr(evidence, "read", lambda file: [])  # as where every try diverged
+    assert tuning.at_edge() == () and runs.recipe_sha256(1) is None
 
 
 @pytest.fixture

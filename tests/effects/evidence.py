@@ -151,7 +151,9 @@ class Tuning:
         return tuple(text for text in found if text.partition("=")[0] not in dict(self.grid))
 
     def _chosen(self) -> Mapping[str, str]:
-        return self._best({})[0].settings
+        if not (best := self._best({})):
+            raise KeyError(f"{self.name}: no try has a score")
+        return best[0].settings
 
     def _best(self, within: Mapping[str, tuple[str, ...]]) -> list[Trial]:
         """What is chosen of the tries with these values, a row a seed. Raises KeyError unless all was tried."""
@@ -167,9 +169,9 @@ class Tuning:
 
         Unless the best of the tries with the value beside it is within a point: then one beyond is hardly better.
         """
-        if not self.done:
+        best, ends = self._best({}) if self.done else [], []
+        if not best:
             return ()
-        best, ends = self._best({}), []
         for field, (first, *between, last) in self.grid:
             chosen = best[0].settings[field]
             if between and chosen in (first, last):

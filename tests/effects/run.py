@@ -88,22 +88,18 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     stored, records = read(effect.system), measured()
     trained = remembered(stored)
     evaluated = {e: [seed for seed in e.runs.seeds if not found(records, e, seed, trained)] for e in effect.evaluations}
-    lacking = {(runs.label, seed) for runs in effect.runs for seed in runs.seeds if not facts_of(runs, seed, trained)}
+    lacking = {runs.folder(seed) for runs in effect.runs for seed in runs.seeds if not facts_of(runs, seed, trained)}
     analyses = [
         one
         for one in effect.analyses
-        if not only
-        and (
-            stored["analysed"].get(one.key) != one.command()
-            or any((runs.label, seed) in lacking for runs in one.runs for seed in runs.seeds)
-        )
+        if not only and (stored["analysed"].get(one.key) != one.command() or not lacking.isdisjoint(one.folders))
     ]
-    lacking |= {(runs.label, seed) for one in analyses for runs in one.runs for seed in runs.seeds}
+    lacking |= {folder for one in analyses for folder in one.folders}
     chains = []
     for runs in {runs.label: runs for runs in effect.runs}.values():
         for seed in runs.seeds:
             todo = [e for e, seeds in evaluated.items() if e.runs == runs and seed in seeds]
-            if runs.label.startswith(only) and (todo or (runs.label, seed) in lacking):
+            if runs.label.startswith(only) and (todo or runs.folder(seed) in lacking):
                 chains.append((runs, seed, todo))
     if not chains and not analyses:
         if not any(runs.label.startswith(only) for runs in effect.runs):
@@ -167,7 +163,7 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
         e.key: {str(seed): found(records, e, seed, before) for seed in e.runs.seeds} for e in effect.evaluations
     }
     trained = {
-        runs.label: {str(seed): facts for seed in runs.seeds if (facts := facts_of(runs, seed, before))}
+        runs.label: {str(seed): told for seed in runs.seeds if (told := facts_of(runs, seed, before))}
         for runs in effect.runs
     }
     stored: Stored = {
