@@ -41,7 +41,7 @@ def grid_of(
 class Regime:
     """The comparison on one data set. `name` is part of the names of its files.
 
-    `shared`: the regime whose choices it takes over; of its own it has the rate, in three tries.
+    `shared`: the regime whose choices it takes over; of its own it has the rate, in three tries. `seeds`: of the runs.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Regime:
     images: str
     epochs: int = 150
     shared: Regime | None = None
+    seeds: tuple[int, ...] = SEEDS
 
     def tuning(
         self, method: str, field: str, values: Sequence[str], *rates: str, decays: Sequence[str] = LITTLE
@@ -79,8 +80,8 @@ class Regime:
     def line(self, tuning: Tuning) -> tuple[Runs, ...]:
         method = f"{self.name} {tuning.base.method}"
         field, values = ALONG[tuning.base.method]
-        along = (tuning.runs(f"{method} {field.rpartition('.')[2]} {x}", SEEDS, f"{field}={x}") for x in values)
-        return (tuning.runs(method, SEEDS), *along)
+        along = (tuning.runs(f"{method} {field.rpartition('.')[2]} {x}", self.seeds, f"{field}={x}") for x in values)
+        return (tuning.runs(method, self.seeds), *along)
 
     @cached_property
     def evaluations(self) -> dict[str, tuple[Evaluation, ...]]:
@@ -170,7 +171,7 @@ class Regime:
 
 
 PAPER = "CIFAR-10, clean / PGD-20: 84.3 / 55.8; AT 82.8 / 51.3; TRADES 82.4 / 52.8; no AutoAttack number"
-FIRST = Regime("fashion-1000", "fashion-mnist", "0.1", "1000")
+FIRST = Regime("fashion-1000", "fashion-mnist", "0.1", "1000", seeds=(*SEEDS, 4, 5))
 REGIMES = (
     FIRST,
     Regime("mnist-1000", "mnist", "0.3", "1000", shared=FIRST),
@@ -192,7 +193,8 @@ EFFECT = Effect(
     system="act",
     source="Adversarial Concurrent Training, Arani et al. 2020, arXiv:2008.07015",
     about="That ACT may be better with few images and long training was found by trials on Fashion-MNIST, with other "
-    "settings, on the first 2,000 test images.",
+    "settings, on the first 2,000 test images. Seeds 4 and 5 of fashion-1000 came after three had left the gain over "
+    "TRADES open, +2.3 (-0.2 to +4.8).",
     runs=tuple(runs for one in REGIMES for line in one.lines.values() for runs in line),
     evaluations=tuple(
         found

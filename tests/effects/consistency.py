@@ -24,7 +24,7 @@ def tuned(tuning: Tuning, epochs: int, *sets: str) -> Runs:
     tuning = replace(
         tuning, name=f"{FASHION.name}-augmented-{base.method}", base=replace(base, label=f"{label} tuning")
     )
-    return tuning.runs(label, FASHION.lines["pgd-at"][0].seeds, *CHOSEN)
+    return tuning.runs(label, FASHION_AT.seeds, *CHOSEN)
 
 
 AT = tuned(FASHION.tuning("pgd-at", DECAY, DECAYS, "0.02", "0.05", "0.1"), 150)
