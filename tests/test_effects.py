@@ -299,6 +299,15 @@ def test_a_paired_gain_has_the_errors_over_seeds_and_images(effects: ModuleType)
     assert (alone.low, alone.high) == pytest.approx((4 - half, 4 + half), abs=0.01) and alone.margin == 2
 
 
+def test_two_numbers_of_the_same_nets_are_paired(effects: ModuleType) -> None:
+    findings = importlib.import_module("findings")
+    ours, control = {1: 72.0, 2: 75.0, 3: 61.0}, {1: 71.0, 2: 73.5, 3: 60.0}
+    found, apart = (judge(ours, control, 1.0) for judge in (findings.of_the_same, findings.by_seeds))
+    expected = ttest_1samp([1.0, 1.5, 1.0], 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high)) and found.verdict == "shown"
+    assert (apart.mean, apart.by_seed) == (pytest.approx(found.mean), found.by_seed) and apart.verdict == "not shown"
+
+
 @pytest.mark.parametrize(
     ("mean", "low", "high", "by_seed", "margin", "verdict"),
     [
@@ -483,6 +492,35 @@ def test_a_seed_more_is_run_alone(small: ModuleType, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(small, "ORDER", ("other",))
     assert small.main() == 0 and len(asked) == 6
     assert small.read("other")["trained"] == small.read("tiny")["trained"]
+
+
+def test_a_run_of_another_recipe_is_put_aside(
+    small: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workers = importlib.import_module("workers")
+    monkeypatch.setattr(workers.Workers, "run", lambda self, command: cli.run(list(command)) == 0)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--jobs", "1"])
+    tiny = small.load("tiny")
+    plain = replace(tiny.runs[1], seeds=(1, 2))
+    analysis = replace(tiny.analyses[0], runs=(plain,))
+    recipes = {}
+    for rate in ("0.02", "0.05"):
+        runs = replace(plain, common=(*plain.common, f"optim.lr={rate}"))
+        analysis = replace(analysis, runs=(runs,))
+        effect = replace(tiny, runs=(runs,), evaluations=(), analyses=(analysis,), claims=())
+        monkeypatch.setattr(small, "load", lambda name, effect=effect: effect)
+        if recipes:  # the table that is kept is of the runs of before
+            assert small.check() == 1 and "tiny is of other runs: make effects SYSTEM=tiny" in capfd.readouterr().out
+            small.collect(effect)
+            assert not small.place("tiny").is_file()
+        assert small.main() == 0 and small.check() == 0
+        recipes[rate] = small.read("tiny")["analysed"]["tiny"]["recipes"]
+        assert recipes[rate] == [runs.recipe_sha256(seed) for seed in (1, 2)]
+    cards = {path.parent.name: json.loads(path.read_text()) for path in Path("effects/runs").glob("*/run.json")}
+    assert {name: card["recipe_sha256"] for name, card in cards.items()} == {
+        **{f"plain-s{seed}": recipes["0.05"][seed - 1] for seed in (1, 2)},
+        **{f"plain-s{seed}-{old[:8]}": old for seed, old in zip((1, 2), recipes["0.02"], strict=True)},
+    }
 
 
 def test_a_part_that_does_not_exist_is_refused(

@@ -20,7 +20,7 @@ def tuning(method: str, field: str, values: tuple[str, ...], *rates: str) -> Tun
     return Tuning(f"mnist-10000-{method}", base, grid_of(field, values, *rates))
 
 
-PULLING = tuning("center-loss", "method.lam", ("1", "3", "10"), "0.2", "0.4")
+PULLING = tuning("center-loss", "method.lam", ("0.3", "1", "3"), "0.2", "0.4")
 PLAIN = tuning("standard", DECAY, DECAYS, "0.1", "0.2", "0.4").runs("mnist-10000 standard", SEEDS)
 PULLED = PULLING.runs("mnist-10000 center-loss", SEEDS)
 BY_LAMBDA = {lam: PULLING.runs(f"mnist-10000 center-loss {lam}", SEEDS, f"method.lam={lam}") for lam in ("0.1", "1")}
@@ -64,7 +64,7 @@ def small_eps(numbers: Numbers) -> Finding:
 
 AT_TESTED = rated(FASHION_AT)
 STANDARD = FASHION.tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("fashion-1000 standard tuned", SEEDS)
-ON_CLEAN = FASHION.tuning("center-loss", "method.lam", ("0.1", "0.3", "1"), "0.02", "0.05").runs(
+ON_CLEAN = FASHION.tuning("center-loss", "method.lam", ("0.003", "0.01", "0.03"), "0.02", "0.05", decays=MUCH).runs(
     "fashion-1000 center-loss", SEEDS
 )
 ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05", decays=MUCH).runs(

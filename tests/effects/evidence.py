@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from findings import Finding, Numbers, Verdict
 
@@ -259,6 +260,12 @@ class Analysis:
     def command(self) -> list[str]:
         """The arguments of `advbench analyze`."""
         return ["analyze", self.name, *map(str, self.folders), *self.args, "--out", str(self.out), "--force"]
+
+    @property
+    def asked(self) -> dict[str, list[Any]]:
+        """Its command and the recipe of each run, by which it is known again."""
+        recipes = [runs.recipe_sha256(seed) for runs in self.runs for seed in runs.seeds]
+        return {"command": self.command(), "recipes": recipes}
 
 
 @dataclass(frozen=True)

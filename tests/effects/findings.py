@@ -96,8 +96,14 @@ def by_seeds(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1
     """The gain of one number a seed, with its interval over seeds (Welch)."""
     assert [*ours] == [*control]
     found = seeds(list(control.values()), list(ours.values()))
-    each = tuple(float(ours[seed] - control[seed]) for seed in ours)
-    return Gain(found.difference, found.low, found.high, each, margin, digits)
+    return Gain(found.difference, found.low, found.high, tuple(differences(ours, control)), margin, digits)
+
+
+def of_the_same(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1) -> Gain:
+    """The gain of one number a seed where both are of the same nets, with the interval over seeds (paired)."""
+    each = differences(ours, control)
+    low, high = student(mean(each), stdev(each), len(each))
+    return Gain(mean(each), low, high, tuple(each), margin, digits)
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ def mean_sd(values: BySeed | Sequence[float], digits: int = 1) -> str:
 
 def differences(a: BySeed, b: BySeed) -> list[float]:
     """a - b, for each seed."""
-    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    return [float(a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())]
 
 
 def verdict(attacked: bool, pgd: bool = False) -> Verdict:

@@ -17,9 +17,9 @@ Written by `make effects` from `effects/*.json`, `tuning/*.csv` and the records;
 percent, under AutoAttack unless another attack is named; ± is the standard deviation over seeds.
 
 - *Difference* is of the same images. In brackets its 95 % interval, which has the error over seeds (as of two groups
-  of them) and the one over images (paired), then each seed's difference, and from which gain on it would have been
-  shown beside that spread. Where a number of training images is given, every seed has the same, the first of the data
-  set.
+  of them, or paired where both numbers are of the same nets) and the one over images (paired), then each seed's
+  difference, and from which gain on it would have been shown beside that spread. Where a number of training images is
+  given, every seed has the same, the first of the data set.
 - **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **shown, but
   small**: the same, below that gain. **refuted**: the interval is not above 0, and ends below that gain. **not shown**:
   none of these, or a gain that a flag doubts, or a refutation that better settings might turn. **shown only under

@@ -92,7 +92,7 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     analyses = [
         one
         for one in effect.analyses
-        if not only and (stored["analysed"].get(one.key) != one.command() or not lacking.isdisjoint(one.folders))
+        if not only and (stored["analysed"].get(one.key) != one.asked or not lacking.isdisjoint(one.folders))
     ]
     lacking |= {folder for one in analyses for folder in one.folders}
     chains = []
@@ -109,13 +109,13 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
         return 0
     at_work = Workers(jobs)
     first = {one.label: one for runs, _, _ in chains for one in runs.after}
-    at_work.each(partial(at_work.run, one.command(seed)) for one in first.values() for seed in one.seeds)
+    at_work.each(partial(train, at_work, one, seed) for one in first.values() for seed in one.seeds)
     tunings = {one.name: one for runs, _, _ in chains if runs.tuned for one in (runs.tuned.shared, runs.tuned) if one}
     for depth in (False, True):
         ready = [one for one in tunings.values() if bool(one.shared) is depth and (not depth or one.shared.done)]
         at_work.each(partial(tune, at_work, one) for one in ready if one.left)
     named = {
-        one.folder(source): partial(at_work.run, one.command(source))
+        one.folder(source): partial(train, at_work, one, source)
         for _, seed, todo in chains
         for e in todo
         for one in e.after
@@ -125,10 +125,10 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     at_work.each(named.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
-        asked = (facts(runs.folder(seed), runs.recipe_sha256(seed)) for runs in one.runs for seed in runs.seeds)
-        if all(asked) and at_work.run(one.command()):  # a folder may hold another recipe, whose training was refused
+        trained = (facts(runs.folder(seed), runs.recipe_sha256(seed)) for runs in one.runs for seed in runs.seeds)
+        if all(trained) and at_work.run(one.command()):
             tables = {f"{one.key}/{file.stem}": rows(file) for file in sorted(one.out.glob("*.csv"))}
-            collect(effect, {one.key: one.command()}, tables)
+            collect(effect, {one.key: one.asked}, tables)
     return at_work.code
 
 
@@ -141,11 +141,22 @@ def chain(at_work: Workers, effect: Effect, runs: Runs, seed: int, evaluations: 
     if not folder.exists() and (twin := next(twins, None)):
         print(f"{folder} is a copy of {twin}: the recipe is the same", flush=True)
         shutil.copytree(twin, folder)
-    if at_work.run(runs.command(seed)):
+    if train(at_work, runs, seed):
         for one in evaluations:
             at_work.run(one.command(seed))
     with at_work.alone("collect"):
         collect(effect)
+
+
+def train(at_work: Workers, runs: Runs, seed: int) -> bool:
+    """Whether the run is trained. One with another recipe in its folder, as from a smaller grid, is put aside."""
+    folder = runs.folder(seed)
+    if (folder / "run.json").is_file() and (old := read_card(folder).recipe_sha256) != runs.recipe_sha256(seed):
+        aside = folder.with_name(f"{folder.name}-{old[:8]}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+        print(f"{folder} has another recipe: it is now {aside}", flush=True)
+    return at_work.run(runs.command(seed))
 
 
 # --- what was measured ------------------------------------------------------------------------------------
@@ -155,9 +166,8 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
     """Keep what is measured by now. An evaluation counts once all its seeds are measured."""
     old, records = read(effect.system), measured()
     before = remembered(old)
-    keys = {one.key: one.command() for one in effect.analyses}
-    known = {**old["analysed"], **(analysed or {})}
-    known = {key: command for key, command in known.items() if keys.get(key) == command}
+    asked = {one.key: one.asked for one in effect.analyses}
+    known = {key: of for key, of in {**old["analysed"], **(analysed or {})}.items() if asked.get(key) == of}
     every = {**old["tables"], **(tables or {})}
     evaluated = {
         e.key: {str(seed): found(records, e, seed, before) for seed in e.runs.seeds} for e in effect.evaluations
@@ -332,6 +342,9 @@ def check() -> int:
         needed |= {record.id for record in asked if record}
         if unasked := stored["records"].keys() - {one.key for one in effect.evaluations}:
             wrong.append(f"{place(name)}: nothing asks for {', '.join(sorted(unasked))}: {COLLECT} {name}")
+        asked_now = {one.key: one.asked for one in effect.analyses}
+        if other := [key for key, of in stored["analysed"].items() if asked_now.get(key) != of]:
+            wrong.append(f"{place(name)}: {', '.join(other)} is of other runs: make effects SYSTEM={name}")
         numbers = read_numbers(stored)
         if [row(claim, effect, numbers) for claim in effect.claims] != stored["claims"]:
             wrong.append(f"{place(name)}: its claims are not those that the judges give: make effects SYSTEM={name}")

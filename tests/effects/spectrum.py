@@ -8,7 +8,7 @@ from typing import Any
 
 from controls import FASHION, FASHION_AT, FASHION_STANDARD
 from evidence import Analysis, Claim, Effect, Runs, rated
-from findings import GAINED, BySeed, Finding, Numbers, absent, by_seeds, differences, mean_sd, worst
+from findings import GAINED, BySeed, Finding, Numbers, absent, by_seeds, differences, mean_sd, of_the_same, worst
 
 SMALL, DELTA, LARGER, LARGEST = "0.05", "0.1", "0.15", "0.2"
 
@@ -84,7 +84,7 @@ def quantised(numbers: Numbers) -> Finding:
         parts.append(f"{layer}: " + ", ".join(f"{name.replace('_', '-')} {mean_sd(g)}" for name, g in gains.items()))
     first = next(iter(layers))
     gained, seeming = (
-        by_seeds(by_seed(first, name), by_seed(first, "unquantized"), 2.0) for name in ("worst", "plain")
+        of_the_same(by_seed(first, name), by_seed(first, "unquantized"), 2.0) for name in ("worst", "plain")
     )
     found = gained.verdict
     if found not in GAINED and seeming.verdict == "shown":
