@@ -92,7 +92,7 @@ STUDENTS = {
 PAIR = few(300, 60, arch="small_cnn_16_32_100", seeds=(0, 4))  # a rate that one seed chose diverged with others
 BOTH = "method.form=multi-task"
 TASKS = {
-    "GREAT": tuned("great tasks", PAIR, ("method.alpha", ("0.3", "1", "3")), BOTH),
+    "GREAT": tuned("great two tasks", PAIR, ("method.turns", ("0.3", "1", "3")), BOTH),  # alpha: Adam takes it away
     "plain sum": tuned("great sum", PAIR, ("method.turns", ("0.3", "1", "3")), BOTH, "method.alpha=0"),
     "classes alone": tuned("great alone", PAIR, DECAY, BOTH, "method.alpha=0", "method.turns=0"),
 }

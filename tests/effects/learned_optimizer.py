@@ -18,7 +18,8 @@ META = {
 LEARNED = {"learned": "robust", "clean loss": "clean"}  # a training, and the loss that its optimiser was trained on
 ADAM = ("model.activation=softplus", "optim.name=adam")
 CONTROLS = {"adam": "standard", "adam-at": "pgd-at"}
-SHORT, LONG = ("0.01", "0.03", "0.1"), ("0.003", "0.01", "0.03")  # rates for about 40 steps, and for many
+# Rates for about 40 steps, the same of a convolutional net, and rates for many steps.
+SHORT, SHORT_CNN, LONG = ("0.01", "0.03", "0.1"), ("0.001", "0.003", "0.01"), ("0.003", "0.01", "0.03")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Place:
     """Where f is trained. `epochs` make about 40 steps with the first of `batches`; the others make fewer.
 
     The learned optimiser has no rate: its batch size is chosen. The controls have the first one, so they take at least
-    as many steps. `names`: of the trainings. `long`: the epochs of those controls that are trained to the end.
+    as many steps. `names`: of the trainings. `rates`: of the controls. `long`: the epochs of those controls that are
+    trained to the end.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Place:
     names: tuple[str, ...]
     arch: str = "mlp"
     sets: tuple[str, ...] = SMALL
+    rates: tuple[str, ...] = SHORT
     long: int = 0
     trained: dict[str, Runs] = field(init=False, compare=False)
 
@@ -54,7 +57,7 @@ class Place:
 
     def control(self, name: str) -> Runs:
         adam, _, long = name.partition(" ")
-        epochs, rates = (self.long, LONG) if long else (self.epochs, SHORT)
+        epochs, rates = (self.long, LONG) if long else (self.epochs, self.rates)
         base = self.recipe(name, CONTROLS[adam], (*ADAM, f"batch_size={self.batches[0]}"), epochs=epochs)
         return self.tuned(name, base, "optim.lr", rates).runs(self.label(name), SEEDS)
 
@@ -89,7 +92,7 @@ MANY: dict[str, Any] = {"epochs": 1, "batches": ("256", "384", "512"), "images":
 MANY |= {"names": EQUAL}
 MOVES = (
     Place("mnist", "mnist", **MANY),
-    Place("fashion cnn", "fashion-mnist", arch="small_cnn_16_32_100", sets=(), **MANY),
+    Place("fashion cnn", "fashion-mnist", arch="small_cnn_16_32_100", sets=(), rates=SHORT_CNN, **MANY),
 )
 # Not of digits: the optimiser has seen all of these in its meta-training.
 LOW = (*EQUAL, "adam-at long")

@@ -71,7 +71,7 @@ FREE = tuned(
 )
 BRIEF = tuned(
     f"{FASHION.name} pgd-at brief",
-    FASHION.tuning("pgd-at", DECAY, DECAYS, "0.02", "0.05", "0.1"),
+    FASHION.tuning("pgd-at", DECAY, DECAYS, "0.05", "0.1", "0.2"),
     14,
 )
 AWP, TRADES_AWP = (
