@@ -173,14 +173,14 @@ def table_of(one: Any) -> dict[str, list[Row]]:
 
 
 def as_measured(effect: Any) -> Any:
-    """Numbers of which none is missing; at every eps half of 10 images stand."""
-    half = np.arange(10) < 5
+    """Numbers of which none is missing; at every eps half of 10,000 images stand."""
+    half = np.arange(10_000) % 2 < 1
     point = SimpleNamespace(accuracy=0.5)
     fates = SimpleNamespace(clean=half, standing=lambda place: half)
     records: dict[str, Any] = {}
     for one in effect.evaluations:
         curve = [SimpleNamespace(eps=eps.value) for eps in parse_eps_list(one.eps, one.norm)]
-        dataset = SimpleNamespace(images_sha256=(one.runs.dataset, one.n), count=10)
+        dataset = SimpleNamespace(images_sha256=(one.runs.dataset, one.n), count=10_000)
         record = SimpleNamespace(clean=0.5, curve=curve, at=lambda eps: point, flags=[], dataset=dataset)
         records[one.key] = dict.fromkeys(one.runs.seeds, (record, fates))
     tables = {name: rows for one in effect.analyses for name, rows in table_of(one).items()}
@@ -312,7 +312,7 @@ def test_two_numbers_of_the_same_nets_are_paired(effects: ModuleType) -> None:
     ("mean", "low", "high", "by_seed", "margin", "verdict"),
     [
         (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 1.0, "shown"),
-        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 2.0, "not shown"),
+        (1.2, 0.3, 2.1, (1.0, 1.1, 1.5), 2.0, "shown, but small"),
         (1.2, 0.3, 1.9, (1.0, 1.1, 1.5), 2.0, "shown, but small"),
         (1.2, -0.3, 2.7, (1.0, 1.1, 1.5), 1.0, "not shown"),
         (1.2, 0.3, 2.1, (-0.1, 1.5, 2.2), 1.0, "not shown"),
@@ -390,7 +390,7 @@ def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch
     tuning = evidence.Tuning("tiny", evidence.Runs("tiny", "act"), grid)
     runs = tuning.runs("ours", (1,))
 
-    def settled(robust: dict[str, int], verdict: str, **more: bool) -> str:
+    def settled(robust: dict[str, int], verdict: str, gains: Any = None, **more: Any) -> str:
         """With so many of 1,000 held-out images that withstand, by the rate."""
         same = {"method": "act", "seed": 0, "weights": "best", "n": 1000, "clean_k": 900}
         rows = [
@@ -400,15 +400,24 @@ def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch
         ]
         monkeypatch.setattr(evidence, "read", lambda file: rows)
         claim = evidence.Claim("a claim", "none", lambda numbers: None, (runs,), **more)
-        return page.settled(claim, findings.Finding("", verdict)).verdict
+        return page.settled(claim, findings.conclude("", gains) if gains else findings.Finding("", verdict)).verdict
 
     middle, end = {"0.1": 500, "0.2": 600, "0.3": 500}, {"0.1": 500, "0.2": 590, "0.3": 600}
     assert settled(middle, "refuted") == "refuted" and settled(middle, "refuted", untuned=True) == "not shown"
     assert settled(end, "refuted") == "not shown" and settled(end, "shown") == "shown"
     level = {**end, "0.2": 591}  # within a point: one beyond the end is hardly better
     assert settled(level, "refuted") == "refuted" and tuning.chosen() == ("optim.lr=0.3", "method.b=1")
+    # A value beyond an end gains as much again as the last one did, here 1 point, and not more.
+    gain = lambda mean: {"": findings.Gain(mean, mean - 0.5, mean + 0.5, (mean,) * 3, 1.0)}  # noqa: E731
+    assert [settled(end, "", gain(mean)) for mean in (-3.0, -0.2)] == ["refuted", "not shown"]
+    assert [settled(middle, "", gain(mean)) for mean in (-3.0, -0.2)] == ["refuted", "refuted"]
+    # A control's counts against what is shown.
+    theirs = {"own": (replace(runs, label="others", tuned=None),)}
+    told = [settled(end, "", gain(mean), **theirs) for mean in (4.0, 1.2, 0.6)]
+    assert told == ["shown", "not shown", "not shown"]
+    assert [settled(middle, "", gain(mean), **theirs) for mean in (4.0, 1.2)] == ["shown", "shown"]
     monkeypatch.setattr(evidence, "read", lambda file: [])  # as where every try diverged
-    assert tuning.at_edge() == () and runs.recipe_sha256(1) is None
+    assert tuning.at_edge() == {} and runs.recipe_sha256(1) is None
 
 
 @pytest.fixture
@@ -539,7 +548,7 @@ def test_a_grid_that_grows_is_run_for_what_it_lacks(small: ModuleType, monkeypat
     tuning = small.load("tiny").runs[0].tuned
     at_work = workers.Workers(1)
     workers.tune(at_work, tuning)
-    assert tuning.done and tuning.at_edge() == () and len(tuning.file.read_text().splitlines()) == 1 + 2 * 2
+    assert tuning.done and tuning.at_edge() == {} and len(tuning.file.read_text().splitlines()) == 1 + 2 * 2
     shutil.rmtree("effects")
     grown = replace(tuning, grid=(("optim.lr", ("0.01", "0.02", "0.03", "0.05")),))
     assert not grown.done and grown.left == (("optim.lr", ("0.01", "0.03")),)

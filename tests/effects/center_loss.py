@@ -7,7 +7,7 @@ from typing import Any
 from act import DECAY, DECAYS, MUCH, SEEDS, grid_of
 from controls import FASHION, FASHION_AT
 from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
-from findings import Finding, Numbers, by_seeds, gain, mean_sd, worst
+from findings import Finding, Numbers, by_seeds, conclude, gain, mean_sd
 
 # --- on MNIST, as in the paper ----------------------------------------------------------------------------
 
@@ -39,10 +39,8 @@ def compact(numbers: Numbers) -> Finding:
     plain = numbers.column("center-loss-mnist/features", PLAIN, "intra_inter")
     ours = ", ".join(f"{mean_sd(found, 2)} at lambda {lam}" for lam, found in of.items())
     half = {seed: value / 2 for seed, value in plain.items()}
-    gains = {lam: by_seeds(half, found, digits=2) for lam, found in of.items()}
-    difference = "; ".join(f"half of that without, over lambda {lam}: {gain}" for lam, gain in gains.items())
-    found = worst([gain.verdict for gain in gains.values()])
-    return Finding(f"intra/inter {mean_sd(plain, 2)} without, {ours}", found, difference)
+    gains = {f"half of that without, over lambda {lam}": by_seeds(half, found, digits=2) for lam, found in of.items()}
+    return conclude(f"intra/inter {mean_sd(plain, 2)} without, {ours}", gains)
 
 
 def small_eps(numbers: Numbers) -> Finding:
@@ -57,7 +55,7 @@ def small_eps(numbers: Numbers) -> Finding:
         f"{method} " + ", ".join(f"{one.attack} {mean_sd(numbers.robust(one.key, '0.1'))}" for one in pair)
         for method, pair in ATTACKED.items()
     )
-    return Finding(f"at 0.1: {ours}", found.verdict, f"under both: {found}")
+    return conclude(f"at 0.1: {ours}", {"under both": found})
 
 
 # --- beside and on AT, in the regime of ACT ---------------------------------------------------------------
@@ -80,7 +78,7 @@ def full_eps(numbers: Numbers) -> Finding:
         f"{one.runs.method} {mean_sd(numbers.robust(one.key, FASHION.eps))}"
         for one in (STANDARD_TESTED, ON_CLEAN_TESTED, AT_TESTED)
     )
-    return Finding(f"at {FASHION.eps}: {ours}", found.verdict, str(found))
+    return conclude(f"at {FASHION.eps}: {ours}", {"": found})
 
 
 def on_top_of_at(numbers: Numbers) -> Finding:
@@ -90,7 +88,7 @@ def on_top_of_at(numbers: Numbers) -> Finding:
         f"{one.runs.method} {mean_sd(numbers.clean(one.key))} / {mean_sd(numbers.robust(one.key, FASHION.eps))}"
         for one in (AT_TESTED, ON_AT_TESTED)
     )
-    return Finding(f"clean / APGD-T: {ours}", found.verdict, str(found))
+    return conclude(f"clean / APGD-T: {ours}", {"": found})
 
 
 EFFECT = Effect(

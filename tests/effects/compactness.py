@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from act import MUCH, SEEDS
 from controls import AT, FASHION, FASHION_AT
 from evidence import Analysis, Claim, Effect, Runs, rated
-from findings import GAINED, Finding, Gain, Numbers, by_seeds, mean_sd, verdict
+from findings import GAINED, Finding, Gain, Numbers, Verdict, by_seeds, conclude, mean_sd, verdict, worst
 
 TERMS = ("lc", "ls", "gc", "conf")
 OFF = tuple(f"method.{term}=0" for term in ("lc", "ls", "gc", "gs", "conf"))
@@ -34,17 +36,19 @@ def all_terms(numbers: Numbers) -> Finding:
     """A gain over AT."""
     ours, gain = over_at(ALL, numbers)
     at = f"{mean_sd(numbers.clean(AT_TESTED.key))} / {mean_sd(numbers.robust(AT_TESTED.key, FASHION.eps))}"
-    return Finding(f"clean / APGD-T: AT {at}, all terms {ours}", gain.verdict, str(gain))
+    return conclude(f"clean / APGD-T: AT {at}, all terms {ours}", {"": gain})
 
 
 def each_alone(numbers: Numbers) -> Finding:
     """Each term alone gains over AT; refuted if none does."""
     found = {term: over_at(runs, numbers) for term, runs in ALONE.items()}
     ours = ", ".join(f"{term} {text}" for term, (text, _) in found.items())
-    difference = "; ".join(f"{term}: {gain}" for term, (_, gain) in found.items())
-    told = [gain.verdict for _, gain in found.values()]
-    every, none = all(one in GAINED for one in told), all(one == "refuted" for one in told)
-    return Finding(f"clean / APGD-T: {ours}", "shown" if every else "refuted" if none else "not shown", difference)
+    return conclude(f"clean / APGD-T: {ours}", {term: gain for term, (_, gain) in found.items()}, all_or_none)
+
+
+def all_or_none(gains: Sequence[Gain]) -> Verdict:
+    told = {gain.verdict for gain in gains}
+    return worst([*told]) if told <= {*GAINED} else "refuted" if told == {"refuted"} else "not shown"
 
 
 def mechanism(numbers: Numbers) -> Finding:
@@ -54,7 +58,7 @@ def mechanism(numbers: Numbers) -> Finding:
     }
     fall = by_seeds(found[FASHION_AT.label], found[ALL.label], digits=3)
     ours = ", ".join(f"{label.removeprefix('fashion-1000 ')} {mean_sd(by, 3)}" for label, by in found.items())
-    return Finding(f"to_inter: {ours}", fall.verdict, f"fall by all terms: {fall}")
+    return conclude(f"to_inter: {ours}", {"fall by all terms": fall})
 
 
 HALF = "method.natural_share=0.5"  # of each batch is clean
@@ -71,7 +75,7 @@ def on_base(numbers: Numbers) -> Finding:
     off, on = (
         f"{mean_sd(numbers.clean(one.key))} / {mean_sd(numbers.robust(one.key, FASHION.eps))}" for one in BASED.values()
     )
-    return Finding(f"clean / APGD-T: no term {off}, all terms {on}", gain.verdict, str(gain))
+    return conclude(f"clean / APGD-T: no term {off}, all terms {on}", {"": gain})
 
 
 def off_is_at(numbers: Numbers) -> Finding:

@@ -113,6 +113,11 @@ class Tuning:
         return prod(len(values) for _, values in self.grid)
 
     @property
+    def tried(self) -> int:
+        """How many settings the file has, those of earlier grids, too; as many as the grid while it is not done."""
+        return len({tuple(sorted(one.settings.items())) for one in read(self.file)}) if self.done else self.tries
+
+    @property
     def left(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """The smallest grid that has all points of which the file lacks a seed; empty if it has all of them."""
         trials = read(self.file) if self.file.is_file() else []
@@ -165,21 +170,21 @@ class Tuning:
         ours = [one for one in read(self.file) if all(one.settings[name] in values for name, values in grid.items())]
         return choose(ours, weights=weights, select=self.select).get(self.base.method, [])
 
-    def at_edge(self) -> tuple[str, ...]:
-        """Fields whose choice, of three values or more, is the first or last, so that one beyond may be better.
+    def at_edge(self) -> dict[str, float]:
+        """The choices ("FIELD=VALUE") that are the first or last value tried, so that one beyond may be better.
 
-        Unless the best of the tries with the value beside it is within a point: then one beyond is hardly better.
+        With the points, of the held-out images, that each gains over the best try with the value beside it. It is not
+        listed below one point: then one beyond is hardly better.
         """
-        best, ends = self._best({}) if self.done else [], []
-        if not best:
-            return ()
-        for field, (first, *between, last) in self.grid:
+        best, ends = self._best({}) if self.done else [], {}
+        for field, values in self.grid if best else ():
             chosen = best[0].settings[field]
-            if between and chosen in (first, last):
-                beside = self._best({field: (between[0 if chosen == first else -1],)})
-                if 100 * (self._right(best) - self._right(beside)) >= sum(one.n for one in best):
-                    ends.append(f"{field}={chosen}")
-        return tuple(ends)
+            if len(values) > 1 and chosen in (values[0], values[-1]):
+                beside = self._best({field: (values[1 if chosen == values[0] else -2],)})
+                lead = 100 * (self._right(best) - self._right(beside)) / sum(one.n for one in best)
+                if lead >= 1:
+                    ends[f"{field}={chosen}"] = lead
+        return ends
 
     def _right(self, rows: Sequence[Trial]) -> int:
         """How many held-out images count for a setting."""
@@ -252,6 +257,11 @@ class Analysis:
     @property
     def out(self) -> Path:
         return BASE / "analyses" / self.key
+
+    @property
+    def images(self) -> str:
+        """How many test images, if it has any."""
+        return dict(zip(self.args, self.args[1:], strict=False)).get("-n", "")
 
     @property
     def folders(self) -> list[Path]:

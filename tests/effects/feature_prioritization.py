@@ -10,7 +10,7 @@ from typing import Any
 from act import MUCH
 from controls import FASHION, FASHION_AT
 from evidence import Analysis, Claim, Effect, Runs, rated
-from findings import BySeed, Finding, Numbers, Verdict, by_seeds, mean_sd, verdict, worst
+from findings import BySeed, Finding, Numbers, Verdict, by_seeds, conclude, mean_sd, verdict
 
 NET = FASHION_AT.arch
 LEARNED = 30  # percent of held-out images that withstand PGD, from which a net tells something
@@ -53,8 +53,7 @@ def better(numbers: Numbers) -> Finding:
         f"{name}: {mean_sd(numbers.clean(one.key))} / {mean_sd(numbers.robust(one.key, FASHION.eps))}"
         for name, one in RATED.items()
     )
-    found = worst([one.verdict for one in gains.values()])
-    return Finding(f"clean / APGD-T: {ours}", found, "; ".join(f"{name}: {one}" for name, one in gains.items()))
+    return conclude(f"clean / APGD-T: {ours}", gains)
 
 
 def alike(numbers: Numbers) -> Finding:
@@ -65,8 +64,7 @@ def alike(numbers: Numbers) -> Finding:
         for name, base in (("penalty", "AT"), ("both", "attention"))
     }
     ours = ", ".join(f"{name} {mean_sd(found, 3)}" for name, found in change.items())
-    difference = "; ".join(f"{name}: {fall}" for name, fall in falls.items())
-    return Finding(f"divergence of features: {ours}", worst([fall.verdict for fall in falls.values()]), difference)
+    return conclude(f"divergence of features: {ours}", falls)
 
 
 def salient(dataset: str, numbers: Numbers) -> Finding:
@@ -86,11 +84,10 @@ def salient(dataset: str, numbers: Numbers) -> Finding:
         "gradient": by_seeds(gradients["both"], gradients["AT"], 2.0),
         "attention": by_seeds(attention, equal, 2.0),
     }
-    difference = "; ".join(f"{name}: {gain}" for name, gain in gains.items())
     trained = [of for runs in SALIENCE[dataset].values() for of in numbers.trained[runs.label].values()]
     least = 100 * min(of["held_out_last"]["robust"] for of in trained)
-    found = worst([gain.verdict for gain in gains.values()]) if least >= LEARNED else "not shown"
-    return Finding(f"{ours}; at least {least:.0f} of held-out images withstand PGD", found, difference)
+    found = conclude(f"{ours}; at least {least:.0f} of held-out images withstand PGD", gains)
+    return found if least >= LEARNED else found._replace(verdict="not shown")
 
 
 def off_is_at(numbers: Numbers) -> tuple[str, Verdict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from advbench.eps import parse_eps
 from advbench.record import Fates, Record
-from advbench.statistics import seeds, student
+from advbench.statistics import LEVEL, seeds, student
 
 if TYPE_CHECKING:
     from evidence import Runs
@@ -23,22 +23,29 @@ MANY = 5_000  # test images from which a gain of 1 point counts; below it takes 
 BySeed = dict[int, float]
 Verdict = Literal["shown", "shown, but small", "refuted", "not shown", "shown only under PGD", "not measured yet"]
 GAINED: tuple[Verdict, ...] = ("shown", "shown, but small")
+PARTS = "\n"  # between the differences of a claim
+AT_CHANCE, CHANCE = "at-chance", 0.1  # a flag, and what a constant classifier gets right: all data here has ten classes
 
 
 class Finding(NamedTuple):
-    """Our numbers in words, the verdict, and the paired differences that decided."""
+    """Our numbers in words, the verdict, and the paired differences that decided, each a line.
+
+    `rest`: the verdict if settings that were not tried gained so many points more; None if that cannot be said.
+    """
 
     ours: str
     verdict: Verdict
     difference: str = ""
+    rest: Callable[[float], Verdict] | None = None
 
 
 @dataclass(frozen=True)
 class Gain:
     """A difference of two accuracies, in points, or of another quantity.
 
-    `low`, `high`: its 95 % interval. `by_seed`: of each seed. `margin`: the smallest that counts. `digits`: how many
-    decimals it is told with. `never`: verdicts that the comparison cannot give.
+    `low`, `high`: its interval. `by_seed`: of each seed. `margin`: the smallest that counts. `digits`: how many
+    decimals it is told with. `never`: verdicts that the comparison cannot give. `what`: the interval, if it is not of
+    95 %.
     """
 
     mean: float
@@ -48,6 +55,7 @@ class Gain:
     margin: float
     digits: int = 1
     never: tuple[Verdict, ...] = ()
+    what: str = ""
 
     @property
     def least(self) -> float:
@@ -56,13 +64,13 @@ class Gain:
 
     @property
     def verdict(self) -> Verdict:
-        """Shown: at least the margin, with every seed, and the interval is above 0; small if it ends below the margin.
+        """Shown: above 0 with every seed and by its interval; small if it is less than the margin.
 
         Refuted: the interval is not above 0, and ends below the margin.
         """
         told: Verdict = "not shown"
         if min(self.by_seed) > 0 and self.low > 0:
-            told = "shown" if self.mean >= self.margin else "shown, but small" if self.high < self.margin else told
+            told = "shown" if self.mean >= self.margin else "shown, but small"
         elif self.high < self.margin and self.low <= 0:
             told = "refuted"
         return "not shown" if told in self.never else told
@@ -71,48 +79,80 @@ class Gain:
     def brief(self) -> str:
         """Without `least`, where it is judged otherwise."""
         mean, low, high, *seeds = (f"{x:+.{self.digits}f}" for x in (self.mean, self.low, self.high, *self.by_seed))
-        return f"{mean} ({low} to {high}; seeds {' '.join(seeds)})"
+        return f"{mean} ({self.what}{low} to {high}; seeds {' '.join(seeds)})"
+
+    def more(self, points: float) -> Gain:
+        """The gain if it were so much larger."""
+        mean, low, high, *each = (x + points for x in (self.mean, self.low, self.high, *self.by_seed))
+        return replace(self, mean=mean, low=low, high=high, by_seed=tuple(each))
 
     def __str__(self) -> str:
         return f"{self.brief[:-1]}; from {self.least:.{self.digits}f} on it would have been shown)"
 
 
-def gain(ours: NDArray[Any], control: NDArray[Any], never: tuple[Verdict, ...] = ()) -> Gain:
+def gain(
+    ours: NDArray[Any],
+    control: NDArray[Any],
+    never: tuple[Verdict, ...] = (),
+    *,
+    same_nets: bool = False,
+    level: float = LEVEL,
+) -> Gain:
     """The gain of `ours` over `control`: verdicts (seeds, images) in [0, 1], paired.
 
-    The errors over seeds (Welch) and over images (paired, of each image's mean over the seeds) are independent, so the
-    half-widths of their intervals are added in squares.
+    The errors over seeds (Welch, or paired if both are of the `same_nets`) and over images (paired, of each image's
+    mean over the seeds) are independent, so the half-widths of their intervals are added in squares.
     """
-    a, b = (100.0 * verdicts.mean(axis=1) for verdicts in (ours, control))
+    a, b = (dict(enumerate(100.0 * verdicts.mean(axis=1))) for verdicts in (ours, control))
     change = 100.0 * (ours.mean(axis=0) - control.mean(axis=0))
     middle = float(change.mean())
-    over_images = student(middle, float(change.std(ddof=1)), change.size).high - middle
-    found = by_seeds(dict(enumerate(a)), dict(enumerate(b)), 1.0 if change.size >= MANY else 2.0)
+    over_images = student(middle, float(change.std(ddof=1)), change.size, level).high - middle
+    margin = 1.0 if change.size >= MANY else 2.0
+    found = of_the_same(a, b, margin, level=level) if same_nets else by_seeds(a, b, margin, level=level)
     half = math.hypot(found.high - found.mean, over_images)
     return replace(found, low=found.mean - half, high=found.mean + half, never=never)
 
 
-def by_seeds(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1) -> Gain:
+def by_seeds(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1, *, level: float = LEVEL) -> Gain:
     """The gain of one number a seed, with its interval over seeds (Welch)."""
     assert [*ours] == [*control]
-    found = seeds(list(control.values()), list(ours.values()))
-    return Gain(found.difference, found.low, found.high, tuple(differences(ours, control)), margin, digits)
+    found = seeds(list(control.values()), list(ours.values()), level)
+    each = tuple(differences(ours, control))
+    return Gain(found.difference, found.low, found.high, each, margin, digits, what=named(level))
 
 
-def of_the_same(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1) -> Gain:
+def of_the_same(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1, *, level: float = LEVEL) -> Gain:
     """The gain of one number a seed where both are of the same nets, with the interval over seeds (paired)."""
     each = differences(ours, control)
-    low, high = student(mean(each), stdev(each), len(each))
-    return Gain(mean(each), low, high, tuple(each), margin, digits)
+    low, high = student(mean(each), stdev(each), len(each), level)
+    return Gain(mean(each), low, high, tuple(each), margin, digits, what=named(level))
+
+
+def named(level: float) -> str:
+    """What is said before an interval."""
+    return "" if level == LEVEL else f"{100 * level:g} %: "
+
+
+def conclude(ours: str, gains: Mapping[str, Gain], rule: Callable[[Sequence[Gain]], Verdict] | None = None) -> Finding:
+    """The finding of several gains, by name: by default all are claimed. Another `rule` tells no smallest gain."""
+    every = list(gains.values())
+    judge = rule or (lambda of: worst([gain.verdict for gain in of]))
+    parts = (f"{name}: {gain.brief if rule else gain}" if name else f"{gain}" for name, gain in gains.items())
+    return Finding(ours, judge(every), PARTS.join(parts), lambda points: judge([gain.more(points) for gain in every]))
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Measured numbers: `records` by evaluation and seed, `tables` of the analyses, `trained`: facts on the runs."""
+    """Measured numbers: `records` by evaluation and seed, `tables` of the analyses, `trained`: facts on the runs.
+
+    `first`: the first image that gains count. `level`: of their intervals.
+    """
 
     records: Mapping[str, Mapping[int, tuple[Record, Fates]]] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     trained: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    first: int = 0
+    level: float = LEVEL
 
     def clean(self, key: str) -> BySeed:
         """Clean accuracy in percent, by seed."""
@@ -124,19 +164,20 @@ class Numbers:
         return {seed: 100 * point.accuracy for seed, point in points.items() if point}
 
     def standing(self, key: str, eps: str) -> NDArray[np.bool_]:
-        """(seeds, images): the images that stand at `eps`, or at 0 those that are right."""
+        """(seeds, images from `first` on): those that stand at `eps`, or at 0 those that are right."""
         found = []
         for record, fates in self.records[key].values():
             grid = [point.eps for point in record.curve]
             found.append(fates.standing(grid.index(size(eps))) if size(eps) else fates.clean)
-        return np.stack(found)
+        return np.stack(found)[:, self.first :]
 
     def gain(self, key: str, control: str, eps: str = "0") -> Gain:
         """The paired gain of an evaluation over another one on the same images, in accuracy at `eps`."""
         assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
-        return gain(self.standing(key, eps), self.standing(control, eps), self.caps(key) if size(eps) else ())
+        caps = self.caps(key, control, eps) if size(eps) else ()
+        return gain(self.standing(key, eps), self.standing(control, eps), caps, level=self.level)
 
     def at_equal_clean(self, key: str, rivals: Sequence[str], eps: str) -> Gain:
         """The paired gain in accuracy at `eps` over the line through `rivals`, at the same clean accuracy.
@@ -157,11 +198,16 @@ class Numbers:
         (low, left), (high, right) = line[max(place - 1, 0)], line[min(place, len(line) - 1)]
         share = np.clip((own - low) / np.where(high > low, high - low, np.inf), 0, 1)[:, None]
         ends: tuple[Verdict, ...] = GAINED if place == 0 else ("refuted",) if own.mean() > line[-1][0].mean() else ()
-        return gain(self.standing(key, eps), (1 - share) * left + share * right, (*ends, *self.caps(key)))
+        rivals_at = (1 - share) * left + share * right
+        return gain(self.standing(key, eps), rivals_at, (*ends, *self.caps(key)), level=self.level)
 
-    def caps(self, key: str) -> tuple[Verdict, ...]:
-        """The verdicts that a gain of `key` cannot give, since a flag doubts its accuracy."""
-        return GAINED if self.doubts(key) else ()
+    def caps(self, key: str, control: str = "", eps: str = "") -> tuple[Verdict, ...]:
+        """The verdicts that a gain of `key` cannot give: a flag doubts its accuracy, or a net of the control is at
+        chance, or no more than chance stands at `eps`.
+        """
+        dead = control and AT_CHANCE in self.doubts(control)
+        few = eps and self.standing(key, eps).mean() <= CHANCE
+        return GAINED if self.doubts(key) or dead or few else ()
 
     def doubts(self, key: str) -> list[str]:
         """The names of the flags that any of the records has, without mere notes."""

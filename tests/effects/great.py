@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning
-from findings import Finding, Numbers, absent, differences, mean_sd, verdict, worst
+from findings import PARTS, Finding, Numbers, absent, conclude, differences, mean_sd, verdict
 
 # --- the defence ------------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ def defence(numbers: Numbers) -> Finding:
     held = {a: min(gain.by_seed) >= 10 for a, gain in gains.items()}
     robust = {a: [mean_sd(numbers.robust(key, "0.2")) for key in pair] for a, pair in keys.items()}
     ours = ", ".join(f"{a} {control} to {great}" for a, (great, control) in robust.items())
-    difference = "; ".join(f"{a}: {gain.brief}" for a, gain in gains.items())
+    difference = PARTS.join(f"{a}: {gain.brief}" for a, gain in gains.items())
     return Finding(f"standard to GREAT at 0.2: {ours}", verdict(held["autoattack"], held["pgd"]), difference)
 
 
@@ -59,7 +60,7 @@ def no_masking(numbers: Numbers) -> Finding:
     keys = [ATTACKED[runs.label, "pgd"].key for runs in (DIRECTIONS, PLAIN)]
     gain = numbers.gain(*keys, "0.2")
     directions, plain = (mean_sd(numbers.robust(key, "0.2")) for key in keys)
-    return Finding(f"PGD at 0.2: {plain} to {directions}", absent([gain], 2.0), gain.brief)
+    return conclude(f"PGD at 0.2: {plain} to {directions}", {"": gain}, partial(absent, reach=2.0))
 
 
 # --- distillation and two tasks ---------------------------------------------------------------------------
@@ -103,10 +104,9 @@ def more_accurate(group: dict[str, Runs], numbers: Numbers) -> Finding:
     """GREAT gains clean accuracy over each of the controls."""
     keys = {name: CLEAN[runs.label].key for name, runs in group.items()}
     great = keys["GREAT"]
-    gains = {name: numbers.gain(great, key) for name, key in keys.items() if key != great}
+    gains = {f"over {name}": numbers.gain(great, key) for name, key in keys.items() if key != great}
     ours = ", ".join(f"{name} {mean_sd(numbers.clean(key))}" for name, key in keys.items())
-    difference = "; ".join(f"over {name}: {gain}" for name, gain in gains.items())
-    return Finding(f"clean: {ours}", worst([gain.verdict for gain in gains.values()]), difference)
+    return conclude(f"clean: {ours}", gains)
 
 
 def distils(numbers: Numbers) -> Finding:
@@ -131,7 +131,7 @@ EFFECT = Effect(
     analyses=(FEATURES,),
     claims=(
         Claim("robust without adversarial examples", "ResNet-18 under FGSM and iterations of it", defence, PAIRED),
-        Claim("gradients do not tell the class", "none", probe, PAIRED, (FEATURES,)),
+        Claim("no gradient is left that tells the class", "none", probe, PAIRED, (FEATURES,)),
         Claim("the flags catch it (ours)", "none", caught, PAIRED),
         Claim("gradients relative to the sample are not masked (ours)", "none", no_masking, (PLAIN, DIRECTIONS)),
         Claim("better students than by soft targets", "none", distils, (*STUDENTS.values(),), own=(STUDENTS["GREAT"],)),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from controls import FASHION, FASHION_AT, FASHION_STANDARD
 from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning
-from findings import Finding, Numbers, Verdict, gain, mean_sd, verdict, worst
+from findings import Finding, Numbers, Verdict, conclude, gain, mean_sd, verdict
 from numpy.typing import NDArray
 
 from advbench.analyses.implicit_bias import OWN
@@ -47,8 +47,7 @@ def fourier(numbers: Numbers) -> Finding:
     control = ATTACKED["standard"].key
     gains = {name: numbers.gain(one.key, control, FOURIER) for name, one in ATTACKED.items() if name != "standard"}
     ours = ", ".join(f"{name} {mean_sd(numbers.robust(one.key, FOURIER))}" for name, one in ATTACKED.items())
-    found = worst([one.verdict for one in gains.values()])
-    return Finding(f"APGD-T at {FOURIER}: {ours}", found, "; ".join(f"{name}: {one}" for name, one in gains.items()))
+    return conclude(f"APGD-T at {FOURIER}: {ours}", gains)
 
 
 # --- linear nets by plain gradient descent ----------------------------------------------------------------
@@ -95,13 +94,12 @@ def architecture(numbers: Numbers) -> Finding:
     conv, plain = ({norm: mean_standing(arch, norm) for norm in SIZES} for arch in ("conv_linear", "linear"))
     doubts = numbers.caps(DESCENDED["conv_linear", "fourier-linf"].key)
     gained = gain(conv["fourier-linf"], plain["fourier-linf"], doubts)
-    more = gain(*(conv[norm] - plain[norm] for norm in ("fourier-linf", "l2")), doubts)
+    more = gain(*(of["fourier-linf"] - of["l2"] for of in (conv, plain)), doubts)
     ours = "; ".join(
         f"{arch}: " + ", ".join(f"{norm} {100 * mean_standing(arch, norm).mean():.1f}" for norm in SIZES)
         for arch in NETS
     )
-    found = worst([gained.verdict, more.verdict])
-    return Finding(f"APGD-CE, {ours}", found, f"conv_linear over linear: {gained}; more than in l2: {more}")
+    return conclude(f"APGD-CE, {ours}", {"conv_linear over linear": gained, "more than in l2": more})
 
 
 EFFECT = Effect(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evidence import Claim, Effect, Evaluation, Runs, Tuning, rated
-from findings import Finding, Numbers, mean_sd, worst
+from findings import Finding, Numbers, conclude, mean_sd
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 SMALL = ("model.width=64", "model.depth=1")
@@ -104,21 +104,21 @@ def beats(other: str, places: Sequence[Place]) -> Callable[[Numbers], Finding]:
     """A judge: a gain at 0.1 over the training `other`, in each of `places`."""
 
     def judge(numbers: Numbers) -> Finding:
+        """A gain, in each place."""
         pairs = {one.name: [one.evaluation(name).key for name in ("learned", other)] for one in places}
         gains = {name: numbers.gain(*pair, "0.1") for name, pair in pairs.items()}
         parts = ", ".join(
             f"{name} {mean_sd(numbers.robust(control, '0.1'))} to {mean_sd(numbers.robust(learned, '0.1'))}"
             for name, (learned, control) in pairs.items()
         )
-        difference = "; ".join(f"{name}: {gain}" for name, gain in gains.items())
-        return Finding(f"at 0.1, {other} to learned: {parts}", worst([g.verdict for g in gains.values()]), difference)
+        return conclude(f"at 0.1, {other} to learned: {parts}", gains)
 
     return judge
 
 
 def claim(text: str, other: str, places: Sequence[Place]) -> Claim:
-    of = tuple(one.trained[name] for one in places for name in ("learned", other))
-    return Claim(text, "no number known", beats(other, places), of)
+    own, controls = (tuple(one.trained[name] for one in places) for name in ("learned", other))
+    return Claim(text, "no number known", beats(other, places), (*own, *controls), own=own)
 
 
 EFFECT = Effect(
@@ -130,7 +130,7 @@ EFFECT = Effect(
     evaluations=tuple(one.evaluation(name) for one in PLACES for name in one.trained),
     claims=(
         claim("beats the LSTM meta-trained on clean loss: same, wider, deeper net", "clean loss", NETS),
-        claim("the same on new data, and on new data and net", "clean loss", MOVES),
+        claim("beats the LSTM meta-trained on clean loss: new data, new data and net", "clean loss", MOVES),
         claim("beats Adam on clean images at equal steps (a control)", "adam", NETS),
         claim("beats Adam on clean images for 20 epochs (a control)", "adam long", NETS),
         claim("beats AT by Adam at equal steps (a control)", "adam-at", NETS),

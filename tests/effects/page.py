@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from evidence import BOARDS, Claim, Effect, Runs
-from findings import Finding, Numbers, mean_sd
+from findings import GAINED, PARTS, Finding, Numbers, mean_sd
 
 from advbench.escape import markdown as cell
 from advbench.record import load_record
 
 INTRODUCTION = """# Does each system show its paper's effect?
 
-Written by `make effects` from `effects/*.json`, `tuning/*.csv` and the records; edits will be lost. Accuracies in
-percent, under AutoAttack unless another attack is named; ± is the standard deviation over seeds.
+Written by `make effects` from `effects/*.json`, `tuning/*.csv` and the records; edits will be lost. Nets and data are
+small: what a claim shows or does not show, it does so here.
 
-- *Difference* is of the same images. In brackets its 95 % interval, which has the error over seeds (as of two groups
-  of them, or paired where both numbers are of the same nets) and the one over images (paired), then each seed's
-  difference, and from which gain on it would have been shown beside that spread. Where a number of training images is
-  given, every seed has the same, the first of the data set.
-- **shown**: at least 1 point (2 below 5,000 test images), with every seed, and the interval is above 0. **shown, but
-  small**: the same, below that gain. **refuted**: the interval is not above 0, and ends below that gain. **not shown**:
-  none of these, or a gain that a flag doubts, or a refutation that better settings might turn. **shown only under
-  PGD**: gone under AutoAttack. Claims about other quantities have their rules in `tests/effects/`.
-- *Tried* are so many settings, on held-out training images, of a method and as many of its controls; runs that a
-  system's introduction names have what was chosen for others. *At an end*: the chosen value is the first or last that
-  was tried, and does better by a point or more of the held-out images than the one beside it.
+**Numbers.** Accuracies are in percent, on the first test images, or all of them; *a / b* are clean and robust accuracy.
+Robust is what withstands AutoAttack, unless another attack is named: APGD-T is its targeted part, towards the three
+nearest classes. ± is the standard deviation over seeds.
 
-Nets and data are small: what a row shows or does not show, it does so here."""
+**Differences** are of the same images. In brackets is the 95 % interval: the error over seeds (of two groups of nets,
+or paired where both numbers are of the same nets), and the one over images (paired) where both are accuracies under
+`advbench evaluate`. Then come the difference with each seed, and the smallest difference that would have been shown
+beside that spread. *At an end*: the chosen value of a setting is the first or last that was tried, and so many points
+of the held-out images better than the one beside it.
+
+**Settings** were chosen on held-out training images, of as many tries for a method and its controls; *tried* are all of
+them, also those of earlier grids. Runs that a system's introduction names have what was chosen for others.
+
+**Verdicts**
+- *shown*: better with every seed, the interval is above 0, and by at least 1 point (2 below 5,000 test images).
+- *shown, but small*: the same, by less.
+- *refuted*: the interval is not above 0, and ends below that point (or two).
+- *not shown*: none of these; or a flag doubts the gain, its control is at chance, or no more than chance withstands; or
+  settings beyond an end might turn the verdict, if they gained as much again as the last step towards it.
+- *shown only under PGD*: gone under AutoAttack.
+
+A claim of several parts is shown if all are, and refuted if one is. Where the rule is another, its *rule* says so."""
 
 
 def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
@@ -42,8 +53,17 @@ def row(claim: Claim, effect: Effect, numbers: Numbers) -> dict[str, str]:
         "ours": found.ours,
         "difference": found.difference,
         "regime": regime(claim, effect, numbers),
+        "rule": rule(claim),
         "verdict": found.verdict,
     }
+
+
+def rule(claim: Claim) -> str:
+    """What the judge says of itself, as one line."""
+    judge: Any = claim.judge
+    while isinstance(judge, partial):
+        judge = judge.func
+    return " ".join((inspect.getdoc(judge) or "").split())
 
 
 def is_measured(claim: Claim, effect: Effect, numbers: Numbers) -> bool:
@@ -58,18 +78,36 @@ def is_measured(claim: Claim, effect: Effect, numbers: Numbers) -> bool:
 
 
 def settled(claim: Claim, found: Finding) -> Finding:
-    """What was found, with the settings that are at an end of what was tried; these may excuse the verdict."""
+    """What was found, unless better settings might turn it; with those at an end of what was tried.
 
-    def ends(of: Sequence[Runs]) -> list[str]:
-        tunings = {runs.tuned.name: runs.tuned for runs in of if runs.tuned}
-        return [f"{name} {end}" for name, one in tunings.items() for end in one.at_edge()]
+    A value beyond an end is taken to gain no more than the last step towards it did. It turns a verdict that would not
+    stand with that gain; so do settings of which none was tried. A control's turns what is shown.
+    """
+
+    def ends(of: Sequence[Runs]) -> dict[str, dict[str, float]]:
+        return {runs.tuned.name: found for runs in of if runs.tuned and (found := runs.tuned.at_edge())}
+
+    def lead(of: Mapping[str, Mapping[str, float]]) -> float:
+        return max((sum(one.values()) for one in of.values()), default=0.0)
 
     own = ends(claim.accused)
-    if found.verdict == claim.excuses and (own or claim.untuned):
-        why = "; ".join([found.difference, f"not {claim.excuses}, since settings may be better"])
+    controls = {name: one for name, one in ends(claim.of).items() if name not in own}
+    turned = False
+    if found.verdict == claim.excuses:
+        turned = claim.untuned or bool(own and not stands(found, lead(own)))
+    elif found.verdict in GAINED and controls:
+        turned = not stands(found, -lead(controls))
+    if turned:
+        why = PARTS.join([found.difference, f"not {found.verdict}, since settings may be better"])
         found = found._replace(verdict="not shown", difference=why)
-    every = [*own, *(one for one in ends(claim.of) if one not in own)]
-    return found._replace(difference=f"{found.difference}; at an end: {', '.join(every)}") if every else found
+    every = [f"{name} {end} (by {by:.1f})" for name, one in (own | controls).items() for end, by in one.items()]
+    return found._replace(difference=f"{found.difference}{PARTS}at an end: {', '.join(every)}") if every else found
+
+
+def stands(found: Finding, points: float) -> bool:
+    """Whether the verdict is as good if ours gained so many points more."""
+    told = found.rest(points) if found.rest else "not shown"
+    return told == found.verdict or {told, found.verdict} <= {*GAINED}
 
 
 def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
@@ -77,15 +115,18 @@ def regime(claim: Claim, effect: Effect, numbers: Numbers) -> str:
     if claim.data:
         return claim.data
     about = claim.of or effect.runs
-    measured = [e for e in effect.evaluations if e.runs in about and e.key in numbers.records]
-    images = sorted({record.dataset.count for e in measured for record, _ in numbers.records[e.key].values()})
+    if claim.analyses:
+        images = sorted({int(n) for one in claim.analyses if (n := one.images)})
+    else:
+        measured = [e for e in effect.evaluations if e.runs in about and e.key in numbers.records]
+        images = sorted({record.dataset.count for e in measured for record, _ in numbers.records[e.key].values()})
     parts = {
         "": [runs.dataset for runs in about],
         "net": [runs.arch for runs in about],
         "training images": [field(runs, "train_n") for runs in about],
         "epochs": [str(runs.epochs or "the recipe's") for runs in about],
         "seeds": [str(len(runs.seeds)) for runs in about],
-        "tried": [str(runs.tuned.tries if runs.tuned else 1) for runs in about],
+        "tried": [str(runs.tuned.tried if runs.tuned else 1) for runs in about],
         "test images": list(map(str, images)),
     }
     return ", ".join(phrase(list(dict.fromkeys(found)), name) for name, found in parts.items() if found)
@@ -114,10 +155,14 @@ def page(systems: Sequence[Mapping[str, Any]], effects: Sequence[Effect]) -> str
         lines += [effect.about, ""] if effect.about else []
         lines += [f"`make effects SYSTEM={effect.system}`", ""]
         lines += [f"![{cell(effect.source)}](effects/{effect.system}.svg)", ""] if drawn(effect, numbers) else []
-        lines += ["| claim | paper | ours | difference | regime | verdict |", "|:--|:--|:--|:--|:--|:--|"]
         for claim in stored["claims"]:
-            words = [cell(claim[name]) for name in ("claim", "paper", "ours", "difference", "regime")]
-            lines.append(f"| {' | '.join(words)} | **{claim['verdict']}** |")
+            lines += [f"### {cell(claim['claim'])}: {claim['verdict']}", ""]
+            for name in ("paper", "ours", "difference", "regime", "rule"):
+                if parts := [cell(part) for part in claim[name].split(PARTS) if part]:
+                    lines += (
+                        [f"- {name}: {parts[0]}"] if len(parts) == 1 else [f"- {name}", *(f"  - {p}" for p in parts)]
+                    )
+            lines.append("")
         lines += [*tunings(effect), *evaluations(numbers, stored, effect)]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from act import DECAY, DECAYS
 from controls import FASHION, FASHION_AT, FASHION_TRADES
 from evidence import Claim, Effect, Runs, Tuning, rated
-from findings import Finding, Numbers, mean_sd, verdict, worst
+from findings import Finding, Gain, Numbers, Verdict, conclude, mean_sd, verdict, worst
 from scipy.stats import fisher_exact
 
 # --- catastrophic overfitting -----------------------------------------------------------------------------
@@ -85,16 +86,19 @@ RATED = {runs: rated(runs) for runs in (FASHION_AT, FASHION_TRADES, FREE, BRIEF,
 def free(numbers: Numbers) -> Finding:
     """A gain over PGD-AT of equal passes, and an interval above -5 against PGD-AT of as many updates."""
     equal, full = (numbers.gain(RATED[FREE].key, RATED[runs].key, FASHION.eps) for runs in (BRIEF, FASHION_AT))
-    near = "shown" if full.low > -5 else "refuted" if full.high < -5 else "not shown"
-    found = worst([equal.verdict, near])
-    difference = f"over equal passes: {equal}; over equal updates: {full}"
-    return Finding(accuracies(numbers, FREE, BRIEF, FASHION_AT), found, difference)
+    gains = {"over equal passes": equal, "over equal updates": full}
+    return conclude(accuracies(numbers, FREE, BRIEF, FASHION_AT), gains, near)
+
+
+def near(gains: Sequence[Gain]) -> Verdict:
+    equal, full = gains
+    return worst([equal.verdict, "shown" if full.low > -5 else "refuted" if full.high < -5 else "not shown"])
 
 
 def adds(ours: Runs, control: Runs, numbers: Numbers) -> Finding:
     """A gain over the same training without it."""
     gained = numbers.gain(RATED[ours].key, RATED[control].key, FASHION.eps)
-    return Finding(accuracies(numbers, ours, control), gained.verdict, str(gained))
+    return conclude(accuracies(numbers, ours, control), {"": gained})
 
 
 def accuracies(numbers: Numbers, *of: Runs) -> str:
