@@ -153,16 +153,14 @@ def page(systems: Sequence[Mapping[str, Any]], effects: Sequence[Effect]) -> str
         numbers = read_numbers(stored)
         lines += ["", f"## {effect.system}", "", cell(effect.source), ""]
         lines += [effect.about, ""] if effect.about else []
-        lines += [f"`make effects SYSTEM={effect.system}`", ""]
-        lines += [f"![{cell(effect.source)}](effects/{effect.system}.svg)", ""] if drawn(effect, numbers) else []
+        lines += [f"`make effects SYSTEM={effect.system}`"]
+        lines += ["", f"![{cell(effect.source)}](effects/{effect.system}.svg)"] if drawn(effect, numbers) else []
         for claim in stored["claims"]:
-            lines += [f"### {cell(claim['claim'])}: {claim['verdict']}", ""]
+            lines += ["", f"### {cell(claim['claim'])}: {claim['verdict']}", ""]
             for name in ("paper", "ours", "difference", "regime", "rule"):
-                if parts := [cell(part) for part in claim[name].split(PARTS) if part]:
-                    lines += (
-                        [f"- {name}: {parts[0]}"] if len(parts) == 1 else [f"- {name}", *(f"  - {p}" for p in parts)]
-                    )
-            lines.append("")
+                first, *others = [cell(part) for part in claim[name].split(PARTS)]
+                lines += [f"- {name}: {first}"] if first and not others else []
+                lines += [f"- {name}", *(f"  - {part}" for part in (first, *others))] if others else []
         lines += [*tunings(effect), *evaluations(numbers, stored, effect)]
     return "\n".join(lines) + "\n"
 
