@@ -352,6 +352,37 @@ def test_a_gain_that_a_flag_doubts_is_not_shown(effects: ModuleType, monkeypatch
         assert numbers.gain("ours", "control").verdict == "shown"  # no attack had a part in clean accuracy
 
 
+def test_a_gain_over_a_net_at_chance_or_below_chance_is_not_shown(effects: ModuleType) -> None:
+    findings = importlib.import_module("findings")
+
+    def numbers(ours: list[float], control: list[float], *flags: str, **more: Any) -> Any:
+        """Of 6,000 images such shares are right at 0.1, the first of them."""
+        records = {}
+        for name, shares in {"ours": ours, "control": control}.items():
+            raised = [SimpleNamespace(name=flag, severity="suspect") for flag in flags if name == "control"]
+            record = SimpleNamespace(
+                flags=raised, dataset=SimpleNamespace(images_sha256="0"), curve=[SimpleNamespace(eps=0.1)]
+            )
+            rows = enumerate(standing(shares, 6000), 1)
+            records[name] = {
+                seed: (record, SimpleNamespace(standing=lambda place, right=right: right)) for seed, right in rows
+            }
+        return findings.Numbers(records, **more)
+
+    def told(*of: Any, **more: Any) -> str:
+        return str(numbers(*of, **more).gain("ours", "control", "0.1").verdict)
+
+    assert told([0.3, 0.32], [0.1, 0.1]) == "shown" and told([0.3, 0.32], [0.1, 0.1], "constant") == "shown"
+    assert told([0.3, 0.32], [0.1, 0.1], "at-chance") == "not shown"  # the control has not learned
+    assert told([0.09, 0.095], [0.03, 0.032]) == "not shown"  # a constant classifier is more robust
+    assert told([0.03, 0.032], [0.09, 0.095]) == "refuted"
+    fresh, wide = (numbers([0.5, 0.51], [0.3, 0.31], **more) for more in ({"first": 2400}, {"level": 0.975}))
+    gain = fresh.gain("ours", "control", "0.1")
+    assert gain.mean == pytest.approx(100 * (0.505 * 6000 - 2400) / 3600)  # the control's are all among the first
+    usual, wider = numbers([0.5, 0.51], [0.3, 0.31]).gain("ours", "control", "0.1"), wide.gain("ours", "control", "0.1")
+    assert wider.mean == usual.mean and wider.high > usual.high and "(97.5 %: +" in str(wider)
+
+
 def test_a_gain_is_of_the_same_seeds(effects: ModuleType) -> None:
     numbers = importlib.import_module("findings").Numbers({"a": {1: None, 2: None}, "b": {2: None, 3: None}})
     with pytest.raises(AssertionError, match="a and b have other seeds"):
