@@ -100,7 +100,10 @@ def settled(claim: Claim, found: Finding) -> Finding:
     if turned:
         why = PARTS.join([found.difference, f"not {found.verdict}, since settings may be better"])
         found = found._replace(verdict="not shown", difference=why)
-    every = [f"{name} {end} (by {by:.1f})" for name, one in (own | controls).items() for end, by in one.items()]
+    every = [
+        f"{name} {' and '.join(f'{end} (by {by:.1f})' for end, by in one.items())}"
+        for name, one in (own | controls).items()
+    ]
     return found._replace(difference=f"{found.difference}{PARTS}at an end: {', '.join(every)}") if every else found
 
 
