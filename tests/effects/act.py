@@ -119,12 +119,16 @@ class Regime:
         less = f"by seed: {' '.join(f'{d:+.1f}' for d in by)}"
         return Finding(f"APGD-T to transfer: {', '.join(ours)}", verdict(min(by) > 0), less)
 
+    def counted(self, numbers: Numbers) -> Numbers:
+        """The numbers as gains over a line count them."""
+        return replace(numbers, first=self.fresh, level=self.level)
+
     def trade_off(self, numbers: Numbers) -> Finding:
         """Above the lines of TRADES and AT at equal clean accuracy, and above AT under AutoAttack on 1,000 images.
 
         What is cleaner or less clean than a line is compared with its nearest end.
         """
-        counted = replace(numbers, first=self.fresh, level=self.level)
+        counted = self.counted(numbers)
         chosen = {method: found[0].key for method, found in self.evaluations.items()}
         lines = {method: [one.key for one in self.evaluations[method]] for method in ("trades", "pgd-at")}
         gains = {
@@ -141,7 +145,7 @@ class Regime:
 
     def along(self, numbers: Numbers) -> Finding:
         """Every point of ACT's line is above TRADES' line at its clean accuracy, by a gain that is shown."""
-        counted = replace(numbers, first=self.fresh, level=self.level)
+        counted = self.counted(numbers)
         rivals = [one.key for one in self.evaluations["trades"]]
         gains = {
             f"b {b}": counted.at_equal_clean(one.key, rivals, self.eps)

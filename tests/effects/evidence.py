@@ -318,3 +318,8 @@ class Effect:
     analyses: tuple[Analysis, ...] = ()
     about: str = ""
     figure: Callable[[Numbers], bytes] | None = None
+
+    @property
+    def asked(self) -> dict[str, dict[str, list[Any]]]:
+        """What each analysis is of, by its key."""
+        return {one.key: one.asked for one in self.analyses}

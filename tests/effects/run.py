@@ -125,8 +125,8 @@ def perform(effect: Effect, jobs: int, only: str = "") -> int:
     at_work.each(named.values())
     at_work.each(partial(chain, at_work, effect, *one) for one in chains)
     for one in analyses:
-        trained = (facts(runs.folder(seed), runs.recipe_sha256(seed)) for runs in one.runs for seed in runs.seeds)
-        if all(trained) and at_work.run(one.command()):
+        finished = (facts(runs.folder(seed), runs.recipe_sha256(seed)) for runs in one.runs for seed in runs.seeds)
+        if all(finished) and at_work.run(one.command()):
             tables = {f"{one.key}/{file.stem}": rows(file) for file in sorted(one.out.glob("*.csv"))}
             collect(effect, {one.key: one.asked}, tables)
     return at_work.code
@@ -166,7 +166,7 @@ def collect(effect: Effect, analysed: Mapping[str, Any] | None = None, tables: M
     """Keep what is measured by now. An evaluation counts once all its seeds are measured."""
     old, records = read(effect.system), measured()
     before = remembered(old)
-    asked = {one.key: one.asked for one in effect.analyses}
+    asked = effect.asked
     known = {key: of for key, of in {**old["analysed"], **(analysed or {})}.items() if asked.get(key) == of}
     every = {**old["tables"], **(tables or {})}
     evaluated = {
@@ -342,8 +342,8 @@ def check() -> int:
         needed |= {record.id for record in asked if record}
         if unasked := stored["records"].keys() - {one.key for one in effect.evaluations}:
             wrong.append(f"{place(name)}: nothing asks for {', '.join(sorted(unasked))}: {COLLECT} {name}")
-        asked_now = {one.key: one.asked for one in effect.analyses}
-        if other := [key for key, of in stored["analysed"].items() if asked_now.get(key) != of]:
+        analyses = effect.asked
+        if other := [key for key, of in stored["analysed"].items() if analyses.get(key) != of]:
             wrong.append(f"{place(name)}: {', '.join(other)} is of other runs: make effects SYSTEM={name}")
         numbers = read_numbers(stored)
         if [row(claim, effect, numbers) for claim in effect.claims] != stored["claims"]:
