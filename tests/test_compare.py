@@ -39,6 +39,7 @@ from advbench.compare import (
     whereabouts,
 )
 from advbench.compare.matrix import names
+from advbench.compare.sides import align
 from advbench.errors import UserError
 from advbench.record import AttackRef, DatasetRef, Engine, Environment, Flag, Record, Trained
 
@@ -219,6 +220,29 @@ def test_models_that_differ_by_more_than_the_seed_cannot_be_one_side() -> None:
     )
     with pytest.raises(UserError, match=r"more than their seed \(m1, m2\)"):
         compare([BASE, mixed])
+
+
+@pytest.mark.parametrize("change", [{"settings": {"quantize": "conv1:2"}}, {"arch": "small_cnn_16"}])
+def test_the_same_weights_in_two_architectures_or_settings_are_two_models(change: dict[str, Any]) -> None:
+    one = made(fallen([900, 700, 500]), spec="w.pt")
+    model = one.record.model.model_copy(update=change)
+    two = made(fallen([900, 700, 300]), spec="w.pt", model=model, date="2026-07-01T00:00:00+00:00")
+    with pytest.raises(
+        UserError, match=rf"more than their seed \({', '.join(sorted(u.record.id for u in (one, two)))}\)"
+    ):
+        compare([BASE, side("w.pt", one, two)])
+
+
+def test_a_list_of_one_model_in_two_states_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = made(fallen([900, 700, 500]), spec="w.pt", trained=None)
+    weights = old.record.model.model_copy(update={"weights_sha256": "c" * 64})
+    new = made(fallen([900, 700, 300]), model=weights, date="2026-09-01T00:00:00+00:00")
+    for unit in (old, new):
+        unit.record.save(Path("leaderboards"), unit.fates)
+    assert len(align([read_side("w.pt")])[0].units) == 1
+    with pytest.raises(UserError, match=rf"the newest counts: leave out w.pt \({old.record.id[:8]}\)"):
+        read_side(f"{old.record.id},{new.record.id}")
 
 
 def test_of_several_measurements_the_newest_made_alike_count() -> None:

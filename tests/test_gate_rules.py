@@ -533,6 +533,29 @@ def test_seeds_of_the_median_where_some_images_never_fall() -> None:
     assert not failed(of("base", 1.0), of("new", 0.999), fail_if="median_norm < baseline")
 
 
+@pytest.mark.parametrize("unknown", [0.2, 0.25])
+@pytest.mark.parametrize("far", [None, 1.0])
+def test_one_distance_far_away_hides_no_drop_of_the_median(unknown: float, far: float | None) -> None:
+    rng = np.random.default_rng(0)
+    distance = rng.uniform(0.005, 0.03, 1000)
+
+    def of(name: str, scale: float, farthest: float | None) -> Side:
+        units = []
+        for seed in range(3):
+            sizes = distance * scale * np.exp(0.05 * rng.normal(size=1000))
+            sizes[rng.random(1000) < unknown] = np.nan
+            sizes[0] = farthest or sizes[0]
+            at = np.where(np.isnan(sizes), -1, np.where(sizes <= 4 / 255, 1, np.where(sizes <= 8 / 255, 2, -1)))
+            units.append(made(at, sizes, spec=f"{name}{seed}"))
+        return side(name, *units)
+
+    sides = [of("base", 1.0, None), of("new", 0.7, far)]
+    found = compare(sides, fail_if="median_norm < baseline - 0.001")
+    row = next(row for row in found.rows if row.quantity == "median_norm")
+    assert found.gate is not None and found.gate.failed
+    assert -0.012 < row.low < row.value - row.baseline < row.high < -0.004
+
+
 # --- how often it is wrong ------------------------------------------------------------------------------
 
 

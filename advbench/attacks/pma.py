@@ -3,7 +3,7 @@
 Two runs of N steps from random points of the ball. With p = softmax(z) and m the likeliest wrong class, the first half
 of the first run climbs -p_y and that of the second p_m; the second halves climb the margin p_m - p_y. Step k is
 
-    alpha_k = eps (1 + cos(pi (k - 1) / (N / 2)))  for k <= N / 2, then the same again.
+    alpha_k = eps (1 + cos(pi (k - 1) / (N / 2)))  for k = 0 to N / 2, then the same again.
 """
 
 from __future__ import annotations

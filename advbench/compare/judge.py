@@ -130,7 +130,10 @@ class Judge:
         """The test over images and, where a side has several models, that over models."""
         if len(old) == len(new) == 1:
             return [self._over_images(quantity, old[0], new[0])]
-        means = [np.mean([_finite(one) for one in several], axis=0) for several in (old, new)]
+        if quantity.kind == "median_norm":
+            means = _mean_distances(old, new)
+        else:
+            means = [np.mean(several, axis=0) for several in (old, new)]
         over_models = statistics.seeds(_numbers(quantity, old), _numbers(quantity, new), **self._levels)
         return [self._over_images(quantity, *means), over_models]
 
@@ -247,11 +250,18 @@ def _numbers(quantity: Quantity, models: Sequence[Samples]) -> list[float]:
     return [float(centre(samples)) for samples in models]
 
 
-def _finite(samples: Samples) -> Samples:
-    """Distances with those that are not known, of samples that stand, above all others, so that means are finite."""
-    if samples.dtype == np.bool_ or np.isfinite(samples).all():
-        return samples
-    return np.minimum(samples, 2 * np.max(samples[np.isfinite(samples)], initial=0.5))
+def _mean_distances(*sides: Sequence[Samples]) -> list[Samples]:
+    """For each side (N,) the means over its models of every sample's distance, inf where no model's is known.
+
+    The means are taken on the scale d / (d + m), of which m is the median of all known distances: a distance that is
+    not known, of a sample that stands, counts as 1 there, however far away others' distances are.
+    """
+    every = np.concatenate([one for models in sides for one in models])
+    known = every[np.isfinite(every) & (every > 0)]
+    middle = np.median(known) if known.size else 1.0
+    left = [np.mean([middle / (one + middle) for one in models], axis=0) for models in sides]
+    with np.errstate(divide="ignore"):
+        return [middle / share - middle for share in left]
 
 
 def _standing(unit: Measured, eps: float) -> NDArray[np.bool_]:

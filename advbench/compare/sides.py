@@ -72,6 +72,11 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
         if not parts:
             raise UserError(f"{text!r} names nothing: write {FORMS}")
         units = {unit.record.id: unit for part in parts for unit in part.units}
+        newest = {unit.record.id for unit in _of_newest_weights(units.values())}
+        if older := [f"{unit.record.model.title} ({key[:8]})" for key, unit in units.items() if key not in newest]:
+            raise UserError(
+                f"{text} names one model in several states, of which the newest counts: leave out {_few(older)}"
+            )
         return Side(text, tuple(units.values()), listed=all(len(_untrained(part.units)) <= 1 for part in parts))
     path = Path(text)
     found: list[Path] = []
@@ -159,13 +164,17 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
         among = [unit for unit in side.units if _protocol(unit.record, left_out) == _protocol(first.record, left_out)]
         wanted = _protocol(max(among, key=_age).record)
         alike = sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age)
-        models = {_network(unit.record): unit for unit in alike}
+        models = {unit.record.model.identity: unit for unit in alike}
         kept = replace(side, units=tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
         recipes = {_recipe(unit.record, side.listed) for unit in kept.units}
         if len(recipes) > 1:
-            specs = ", ".join(sorted(unit.record.model.spec for unit in kept.units)[:5])
+            specs = [unit.record.model.spec for unit in kept.units]
+            names = [
+                unit.record.id if specs.count(spec) > 1 else spec for spec, unit in zip(specs, kept.units, strict=True)
+            ]
             raise UserError(
-                f"{side.label} holds models that differ by more than their seed ({specs}): name one of them"
+                f"{side.label} holds models that differ by more than their seed ({_few(sorted(names))}): "
+                "name one of them"
             )
         chosen.append(kept)
     return chosen
@@ -190,6 +199,10 @@ def common_grid(units: Sequence[Measured]) -> list[Eps]:
         for point in units[0].record.curve
         if all(unit.record.at(point.eps) for unit in units)
     ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], "..."] if len(names) > 5 else names)
 
 
 def _files(folder: Path) -> list[Path]:

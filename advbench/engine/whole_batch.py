@@ -121,12 +121,13 @@ def attack_batch(
         raise UserError(f"attack {attack.name} must return its points, a tensor of shape {shape}, not {got}")
     region = around(norm, x, torch.full(y.shape, eps, dtype=torch.float64, device=x.device))
     z = unrounded(region, z.detach().to(x))
-    before = oracle.forwards
-    logits, inside = oracle.logits(z, y), region.contains(z)
+    before, inside = oracle.forwards, region.contains(z)
+    z = rows(inside, z, x)  # the others do not count, and the model may refuse them
+    logits = oracle.logits(z, y)
     fell = wrong(logits, y) & inside
     if oracle.rejects:
         rounded = in_8_bit(region, z)
-        better = ~fell & wrong(oracle.logits(rounded, y), y) & region.contains(rounded)
+        better = inside & ~fell & wrong(oracle.logits(rounded, y), y) & region.contains(rounded)
         z, fell = rows(better, rounded, z), fell | better
     stands = inside & ~fell
     size = region.size(z.double() - x.double())

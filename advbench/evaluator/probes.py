@@ -267,8 +267,9 @@ class Probe:
         for step in range(attack.steps + 1):
             self.runner.journal.poll()
             answer = oracle.answer(attack, p, state.query)
-            felled = torch.where(answer.wrong & p.region.contains(state.query), felled.clamp(max=step), felled)
-            bad |= ~answer.logits.isfinite().all(1)
+            inside = p.region.contains(state.query)
+            felled = torch.where(answer.wrong & inside, felled.clamp(max=step), felled)
+            bad |= ~answer.logits.isfinite().all(1) & inside
             if step == 0:
                 before = margin(answer.logits, y)
             if step == EARLY_STEPS:

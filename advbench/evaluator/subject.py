@@ -129,9 +129,10 @@ def are_labels(logits: Tensor) -> bool:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Whether the rows are probabilities or a fixed multiple of them, and no mere labels."""
+    """Whether the rows are probabilities or a fixed multiple of them (a single row: probabilities), no mere labels."""
     total, spread = logits.double().sum(1), float(logits.max() - logits.min())
-    constant_sum = float(total.max() - total.min()) <= 1e-4 * min(spread, float(total.max()))
+    low = float(total.min()) if len(total) > 1 else 1.0
+    constant_sum = abs(float(total.max()) - low) <= 1e-4 * min(spread, float(total.max()))
     return bool(logits.min() >= 0) and spread > 0 and constant_sum and not are_labels(logits)
 
 

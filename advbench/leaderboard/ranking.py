@@ -102,10 +102,10 @@ def newest(records: Sequence[Record], reference: float) -> list[Record]:
     """
     found: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=lambda record: (record.at(reference) is not None, *_age(record))):
-        key = _model(record), protocol(record).key
+        key = record.model.identity, protocol(record).key
         if key not in found or not _lowered(found[key], record, reference):
             found[key] = record
-    return [record for record in records if found[_model(record), protocol(record).key] is record]
+    return [record for record in records if found[record.model.identity, protocol(record).key] is record]
 
 
 def _lowered(record: Record, newer: Record, eps: float) -> bool:
@@ -162,18 +162,6 @@ def named(record: Record, notice: Notice | None) -> Record:
     if notice is None or notice.name is None:
         return record
     return record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})
-
-
-def _model(record: Record) -> tuple[object, ...]:
-    model = record.model
-    return (
-        model.weights_sha256,
-        model.arch,
-        repr(sorted(model.settings.items())),
-        model.code_sha256,
-        model.mean,
-        model.std,
-    )
 
 
 def _age(record: Record) -> tuple[tuple[int, ...], bool, datetime, str]:

@@ -29,13 +29,14 @@ class Needs:
     """What stands between images and a network, and between its answer and logits.
 
     `copies`: it changes its input. `dtype`: of the images that it takes; None: float32. `batch_size`: the only one that
-    it takes. `pick` gets the logits from its answer. `single`: it has one output z, so that the logits are [0, z].
-    `casts`: its logits are not float32.
+    it takes. `twice`: it does not answer a single image. `pick` gets the logits from its answer. `single`: it has one
+    output z, so that the logits are [0, z]. `casts`: its logits are not float32.
     """
 
     copies: bool = False
     dtype: torch.dtype | None = None
     batch_size: int | None = None
+    twice: bool = False
     pick: Callable[[Any], Any] | None = None
     single: bool = False
     casts: bool = False
@@ -61,6 +62,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.needs.batch_size
+        if self.needs.twice and len(x) == 1:
+            return self._logits(_repeated(x, 2))[:1]
         if size is None:
             return self._logits(x)
         return torch.cat([self._logits(_repeated(part, size))[: len(part)] for part in x.split(size)])
@@ -163,8 +166,21 @@ def _needs(net: nn.Module, x: Tensor, classes: int | None) -> tuple[Needs, tuple
         copies = images._version != version or not torch.equal(images, before)
         casts = (answer if read.pick is None else read.pick(answer)).dtype != torch.float32
         needs = replace(needs, copies=copies, pick=read.pick, single=read.single, casts=casts)
+        needs = replace(
+            needs, twice=needs.batch_size is None and not _answers_one(Adapted(net, needs), x[:1].to(place))
+        )
         return needs, (*_notes(needs), *read.notes)
     return Needs(), ()
+
+
+def _answers_one(net: Adapted, x: Tensor) -> bool:
+    """Whether `net` returns logits (1, K) for one image."""
+    try:
+        return net(x).dim() == 2
+    except (torch.OutOfMemoryError, Interrupted):
+        raise
+    except Exception:  # a network from elsewhere may raise anything
+        return False
 
 
 def _attempts(net: nn.Module, said: list[str]) -> Iterator[Needs]:
@@ -183,6 +199,8 @@ def _notes(needs: Needs) -> Iterator[str]:
         yield f"the model takes {str(needs.dtype).removeprefix('torch.')} images; attacks search it in this precision"
     if needs.batch_size is not None:
         yield f"the model takes batches of {needs.batch_size} only: passes are of that size, the last one filled up"
+    if needs.twice:
+        yield "the model does not answer a single image: it is given it twice"
     if needs.copies:
         yield "the model changes its input: it is given copies"
 

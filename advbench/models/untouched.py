@@ -17,6 +17,9 @@ def untouched(net: nn.Module) -> Iterator[None]:
     modes = {
         module: module.training for module in net.modules() if hasattr(module, "training")
     }  # a frozen one has none
+    named = {
+        module: dict(module._buffers) for module in net.modules() if not isinstance(module, torch.jit.ScriptModule)
+    }  # some networks put other tensors in their place
     buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
     with rng.kept():
         try:
@@ -25,6 +28,9 @@ def untouched(net: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+            for module, tensors in named.items():
+                module._buffers.clear()
+                module._buffers.update(tensors)
             with torch.no_grad():
                 for buffer, before in buffers:
                     if not torch.equal(buffer, before):

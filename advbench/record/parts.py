@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -107,6 +108,12 @@ class ModelRef(Part):
     def title(self) -> str:
         """The name, or else the spec."""
         return self.name or self.spec
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """What two measurements of one model have in common: all that decides its outputs, and no name or place."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return self.weights_sha256, self.arch, settings, self.code_sha256, self.mean, self.std, self.abstain
 
 
 class DatasetRef(Part):

@@ -70,7 +70,7 @@ class Record(Part):
     - `useful`: the share of the slots' steps that served an image, the others idled; none where slots were not used.
     - `external`: files of adversarial images made elsewhere, in their order.
     - `environment`: versions, hardware, date and command.
-    - `supersedes`: the id of the record of the same weights and images that this one replaces.
+    - `supersedes`: the id of the record of the same model and images that this one replaces.
     """
 
     schema_version: Annotated[Literal[1, 2], Field(alias="schema")] = 2
@@ -358,11 +358,11 @@ def record_files(folder: Path) -> list[Path]:
 
 
 def superseded(records: Iterable[Record]) -> set[str]:
-    """The ids of `records` that another of them replaces: one of the same weights and images that names it."""
+    """The ids of `records` that another of them replaces: one of the same model and images that names it."""
     by_id = {record.id: record for record in records}
 
-    def subject(record: Record) -> tuple[str, str]:
-        return record.model.weights_sha256, record.dataset.images_sha256
+    def subject(record: Record) -> tuple[object, ...]:
+        return record.model.identity, record.dataset.images_sha256
 
     return {
         old.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -250,6 +250,24 @@ def test_points_far_away_are_no_fault_of_an_attack_without_eps(
     found = measured(net, digits, attack)
     assert robust(found)[-1] < robust(found)[0]
     assert "outside-ball" not in {flag.name for flag in found.record.flags}
+
+
+class Strict(Means):
+    """It refuses what is no image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise ValueError("not in [0, 1]")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("points", [lambda x: x + 10, lambda x: x * torch.nan])
+def test_points_outside_of_the_ball_are_not_put_to_the_model(
+    digits: Dataset, points: Callable[[Tensor], Tensor]
+) -> None:
+    found = measured(Strict(), digits, lambda model, x, y, eps: points(x), probes=False)
+    flag = next(flag for flag in found.record.flags if flag.name == "outside-ball")
+    assert len(set(robust(found))) == 1 and flag.k == flag.n
 
 
 @pytest.mark.parametrize(

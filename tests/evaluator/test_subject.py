@@ -95,5 +95,7 @@ def test_probabilities_and_labels_are_told_from_logits() -> None:
     assert subject.are_probabilities(z.softmax(1)) and subject.are_probabilities(100 * z.softmax(1))
     for logits in (z, z + 1e6, z.abs(), one_hot, 30 * one_hot, torch.ones(5, 10)):
         assert not subject.are_probabilities(logits)
+    for row in z.abs():  # of one image the sum tells nothing, unless it is 1
+        assert not subject.are_probabilities(row[None]) and subject.are_probabilities(row[None].softmax(1))
     assert subject.are_labels(one_hot) and subject.are_labels(5 + one_hot)
     assert not subject.are_labels(z) and not subject.are_labels(z.softmax(1))

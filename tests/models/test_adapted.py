@@ -91,6 +91,8 @@ KINDS: dict[str, tuple[Made, str]] = {
     "an object": (lambda net: Around(net, lambda z: SimpleNamespace(logits=z, loss=None)), "logits of the Simple"),
     "in place": (lambda net: Around(net, before=lambda x: x.mul_(2).div_(2)), "changes its input"),
     "one batch size": (lambda net: Around(net, before=only(13)), "batches of 13 only"),
+    "no single image": (lambda net: Around(net, before=several), "given it twice"),
+    "a squeezed answer": (lambda net: Around(net, torch.squeeze), "given it twice"),
     "float64": (lambda net: net.double(), "float64 images"),
     "float64, one batch size": (lambda net: Around(net.double(), before=only(5)), "batches of 5 only"),
     "casts itself": (lambda net: Around(net.double(), before=Tensor.double), ""),
@@ -112,6 +114,12 @@ KINDS: dict[str, tuple[Made, str]] = {
 def within(x: Tensor) -> Tensor:
     if not 0 <= float(x.detach().min()) <= float(x.detach().max()) <= 1:
         raise ValueError("images must lie in [0, 1]")
+    return x
+
+
+def several(x: Tensor) -> Tensor:
+    if len(x) == 1:
+        raise ValueError("no single image")
     return x
 
 
@@ -206,6 +214,16 @@ def test_a_refusal_takes_few_images(digits: Dataset) -> None:
     assert 0 < sum(seen) < 100
 
 
+@pytest.mark.parametrize("kind", ["no single image", "a squeezed answer"])
+@pytest.mark.parametrize(("n", "slots"), [(1, None), (5, 2), (5, 1)])
+def test_a_network_without_an_answer_to_one_image_is_attacked_like_any_other(
+    kind: str, n: int, slots: int | None, digits: Dataset, trained: dict[str, Tensor]
+) -> None:
+    how: dict[str, Any] = {"n": n, "slots": slots, "probes": True, "attack": ["pgd", "square"]}
+    found, wanted = (evaluated(net, digits, **how) for net in (KINDS[kind][0](plain(trained)), plain(trained)))
+    assert found.fates.fell.tolist() == wanted.fates.fell.tolist()
+
+
 def test_a_network_that_needs_nothing_is_left_as_it_is(digits: Dataset, trained: dict[str, Tensor]) -> None:
     net = plain(trained)
     assert adapted(net, digits.batch(slice(0, 2))[0]) == (net, ())
@@ -218,15 +236,18 @@ def test_an_adapted_network_needs_nothing_more(digits: Dataset, trained: dict[st
 
 
 class Restless(nn.Module):
-    """It counts its calls, goes into train mode in each, and draws random numbers."""
+    """It counts its calls, in place and by new tensors, goes into train mode in each, and draws random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.drop, self.linear = nn.BatchNorm2d(1), nn.Dropout(), nn.Linear(64, CLASSES)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("again", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        self.again = self.again + 1
+        self.register_buffer("last", x.mean())
         self.train()
         return self.linear(self.drop(self.norm(x)).flatten(1))  # type: ignore[no-any-return]
 
@@ -236,7 +257,8 @@ def test_trials_and_attacks_leave_the_network_as_it_was(digits: Dataset) -> None
     before, state = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
     for work in (lambda: adapted(net, digits.batch(slice(0, 2))[0]), lambda: evaluated(net, digits)):
         work()
-        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+        after = net.state_dict()
+        assert list(after) == list(before) and all(torch.equal(value, before[key]) for key, value in after.items())
         assert not any(module.training for module in net.modules()) and torch.equal(torch.get_rng_state(), state)
 
 
@@ -245,7 +267,9 @@ def test_untouched_restores_buffers_after_an_error() -> None:
     with pytest.raises(KeyError), untouched(net):
         net(torch.rand(4, 1, 8, 8))
         raise KeyError
-    assert net.calls == 0 and net.norm.running_mean == 0 and net.training
+    assert (
+        net.calls == net.again == 0 and "last" not in net.state_dict() and net.norm.running_mean == 0 and net.training
+    )
 
 
 def test_what_is_left_out_is_no_part_of_the_identity(digits: Dataset, trained: dict[str, Tensor]) -> None:
