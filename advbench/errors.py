@@ -71,8 +71,9 @@ def must_be(problem: Mapping[str, Any]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line of at most 160 characters; its type where it has none."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """The message of `error` on one line of at most 160 characters, cut between words; its type where it has none."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 160 else f"{words[:156].rpartition(' ')[0] or words[:156]} ..."
 
 
 def shortened(value: object) -> str:

@@ -394,7 +394,7 @@ def test_markdown(regression: Any) -> None:
     assert verdict(regression) in text
     assert (
         "- **failed**: runs/new: acc&#64;&#8288;8/255 &lt; baseline - 0.5: 45 is below 49.5, a drop of 5 (3.668 to "
-        "6.782), significant from 0.6; p &lt;0.001\n" in text
+        "6.782); a drop is significant from 0.6 on; one-sided p &lt;0.001\n" in text
     )
     assert "- passed: runs/fine:" in text and "trained again" in text
     rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("| runs/")]

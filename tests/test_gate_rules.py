@@ -304,7 +304,11 @@ def test_a_relative_condition_needs_a_baseline() -> None:
 
 
 def test_a_floor_below_one_point_is_pointed_out() -> None:
-    assert "less than one percentage point" in " ".join(compare([BASE], fail_if="auc < 0.7").notes)
+    with pytest.raises(UserError, match=r"auc is measured in percent, of which 0.7 is less than one: write 70"):
+        compare([BASE], fail_if="auc < 0.7")
+    for tolerance, noted in (("0.05", True), ("0.1", False)):
+        notes = compare([new(), BASE], fail_if=f"clean < baseline - {tolerance}").notes
+        assert ("of less than one of 1,000 images" in " ".join(notes)) is noted
 
 
 # --- 5. drops -------------------------------------------------------------------------------------------
@@ -452,7 +456,7 @@ def test_a_baseline_below_its_own_tolerance_cannot_drop() -> None:
         assert found.gate is not None and not found.gate.failed and "cannot drop" in reasons(found)[0]
         assert "cannot drop" in to_markdown(found)
         assert failed(base, worse, fail_if=f"{expression} or clean < baseline")
-        assert failed(base, worse, fail_if=f"{expression} or acc@8/255 < 0.1")
+        assert failed(base, worse, fail_if=f"{expression} or acc@8/255 < 1")
         assert not failed(base, worse, fail_if=f"{expression} and clean < baseline")
 
 
@@ -463,9 +467,9 @@ def test_the_report_gives_the_interval_and_the_smallest_significant_drop() -> No
     low, high = statistics.tango(0, 50, 1000)
     assert drop is not None and (drop.drop, drop.low, drop.high) == (0.05, pytest.approx(-high), pytest.approx(-low))
     assert (drop.p, drop.least) == (statistics.mcnemar_drop(50, 0), 0.005)
-    assert "a drop of 5 (3.813 to 6.531), significant from 0.5" in reasons(found)[0]
+    assert "a drop of 5 (3.813 to 6.531); a drop is significant from 0.5 on" in reasons(found)[0]
     shared = compare([BASE, new(50)], fail_if="acc@8/255 < baseline - 0.5 or clean < baseline")
-    assert "significant from 0.6" in reasons(shared)[0]  # the level is 0.025: six images
+    assert "significant from 0.6 on" in reasons(shared)[0]  # the level is 0.025: six images
     assert "trained again" in " ".join(found.notes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -20,9 +21,18 @@ from advbench.files import plain_path, sha256_file
 from advbench.models import external
 from advbench.models.adapted import adapted
 from advbench.models.described import rebuild_for
-from advbench.models.normalized import Normalized, Written, by_channel, normalises, parse_statistics
+from advbench.models.normalized import (
+    Normalized,
+    Written,
+    by_channel,
+    normalises,
+    own_normalisation,
+    parse_statistics,
+)
 from advbench.models.state_files import fit_state, read_state
 from advbench.registry import entries
+
+GREY = "; pictures are read in colour: give grey ones as npz:FILE or by module:callable"
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,11 @@ class Loaded:
             found = by_channel("--mean", found[0], channels), by_channel("--std", found[1], channels)
         means, deviations = (",".join(map(str, numbers)) for numbers in found)
         notes = (*self.notes, f"images are normalised by mean {means} and std {deviations} in front of it")
-        return replace(loaded, net=Normalized(self.net, *found).eval(), mean=found[0], std=found[1], notes=notes)
+        if own := own_normalisation(self.net):
+            notes = (*notes, f"it has a layer {own} of its own: are its images normalised twice?")
+        net = Normalized(self.net, *found)
+        net.training = getattr(self.net, "training", False)
+        return replace(loaded, net=net, mean=found[0], std=found[1], notes=notes)
 
 
 def check_reading(mean: Written, std: Written, abstain: str | None) -> None:
@@ -158,9 +172,12 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None) -> Loaded:
     card = read_card(folder)
     model = card.model
     if arch is not None and arch != model.arch:
-        raise UserError(f"{spec} is a run of {model.arch}: leave out --arch {arch}")
+        instead = f"write --arch {model.arch}" if ":" in model.arch else f"leave out --arch {arch}"
+        raise UserError(f"{spec} is a run of {model.arch}: {instead}")
     if file not in card.files or not (folder / file).is_file():
-        raise UserError(f"{folder} is not a complete run folder: {file} is missing")
+        ended = (folder / "train_state").is_dir() and file in (BEST, LAST)
+        how = f"; its training may go on: advbench train --resume --out {quote(str(folder))}" if ended else ""
+        raise UserError(f"{folder} is not a complete run folder: {file} is missing{how}")
     if sha256_file(folder / file) != card.files[file]:
         raise UserError(f"{folder / file} is truncated or altered: its sha256 is not the one in {CARD}")
     if file in (BEST, LAST):
@@ -198,7 +215,9 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> int:
     net, images = loaded.net, "x".join(map(str, shape.image))
     channels = getattr(net, "in_channels", shape.image[0])
     if channels != shape.image[0]:
-        raise UserError(f"{loaded.spec} takes images of {channels} channels, {shape.name} has {images}")
+        takes = f"{channels} channel{'s' * (channels != 1)}"
+        hint = GREY if channels == 1 and shape.name.startswith("imagefolder:") else ""
+        raise UserError(f"{loaded.spec} takes images of {takes}, {shape.name} has {images}{hint}")
     try:
         with torch.no_grad(), rng.kept():  # some networks draw random numbers
             logits = net(torch.full((2, *shape.image), 0.5))

@@ -230,8 +230,8 @@ def show(found: Comparison, screen: Screen) -> None:
     if found.caveat:
         screen.say(found.caveat)
     counts = "/".join(dict.fromkeys(str(side.units[0].record.n) for side in found.sides))
-    against = f"baseline {found.baseline}" if found.baseline else "no baseline"
-    screen.say(f"{found.dataset}, {found.norm}, {counts} images; percent, {against}")
+    against = f"; percent, baseline {found.baseline}" if found.baseline else ""
+    screen.say(f"{found.dataset}, {found.norm}, {counts} images{against}")
     if found.rows and many(found):
         show_matrix(found, screen)
     for model in found.models if found.rows and not many(found) else ():

@@ -504,6 +504,8 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
         )
     if path.exists() and not flags.resume and not flags.force:
         screen.warn(f"{path} holds an interrupted evaluation; starting over (--resume would continue it)")
+    if path.exists() and flags.resume:
+        screen.note(f"going on with {path}, whose time and passes count too")
     with in_use(path):
         with screen.bar(loaded.spec) as bar:
             journal = KeptJournal(path, folder, stop=stop, progress=search_progress(bar, series))
@@ -603,7 +605,7 @@ def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:
         if fresh
         else f"measured before: nothing was run again (to repeat it: advbench evaluate --again {path})"
     )
-    if fresh and (probes := getattr(record.environment, "probes", None)):
+    if fresh and (probes := getattr(record.environment, "probes", None)) and probes["forwards"]:
         screen.say(f"flags: {probes['seconds']:.1f} s, {probes['forwards']:,} forward passes to find them")
     if fresh and (proofs := getattr(record.environment, "certify", None)):
         saved = f", {proofs['skipped_passes']:,} passes of attacks saved" if "skipped_passes" in proofs else ""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -474,7 +475,7 @@ def _show(out: Path, screen: Screen) -> None:
     else:
         screen.say(summary(out, card))
         if ":" in card.model.arch and card.model.arch.partition(":")[0] not in LIBRARIES:
-            screen.note(f"to evaluate it: advbench evaluate --model {out} --arch {card.model.arch}")
+            screen.note(f"to evaluate it: advbench evaluate --model {quote(str(out))} --arch {card.model.arch}")
         for flag in card.flags:
             screen.warn(f"{flag.name}: {flag.detail}")
 
@@ -496,9 +497,10 @@ def _dry_run(recipes: Sequence[Recipe], device: str, why: str, screen: Screen) -
         if screen.as_json:
             screen.json({"recipe": recipe.tree(), "estimate": asdict(cost)})
             continue
+        epochs = f"{cost.epochs} epoch{'s' * (cost.epochs > 1)}"
         screen.say(f"# {describe(recipe, why)} on {cost.device} in {cost.precision}: nothing is trained or written")
         screen.say(
-            f"# about {duration(cost.total_seconds)}: {cost.epochs} epochs of {cost.epoch_seconds:.2g} s, "
+            f"# about {duration(cost.total_seconds)}: {epochs} of {cost.epoch_seconds:.2g} s, "
             f"{cost.images_per_s:,.0f} images/s, {cost.forwards_per_image:g} forward and "
             f"{cost.backwards_per_image:g} backward passes an image, {cost.peak_memory / 2**30:.1f} GiB"
         )

@@ -117,7 +117,14 @@ def _notes(
         engine = f"{record.engine.name} {record.engine.version}"
         short = f"{name}: " if len(others) > FEW and name != side.label else ""  # as the matrix has it
         notes.append(f"{short}{side.label}: {record.attack_name} by {engine}, {record.n} images, record {ids}.")
-    if all(len(side.units) == 1 for side in sides):
+        if side.others:
+            notes.append(
+                f"{short}{side.label} was measured by {', '.join(side.others)} too: the newest that all sides have in "
+                "common counts, unless an id names a record."
+            )
+    if base is None and len(sides) == 1:
+        pass  # a number against floors
+    elif all(len(side.units) == 1 for side in sides):
         notes.append(
             "One model on each side: this compares these weights, and does not show how much the numbers vary when "
             "the same recipe is trained again (for that, give several seeds on each side)."
@@ -134,8 +141,9 @@ def _notes(
     if unpaired:
         notes.append("Unpaired: the sides are treated as different images, so only larger differences are significant.")
     for test in tests:
-        if not test.relative and test.quantity.scale == 100 and 0 < test.bound < 0.01:
-            notes.append(f"{test.text} is a floor of less than one percentage point.")
+        least = max(side.units[0].record.n for side in sides)
+        if test.relative and test.quantity.scale == 100 and 0 < test.bound * least < 1:
+            notes.append(f"{test.text} is a tolerance, in percentage points, of less than one of {least:,} images.")
     for side in sides:
         for unit in side.units:
             doubts = [

@@ -137,6 +137,8 @@ def _test(tokens: list[_Token]) -> Test:
                 _refuse(f"no drop is larger than 100 percentage points, so that {quantity} never crosses {shown}")
     else:
         bound = _number(kind, word, quantity)
+        if quantity.scale == 100 and 0 < bound < 0.01:
+            _refuse(f"{quantity} is measured in percent, of which {word} is less than one: write {100 * bound * 100:g}")
         if bound == 0 and sign == "<":
             _refuse(f"{quantity} is never below 0")
     return Test(quantity, sign == "<=", relative, bound, f"{quantity} {sign} {shown}")

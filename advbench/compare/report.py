@@ -82,7 +82,7 @@ def reason(finding: Finding, strict: bool) -> str:
     """Why a branch did or did not fail, with its numbers."""
     parts = [_reason(check) for check in finding.checks]
     if finding.p_holm is not None:
-        parts.append("p not required (strict)" if strict else f"p {p_text(finding.p_holm)}")
+        parts.append("p not required (strict)" if strict else f"one-sided p {p_text(finding.p_holm)}")
     return "; ".join(parts)
 
 
@@ -98,8 +98,11 @@ def _reason(check: Check) -> str:
     if check.drop is None:
         return text
     drop = check.drop
-    text += f", a drop of {number(drop.drop)} ({number(drop.low)} to {number(drop.high)})"
-    return text if drop.least is None else f"{text}, significant from {number(drop.least)}"
+    if drop.drop < 0:
+        text += f", a gain of {number(-drop.drop)} ({number(-drop.high)} to {number(-drop.low)})"
+    else:
+        text += f", a drop of {number(drop.drop)} ({number(drop.low)} to {number(drop.high)})"
+    return text if drop.least is None else f"{text}; a drop is significant from {number(drop.least)} on"
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from advbench.compare.comparable import KINDS, protocol
 from advbench.eps import Eps
@@ -40,12 +41,14 @@ class Measured:
 class Side:
     """One name of the command line and all measurements that it may stand for, among which `align` chooses.
 
-    `listed`: whether a comma list named each of its models by itself.
+    `listed`: whether a comma list named each of its models by itself. `others`: in words, how else its models were
+    measured, of which nothing is compared.
     """
 
     label: str
     units: tuple[Measured, ...]
     listed: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def ids(self) -> frozenset[str]:
@@ -91,7 +94,7 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     if not found:
         if path.suffix == ".json":
             raise UserError(f"there is no file {text}")
-        hint = f": measure it with advbench evaluate --model {text}" if path.is_dir() else f": write {FORMS}"
+        hint = f": measure it with advbench evaluate --model {quote(text)}" if path.is_dir() else f": write {FORMS}"
         raise UserError(f"there is no record of {text!r}{hint}")
     return Side(text, _of_newest_weights(_current(measured(file, places) for file in found)))
 
@@ -165,7 +168,13 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
         wanted = _protocol(max(among, key=_age).record)
         alike = sorted((unit for unit in side.units if _protocol(unit.record) == wanted), key=_age)
         models = {unit.record.model.identity: unit for unit in alike}
-        kept = replace(side, units=tuple(sorted(models.values(), key=lambda unit: unit.record.id)))
+        left = {
+            f"{unit.record.attack_name} on {unit.record.n} images": None
+            for unit in side.units
+            if _protocol(unit.record) != wanted
+        }
+        units = tuple(sorted(models.values(), key=lambda unit: unit.record.id))
+        kept = replace(side, units=units, others=tuple(left))
         recipes = {_recipe(unit.record, side.listed) for unit in kept.units}
         if len(recipes) > 1:
             specs = [unit.record.model.spec for unit in kept.units]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ CLASSES = ("num_classes", "class_names", "class_map", "layout")
 
 LAYOUTS = ("nchw", "nhwc")
 _CHANNELS = (1, 3)
+DARK = 64  # of 255: where nothing is brighter, white is probably another number
 _FORMS = (
     "a pair (x, y) of images and labels, a dataset whose items are such pairs, a DataLoader of one, or an "
     "advbench.data.dataset.Dataset"
@@ -63,7 +65,7 @@ def from_tensors(
         raise UserError(f"{name}: num_classes is {shortened(num_classes)}: it must be a whole number from 1")
     if num_classes and names and num_classes != len(names):
         raise UserError(f"{name}: num_classes is {num_classes}, but there are {len(names)} class_names")
-    return Dataset.whole(
+    data = Dataset.whole(
         images,
         labels,
         name=name,
@@ -72,6 +74,9 @@ def from_tensors(
         class_names=names,
         num_classes_known=bool(num_classes or names),
     )
+    brightest = int(images.max()) if images.dtype == torch.uint8 else 255
+    dark = f"the brightest value is {brightest} of 255: if that is white, divide by it and give floats in [0, 1]"
+    return replace(data, notes=(dark,)) if brightest < DARK else data
 
 
 def from_object(obj: Any, *, n: int | None = None, name: str | None = None, split: str = "test", **how: Any) -> Dataset:
@@ -143,7 +148,7 @@ def _stored(values: Tensor, what: str) -> Tensor:
         raise UserError(f"{what}: images are {kind}: give floats in [0, 1], or uint8")
     if values.dtype == torch.bool:
         values = values.to(torch.uint8) * 255
-    if not values.is_floating_point() and values.dtype != torch.uint8:
+    if not values.is_floating_point() and (values.dtype != torch.uint8 or int(values.max()) == 1):
         values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
         low, high = int(values.min()), int(values.max())
         if kind == "uint16" and high > 255:

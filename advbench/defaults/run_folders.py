@@ -36,7 +36,10 @@ def choose_data(dataset: str | None, arch: str | None, *, cuda: bool) -> tuple[s
         return "digits", str(arch), "the dataset that needs no download"
     if arch is None:
         entry = entries("data").get(dataset.partition(":")[0])
-        colour = entry is None or entry.about.get("shape", [3])[0] == 3
+        shape = None if entry is None else entry.about.get("shape")
+        if shape is None:  # data of the user's own, which are not read yet
+            return dataset, "resnet18", "the usual model for colour images; for grey ones write --arch small_cnn"
+        colour = shape[0] == 3
         return (
             dataset,
             "resnet18" if colour else "small_cnn",

@@ -122,7 +122,7 @@ def facts(runner: Runner, loaded: Loaded, *, in_train_mode: bool) -> list[Flag]:
     elif in_train_mode:
         found.append(note("train-mode", "the model came in train mode; eval mode was used"))
     if classes < 4:
-        found.append(note("few-classes", f"{classes} classes: the margin loss replaces DLR"))
+        found.append(note("few-classes", f"{classes} classes: attacks that aim by DLR aim by the margin instead"))
     lowest, highest = (float(value) / runner.data.scale for value in runner.data.images.aminmax())
     if not 0 <= lowest <= highest <= 1:
         detail = f"images reach {highest if highest > 1 else lowest:g}: they must lie in [0, 1]"

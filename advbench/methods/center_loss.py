@@ -26,6 +26,7 @@ from advbench import ranks
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup, Tools
 from advbench.recipe import Recipe
+from advbench.recipe.fields import NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "center-loss": {
@@ -89,7 +90,7 @@ class CenterLoss(Method):
     - `on`: with base "at", whether L_C uses the features of the adversarial or of the clean images.
     """
 
-    lam: float = 0.1
+    lam: NotNegative = 0.1
     alpha: float = 0.5
     update: Literal["wen", "sgd"] = "wen"
     reduction: Literal["mean", "sum"] = "mean"
@@ -106,8 +107,6 @@ class CenterLoss(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        if self.lam < 0:
-            raise UserError(f"method.lam is {self.lam:g}: write 0 or more, a negative one pushes features apart")
         if not 0 < self.alpha <= 1:
             raise UserError(f"method.alpha is {self.alpha:g}: write a number above 0 and at most 1")
 

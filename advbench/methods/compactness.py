@@ -33,7 +33,7 @@ from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup
 from advbench.methods.terms import kl, kl_objective
 from advbench.recipe import Recipe
-from advbench.recipe.fields import Share
+from advbench.recipe.fields import NotNegative, Share
 
 OTHER_CLASS = 0.99  # W_ij is 1 - 1 / OTHER_CLASS for images of different classes
 MAX_NORM_GROWTH = 2.0  # since half of the training: on digits without BatchNorm AT reaches 1.3, LC alone 2.1 to 3.7
@@ -131,15 +131,15 @@ class Compactness(Method):
     more than twice the one at half of the training.
     """
 
-    lc: float = 1.0
-    ls: float = 1.0
-    gc: float = 1.0
-    gs: float = 0.0
-    conf: float = 1.0
+    lc: NotNegative = 1.0
+    ls: NotNegative = 1.0
+    gc: NotNegative = 1.0
+    gs: NotNegative = 0.0
+    conf: NotNegative = 1.0
     base: Literal["at", "trades"] = "at"
     natural: bool = False
     natural_share: Share = 0.0
-    beta: float = 6.0
+    beta: NotNegative = 6.0
 
     @property
     def needs(self) -> tuple[str, ...]:

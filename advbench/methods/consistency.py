@@ -26,7 +26,7 @@ from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective
 from advbench.methods.terms import boosted_margin, js, kl, kl_objective, weighted_kl
 from advbench.recipe import Recipe
-from advbench.recipe.fields import Positive
+from advbench.recipe.fields import NotNegative, Positive
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "consistency": {
@@ -84,10 +84,10 @@ class Consistency(Method):
 
     views: ClassVar[int] = 2
 
-    lam: float = 1.0
+    lam: NotNegative = 1.0
     tau: Positive = 0.5
     base: Literal["at", "trades", "mart"] = "at"
-    beta: float = 6.0
+    beta: NotNegative = 6.0
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)

@@ -21,7 +21,7 @@ from torch import Tensor
 from advbench.methods.base import Method, Nets
 from advbench.models import wrap
 from advbench.models.base import Model
-from advbench.recipe.fields import Count
+from advbench.recipe.fields import Count, NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "feature-prioritization": {
@@ -53,7 +53,7 @@ class FeaturePrioritization(Method):
 
     attention: bool = True
     width: Count = 64
-    lam: float = 0.01
+    lam: NotNegative = 0.01
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Free adversarial training: Shafahi et al. 2019, arXiv:1904.12843, algorithm 1.
 
 Each batch is replayed m times. One backward pass gives both gradients: the weights descend CE(f(x + d), y), and
-d <- P(d + eps sign grad_d CE(f(x + d), y)). The next batch starts from the last d instead of a new start.
+d <- P(d + eps sign grad_d CE(f(x + d), y)). P keeps d in the ball and knows no x: the next batch starts from the last d
+instead of a new start. Where x + d leaves [0, 1], it is projected for the net alone.
 
 The preset `paper` is the released training of WRN-32-10 on CIFAR-10: 80,000 updates, which are 26 epochs at m = 8.
 The released code's rate of 0.1 is for a ResNet with BatchNorm on CIFAR-10, with batches of 128. The shipped recipes of
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Setup, Tools
 from advbench.recipe.fields import Count
+from advbench.threat import Region
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "free-at": {
@@ -94,5 +96,12 @@ class FreeAT(Method):
             z = ball.project(x + perturbation.d).requires_grad_()
             terms = tools.update(lambda z=z: {"ce": nets.ce(nets.f(z), y)})  # type: ignore[misc]
             assert z.grad is not None
-            perturbation.d = ball.project(z.detach() + alpha * ball.steepest(z.grad)) - x
+            perturbation.d = _in_ball(perturbation.d + alpha * ball.steepest(z.grad), ball)
         return terms
+
+
+def _in_ball(d: Tensor, ball: Region) -> Tensor:
+    """The nearest perturbation to d (B, C, H, W) of at most eps, whatever the images."""
+    if ball.norm == "linf":
+        return d.clamp(-ball.e, ball.e)
+    return d * (ball.e / ball.size(d).view(-1, 1, 1, 1)).clamp_max(1)

@@ -90,19 +90,19 @@ class GREAT(Method):
     compiles: ClassVar[bool] = False
 
     form: Literal["defence", "distillation", "multi-task"] = "defence"
-    alpha: float = 1.0
-    beta: float = 1.0
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 1.0
     greace: Literal["bounded", "literal"] = "bounded"
-    ramp: float = 0.5
+    ramp: Share = 0.5
     alpha_from: Share = 0.0
     beta_from: Share = 0.0
-    scale: float = 8.0
+    scale: Positive = 8.0
     relative: bool = False
     per: Literal["batch", "sample"] = "batch"
     teacher: str = ""
     soft: NotNegative = 0.0
     T: Positive = 4.0
-    turns: float = 1.0
+    turns: NotNegative = 1.0
 
     @property
     def attacks(self) -> bool:
@@ -130,8 +130,6 @@ class GREAT(Method):
             raise UserError("method.soft is for method.form=distillation: no other form has a teacher")
         if self.per != "batch" and not self.relative:
             raise UserError(f"method.per={self.per} says how gradients are divided: set method.relative=true too")
-        if not 0 <= self.ramp <= 1:
-            raise UserError(f"method.ramp is {self.ramp:g}: write a share of the training, 0 to 1")
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         if self.form == "multi-task":

@@ -33,7 +33,7 @@ from advbench.methods.base import Method, Nets, Setup, Tools
 from advbench.methods.terms import ce
 from advbench.models.state_files import fit_state, read_state
 from advbench.recipe import Recipe
-from advbench.recipe.fields import Count
+from advbench.recipe.fields import Count, Positive, Share
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "learned-optimizer": {
@@ -54,6 +54,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "recipe": {
             "model.activation": "softplus",
             "optim.clip": 0.5,
+            "validation.select": "last",  # before the last part of the run f is not trained at all
         },
     },
 }
@@ -144,15 +145,15 @@ class LearnedOptimizer(Method):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
 
-    gamma: float = 0.5
+    gamma: Share = 0.5
     meta: float = 0.9
-    clean_phase: float = 0.35
-    full_eps: float = 0.7
+    clean_phase: Share = 0.35
+    full_eps: Share = 0.7
     T_first: Count = 20
     T: Count = 40
     units: Count = 20
     scale: float = 0.05
-    meta_lr: float = 0.003
+    meta_lr: Positive = 0.003
     memory: Count = 16
     source: str = ""
 
@@ -170,12 +171,12 @@ class LearnedOptimizer(Method):
             raise UserError("learned-optimizer updates the weights itself: train it with one process")
         if recipe.awp.gamma:
             raise UserError("learned-optimizer updates the weights itself: awp.gamma must be 0")
-        if not 0 <= self.gamma <= 1 or not 0 <= self.clean_phase < self.full_eps <= 1:
-            raise UserError("method.gamma must lie in 0 to 1, and 0 <= method.clean_phase < method.full_eps <= 1")
+        if self.clean_phase >= self.full_eps:
+            raise UserError("method.clean_phase must be less than method.full_eps")
         if not self.source and not 0 < self.meta < 1:
             raise UserError(f"method.meta is {self.meta:g}: write the share for meta-training, above 0 and below 1")
-        if min(self.T_first, self.T, self.units, self.memory) < 1 or self.T_first > self.T:
-            raise UserError("method.T_first, T, units and memory must be at least 1, and T_first at most T")
+        if self.T_first > self.T:
+            raise UserError(f"method.T_first is {self.T_first}: write at most method.T, which is {self.T}")
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         with torch.random.fork_rng(devices=[]):

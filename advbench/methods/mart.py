@@ -23,6 +23,7 @@ from torch import Tensor
 
 from advbench.methods.base import Method, Nets
 from advbench.methods.terms import boosted_margin, weighted_kl
+from advbench.recipe.fields import NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "mart": {
@@ -68,7 +69,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 class MART(Method):
     """`beta`: weight of the KL."""
 
-    beta: float = 5.0
+    beta: NotNegative = 5.0
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         clean, adversarial = nets.f(x), nets.f(x_adv)

@@ -22,6 +22,7 @@ from advbench.methods.base import Method, Nets, Objective, Setup
 from advbench.methods.terms import ce
 from advbench.models.tasks import MAIN, Head, Task, answers, losses, make_heads, make_tasks
 from advbench.recipe import Recipe
+from advbench.recipe.fields import NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "multi-task": {
@@ -64,7 +65,7 @@ class MultiTask(Method):
     """
 
     tasks: tuple[str, ...] = ("rotation",)
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     macro: tuple[int, ...] = ()
     attacked: Literal["none", "main", "sum"] = "none"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from advbench.methods.base import Method, Nets, Tools
 from advbench.methods.terms import ce
+from advbench.recipe.fields import NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "n-fgsm": {
@@ -66,7 +67,7 @@ class NFGSM(Method):
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
-    k: float = 2.0
+    k: NotNegative = 2.0
 
     def perturb(self, nets: Nets, x: Tensor, y: Tensor, tools: Tools) -> Tensor:
         noisy = tools.region(x, self.k).sample(nets.key)

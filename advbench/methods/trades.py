@@ -22,6 +22,7 @@ from torch import Tensor
 
 from advbench.methods.base import Method, Nets, Objective
 from advbench.methods.terms import kl, kl_objective
+from advbench.recipe.fields import NotNegative
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "trades": {
@@ -70,7 +71,7 @@ class TRADES(Method):
     `beta`: weight of the KL, 1 / lambda in the paper; 0 is standard training.
     """
 
-    beta: float = 6.0
+    beta: NotNegative = 6.0
 
     @property
     def attacks(self) -> bool:

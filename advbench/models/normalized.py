@@ -42,6 +42,12 @@ def normalises(net: nn.Module) -> bool:
     return any(isinstance(part, Normalized) or getattr(part, "_normalizes", False) is True for part in net.modules())
 
 
+def own_normalisation(net: nn.Module) -> str:
+    """The kind of a layer of `net` that looks as if it normalised images, such as Normalize; empty if there is none."""
+    kinds = (type(part) for part in net.modules() if hasattr(part, "mean") and hasattr(part, "std"))
+    return next((kind.__name__ for kind in kinds if kind.__name__.lower().startswith("normali")), "")
+
+
 def parse_statistics(mean: Written, std: Written) -> tuple[Numbers, Numbers] | None:
     """Means and standard deviations on the [0, 1] scale, one number for all channels or one each; None without both.
 

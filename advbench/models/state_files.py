@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from advbench import consent
-from advbench.errors import Untrusted, UserError, reading
+from advbench.errors import Untrusted, UserError, one_line, reading
 from advbench.models import pickles
 from advbench.models.outside import stored
 
@@ -107,7 +107,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
             metadata = stream.metadata() or {}
     except Exception as error:  # a file from elsewhere may make the reader fail in any way
-        raise UserError(f"{path} is truncated, altered or no safetensors file: {_line(error)}") from error
+        raise UserError(f"{path} is truncated, altered or no safetensors file: {one_line(error)}") from error
     if not tensors:
         raise UserError(f"{path} holds no tensors")
     return tensors, metadata
@@ -124,9 +124,5 @@ def _read_torch(path: Path) -> Any:
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript archive: leave out --arch, or save net.state_dict()") from error
         if isinstance(error, AttributeError | ImportError) and consent.current().pickle:
-            raise UserError(f"{path} needs code that cannot be imported: {_line(error)}") from error
-        raise UserError(f"{path} is truncated, altered or no torch file: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+            raise UserError(f"{path} needs code that cannot be imported: {one_line(error)}") from error
+        raise UserError(f"{path} is truncated, altered or no torch file: {one_line(error)}") from error

@@ -189,7 +189,7 @@ def load_sealed(path: Path) -> tuple[Fates, str]:
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     except Exception as error:  # zipfile, zlib and numpy raise many kinds of error for a damaged archive
-        raise UserError(f"{path} is damaged: {type(error).__name__}") from error
+        raise UserError(f"{path} is damaged, or no archive of NumPy ({type(error).__name__})") from error
 
 
 def _vector(name: str, values: Any, kind: type[np.generic]) -> NDArray[Any]:

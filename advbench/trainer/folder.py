@@ -10,6 +10,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from advbench import figure, ranks
@@ -61,24 +62,26 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
         return False
     if not resume:
         raise UserError(f"{out} exists: resume it with --resume, overwrite it with --force, or name another --out")
-    old = Recipe.load(out / RECIPE)
+    old, named = Recipe.load(out / RECIPE), quote(str(out))
     longer = is_longer(old, recipe)
     changed = [] if longer else differences(old, recipe)
     if changed:
         raise UserError(
             f"{out} was trained with another recipe ({'; '.join(changed)}): go on with its own by "
-            f"advbench train --resume --out {out} (config={str(out / RECIPE)!r} in Python), name another --out, or "
+            f"advbench train --resume --out {named} (config={str(out / RECIPE)!r} in Python), name another --out, or "
             "--force"
         )
     if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
         raise UserError(
             f"{out} cannot go on to {recipe.epochs} epochs: its recipe is for {old.epochs}, and {', '.join(why)} "
-            f"followed that number: start a new run from its weights with --init {out}"
+            f"followed that number: start a new run from its weights with --init {named}"
         )
     if (out / STATE).is_file():
         return True
     if (out / CARD).is_file() and not finished(out, recipe):
-        start = f"start a new run from its weights with --init {out}" if longer else "--force trains it again over them"
+        start = (
+            f"start a new run from its weights with --init {named}" if longer else "--force trains it again over them"
+        )
         raise UserError(f"{out} cannot be resumed: {STATE} is missing; {start}")
     return (out / CARD).is_file()
 

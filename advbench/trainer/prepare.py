@@ -69,13 +69,7 @@ def split(recipe: Recipe) -> tuple[Dataset, Dataset | None, str]:
             )
     elif n:
         source = source.subset(range(n))
-    if not source.num_classes_known and (present := len(source.labels.unique())) < source.num_classes:
-        note = (
-            f"the labels run from 0 to {source.num_classes - 1}, but only {present} of them occur: "
-            f"{source.num_classes} classes are trained (class_map gives labels other numbers, num_classes says how "
-            "many there are)"
-        )
-        source = replace(source, notes=(*source.notes, note))
+    source = replace(source, notes=(*source.notes, *_absent(source, n)))
     sha256 = source.images_sha256
     if wanted.held_out is not None:
         train, held_out = hold_out(source.subset(range(n, len(source))), wanted.held_out, wanted.seed)
@@ -83,6 +77,20 @@ def split(recipe: Recipe) -> tuple[Dataset, Dataset | None, str]:
     if not wanted.fraction:
         return source, None, sha256
     return *split_validation(source, wanted.fraction, wanted.seed), sha256
+
+
+def _absent(source: Dataset, n: int) -> list[str]:
+    """A note for the user where not all classes occur among the first `n` images of `source`, or among all for 0."""
+    present, classes = len(source.labels[: n or None].unique()), source.num_classes
+    if present == classes:
+        return []
+    if source.num_classes_known:
+        where = f"among the first {n} images, which train_n={n} takes," if n else "among the images"
+        return [f"only {present} of the {classes} classes occur {where} to train on"]
+    return [
+        f"the labels run from 0 to {classes - 1}, but only {present} of them occur: {classes} classes are trained "
+        "(class_map gives labels other numbers, num_classes says how many there are)"
+    ]
 
 
 def precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[Any]], str]:

@@ -64,10 +64,16 @@ class Session:
         self.method.check(recipe, self.data.num_classes)
         if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
             raise UserError(f"augment.policy autoaugment needs values up to 255, which {self.data.name} lacks")
-        if recipe.augment.crop > max(self.data.shape[1:]):
-            raise UserError(f"augment.crop {recipe.augment.crop} is more than the side of the {self.data.name} images")
+        for name, size in {"crop": recipe.augment.crop, "cutout": recipe.augment.cutout}.items():
+            if size > max(self.data.shape[1:]):
+                raise UserError(f"augment.{name} {size} is more than the side of the {self.data.name} images")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
+        if recipe.epochs * self.steps == 1 and not factor(recipe.schedule, 0.0):
+            raise UserError(
+                f"a training of one update, at the rate 0 with which schedule {recipe.schedule.name} begins, changes "
+                "nothing: set epochs=2 or more, a smaller batch_size, or schedule.name=constant"
+            )
         self.rows = self.batch_size // ranks.world()  # this process's share of a batch
         if self.rows * ranks.world() < self.batch_size:
             raise UserError(

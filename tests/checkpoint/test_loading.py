@@ -223,13 +223,25 @@ def test_arch_must_be_that_of_the_run(run: Path) -> None:
     assert load_model(str(run), arch="small_cnn_16_32_100").num_classes == 10
     with pytest.raises(UserError, match="is a run of small_cnn_16_32_100: leave out --arch lenet5"):
         load_model(str(run), arch="lenet5")
+    model_of(run, arch="tv:Grey")
+    with pytest.raises(UserError, match="is a run of tv:Grey: write --arch tv:Grey"):
+        load_model(str(run), arch="tv:Other")
+
+
+def test_a_run_whose_training_was_interrupted_can_go_on(run: Path) -> None:
+    folder = run.with_name("my run")
+    run.rename(folder)
+    (folder / BEST).unlink()
+    (folder / "train_state").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=r"its training may go on: advbench train --resume --out '.*/my run'"):
+        load_model(str(folder))
 
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
         ("mnist", "does not take the 1x28x28 images of mnist: "),
-        ("cifar10", "takes images of 1 channels, cifar10 has 3x32x32"),
+        ("cifar10", "takes images of 1 channel, cifar10 has 3x32x32$"),
     ],
 )
 def test_the_dataset_must_fit(run: Path, dataset: str, message: str) -> None:

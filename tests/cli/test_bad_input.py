@@ -131,6 +131,10 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], message: s
         (["evaluate", "--norm", "l2"], "--eps"),
         (["evaluate", "--model", "empty"], "not a run folder"),
         (["evaluate", "--model", "weights.pt", "--dataset", "digits"], "--trust-pickle"),
+        (
+            ["evaluate", "--dataset", "npz:colour.npz"],
+            "images of 1 channel, npz:colour.npz has 3x8x8",
+        ),
         (["evaluate", "--model", "runs/a", "--arch", "resnet18"], "leave out --arch"),
         (["attack", "--out", "empty"], "--force"),
         (["train", "--out", "empty/notes"], "is a file"),

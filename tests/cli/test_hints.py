@@ -112,6 +112,15 @@ def test_a_trusted_pickle_finds_classes_of_the_current_folder(folder: Any) -> No
     assert ran.code == 0, ran.err
 
 
+def test_classes_that_the_first_images_lack_are_told(folder: Any) -> None:
+    y = np.sort(np.arange(60) % 3)
+    np.savez("sorted.npz", x_train=np.random.rand(60, 1, 8, 8), y_train=y, class_names=["a", "b", "c"])
+    line = "train --arch hinted:Net --dataset npz:sorted.npz --method standard --epochs 2 --batch-size 8"
+    ran = folder(*line.split(), "--set", "validation.fraction=0.2", "--set", "train_n=30")
+    assert ran.code == 0, ran.err
+    assert "only 2 of the 3 classes occur among the first 30 images, which train_n=30 takes, to train on" in ran.err
+
+
 def test_labels_that_skip_a_class_are_told_before_training(folder: Any) -> None:
     ran = folder("train", "--arch", "hinted:Net", "--dataset", "npz:three.npz", "--method", "standard", "--epochs", "1",
                  "--batch-size", "8", "--set", "validation.fraction=0.2")  # fmt: skip

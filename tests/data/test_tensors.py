@@ -137,6 +137,7 @@ def test_labels_as_others_store_them() -> None:
         (BYTES.int() - 1, LABELS, {}, "images are int32 from -1 to"),
         (BYTES.long() * 2, LABELS, {}, "images are int64 from 0 to"),
         (BYTES.long() % 2, LABELS, {}, "from 0 to 1: give uint8 (0 to 255), uint16 (0 to 65535), bool, or floats"),
+        (BYTES % 2, LABELS, {}, "images are uint8 from 0 to 1: give uint8 (0 to 255)"),
         (BYTES.to(torch.complex64), LABELS, {}, "images are complex64"),
         (BYTES[0, 0], LABELS, {}, "images must be (N, H, W), (N, C, H, W) or (N, H, W, C), not (6, 4)"),
         (BYTES[:0], LABELS[:0], {}, "there are no images"),
@@ -320,3 +321,9 @@ def test_a_dataset_of_ours_is_itself() -> None:
         from_object(PAIRS, class_map=3)
     with pytest.raises(UserError, match="leave out num_classes"):
         from_object(data, num_classes=3)
+
+
+def test_images_without_anything_bright_are_pointed_out() -> None:
+    assert from_tensors(BYTES, LABELS).notes == from_tensors(BYTES / 16 % 1, LABELS).notes == ()
+    (note,) = from_tensors(BYTES % 17, LABELS).notes
+    assert note.startswith("the brightest value is 16 of 255: if that is white")

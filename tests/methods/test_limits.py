@@ -212,6 +212,19 @@ def test_free_at_replays_each_batch_and_keeps_its_perturbation(recipe: Make) -> 
     assert not torch.equal(session.nets.parts["perturbation"].d, before)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_free_at_keeps_a_perturbation_that_is_not_cut_by_the_images(recipe: Make, norm: str) -> None:
+    session = Session(recipe("free-at", "method.m=3", f"threat.norm={norm}"), CPU)
+    session.step(session.order())
+    d = session.nets.parts["perturbation"].d
+    assert isinstance(d, Tensor)
+    sizes = torch.linalg.vector_norm(d.flatten(1), torch.inf if norm == "linf" else 2, dim=1)
+    assert torch.allclose(sizes, torch.full_like(sizes, 0.1))
+    x = session.data.pixels(session.data.images)
+    always_black = (x == 0).all(0)
+    assert bool(always_black.any()) and bool((d[:, always_black] < 0).any())
+
+
 def test_free_at_of_one_replay_first_descends_at_the_clean_images(recipe: Make) -> None:
     free = trained(recipe("free-at", "method.m=1"), steps=1)
     assert same_weights(free.nets.f, trained(recipe("standard"), steps=1).nets.f)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import advbench
 from advbench.checkpoint import load_model, save_weights
 from advbench.data import load
 from advbench.data.dataset import Dataset
@@ -104,3 +105,26 @@ def test_it_is_refused_where_it_would_be_applied_twice(tmp_path: Path, digits: D
     ):
         with pytest.raises(UserError, match="normalises its images itself: leave out --mean and --std"):
             refused()
+
+
+class Normalize(nn.Module):
+    """As torchvision has it."""
+
+    mean, std = 0.5, 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def test_a_layer_that_normalises_is_pointed_out() -> None:
+    net = nn.Sequential(Normalize(), nn.Flatten(), nn.Linear(64, 10))
+    found = advbench.evaluate(net, "digits", eps=[0, 0.1], attack="fgsm", n=20, mean=0.5, std=0.5)
+    notes = [flag.detail for flag in found.record.flags if flag.name == "model"]
+    assert "it has a layer Normalize of its own: are its images normalised twice?" in notes
+
+
+def test_a_network_in_train_mode_stays_in_it_and_is_flagged() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).train()
+    found = advbench.evaluate(net, "digits", eps=[0, 0.1], attack="fgsm", n=20, mean=0.3, std=0.4)
+    assert all(part.training for part in net.modules())
+    assert "train-mode" in {flag.name for flag in found.record.flags}

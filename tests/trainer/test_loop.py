@@ -342,6 +342,12 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["validation.fraction=0.001"], "leaves none to hold out"),
         (["train_n=0", "validation.held_out=1297"], "train_n=0 leaves 1296 to hold out"),
         (["train_n=300", "validation.held_out=998"], "train_n=300 leaves 997 to hold out"),
+        (["augment.crop=9"], "augment.crop 9 is more than the side"),
+        (["augment.cutout=9"], "augment.cutout 9 is more than the side"),
+        (
+            ["epochs=1", "train_n=16", "validation.fraction=0", "schedule.name=onecycle"],
+            "one update, at the rate 0 with which schedule onecycle",
+        ),
         (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )
