@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,12 +46,12 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Write a line of the result to stdout, or with --json to stderr."""
-        self._write(sys.stderr if self.as_json else sys.stdout, visible(text))
+        self._line(sys.stderr if self.as_json else sys.stdout, text)
 
     def note(self, text: str) -> None:
         """Write a line about the progress to stderr, or nothing with --json."""
         if not self.as_json:
-            self._write(sys.stderr, visible(text))
+            self._line(sys.stderr, text)
 
     def notes(self, data: Dataset) -> None:
         """Write what the user should know of the data to stderr, or nothing with --json."""
@@ -58,7 +60,7 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """Write a warning to stderr."""
-        self._write(sys.stderr, visible(f"warning: {text}"))
+        self._line(sys.stderr, f"warning: {text}")
 
     def text(self, text: str) -> None:
         """Write lines made by the project itself (a recipe, a CSV) unescaped to stdout."""
@@ -125,11 +127,22 @@ class Screen:
 
             yield report
 
+    def _line(self, stream: TextIO, text: str) -> None:
+        text = visible(text)
+        self._write(stream, _folded(text, shutil.get_terminal_size().columns) if stream.isatty() else text)
+
     def _write(self, stream: TextIO, text: str) -> None:
         if not self.silent:
             encoding = getattr(stream, "encoding", None) or "utf-8"
             stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
+
+
+def _folded(text: str, width: int) -> str:
+    """A line broken between words into lines of at most `width`; one with a command, which is to be copied, stays."""
+    if "advbench " in text:
+        return text
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def amount(done: int, total: int | None, what: str) -> str:

@@ -109,7 +109,7 @@ def _table(rows: Sequence[tuple[str, Record, str]], records: Sequence[Record], r
             cells += ["" if share is None else percent(share, record.n) for share in shares]
         cells += [percent(record.auc, record.n), count(record.passes_an_image)]
         cells += [
-            ", ".join(markdown(record.words(flag)) for flag in record.flags),
+            ", ".join(dict.fromkeys(markdown(record.words(flag)) for flag in record.flags)),
             *([markdown(why)] if unranked else []),
         ]
         body.append([*cells, f"[{record.id}]({link(record)})"])

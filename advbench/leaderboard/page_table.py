@@ -72,8 +72,10 @@ def _row(place: str, record: Record, names: Mapping[str, str], columns: list[Col
     method = record.model.trained.method if record.model.trained else ""
     below = f'<small class="why">{text(why)}</small>' if why else ""
     flags = ", ".join(
-        f'<span class="{flag.severity}">{text(flag.name if flag.severity == "note" else record.words(flag))}</span>'
-        for flag in record.flags
+        dict.fromkeys(
+            f'<span class="{flag.severity}">{text(flag.name if flag.severity == "note" else record.words(flag))}</span>'
+            for flag in record.flags
+        )
     )
     cells = [
         f'<td class="n">{place}</td>',

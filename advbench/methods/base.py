@@ -67,7 +67,6 @@ class Setup:
     shape: tuple[int, int, int]  # (C, H, W) of an image
     feature_dim: int  # 0 where the net has no features
     batch_size: int  # rows of a full batch, all views together
-    class_names: tuple[str, ...]
     seed: int  # for the parts' initial weights
     build: Callable[..., Model]
 

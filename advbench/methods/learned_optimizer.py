@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,8 +142,6 @@ class LearnedOptimizer(Method):
     - `memory`: stored batches, from which unrolls draw.
     - `source`: the folder of a run whose optimiser, of the same `units` and `scale`, is used without further training.
     """
-
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "fourier-linf")
 
     gamma: Share = 0.5
     meta: float = 0.9

@@ -373,7 +373,6 @@ class Session:
             shape=f.shape,
             feature_dim=f.feature_dim,
             batch_size=self.rows * self.method.views,
-            class_names=self.data.class_names,
             seed=seed,
             build=partial(network, self.recipe, self.data),
         )

@@ -112,6 +112,20 @@ def in_terminal(columns: int, code: str) -> list[str]:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n").splitlines()
 
 
+LONG = """
+from advbench.cli.console import Screen
+Screen().say("note: " + "a flag tells much " * 9)
+Screen().note("to go on: advbench train " + "--set a=b " * 12)
+"""
+
+
+def test_a_long_line_is_broken_between_words_and_a_command_is_not() -> None:
+    lines = in_terminal(80, LONG)
+    assert max(map(len, lines[:-1])) <= 80
+    assert " ".join(map(str.strip, lines[:-1])) == ("note: " + "a flag tells much " * 9).strip()
+    assert lines[-1].endswith("a=b ") and len(lines[-1]) > 80
+
+
 WIDE = """
 from advbench.cli.console import Screen
 row = ("runs/" + "x" * 60 + "-s0", "a sentence of many words, " * 4, "12345", "0.5")

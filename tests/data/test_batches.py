@@ -1,10 +1,8 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advbench.data.batches import batches, epoch_order
-from advbench.errors import UserError
+from advbench.data.batches import epoch_order
 
 
 @given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9))
@@ -24,18 +22,3 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 def test_every_image_comes_early_as_often_as_late() -> None:
     places = torch.stack([epoch_order(50, 0, epoch).argsort() for epoch in range(2000)]).double()
     assert (places.mean(0) - 24.5).abs().max() < 5 * (50**2 / 12 / 2000) ** 0.5
-
-
-@given(st.integers(0, 50), st.integers(1, 20), st.booleans())
-def test_batches_cover_the_order(n: int, size: int, drop_last: bool) -> None:
-    order = epoch_order(n, 0, 0)
-    pieces = list(batches(order, size, drop_last))
-    kept = n - n % size if drop_last else n
-    assert torch.equal(torch.cat([order[:0], *pieces]), order[:kept])
-    assert all(len(piece) == size for piece in pieces[:-1])
-    assert not drop_last or all(len(piece) == size for piece in pieces)
-
-
-def test_batch_size_zero() -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        next(batches(torch.arange(3), 0))
