@@ -150,7 +150,7 @@ class LearnedOptimizer(Method):
     T_first: Count = 20
     T: Count = 40
     units: Count = 20
-    scale: float = 0.05
+    scale: Positive = 0.05
     meta_lr: Positive = 0.003
     memory: Count = 16
     source: str = ""

@@ -69,11 +69,6 @@ class Session:
                 raise UserError(f"augment.{name} {size} is more than the side of the {self.data.name} images")
         self.batch_size = min(recipe.batch_size, len(self.data))
         self.steps = len(self.data) // self.batch_size
-        if recipe.epochs * self.steps == 1 and not factor(recipe.schedule, 0.0):
-            raise UserError(
-                f"a training of one update, at the rate 0 with which schedule {recipe.schedule.name} begins, changes "
-                "nothing: set epochs=2 or more, a smaller batch_size, or schedule.name=constant"
-            )
         self.rows = self.batch_size // ranks.world()  # this process's share of a batch
         if self.rows * ranks.world() < self.batch_size:
             raise UserError(
@@ -84,6 +79,11 @@ class Session:
         f = self.method.wrap(network(recipe, self.data, recipe.seed), recipe.seed)
         repeating = [net for net in f.modules() if isinstance(net, Outside) and net.repeat > 1]
         self.notes = [f"{net.arch} receives the grey images' channel {net.repeat} times" for net in repeating]
+        if recipe.epochs * self.steps == 1 and not factor(recipe.schedule, 0.0):
+            self.notes.append(
+                f"the only update is at the rate 0 with which schedule {recipe.schedule.name} begins, and changes "
+                "nothing: set epochs=2 or more, a smaller batch_size, or schedule.name=constant"
+            )
         if recipe.init is not None and fresh:
             self.notes += start_from(f, recipe.init)
         self.layout = to_layout(f.to(device), self.data.batch(slice(0, 2))[0])

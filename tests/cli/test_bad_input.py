@@ -126,7 +126,6 @@ def test_names_the_choices(cli: Any, tmp_path: Path, argv: list[str], message: s
         (["evaluate", "--engine", "theirs"], "own, reference"),
         (["evaluate", "--curve", "slow"], "exact, fast"),
         (["evaluate", "--precision", "fp16"], "auto, bf16, fp32"),
-        (["evaluate", "--dataset", "npz:colour.npz"], "channels"),
         (["evaluate", "--dataset", "npz:classes.npz"], "3"),
         (["evaluate", "--norm", "l2"], "--eps"),
         (["evaluate", "--model", "empty"], "not a run folder"),

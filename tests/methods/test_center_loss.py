@@ -131,7 +131,7 @@ def test_classes_grow_compact(update: str, recipe: Make) -> None:
     assert ratio[1] < 0.95 * ratio[0]
 
 
-@pytest.mark.parametrize(("setting", "says"), [("lam=-1", "write 0 or more"), ("alpha=0", "write a number above 0")])
+@pytest.mark.parametrize(("setting", "says"), [("lam=-1", "at least 0"), ("alpha=0", "write a number above 0")])
 def test_values_that_make_no_sense_are_refused(setting: str, says: str, recipe: Make) -> None:
     with pytest.raises(UserError, match=says):
         Session(recipe("center-loss", f"method.{setting}"), CPU)

@@ -270,7 +270,7 @@ def test_multi_task_runs_and_deploys_the_net_alone(recipe: Make, tmp_path: Path)
         (("model.activation=relu",), "set model.activation to one of softplus, silu"),
         (("method.form=distillation",), r"set method\.teacher=RUN"),
         (("method.teacher=runs/other",), r"set method\.teacher=RUN"),
-        (("method.ramp=2",), "write a share of the training"),
+        (("method.ramp=2",), "method.ramp is .*: it must be at most 1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(sets: tuple[str, ...], says: str, recipe: Make) -> None:

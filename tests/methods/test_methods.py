@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_the_same_step_gives_the_same_weights(name: str, recipe: Make) -> None:
         session.step(session.order())
         nets.append(session.nets.f.state_dict())
     assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_number_of_a_method_may_be_negative(name: str, recipe: Make) -> None:
+    """A negative weight would make another method of it, and its card would still say this one."""
+    kind = type(make(recipe(name)))
+    for one in fields(kind):
+        if isinstance(one.default, int | float) and not isinstance(one.default, bool):
+            with pytest.raises(UserError, match=rf"method\.{one.name}"):
+                Session(recipe(name, f"method.{one.name}=-1"), CPU)
 
 
 def test_a_class_that_is_no_method_is_refused(recipe: Make) -> None:

@@ -20,6 +20,7 @@ from advbench.files import locked
 from advbench.methods.base import Method
 from advbench.recipe import Recipe, saved_sha256
 from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, train
+from advbench.trainer.session import Session
 
 Make = Callable[..., Recipe]
 
@@ -298,6 +299,13 @@ def test_other_errors_than_a_lack_of_memory_are_not_explained_as_one(
         train(recipe("pgd-at", arch="mlp"), tmp_path / "run", device="cpu")
 
 
+def test_an_update_at_the_rate_0_is_pointed_out(recipe: Make) -> None:
+    sets = ["epochs=1", "train_n=16", "validation.fraction=0"]
+    for schedule, told in (("onecycle", True), ("constant", False)):
+        notes = Session(recipe("pgd-at", *sets, f"schedule.name={schedule}"), torch.device("cpu")).notes
+        assert any("the only update is at the rate 0" in note for note in notes) is told
+
+
 def test_the_events_of_a_run(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     events: list[object] = []
@@ -344,10 +352,6 @@ def test_devices_that_are_not_there(name: str) -> None:
         (["train_n=300", "validation.held_out=998"], "train_n=300 leaves 997 to hold out"),
         (["augment.crop=9"], "augment.crop 9 is more than the side"),
         (["augment.cutout=9"], "augment.cutout 9 is more than the side"),
-        (
-            ["epochs=1", "train_n=16", "validation.fraction=0", "schedule.name=onecycle"],
-            "one update, at the rate 0 with which schedule onecycle",
-        ),
         (["augment.policy=autoaugment"], "values up to 255, which digits lacks"),
     ],
 )
