@@ -25,7 +25,7 @@ def test_the_contracts_example() -> None:
         ("clean<baseline", "clean", True, 0.0, False),
         ("clean <= baseline-1", "clean", True, 0.01, True),
         ("acc@0.03<50", "acc@0.03", False, 0.5, False),
-        ("acc@ 8/255 < .5", "acc@8/255", False, 0.005, False),
+        ("acc@ 8/255 < 50.", "acc@8/255", False, 0.5, False),
         ("acc@1e-2 < baseline - 1e-1", "acc@1e-2", True, 0.001, False),
         ("median_norm < 8/255", "median_norm", False, 8 / 255, False),
         ("\tauc\n<\t60.5 ", "auc", False, 0.605, False),
