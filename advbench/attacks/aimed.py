@@ -41,6 +41,8 @@ class Aimed(Attack):
 
     def for_model(self, norm: str, classes: int) -> Attack:
         attack = super().for_model(norm, classes)
+        if self.aims() and self.loss == "dlr" and classes < 4:  # its targeted form divides by the fourth largest logit
+            attack = replace(attack, loss="cw")
         if self.target is None:
             return attack
         if isinstance(self.target, int) and not 0 <= self.target < classes:
@@ -48,6 +50,10 @@ class Aimed(Attack):
         if self.loss == KL:
             raise UserError(f"{self.name}: the loss {KL} has no targeted form: choose from {', '.join(LOSSES)}")
         return attack
+
+    def aims(self) -> bool:
+        """Whether the queries are towards chosen classes."""
+        return self.target is not None
 
     def prepare(self, context: Context) -> Attack:
         return self.with_goals(context)

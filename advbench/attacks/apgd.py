@@ -101,15 +101,14 @@ class APGD(Aimed):
             raise UserError(f"{self.name}: target names the class to aim at: leave out targets={self.targets}")
 
     def for_model(self, norm: str, classes: int) -> Attack:
-        attack: Any = super().for_model(norm, classes)
-        if self.targets == "all":
-            attack = replace(attack, n_targets=classes - 1)
         check_band(self.band, norm)
         if self.larger_eps and norm != "l1":
             raise UserError(f"{self.name}: larger_eps is for norm l1, not {norm}")
-        if (attack.n_targets or self.target is not None) and self.loss == "dlr" and classes < 4:
-            attack = replace(attack, loss="cw")
-        return attack  # type: ignore[no-any-return]
+        attack: Any = super().for_model(norm, classes)
+        return replace(attack, n_targets=classes - 1) if self.targets == "all" else attack
+
+    def aims(self) -> bool:
+        return bool(self.n_targets) or self.targets == "all" or super().aims()
 
     def start(self, p: Problem) -> State:
         if p.region.norm == "l1":

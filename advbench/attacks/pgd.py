@@ -9,7 +9,7 @@ and Boneh 2019, 1904.13000).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -114,9 +114,10 @@ class PGD(Aimed):
         check_band(self.band, norm)
         if self.init in ("signs", "noise") and norm != "linf":
             raise UserError(f"{self.name}: init {self.init} has no form for norm {norm}: choose linf")
-        attack = super().for_model(norm, classes)
-        aimed = self.n_targets or self.target is not None
-        return replace(attack, loss="cw") if aimed and self.loss == "dlr" and classes < 4 else attack
+        return super().for_model(norm, classes)
+
+    def aims(self) -> bool:
+        return bool(self.n_targets) or super().aims()
 
     def start(self, p: Problem) -> PGDState:
         region, x = banded(p.region, self.band), p.region.x

@@ -14,7 +14,7 @@ more, so an item that is too far from failure to get there with the queries that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from math import inf, log2
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from advbench import rng
 from advbench.attacks.aimed import Aimed
-from advbench.engine.attack import Answer, Asks, Attack, Problem, State
+from advbench.engine.attack import Answer, Asks, Problem, State
 from advbench.engine.losses import margin
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
@@ -95,11 +95,6 @@ class Square(Aimed):
         if not self.early_stop:  # records without it stay as they are
             del settings["early_stop"]
         return settings
-
-    def for_model(self, norm: str, classes: int) -> Attack:
-        attack = super().for_model(norm, classes)
-        aimed = self.target is not None and self.loss == "dlr" and classes < 4
-        return replace(attack, loss="cw") if aimed else attack
 
     def start(self, p: Problem) -> SquareState:
         region, x = p.region, p.region.x
