@@ -84,6 +84,11 @@ class Session:
                 f"the only update is at the rate 0 with which schedule {recipe.schedule.name} begins, and changes "
                 "nothing: set epochs=2 or more, a smaller batch_size, or schedule.name=constant"
             )
+        if self.method.attacks and recipe.validation.select == "clean":
+            self.notes.append(
+                "the best epoch is chosen by clean accuracy, though the training is adversarial: "
+                "set validation.select=robust, or last for the last epoch"
+            )
         if recipe.init is not None and fresh:
             self.notes += start_from(f, recipe.init)
         self.layout = to_layout(f.to(device), self.data.batch(slice(0, 2))[0])
