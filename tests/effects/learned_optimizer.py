@@ -11,8 +11,11 @@ from findings import Finding, Numbers, conclude, mean_sd
 
 SEEDS = (1, 2, 3)  # seed 0 chose the settings
 SMALL = ("model.width=64", "model.depth=1")
+ANY = "validation.select=robust"  # says which epoch's f is kept; only the optimiser is used, after the last one
 META = {
-    label: Runs(f"learned-optimizer meta {label}", "learned-optimizer", (*SMALL, *extra), epochs=22, seeds=(0, *SEEDS))
+    label: Runs(
+        f"learned-optimizer meta {label}", "learned-optimizer", (*SMALL, ANY, *extra), epochs=22, seeds=(0, *SEEDS)
+    )
     for label, extra in {"robust": (), "clean": ("method.gamma=1",)}.items()
 }
 LEARNED = {"learned": "robust", "clean loss": "clean"}  # a training, and the loss that its optimiser was trained on
