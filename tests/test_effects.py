@@ -438,6 +438,9 @@ def test_what_may_be_badly_tuned_is_not_refuted(effects: ModuleType, monkeypatch
     assert settled(end, "refuted") == "not shown" and settled(end, "shown") == "shown"
     level = {**end, "0.2": 591}  # within a point: one beyond the end is hardly better
     assert settled(level, "refuted") == "refuted" and tuning.chosen() == ("optim.lr=0.3", "method.b=1")
+    # An earlier grid tried one beyond: the end counts only while that is better.
+    beyond = [settled({**end, rate: k}, "refuted") for rate, k in (("0.4", 600), ("0.4", 601), ("0.05", 400))]
+    assert beyond == ["refuted", "not shown", "not shown"]
     # A value beyond an end gains as much again as the last one did, here 1 point, and not more.
     gain = lambda mean: {"": findings.Gain(mean, mean - 0.5, mean + 0.5, (mean,) * 3, 1.0)}  # noqa: E731
     assert [settled(end, "", gain(mean)) for mean in (-3.0, -0.2)] == ["refuted", "not shown"]

@@ -174,17 +174,34 @@ class Tuning:
         """The choices ("FIELD=VALUE") that are the first or last value tried, so that one beyond may be better.
 
         With the points, of the held-out images, that each gains over the best try with the value beside it. It is not
-        listed below one point: then one beyond is hardly better.
+        listed below one point: then one beyond is hardly better; nor where an earlier grid tried one beyond, with the
+        other settings as they were chosen, and it is no better.
         """
         best, ends = self._best({}) if self.done else [], {}
         for field, values in self.grid if best else ():
             chosen = best[0].settings[field]
-            if len(values) > 1 and chosen in (values[0], values[-1]):
+            if len(values) > 1 and chosen in (values[0], values[-1]) and not self._no_better_beyond(best, field):
                 beside = self._best({field: (values[1 if chosen == values[0] else -2],)})
                 lead = 100 * (self._right(best) - self._right(beside)) / sum(one.n for one in best)
                 if lead >= 1:
                     ends[f"{field}={chosen}"] = lead
         return ends
+
+    def _no_better_beyond(self, best: Sequence[Trial], field: str) -> bool:
+        """Whether the file has a try beyond the grid's end in `field`, otherwise as `best`, that is no better."""
+        chosen, (first, *_) = best[0].settings, dict(self.grid)[field]
+        sign = -1 if chosen[field] == first else 1
+        weights, seeds = best[0].weights, {one.seed for one in best}
+        beyond: dict[str, list[Trial]] = {}
+        for one in read(self.file):
+            if one.weights == weights and one.seed in seeds and {**one.settings, field: ""} == {**chosen, field: ""}:
+                beyond.setdefault(one.settings[field], []).append(one)
+        return any(
+            sign * (float(value) - float(chosen[field])) > 0
+            and len(rows) == len(best)
+            and self._right(rows) <= self._right(best)
+            for value, rows in beyond.items()
+        )
 
     def _right(self, rows: Sequence[Trial]) -> int:
         """How many held-out images count for a setting."""

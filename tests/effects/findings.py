@@ -19,6 +19,7 @@ from advbench.statistics import LEVEL, seeds, student
 if TYPE_CHECKING:
     from evidence import Runs
 
+SECOND_LOOK = 0.975  # level of intervals where seeds were added after a look at fewer
 MANY = 5_000  # test images from which a gain of 1 point counts; below it takes 2
 BySeed = dict[int, float]
 Verdict = Literal["shown", "shown, but small", "refuted", "not shown", "shown only under PGD", "not measured yet"]
