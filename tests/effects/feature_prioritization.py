@@ -9,7 +9,7 @@ from typing import Any
 
 from act import MUCH
 from controls import FASHION, FASHION_AT
-from evidence import Analysis, Claim, Effect, Runs, rated
+from evidence import Analysis, Claim, Effect, Evaluation, Runs, rated
 from findings import BySeed, Finding, Numbers, Verdict, by_seeds, conclude, mean_sd, verdict
 
 NET = FASHION_AT.arch
@@ -26,6 +26,7 @@ BOTH, ATTENTION, PENALTY = (
 )
 PARTS = {"AT": FASHION_AT, "attention": ATTENTION, "penalty": PENALTY, "both": BOTH}
 RATED = {name: rated(PARTS[name]) for name in ("AT", "both")}
+STRONGEST = {name: Evaluation(PARTS[name], f"0,{FASHION.eps}", n=1000) for name in RATED}
 FEATURES = Analysis(f"{FASHION.name}-features", "features", tuple(PARTS.values()), ("-n", "2000"))
 
 SHORT: dict[str, Any] = {"dataset": "mnist", "arch": NET, "eps": "0.3", "epochs": 5, "seeds": FASHION_AT.seeds}
@@ -44,13 +45,18 @@ SALIENT = {
 
 
 def better(numbers: Numbers) -> Finding:
-    """With both parts, a gain over AT in clean and in robust accuracy."""
+    """With both parts, a gain over AT in clean and in robust accuracy, and under AutoAttack on 1,000 images."""
     gains = {
-        name: numbers.gain(RATED["both"].key, RATED["AT"].key, eps)
-        for name, eps in {"clean": "0", "robust": FASHION.eps}.items()
+        name: numbers.gain(by["both"].key, by["AT"].key, eps)
+        for name, by, eps in (
+            ("clean", RATED, "0"),
+            ("robust", RATED, FASHION.eps),
+            ("under AutoAttack", STRONGEST, FASHION.eps),
+        )
     }
     ours = "; ".join(
         f"{name}: {mean_sd(numbers.clean(one.key))} / {mean_sd(numbers.robust(one.key, FASHION.eps))}"
+        f" (AutoAttack {mean_sd(numbers.robust(STRONGEST[name].key, FASHION.eps))})"
         for name, one in RATED.items()
     )
     return conclude(f"clean / APGD-T: {ours}", gains)
@@ -105,7 +111,7 @@ EFFECT = Effect(
     source="Feature prioritisation, Liu and JaJa 2019, arXiv:1810.02424 (a reconstruction from the abstract)",
     about="Attention or penalty alone have the settings that were chosen for both; nothing was chosen on MNIST.",
     runs=(*PARTS.values(), MNIST_AT, MNIST_ATTENTION, MNIST_BOTH, AT, NONE),
-    evaluations=tuple(RATED.values()),
+    evaluations=(*RATED.values(), *STRONGEST.values()),
     analyses=(FEATURES, *SALIENT.values()),
     claims=(
         Claim("better clean and robust accuracy than AT", "no AutoAttack number", better, (FASHION_AT, BOTH)),

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,30 +228,34 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapp
     """The newest record of the evaluation `asked` with this seed, or None.
 
     It is of a run, whatever its folder, with the recipe that is asked for now; or of the run's folder, if the facts on
-    it in `trained` do not say its recipe, as those from before they did.
+    it in `trained` do not say its recipe, as those from before they did. Where the last epoch is the best, one record
+    is of both.
     """
     wanted = asked.runs.recipe_sha256(seed)
+    known = trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None})
+    is_last = "best_epoch" in known and known["best_epoch"] == known["epochs"]
+    files = {asked.file} | ({"", "last.safetensors"} if is_last else set())
     grid = asked.eps.split(",")
     images = asked.n or find("data", asked.runs.dataset).about["sizes"]["test"]
     same = [
         record
         for record in records
         if (record.attack_name, record.norm) == (asked.attack, asked.norm)
-        and (record.model.spec == asked.spec(seed) or is_of(record, wanted, asked.file))
+        and (record.model.spec == asked.spec(seed) or is_of(record, wanted, files))
         and [point.eps_text for point in record.curve] == grid
         and record.dataset.count == images
         and all(has(record, text) for text in asked.settings(seed))
     ]
-    if same and "recipe" in trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None}):
-        same = [one for one in same if is_of(one, wanted, asked.file)]
+    if same and "recipe" in known:
+        same = [one for one in same if is_of(one, wanted, files)]
     return max(same, key=lambda record: record.environment.date, default=None)
 
 
-def is_of(record: Record, recipe: str | None, file: str) -> bool:
-    """Whether the record is of the weights in `file`, the deployed ones if "", of a run with this recipe."""
+def is_of(record: Record, recipe: str | None, files: Collection[str]) -> bool:
+    """Whether the record is of the weights in one of `files`, the deployed ones if "", of a run with this recipe."""
     trained, spec = record.model.trained, Path(record.model.spec)
     its = spec.name if spec.suffix == ".safetensors" else ""
-    return bool(recipe and trained and trained.recipe_sha256 == recipe and its == file)
+    return bool(recipe and trained and trained.recipe_sha256 == recipe and its in files)
 
 
 def has(record: Record, text: str) -> bool:
