@@ -511,6 +511,10 @@ def test_what_is_measured_is_not_done_again(
     assert small.found(records, asked, 1, trained)
     for changed in ({"runs": other}, {"sets": ("steps=3",)}, {"n": 0}, {"eps": "0,0.2"}):
         assert not small.found(records, replace(asked, **changed), 1, trained), changed
+    last = replace(asked, file="last.safetensors")  # the only epoch is the best and the last one
+    assert small.found(records, last, 1, trained)
+    trained[asked.runs.label]["1"]["best_epoch"] = 0
+    assert not small.found(records, last, 1, trained)
 
 
 def test_a_seed_more_is_run_alone(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

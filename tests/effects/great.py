@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from evidence import Analysis, Claim, Effect, Evaluation, Runs, Tuning
-from findings import PARTS, Finding, Numbers, absent, conclude, differences, mean_sd, verdict
+from findings import PARTS, SECOND_LOOK, Finding, Numbers, absent, conclude, differences, mean_sd, verdict
 
 # --- the defence ------------------------------------------------------------------------------------------
 
@@ -72,10 +73,12 @@ TEACHER = Runs("great teacher", "standard", ("model.activation=softplus",), arch
 TAUGHT = ("method.form=distillation", f"method.teacher={TEACHER.folder(0)}")
 
 
-def tuned(name: str, regime: dict[str, Any], second: tuple[str, tuple[str, ...]], *sets: str) -> Runs:
+def tuned(
+    name: str, regime: dict[str, Any], second: tuple[str, tuple[str, ...]], *sets: str, seeds: tuple[int, ...] = SEEDS
+) -> Runs:
     """The trainings of GREAT with the rate and the `second` field that held-out digits chose by clean accuracy."""
     base = Runs(f"{name} tuning", "great", sets, **regime)
-    return Tuning(name.replace(" ", "-"), base, (RATES, second), "clean").runs(name, SEEDS)
+    return Tuning(name.replace(" ", "-"), base, (RATES, second), "clean").runs(name, seeds)
 
 
 def few(n: int, epochs: int, **more: Any) -> dict[str, Any]:
@@ -91,11 +94,12 @@ STUDENTS = {
     "labels alone": tuned("great labels", FEW, DECAY, *TAUGHT, "method.alpha=0"),
 }
 PAIR = few(300, 60, arch="small_cnn_16_32_100", seeds=(0, 4))  # a rate that one seed chose diverged with others
-BOTH = "method.form=multi-task"
+BOTH, TURNS = "method.form=multi-task", ("method.turns", ("0.1", "0.3", "1"))
+MORE = (*SEEDS, 5, 6, 7, 8, 9)
 TASKS = {
-    "GREAT": tuned("great two tasks", PAIR, ("method.turns", ("0.3", "1", "3")), BOTH),  # alpha: Adam takes it away
-    "plain sum": tuned("great sum", PAIR, ("method.turns", ("0.3", "1", "3")), BOTH, "method.alpha=0"),
-    "classes alone": tuned("great alone", PAIR, DECAY, BOTH, "method.alpha=0", "method.turns=0"),
+    "GREAT": tuned("great two tasks", PAIR, TURNS, BOTH, seeds=MORE),  # no alpha: Adam takes it away
+    "plain sum": tuned("great sum", PAIR, TURNS, BOTH, "method.alpha=0", seeds=MORE),
+    "classes alone": tuned("great alone", PAIR, DECAY, BOTH, "method.alpha=0", "method.turns=0", seeds=MORE),
 }
 CLEAN = {runs.label: Evaluation(runs, "0,0.1", "fgsm") for group in (STUDENTS, TASKS) for runs in group.values()}
 
@@ -116,7 +120,7 @@ def distils(numbers: Numbers) -> Finding:
 
 def aligns(numbers: Numbers) -> Finding:
     """More accurate on the classes than by the plain sum of the losses, and than without the second task."""
-    return more_accurate(TASKS, numbers)
+    return more_accurate(TASKS, replace(numbers, level=SECOND_LOOK))
 
 
 PAIRED = (PLAIN, MASKING)
@@ -125,7 +129,8 @@ EFFECT = Effect(
     source="Gradient adversarial training, Sinha et al. 2018, arXiv:1806.08028 (a reconstruction)",
     about="A gradient that has vanished in float32 counts as 0 for the probe: a fall of the probe means that there is "
     "no gradient left, rather than one that hides the class. Of the multi-task form the accuracy on the classes "
-    "alone is measured: quarter turns have no evaluation.",
+    "alone is measured: quarter turns have no evaluation. Its seeds 5 to 9 came after three had left it open, -2.6 "
+    "(-7.6 to +2.4): for that second look its intervals are of 97.5 %.",
     runs=(*DEFENCE, TEACHER, *STUDENTS.values(), *TASKS.values()),
     evaluations=(*(e for e in ATTACKED.values() if (e.runs, e.attack) != (DIRECTIONS, "autoattack")), *CLEAN.values()),
     analyses=(FEATURES,),
