@@ -41,8 +41,6 @@ class Aimed(Attack):
 
     def for_model(self, norm: str, classes: int) -> Attack:
         attack = super().for_model(norm, classes)
-        if self.aims() and self.loss == "dlr" and classes < 4:  # its targeted form divides by the fourth largest logit
-            attack = replace(attack, loss="cw")
         if self.target is None:
             return attack
         if isinstance(self.target, int) and not 0 <= self.target < classes:
@@ -51,8 +49,7 @@ class Aimed(Attack):
             raise UserError(f"{self.name}: the loss {KL} has no targeted form: choose from {', '.join(LOSSES)}")
         return attack
 
-    def aims(self) -> bool:
-        """Whether the queries are towards chosen classes."""
+    def is_targeted(self) -> bool:
         return self.target is not None
 
     def prepare(self, context: Context) -> Attack:

@@ -107,8 +107,8 @@ class APGD(Aimed):
         attack: Any = super().for_model(norm, classes)
         return replace(attack, n_targets=classes - 1) if self.targets == "all" else attack
 
-    def aims(self) -> bool:
-        return bool(self.n_targets) or self.targets == "all" or super().aims()
+    def is_targeted(self) -> bool:
+        return bool(self.n_targets) or self.targets == "all" or super().is_targeted()
 
     def start(self, p: Problem) -> State:
         if p.region.norm == "l1":

@@ -67,7 +67,7 @@ class MultiTask(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss != "ce" or self.n_targets or self.target is not None:
+        if self.loss != "ce" or self.is_targeted():
             raise UserError(f"{self.name}: tasks have losses of their own: leave out loss, target and n_targets")
 
     def prepare(self, context: Context) -> Attack:

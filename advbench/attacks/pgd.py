@@ -116,8 +116,8 @@ class PGD(Aimed):
             raise UserError(f"{self.name}: init {self.init} has no form for norm {norm}: choose linf")
         return super().for_model(norm, classes)
 
-    def aims(self) -> bool:
-        return bool(self.n_targets) or super().aims()
+    def is_targeted(self) -> bool:
+        return bool(self.n_targets) or super().is_targeted()
 
     def start(self, p: Problem) -> PGDState:
         region, x = banded(p.region, self.band), p.region.x

@@ -170,7 +170,7 @@ class Attack:
         """This attack for a norm and a number of classes. UserError if it has no form for them."""
         if norm not in self.norms:
             raise UserError(f"{self.name} has no form for norm {norm}: choose from {', '.join(self.norms)}")
-        if self.loss == "dlr" and classes < 3:
+        if self.loss == "dlr" and classes < (4 if self.is_targeted() else 3):  # so many logits are in its formula
             return dataclasses.replace(self, loss="cw")
         return self
 
@@ -181,6 +181,10 @@ class Attack:
     def oracle(self, oracle: Oracle, seed: int) -> Oracle:
         """The oracle that answers this attack's queries: `oracle`, or one built on it that reads more than logits."""
         return oracle
+
+    def is_targeted(self) -> bool:
+        """Whether the loss is towards chosen classes."""
+        return False
 
     def follows_gradient(self) -> bool:
         """Whether it uses the gradient of the evaluated model, which gradient masking could hide."""

@@ -180,27 +180,30 @@ class Tuning:
         best, ends = self._best({}) if self.done else [], {}
         for field, values in self.grid if best else ():
             chosen = best[0].settings[field]
-            if len(values) > 1 and chosen in (values[0], values[-1]) and not self._no_better_beyond(best, field):
-                beside = self._best({field: (values[1 if chosen == values[0] else -2],)})
-                lead = 100 * (self._right(best) - self._right(beside)) / sum(one.n for one in best)
-                if lead >= 1:
-                    ends[f"{field}={chosen}"] = lead
+            if len(values) == 1 or chosen not in (values[0], values[-1]):
+                continue
+            beside = values[1 if chosen == values[0] else -2]
+            lead = 100 * (self._right(best) - self._right(self._best({field: (beside,)}))) / sum(one.n for one in best)
+            if lead >= 1 and not self._no_better_beyond(best, field, beside):
+                ends[f"{field}={chosen}"] = lead
         return ends
 
-    def _no_better_beyond(self, best: Sequence[Trial], field: str) -> bool:
-        """Whether the file has a try beyond the grid's end in `field`, otherwise as `best`, that is no better."""
-        chosen, (first, *_) = best[0].settings, dict(self.grid)[field]
-        sign = -1 if chosen[field] == first else 1
-        weights, seeds = best[0].weights, {one.seed for one in best}
-        beyond: dict[str, list[Trial]] = {}
+    def _no_better_beyond(self, best: Sequence[Trial], field: str, beside: str) -> bool:
+        """Whether the file has a try beyond the grid's end in `field`, otherwise as `best`, that is no better.
+
+        `beside`: the grid's value next to the end, which says on which side beyond is.
+        """
+        weights, seeds, chosen = best[0].weights, {one.seed for one in best}, best[0].settings
+        tries: dict[str, list[Trial]] = {}
         for one in read(self.file):
             if one.weights == weights and one.seed in seeds and {**one.settings, field: ""} == {**chosen, field: ""}:
-                beyond.setdefault(one.settings[field], []).append(one)
+                tries.setdefault(one.settings[field], []).append(one)
+        end, inner = float(chosen[field]), float(beside)
         return any(
-            sign * (float(value) - float(chosen[field])) > 0
+            (float(value) - end) * (end - inner) > 0
             and len(rows) == len(best)
             and self._right(rows) <= self._right(best)
-            for value, rows in beyond.items()
+            for value, rows in tries.items()
         )
 
     def _right(self, rows: Sequence[Trial]) -> int:

@@ -27,7 +27,7 @@ from evidence import BOARDS, Effect, Evaluation, Runs
 from page import drawn, page, read_numbers, row
 from workers import FAILED, Workers, tune
 
-from advbench.checkpoint.card import read_card
+from advbench.checkpoint.card import LAST, read_card
 from advbench.figure import same
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
@@ -234,7 +234,7 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapp
     wanted = asked.runs.recipe_sha256(seed)
     known = trained.get(asked.runs.label, {}).get(str(seed), {"recipe": None})
     is_last = "best_epoch" in known and known["best_epoch"] == known["epochs"]
-    files = {asked.file} | ({"", "last.safetensors"} if is_last else set())
+    files = {asked.file} | ({"", LAST} if is_last else set())
     grid = asked.eps.split(",")
     images = asked.n or find("data", asked.runs.dataset).about["sizes"]["test"]
     same = [
