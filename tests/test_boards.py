@@ -313,6 +313,11 @@ def test_columns_of_name_seed_and_cost() -> None:
     (row,) = ranking.rows
     assert row["model"] == "My net \\| v1" and "certified" not in row
     assert (row["train seed"], row["train passes"], row["attack passes"]) == ("4", "22", "40")
+    assert "images shown" not in row and "updates" not in row  # nothing says how many
+    cost = {"images": 49_000, "updates": 392, "forwards": 539_000, "backwards": 539_000}
+    counted, _ = made([90, 60, 40], model=model("runs/y", trained=trained(cost=cost)))
+    (row,) = sections(page(counted))[0].rows
+    assert (row["images shown"], row["updates"], row["train passes"]) == ("49,000", "392", "22")
     uncounted, _ = made([90, 60, 40], model=model("python:Net"))
     (row,) = sections(page(uncounted))[0].rows
     assert (row["train seed"], row["train passes"], row["attack passes"], row["method"]) == ("", "", "", "")
@@ -341,11 +346,12 @@ def test_a_repetition_without_proofs_does_not_hide_them() -> None:
 def test_passes_of_a_training_from_older_records() -> None:
     cost = {"forwards": 1520640, "backwards": 1520640, "seconds": 35.963, "images_per_s": 3844.0}
     assert trained(cost=cost).passes_an_image == pytest.approx(22, abs=0.01)
+    assert trained(cost=cost).images_shown == 138_200 and trained(cost=cost).updates is None
     assert trained(cost={**cost, "images": 138240}).passes_an_image == 22
     assert trained(cost=cost, passes=7.5).passes_an_image == 7.5
     for unknown in ({}, {**cost, "seconds": 0}, {**cost, "images_per_s": None}, {"images": 5}):
         assert trained(cost=unknown).passes_an_image is None
-    assert trained().passes_an_image is None
+    assert trained().passes_an_image is None and trained().images_shown is None
 
 
 def test_several_seeds_of_a_recipe_have_a_mean_and_a_deviation() -> None:

@@ -45,8 +45,9 @@ def _training(record: Record) -> str:
         return ""
     size = f"{trained.norm or ''} eps {trained.eps_text}".strip() if trained.eps_text else ""
     seed = "" if trained.seed is None else f"seed {trained.seed}"
+    shown = "" if trained.images_shown is None else f"{count(trained.images_shown)} images shown"
     cost = "" if trained.passes_an_image is None else f"{count(trained.passes_an_image)} passes an image"
-    return ", ".join(part for part in (trained.method, size, seed, cost) if part)
+    return ", ".join(part for part in (trained.method, size, seed, shown, cost) if part)
 
 
 def _paper(method: str) -> str:

@@ -56,10 +56,19 @@ class Trained(OpenPart):
         """`passes`, in older records from what they say of the cost; None where that is not known."""
         return passes_an_image(self._cost) if self.passes is None and self._cost else self.passes
 
-    def counted(self, name: str) -> float | None:
-        """What the training's cost says of "images" (shown, each as often as it was) or "updates"; None if nothing."""
-        value = self._cost.get(name)
-        return float(value) if isinstance(value, int | float) else None
+    @property
+    def images_shown(self) -> float | None:
+        """How many images the training was shown, each as often as it was; None where that is not known.
+
+        To four digits in records from before they were counted.
+        """
+        shown = images_shown(self._cost)
+        return shown if shown is None or "images" in self._cost else float(f"{shown:.4g}")
+
+    @property
+    def updates(self) -> float | None:
+        """How often the training updated the weights; None where that is not known."""
+        return _number(self._cost, "updates")
 
     @property
     def _cost(self) -> Mapping[str, JsonValue]:
@@ -68,18 +77,24 @@ class Trained(OpenPart):
 
 
 def passes_an_image(cost: Mapping[str, JsonValue]) -> float | None:
-    """The passes of a training for each image that it was shown, from the counts in a run card; None without them.
-
-    Cards from before `images` was counted have a rate and a time, whose product is about as good.
-    """
-
-    def number(name: str) -> float:
-        value = cost.get(name)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    images = number("images") or number("images_per_s") * number("seconds")
-    passes = number("forwards") + number("backwards")
+    """The passes of a training for each image that it was shown, from the counts in a run card; None without them."""
+    images = images_shown(cost)
+    passes = (_number(cost, "forwards") or 0.0) + (_number(cost, "backwards") or 0.0)
     return round(passes / images, 2) if images and passes else None
+
+
+def images_shown(cost: Mapping[str, JsonValue]) -> float | None:
+    """The images that a training was shown, from its run card; None where that says nothing.
+
+    Cards from before `images` was counted have a rate and a time, whose product is true to about four digits.
+    """
+    estimate = (_number(cost, "images_per_s") or 0.0) * (_number(cost, "seconds") or 0.0)
+    return _number(cost, "images") or estimate or None
+
+
+def _number(cost: Mapping[str, JsonValue], name: str) -> float | None:
+    value = cost.get(name)
+    return float(value) if isinstance(value, int | float) else None
 
 
 class ModelRef(Part):
