@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -68,6 +69,14 @@ QUICK: dict[tuple[ModuleType, str], int] = {
 }
 WHOLE = {place: getattr(*place) for place in QUICK}
 draw_training = run_folders._figure
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """A closed terminal has its usual effect, also where `nohup` runs the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

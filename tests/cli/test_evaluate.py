@@ -168,6 +168,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, afte
     monkeypatch.setattr(module, "search_progress", search_progress)
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_and_resumed_to_the_same_record(
     cli: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -16,6 +16,7 @@ from advbench.errors import Interrupted
 from advbench.signals import SIGNALS
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_first_signal_stops_second_ends(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -73,6 +74,7 @@ cli.main()
 """
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_or_after_the_work(number: signal.Signals) -> None:
     code = NOW.format(before="", name=number.name)

@@ -231,6 +231,7 @@ def test_what_tensorboard_reads(cli: Any) -> None:
         ]
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals, forked: str) -> None:
     """The real program, at Ctrl-C, and real signals. The command line that it prints, once, resumes the run."""

@@ -30,7 +30,8 @@ numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 server = socket.socket(socket.AF_UNIX)
 server.connect({path!r})
-asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored]).encode()
 socket.send_fds(server, [b"%8d" % len(asked)], [0, 1, 2])
 server.sendall(asked)
 answer = server.makefile()
@@ -91,7 +92,8 @@ def main() -> None:
     if process:
         watch(connection, process, streams)
     connection.close()
-    argv, folder, variables = json.loads(asked)
+    argv, folder, variables, ignored = json.loads(asked)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     become(argv, folder, variables, streams, base)
 
 
