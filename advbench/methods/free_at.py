@@ -104,4 +104,5 @@ def _in_ball(d: Tensor, ball: Region) -> Tensor:
     """The nearest perturbation to d (B, C, H, W) of at most eps, whatever the images."""
     if ball.norm == "linf":
         return d.clamp(-ball.e, ball.e)
-    return d * (ball.e / ball.size(d).view(-1, 1, 1, 1)).clamp_max(1)
+    size = ball.size(d).view(-1, 1, 1, 1).clamp_min(torch.finfo(d.dtype).tiny)  # of d = 0: at eps 0 no division by 0
+    return d * (ball.e / size).clamp_max(1)

@@ -114,7 +114,7 @@ class GREAT(Method):
 
     @property
     def is_paced(self) -> bool:
-        return self.ramp > 0
+        return self.ramp > 0 or self.alpha_from > 0 or self.beta_from > 0
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)

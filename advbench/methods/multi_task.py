@@ -94,15 +94,15 @@ class MultiTask(Method):
             return None
         if self.attacked == "main":
             return lambda z: ce(nets.f(z), y)
-        return lambda z: torch.stack(list(self.losses(nets, x, z, y).values())).sum(0)
+        return lambda z: torch.stack(list(self.losses(nets, x, z, y, smoothing=0.0).values())).sum(0)
 
     def outer(self, nets: Nets, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-        losses = self.losses(nets, x, x_adv, y)
+        losses = self.losses(nets, x, x_adv, y, smoothing=nets.label_smoothing)
         share = self.weight / len(self.tasks)
         return {"ce": losses.pop(MAIN).mean(), **{name: share * loss.mean() for name, loss in losses.items()}}
 
-    def losses(self, nets: Nets, x: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The loss (B,) of the main task and of each auxiliary task at z, a perturbation of the clean x."""
+    def losses(self, nets: Nets, x: Tensor, z: Tensor, y: Tensor, *, smoothing: float) -> dict[str, Tensor]:
+        """The loss (B,) of the main task, its labels smoothed, and of each auxiliary task at z, a perturbation of x."""
         heads = {name: part for name, part in nets.parts.items() if isinstance(part, Head)}
         out = answers(nets.f, heads, z, nets.key)
-        return losses(out, heads, x, y, nets.key, smoothing=nets.label_smoothing)
+        return losses(out, heads, x, y, nets.key, smoothing=smoothing)

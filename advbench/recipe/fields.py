@@ -217,8 +217,9 @@ class Average(Part):
     """Weight averaging. The averaged weights are validated and deployed in place of the trained ones.
 
     `name`: "ema" is an exponential moving average with BatchNorm's buffers copied (Gowal et al. 2020, 2010.03593);
-    "swa" is the mean over the epochs (Izmailov et al. 2018, 1803.05407). `decay`: of ema, at most (1 + t) / (10 + t)
-    after t steps. `start`: the share of the training after which it begins.
+    "swa" is the mean over the epochs (Izmailov et al. 2018, 1803.05407), also of these buffers, which there are
+    measured anew on the training images: with BatchNorm, let it start late. `decay`: of ema, at most (1 + t) / (10 + t)
+    after t steps. `start`: the share of the training after which it begins; 0.75 in the paper of swa.
     """
 
     name: Literal["none", "ema", "swa"] = "none"
@@ -242,9 +243,9 @@ class Validation(Part):
 
     `fraction`: the share of the training images that is held out. `held_out`: how many are, in place of `fraction`:
     some of those that `train_n` leaves over, so that all `train_n` are trained on, or without `train_n` some of all.
-    `seed`: draws them, so that runs of other seeds hold out the same. `n`: how many of them are scored at most after an
-    epoch. `steps`: of the PGD. `select`: the epoch that becomes the model: the best under PGD ("robust"), the best on
-    clean images ("clean"), or the last.
+    `seed`: draws them, so that runs of other seeds hold out the same. `n`: how many of them, drawn likewise, are scored
+    at most after an epoch. `steps`: of the PGD. `select`: the epoch that becomes the model: the best under PGD
+    ("robust"), the best on clean images ("clean"), or the last.
     """
 
     fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.05

@@ -133,15 +133,13 @@ class _Run:
         session = self.session
         order = session.order()
         self.epoch_seconds, self.ticked = 0.0, time.monotonic()
-        lr = session.lr
         while session.position < session.steps:
-            lr = session.lr
             session.step(order)
             self._after_step()
         terms, notes = session.means()
         self._tick()
         self._check()
-        scores = self._score()
+        scores, lr = self._score(), session.lr
         session.end_epoch()
         row: dict[str, Any] = {"epoch": session.epoch, "lr": lr, "loss": terms["loss"]}
         row |= {"terms": {name: value for name, value in terms.items() if name != "loss"}, "notes": notes}

@@ -48,7 +48,9 @@ def images(recipe: Recipe, device: torch.device) -> tuple[Dataset, Dataset | Non
     """The training images, the held-out images that are scored (or None), both on the device, and `split`'s sha256."""
     train, held_out, sha256 = split(recipe)
     if held_out is not None:
-        held_out = held_out.subset(range(min(recipe.validation.n, len(held_out)))).to(device)
+        if len(held_out) > recipe.validation.n:  # drawn, since images may be sorted by their labels
+            _, held_out = hold_out(held_out, recipe.validation.n, recipe.validation.seed)
+        held_out = held_out.to(device)
     return train.to(device), held_out, sha256
 
 

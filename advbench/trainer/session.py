@@ -62,8 +62,11 @@ class Session:
         self.method = make(recipe)
         self.data, self.held_out, self.data_sha256 = images(recipe, device)
         self.method.check(recipe, self.data.num_classes)
-        if recipe.augment.policy == "autoaugment" and self.data.scale != 255:
-            raise UserError(f"augment.policy autoaugment needs values up to 255, which {self.data.name} lacks")
+        if recipe.augment.policy == "autoaugment":
+            if self.data.scale != 255:
+                raise UserError(f"augment.policy autoaugment needs values up to 255, which {self.data.name} lacks")
+            if (channels := self.data.shape[0]) not in (1, 3):
+                raise UserError(f"augment.policy autoaugment needs 1 or 3 channels: {self.data.name} has {channels}")
         for name, size in {"crop": recipe.augment.crop, "cutout": recipe.augment.cutout}.items():
             if size > max(self.data.shape[1:]):
                 raise UserError(f"augment.{name} {size} is more than the side of the {self.data.name} images")
@@ -146,8 +149,9 @@ class Session:
 
     @property
     def lr(self) -> float:
-        """The learning rate of f at the next step."""
-        return self.base_lr["f"] * factor(self.recipe.schedule, self.progress)
+        """The learning rate of f at the last step of this epoch."""
+        done = (self.epoch * self.steps + self.steps - 1) / (self.recipe.epochs * self.steps)
+        return self.base_lr["f"] * factor(self.recipe.schedule, done)
 
     @contextmanager
     def attacking(self) -> Iterator[None]:
@@ -227,6 +231,8 @@ class Session:
         self.position += 1
         if self.averaged:
             self.averaged.after_step(nets.f, self.progress)
+            if self.position == self.steps:
+                self.averaged.after_epoch(nets.f, self.progress)
 
     def _compile(self) -> list[Compiled]:
         """Compile the nets of the zoo, unless the method differentiates gradients. Returns those that were compiled."""
@@ -259,8 +265,6 @@ class Session:
         """Move to the next epoch."""
         self.epoch, self.position = self.epoch + 1, 0
         self.sums.clear()
-        if self.averaged:
-            self.averaged.after_epoch(self.nets.f, self.progress)
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Loss terms ("loss" is their sum) and notes, averaged over the epoch so far. Waits for device and ranks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -111,6 +112,11 @@ def test_training_on_train_arrays_alone(own: Any) -> None:
     assert ran.is_one_clear_line and "lacks x_test or test_x or test_images or x_adv or x or images" in ran.err
     ran = own("train", "--dataset", "npz:train.npz", *flags, "--set", "augment.policy=autoaugment", "--out", "other")
     assert ran.code == 2 and "autoaugment needs values up to 255" in ran.err and "Traceback" not in ran.err
+    two_channels = np.random.default_rng(0).integers(0, 256, (64, 2, 8, 8)).astype(np.uint8)
+    np.savez("two.npz", x_train=two_channels, y_train=np.arange(64) % 4)
+    ran = own("train", "--dataset", "npz:two.npz", *flags, "--set", "augment.policy=autoaugment", "--out", "two")
+    assert ran.code == 2 and "needs 1 or 3 channels: npz:two.npz has 2" in ran.err.splitlines()[-1], ran.err
+    assert not os.path.exists("two")
 
 
 @pytest.mark.parametrize(

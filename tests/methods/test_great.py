@@ -159,6 +159,12 @@ def test_relative_to_the_sample_the_gradient_is_that_of_the_cross_entropy_and_ne
         assert bool(g.isfinite().all())
 
 
+@pytest.mark.parametrize("starts", [{}, {"alpha_from": 0.5}, {"beta_from": 0.5}])
+def test_what_begins_at_a_share_of_the_epochs_follows_their_number(starts: dict[str, float]) -> None:
+    assert GREAT(ramp=0.0, **starts).is_paced == bool(starts)  # type: ignore[arg-type]
+    assert GREAT(ramp=0.5, **starts).is_paced  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("ramp", "start", "grown"),
     [

@@ -225,6 +225,16 @@ def test_free_at_keeps_a_perturbation_that_is_not_cut_by_the_images(recipe: Make
     assert bool(always_black.any()) and bool((d[:, always_black] < 0).any())
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_free_at_begins_with_an_eps_of_0_where_it_is_warmed_up(recipe: Make, norm: str) -> None:
+    session = Session(recipe("free-at", "method.m=3", f"threat.norm={norm}", "inner.warmup=0.5"), CPU)
+    for _ in range(2):
+        session.step(session.order())
+        d = session.nets.parts["perturbation"].d
+        assert isinstance(d, Tensor) and bool(d.isfinite().all())
+    assert d.any() and session.means()[0]["loss"] > 0
+
+
 def test_free_at_of_one_replay_first_descends_at_the_clean_images(recipe: Make) -> None:
     free = trained(recipe("free-at", "method.m=1"), steps=1)
     assert same_weights(free.nets.f, trained(recipe("standard"), steps=1).nets.f)

@@ -37,7 +37,7 @@ def test_heads_learn_and_the_loss_is_main_plus_weight_times_the_mean(recipe: Rec
     method = session.method
     assert isinstance(method, MultiTask)
     session.nets.f.eval()
-    losses, terms = method.losses(session.nets, x, x, y), method.outer(session.nets, x, x, y)
+    losses, terms = method.losses(session.nets, x, x, y, smoothing=0.0), method.outer(session.nets, x, x, y)
     assert terms["ce"].item() == pytest.approx(losses["main"].mean().item())
     assert terms["rotation"].item() == pytest.approx(0.25 * losses["rotation"].mean().item())
     session.nets.f.train()
@@ -52,6 +52,20 @@ def test_a_head_receives_gradients_of_its_own_task_only(recipe: Recipes, trained
     other = list(session.nets.parts["macro"].parameters())
     assert all(g is None for g in torch.autograd.grad(terms["rotation"], other, allow_unused=True, retain_graph=True))
     assert all(g is not None for g in torch.autograd.grad(terms["macro"], other))
+
+
+def test_the_attack_on_the_sum_does_not_smooth_labels(recipe: Recipes, trained: Runs) -> None:
+    session = trained(recipe("multi-task", "method.tasks=rotation", "method.attacked=sum", "label_smoothing=0.4"), 0)
+    x, y = session._batch(session.order()[: session.batch_size])
+    method, nets = session.method, session.nets
+    assert isinstance(method, MultiTask)
+    nets.f.eval()
+    objective = method.inner(nets, x, y)
+    assert objective is not None
+    main, rotation = method.losses(nets, x, x, y, smoothing=0.0).values()
+    assert torch.allclose(objective(x), main + rotation)
+    smoothed = torch.nn.functional.cross_entropy(nets.f(x), y, label_smoothing=0.4)
+    assert method.outer(nets, x, x, y)["ce"].item() == pytest.approx(smoothed.item())
 
 
 def test_what_is_attacked(recipe: Recipes) -> None:

@@ -19,7 +19,7 @@ from advbench.errors import Interrupted, UserError
 from advbench.files import locked
 from advbench.methods.base import Method
 from advbench.recipe import Recipe, saved_sha256
-from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, train
+from advbench.trainer import Began, EpochDone, StepDone, Watch, device_of, estimate, folder, loop, prepare, train
 from advbench.trainer.session import Session
 
 Make = Callable[..., Recipe]
@@ -76,6 +76,33 @@ def test_a_run_stopped_at_any_step_resumes_to_the_bit(
     assert (a.files, a.results["epochs"], a.finished) == (b.files, b.results["epochs"], b.finished)
     counts = ("forwards", "backwards", "updates")
     assert [a.cost[name] for name in counts] == [b.cost[name] for name in counts]
+
+
+def test_a_run_stopped_while_it_is_scored_has_the_rate_of_its_last_step(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("pgd-at", "average.name=swa", "average.start=0", "schedule.name=onecycle")
+    whole = train(made, tmp_path / "whole", device="cpu")
+    watch = StopAfter(100)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "score", lambda *_, poll, **__: (setattr(watch, "left", 0), poll()))
+        with pytest.raises(Interrupted):
+            train(made, tmp_path / "pieces", device="cpu", watch=watch)
+    pieces = train(made, tmp_path / "pieces", device="cpu", resume=True)
+    assert rows(pieces) == rows(whole) and weights(pieces) == weights(whole)
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_the_score_of_an_epoch_is_of_the_averaged_net_that_is_kept(recipe: Make, tmp_path: Path, average: str) -> None:
+    made = recipe("standard", f"average.name={average}", "average.start=0", "optim.lr=0.3", "epochs=4", arch="mlp")
+    out = train(made, tmp_path / "run", device="cpu")
+    (best,) = [row for row in rows(out) if row.get("best")][-1:]
+    _, held_out, _ = prepare.images(made, torch.device("cpu"))
+    net = load_model(str(out), dataset=load("digits", "test")).net
+    assert held_out is not None
+    clean = (net(held_out.pixels(held_out.images)).argmax(1) == held_out.labels).float().mean().item()
+    assert best["clean"] == pytest.approx(clean)
+    assert len({row["clean"] for row in rows(out)}) > 1  # the epochs differ
 
 
 def test_two_runs_are_equal_and_another_seed_differs(recipe: Make, tmp_path: Path) -> None:
