@@ -430,6 +430,15 @@ DAMAGE: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("odd", ["\udcff", " "])
+def test_what_no_notice_can_say_is_refused(tmp_path: Path, odd: str) -> None:
+    record, fates = made([90, 60, 50])
+    path = record.save(tmp_path, fates)
+    with pytest.raises(UserError, match=r"notice\.json: name: it must be"):
+        write_notice(path, name=odd)
+    assert not [*path.parent.glob("*.notice.json")]
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_notices_are_reported_and_change_nothing(tmp_path: Path, how: str) -> None:
     record, fates = made([90, 60, 50])

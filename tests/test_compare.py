@@ -212,6 +212,29 @@ def test_a_recipe_trained_again_into_its_folder_is_one_model() -> None:
     assert next(row for row in seeds.rows if row.quantity == "acc@8/255").value == pytest.approx(0.662)
 
 
+def test_another_recipe_trained_into_the_folder_replaces_the_first() -> None:
+    def of(robust: int, weights: str, day: int, recipe: str) -> Measured:
+        trained = Trained(method="act", norm="linf", eps=8 / 255, recipe_sha256=recipe * 64, series_sha256=recipe * 64)
+        unit = made(fallen([900, 800, robust]), spec="runs/a", trained=trained, date=f"2026-08-0{day}T00:00:00+00:00")
+        model = unit.record.model.model_copy(update={"weights_sha256": weights * 64})
+        return Measured(unit.record.model_copy(update={"model": model}), unit.fates, unit.path)
+
+    found = compare([BASE, side("runs/a", of(500, "1", 1, "a"), of(300, "2", 2, "b"))], fail_if="acc@8/255 < 40")
+    assert next(row for row in found.rows if row.quantity == "acc@8/255").value == 0.3
+    assert found.gate is not None and found.gate.failed
+
+
+def test_trainings_that_differ_in_their_recipe_are_no_seeds_of_one() -> None:
+    def of(spec: str, series: str | None) -> Measured:
+        trained = Trained(method="trades", norm="linf", eps=8 / 255, series_sha256=series)
+        return made(fallen([900, 700, 500]), spec=spec, trained=trained)
+
+    for one, other in (("1" * 64, "1" * 64), (None, None), ("1" * 64, None)):  # older records do not tell
+        assert compare([BASE, side("sweep", of("runs/b1", one), of("runs/b6", other))]).rows
+    with pytest.raises(UserError, match=r"more than their seed \(runs/b1, runs/b6\)"):
+        compare([BASE, side("sweep", of("runs/b1", "1" * 64), of("runs/b6", "2" * 64))])
+
+
 def test_models_that_differ_by_more_than_the_seed_cannot_be_one_side() -> None:
     mixed = side(
         "mixed",
@@ -333,6 +356,50 @@ def test_seeds_of_a_sweep_by_their_folder(tmp_path: Path) -> None:
     for seed in range(3):
         saved(tmp_path / "sweep" / f"s{seed}", made(fallen([900, 700, 500 + seed]), spec=f"sweep/s{seed}"))
     assert len(read_side(str(tmp_path / "sweep")).units) == 3
+
+
+def test_weights_that_are_measured_again_after_others_are_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def of(robust: int, weights: str, day: int) -> Measured:
+        unit = made(fallen([900, 700, robust]), spec="w.pt", trained=None)
+        model = unit.record.model.model_copy(update={"weights_sha256": weights * 64})
+        return made(fallen([900, 700, robust]), model=model, date=f"2026-09-0{day}T00:00:00+00:00")
+
+    def newest() -> list[int]:
+        return [unit.record.curve[2].robust for unit in read_side("w.pt").units]
+
+    for robust, weights, day, notices in ((500, "a", 1, 0), (300, "b", 2, 0), (500, "a", 3, 1), (500, "a", 4, 1)):
+        saved(Path("leaderboards"), of(robust, weights, day))
+        assert newest() == [robust] and len([*Path().rglob("*.notice.json")]) == notices
+    saved(Path("leaderboards"), of(300, "b", 5))
+    assert newest() == [300]
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(Path(), made(fallen([900, 700, 500]), spec="w.pt"))
+    for text in ("", " "):
+        for look in (read_side, find_record):
+            with pytest.raises(UserError, match=f"'{text}' names nothing: write a run folder"):
+                look(text)
+
+
+def test_a_damaged_record_of_a_spec_is_no_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    board = Path("leaderboards")
+    saved(board, made(fallen([900, 700, 500]), spec="w.pt"))
+    newer = saved(board, made(fallen([900, 700, 300]), spec="w.pt", date="2026-09-01T00:00:00+00:00"))
+    saved(board, made(fallen([900, 700, 400]), spec="other.pt"))
+    newer.with_suffix(".npz").unlink()
+    with pytest.raises(UserError, match=newer.stem):
+        read_side("w.pt")
+    assert len(read_side("other.pt").units) == 1
+    newer.write_text("{")  # it may be of any model
+    with pytest.raises(UserError, match=newer.stem):
+        read_side("other.pt")
 
 
 def test_names_without_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

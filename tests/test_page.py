@@ -6,6 +6,8 @@ import base64
 import html.parser
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,22 @@ def test_a_page_of_the_folders_owner_stays(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"index\.html was not made by advbench"):
             act()
     assert (tmp_path / "index.html").read_text() == "<p>my own page</p>"
+
+
+def test_a_process_that_leaves_its_board_to_one_that_waits_finds_it_made(tmp_path: Path) -> None:
+    """The one that waits publishes on another board."""
+    records = [made([90, 60, 40], eps=eps, norm=norm) for norm, eps in (("linf", "0,4/255,8/255"), ("l2", "0,0.5,1"))]
+    with leaderboard.locked(tmp_path / ".lock"):
+        waiting = threading.Thread(target=leaderboard.publish, args=(*records[0], tmp_path))
+        waiting.start()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".turn").exists() or not [*tmp_path.rglob("*.npz")]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.1)
+        leaderboard.publish(*records[1], tmp_path)
+    waiting.join()
+    assert leaderboard.check(tmp_path) == []
 
 
 def test_publishing_on_one_board_keeps_the_others_on_the_page(tmp_path: Path) -> None:

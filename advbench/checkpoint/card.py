@@ -48,7 +48,8 @@ class RunCard(_Card):
     """The content of `run.json`: what a run folder holds and how it was made.
 
     `name`: what tables and figures call the model, unless an evaluation says otherwise.
-    `files` maps each weight file to the sha256 of its bytes. `series_sha256` is the recipe's without its seed. The
+    `files` maps each weight file to the sha256 of its bytes, `weights` the deployed one to the hash of its tensors, as
+    records have it; older cards lack that. `series_sha256` is the recipe's without its seed. The
     trainer chooses the keys of `cost` (seconds, passes) and `results` (accuracies). `finished` is False while the run
     can be resumed.
     """
@@ -57,6 +58,7 @@ class RunCard(_Card):
     name: str | None = None
     model: ModelCard
     files: dict[str, Sha256]
+    weights: dict[str, Sha256] = {}
     method: str
     method_settings: dict[str, JsonValue] = {}
     dataset: str

@@ -96,6 +96,8 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0 done, 1 regression, 2 wrong input, 3 interrupted and resumable."""
     try:
+        if odd := next((word for word in argv if any("\ud800" <= char <= "\udfff" for char in word)), None):
+            raise UserError(f"{odd!r} is no UTF-8, in which records are written: give it another name")
         # The submodule `list` hides the builtin here.
         code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=options.in_full(argv))
     except typer.Exit as done:

@@ -227,7 +227,8 @@ def folder_name(attack: str, spec: str, target: Target, size: Eps) -> str:
 
 def journal_path(out: Path, question: str) -> Path:
     """The hidden file beside the folder `out` from which the attack of this question can be resumed."""
-    return out.with_name(f".{out.name}.{question}.journal")
+    place = out if out.name else out.absolute()  # "." has no name
+    return place.parent / f".{place.name}.{question}.journal"
 
 
 def free(folder: Path, question: str, *, resume: bool) -> Path:

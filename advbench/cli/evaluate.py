@@ -523,7 +523,7 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
         known = fresh and record_path(folder, record).exists()
 
         def keep() -> Path:
-            where = save(record, fates, folder, publish=publish, screen=screen)
+            where = save(record, fates, folder, publish=publish, fresh=fresh, screen=screen)
             if publish and loaded.folder is not None and writable(loaded.folder):
                 record.save(loaded.folder, fates)  # so that `compare` finds it by the name of the run
             if flags.save_baseline is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from advbench.errors import UserError
 from advbench.evaluator import Forecast, Journal, Series, answers
 from advbench.evaluator.identity import agree
 from advbench.files import check_writable, locked
-from advbench.record import Fates, Record, load_record, load_records
+from advbench.record import Fates, Record, confirm, load_record, load_records, record_path
 
 
 class AlreadyDone(Exception):
@@ -64,11 +65,14 @@ def in_use(journal: Path) -> Iterator[None]:
         yield
 
 
-def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen) -> Path:
+def save(record: Record, fates: Fates, folder: Path, *, publish: bool, screen: Screen, fresh: bool = True) -> Path:
     """Save the record in `folder`, with `publish` also in its tables; the path of its JSON. Raises UserError.
 
-    A record that was there stays, and the user is warned where it has other flags.
+    `fresh`: whether it was measured now, and not found in `folder`. A record that was there stays, and the user is
+    warned where it has other flags.
     """
+    if not fresh:
+        confirm(record_path(folder, record), datetime.now(UTC).isoformat(timespec="milliseconds"))
     if publish:
         import advbench.leaderboard as leaderboard
 

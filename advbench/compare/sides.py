@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +30,22 @@ FORMS = "a run folder, a record's .json, the first digits of a record's id, or t
 
 @dataclass(frozen=True)
 class Measured:
-    """One record, its fates, and its file. `retired`: why a notice retires it, empty where none does."""
+    """One record, its fates, and its file.
+
+    `retired`: why a notice retires it, empty where none does. `again`: when it was last measured again with the same
+    outcome, ISO 8601; empty where no notice says so.
+    """
 
     record: Record
     fates: Fates
     path: Path
     retired: str = ""
+    again: str = ""
+
+    @property
+    def date(self) -> str:
+        """When it was last measured, ISO 8601, UTC."""
+        return max(self.record.environment.date, self.again)
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,10 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
     - a comma list of these: several trainings of one recipe, taken together.
 
     Records that are superseded, or of weights that others replaced, are left out (see `align`). Notices rename and
-    retire (see `measured`). Raises UserError for damaged records or notices, and when there are no measurements.
+    retire (see `measured`). Of a run folder only those of the weights that it holds count, as far as its card says.
+    Raises UserError for damaged records or notices, and when there are no measurements, or none of these weights.
     """
+    _check_said(text)
     if "," in text and not Path(text).exists() and not _by_spec(text, places):
         parts = [read_side(part.strip(), places) for part in text.split(",") if part.strip()]
         if not parts:
@@ -82,21 +95,23 @@ def read_side(text: str, places: Sequence[Path] = PLACES) -> Side:
             )
         return Side(text, tuple(units.values()), listed=all(len(_untrained(part.units)) <= 1 for part in parts))
     path = Path(text)
-    found: list[Path] = []
+    found: dict[Path, list[Path]] = {}  # by the folder in which the models lie
     if path.is_dir():
-        found = _files(path) or [file for child in sorted(path.iterdir()) for file in _files(child)]
+        folders = [path] if _files(path) else sorted(path.iterdir())
+        found = {folder: files for folder in folders if (files := _files(folder))}
     if not found:
         one = [path] if path.is_file() and path.suffix == ".json" else _ids(text, places)
         if one:
             unit = measured(one[0], places)
             return Side(f"{unit.record.model.title} ({unit.record.id[:8]})", (unit,))
-        found = _by_spec(text, places)
+        found = {path: files} if (files := _by_spec(text, places)) else {}
     if not found:
         if path.suffix == ".json":
             raise UserError(f"there is no file {text}")
         hint = f": measure it with advbench evaluate --model {quote(text)}" if path.is_dir() else f": write {FORMS}"
         raise UserError(f"there is no record of {text!r}{hint}")
-    return Side(text, _of_newest_weights(_current(measured(file, places) for file in found)))
+    here = [unit for folder, files in found.items() for unit in _of_weights_in(folder, files, places)]
+    return Side(text, _of_newest_weights(_current(here)))
 
 
 def read_some(text: str, dataset: str | None, norm: str | None) -> Side:
@@ -124,11 +139,13 @@ def measured(file: Path, places: Iterable[Path] = PLACES) -> Measured:
     name = next((one.name for one in notices if one.name is not None), None)
     if name is not None:
         record = record.model_copy(update={"model": record.model.model_copy(update={"name": name})})
-    return Measured(record, fates, file, next((one.retired for one in notices if one.retired is not None), ""))
+    retired = next((one.retired for one in notices if one.retired is not None), "")
+    return Measured(record, fates, file, retired, max((one.again or "" for one in notices), default=""))
 
 
 def find_record(text: str, places: Sequence[Path] = PLACES) -> Path:
     """The one record file that `text`, a path or the first digits of an id, names. Raises UserError."""
+    _check_said(text)
     path = Path(text)
     if path.is_file():
         return path
@@ -149,10 +166,9 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
     protocols in common, the one with the newest measurement of the first side is taken; where they have none in common,
     one that is the same but for the kinds in `free`; where they have none of these either, the newest of each side.
 
-    A model is one training in one run folder or, without a recipe, one spec. Where the folder was trained again by the
-    same recipe, or the spec came to stand for other weights, the newest weights count, and old measurements of others
-    do not. A weight file in a run folder (its last epoch, another network) counts only if the folder itself was not
-    measured.
+    A model is one run folder or, without a recipe, one spec. Where the folder was trained again, or the spec came to
+    stand for other weights, those that were measured last count, and measurements of others do not. A weight file in a
+    run folder (its last epoch, another network) counts only if the folder itself was not measured.
 
     Raises UserError when a side mixes models that differ by more than their seed.
     """
@@ -175,7 +191,7 @@ def align(sides: Sequence[Side], free: Collection[str] = ()) -> list[Side]:
         }
         units = tuple(sorted(models.values(), key=lambda unit: unit.record.id))
         kept = replace(side, units=units, others=tuple(left))
-        recipes = {_recipe(unit.record, side.listed) for unit in kept.units}
+        recipes = _recipes([unit.record for unit in kept.units], side.listed)
         if len(recipes) > 1:
             specs = [unit.record.model.spec for unit in kept.units]
             names = [
@@ -230,17 +246,57 @@ def _ids(text: str, places: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def _check_said(text: str) -> None:
+    """Raise UserError for an empty name, such as that of an unset variable, which would be the current folder."""
+    if not text.strip():
+        raise UserError(f"{text!r} names nothing: write {FORMS}")
+
+
 def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
     spec = plain_path(text) if Path(text).exists() else text
     found: dict[str, Path] = {}
     for place in places:
         files = {file.stem: file for file in _files(place)}
-        for record in load_records(place / "records")[0]:
+        records, damaged = load_records(place / "records")
+        for damage in damaged:
+            if not {None, text, spec}.isdisjoint(_said_names(damage.path)):
+                raise UserError(damage.reason)
+        for record in records:
             notice = notice_of(files[record.id])
             name = notice.name if notice is not None and notice.name is not None else record.model.name
             if text == name or record.model.spec in (spec, text):
                 found[record.id] = files[record.id]
     return list(found.values())
+
+
+def _said_names(path: Path) -> tuple[str | None, ...]:
+    """The spec and the name of the model in a damaged record file; (None,) where they cannot be read."""
+    try:
+        model = json.loads(path.read_bytes())["model"]
+        return (model["spec"], model["name"]) if model["name"] is not None else (model["spec"],)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return (None,)
+
+
+def _of_weights_in(folder: Path, files: Iterable[Path], places: Sequence[Path]) -> list[Measured]:
+    """The measurements `files`, but of the model of the run in `folder` only those of the weights that it holds now."""
+    units = [measured(file, places) for file in files]
+    now = _weights_in(folder)
+    kept = [one for one in units if now is None or _is_file(one.record) or one.record.model.weights_sha256 == now]
+    if not any(map(_is_run, kept)) and any(map(_is_run, units)):
+        raise UserError(
+            f"{folder} was trained again after it was measured: measure it anew with advbench evaluate --model "
+            f"{quote(str(folder))}"
+        )
+    return kept
+
+
+def _weights_in(folder: Path) -> str | None:
+    """The hash of the tensors that the run in `folder` deploys; None if it is no run, or its card does not say."""
+    try:
+        return str(json.loads((folder / "run.json").read_bytes())["weights"]["model.safetensors"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _current(units: Iterable[Measured]) -> tuple[Measured, ...]:
@@ -266,21 +322,23 @@ def _network(record: Record) -> tuple[object, ...]:
 
 
 def _age(unit: Measured) -> tuple[str, str]:
-    return unit.record.environment.date, unit.record.id
+    return unit.date, unit.record.id
 
 
 def _training(record: Record) -> str:
-    """A key for one training: the recipe, which holds the seed, and the folder; the spec if it is no run's."""
-    trained, folder = record.model.trained, Path(record.model.spec)
-    if trained is None:
-        return record.model.spec
-    if _is_file(record):
+    """A key for one training: its folder; the spec if it is no run's."""
+    folder = Path(record.model.spec)
+    if record.model.trained is not None and _is_file(record):
         folder = folder.parent.parent if folder.parent.name == "parts" else folder.parent
-    return f"{trained.recipe_sha256} {folder}"
+    return record.model.spec if record.model.trained is None else f"run {folder}"
 
 
 def _is_file(record: Record) -> bool:
     return record.model.spec.endswith(".safetensors")
+
+
+def _is_run(unit: Measured) -> bool:
+    return unit.record.model.trained is not None and not _is_file(unit.record)
 
 
 def _untrained(units: Iterable[Measured]) -> set[str]:
@@ -288,9 +346,17 @@ def _untrained(units: Iterable[Measured]) -> set[str]:
     return {unit.record.model.spec for unit in units if unit.record.model.trained is None}
 
 
-def _recipe(record: Record, listed: bool) -> tuple[object, ...]:
-    """What the seeds of one side have in common: of unknown recipes that were not `listed`, only the spec tells."""
-    trained = record.model.trained
-    unknown = () if listed else (record.model.spec,)
-    training = (trained.method, trained.norm, trained.eps) if trained else unknown
-    return record.model.arch, repr(sorted(record.model.settings.items())), *training
+def _recipes(records: Sequence[Record], listed: bool) -> set[tuple[object, ...]]:
+    """What the seeds of one side have in common, one if they are of one recipe.
+
+    Of unknown recipes that were not `listed`, only the spec tells. Records from before the recipe was recorded without
+    its seed tell the method, the norm and the eps alone.
+    """
+    every = [record.model.trained for record in records]
+    whole = all(trained is None or trained.series_sha256 for trained in every)
+    found: set[tuple[object, ...]] = set()
+    for record, trained in zip(records, every, strict=True):
+        unknown = () if listed else (record.model.spec,)
+        known = (trained.method, trained.norm, trained.eps, whole and trained.series_sha256) if trained else unknown
+        found.add((record.model.arch, repr(sorted(record.model.settings.items())), *known))
+    return found

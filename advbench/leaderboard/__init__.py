@@ -122,7 +122,7 @@ def find_folder(folder: Path | None) -> Path:
 
 
 def publish(record: Record, fates: Fates, folder: Path) -> Published:
-    """Save `record` in the leaderboard `folder` and bring the files of its dataset and norm up to date.
+    """Save `record` in the leaderboard `folder` and bring its files up to date.
 
     Any number of processes may publish at once. One of them builds and one waits to build next. The others return at
     once: the waiting process has yet to read the records, and will find theirs. So the files are complete when the
@@ -137,7 +137,7 @@ def publish(record: Record, fates: Fates, folder: Path) -> Published:
             return Published(path, ())
         with locked(folder / ".lock"):
             turn.close()
-            built = _build(folder / "records", folder, _name(record))
+            built = _build(folder / "records", folder)
             return Published(path, tuple(one for one in built.damaged if one.path.parent == path.parent))
 
 
@@ -266,19 +266,18 @@ def _load(folder: Path) -> tuple[list[Record], dict[str, Fates], dict[str, Notic
 def _notice(folder: Path, text: str, **said: str) -> Built:
     """Write what is `said` of a record into its notice, and bring the tables up to date."""
     path = find_record(folder, text)
-    record, _ = load_record(path)
+    load_record(path)
     with locked(folder / ".lock"):
         write_notice(path, **said)
-        return _build(folder / "records", folder, _name(record))
+        return _build(folder / "records", folder)
 
 
-def _build(records_folder: Path, out_folder: Path, only: str | None = None) -> Built:
-    """Write the page, and the tables of all boards or of that one."""
+def _build(records_folder: Path, out_folder: Path) -> Built:
+    """Write the page and the tables of all boards."""
     records, fates, notices, damaged = _load(records_folder)
-    every = _boards(records, notices)
-    boards = {name: one for name, one in every.items() if only in (None, name)}
+    boards = _boards(records, notices)
     written = []
-    for name, content in {**_tables(boards), **_page(every, fates)}.items():
+    for name, content in {**_tables(boards), **_page(boards, fates)}.items():
         path = out_folder / name
         if not (path.is_file() and same(path.read_bytes(), content)):
             write_atomic(path, content)

@@ -10,7 +10,7 @@ from advbench.record.black_box import WINS
 from advbench.record.fates import NEVER, Fates, contradictions
 from advbench.record.glossary import FLAG_NAMES
 from advbench.record.labels import labels
-from advbench.record.notice import Notice, load_notices, notice_of, write_notice
+from advbench.record.notice import Notice, confirm, load_notices, notice_of, write_notice
 from advbench.record.parts import (
     ATTACK_BUDGET,
     ESCALATION,
@@ -72,6 +72,7 @@ __all__ = [
     "Record",
     "Severity",
     "Trained",
+    "confirm",
     "contradictions",
     "labels",
     "load_notices",

@@ -268,14 +268,16 @@ class Record(Part):
         """Write `folder/records/<dataset>/<norm>/<id>.json` and `.npz`, and return the path of the JSON.
 
         `folder` is a leaderboard or a run folder. An existing record with this id is left as it is, because it has the
-        same verdicts. Raises UserError when `fates` are not this record's, when the existing record is damaged, or when
-        the folder cannot be written.
+        same verdicts; a notice may say that they were found again (see `notice.confirm`). Raises UserError when `fates`
+        are not this record's, when the existing record is damaged, or when the folder cannot be written.
         """
+        from advbench.record.notice import confirm  # which reads records
+
         self.verify(fates)
         path = record_path(Path(folder), self)
         with locked(Path(folder) / "records" / ".lock"):
             if path.exists():
-                load_record(path)
+                confirm(path, self.environment.date)
             else:  # the archive first: a JSON always has one, and an archive without JSON is left from a crash
                 fates.save(path.with_suffix(".npz"), self.seal(fates))
                 write_new(path, self.to_json())

@@ -25,6 +25,7 @@ from advbench.checkpoint import (
     read_card,
     save_train_state,
     save_weights,
+    weights_sha256,
     write_card,
 )
 from advbench.environment import environment
@@ -145,11 +146,11 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
         name = read_card(out).name
     state["advbench"] = __version__
     save_train_state(out, state)
-    files = {LAST: save_weights(session.deployed, out / LAST)}
+    files, weights = {LAST: save_weights(session.deployed, out / LAST)}, {}
     if history.best is not None:
         best = copy.deepcopy(session.deployed)
         best.load_state_dict(history.best["f"])
-        files[BEST] = save_weights(best, out / BEST)
+        files[BEST], weights[BEST] = save_weights(best, out / BEST), weights_sha256(best)
         for part_name, part in session.nets.parts.items():
             best_part = copy.deepcopy(part)
             best_part.load_state_dict(history.best["parts"][part_name])
@@ -158,7 +159,7 @@ def _write(out: Path, state: dict[str, Any], session: Session, history: History,
     write_atomic(out / METRICS, "".join(json.dumps(row) + "\n" for row in history.rows))
     if done and history.rows:
         write_atomic(out / FIGURE, _figure(session.recipe, history))
-    write_card(out, _card(session, history, files, name, done))
+    write_card(out, _card(session, history, files, weights, name, done))
 
 
 def restore(out: Path, session: Session) -> History:
@@ -185,13 +186,21 @@ def _figure(recipe: Recipe, history: History) -> bytes:
         return figure.render(drawing)
 
 
-def _card(session: Session, history: History, files: dict[str, str], name: str | None, done: bool) -> RunCard:
+def _card(
+    session: Session,
+    history: History,
+    files: dict[str, str],
+    weights: dict[str, str],
+    name: str | None,
+    done: bool,
+) -> RunCard:
     recipe, counter = session.recipe, session.counter
     flags = catastrophic_overfitting(history.scores, session.data.num_classes, history.best_epoch)
     return RunCard(
         name=name,
         model=ModelCard.model_validate(describe(session.deployed)),
         files=files,
+        weights=weights,
         method=recipe.method.name,
         method_settings=recipe.method.settings,
         dataset=recipe.dataset,

@@ -181,6 +181,13 @@ def test_images_stay_adversarial_as_png_and_lie_in_the_ball(cli: Any, run_folder
     assert refused.is_one_clear_line and "npz, png" in refused.err
 
 
+def test_the_current_folder_as_the_place(cli: Any, run_folder: Path) -> None:
+    refused = cli("attack", "-n", "3", "--out", ".")
+    assert refused.is_one_clear_line and "--force" in refused.err
+    ran = cli("attack", "-n", "3", "--out", ".", "--force")
+    assert ran.code == 0 and (cli.folder / "examples.npz").is_file() and run_folder.is_dir(), ran.err
+
+
 def test_a_folder_is_replaced_only_by_force(cli: Any, run_folder: Path) -> None:
     assert cli("attack", "-n", "5").code == 0
     assert cli("attack", "-n", "5").code == 0

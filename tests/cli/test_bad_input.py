@@ -33,6 +33,13 @@ def test_eps_that_is_not_a_size(cli: Any, tmp_path: Path, command: str, eps: str
     assert cli.files() == set()
 
 
+@pytest.mark.parametrize("flag", ["--out", "--name", "--save-baseline", "--model"])
+def test_a_word_that_is_no_utf_8(cli: Any, run_folder: Path, flag: str) -> None:
+    before = cli.files()
+    ran = cli("evaluate", "--attack", "fgsm", "-n", "5", flag, "b\udce9.json")
+    assert ran.is_one_clear_line and "'b\\udce9.json' is no UTF-8" in ran.err and cli.files() == before
+
+
 @pytest.mark.parametrize("eps", ["8", "1.5"])
 def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Path, eps: str) -> None:
     before = cli.files()

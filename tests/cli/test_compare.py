@@ -106,6 +106,34 @@ def test_the_gate_decides_the_exit_code(here: Any, gate: str, code: int) -> None
     assert ("Regression: runs/b" in ran.out) == (code == 1)
 
 
+def test_a_run_that_was_trained_again_has_to_be_measured_again(here: Any) -> None:
+    gate = ["compare", "runs/b", "--baseline", "base.json", "--fail-if", "clean < baseline - 0.5"]
+    (old,) = Path("runs/b/records").rglob("*.json")
+    assert here("evaluate", "--model", "runs/b", *PGD, "--save-baseline", "base.json").code == 0
+    allowed = believed(here.folder)
+    assert here(*gate, *allowed).code == 0
+    argv = "train --method standard --dataset digits --arch mlp --eps 0.1 --epochs 1 --set train_n=64 --out runs/b"
+    assert here(*argv.split(), "--force").code == 0
+    ran = here(*gate, *allowed)
+    assert ran.is_one_clear_line and "runs/b was trained again after it was measured" in ran.err, ran.err
+    assert "advbench evaluate --model runs/b" in ran.err
+    assert here("evaluate", "--model", "runs/b", *PGD).code == 0 and old.exists()
+    ran = here(*gate, *believed(here.folder))
+    assert ran.code == 1 and "±" not in ran.out, ran.out  # the first training is no other seed of this one
+
+
+@pytest.mark.parametrize("again", [(), ("--resume",)])
+def test_a_file_that_holds_its_first_weights_again_is_compared_by_these(here: Any, again: tuple[str, ...]) -> None:
+    measure = ["evaluate", "--model", "w.safetensors", "--dataset", "digits", *PGD, "--eps", "0,0.1"]
+    for run, more in (("a", ()), ("b", ()), ("a", again)):
+        shutil.copy(f"runs/{run}/model.safetensors", "w.safetensors")
+        measured = here(*measure, *more)
+        assert measured.code == 0, measured.err
+        ran = here("compare", "w.safetensors", "--baseline", "w.safetensors", "--json")
+        clean = float(measured.out.partition("clean ")[2].split()[0])
+        assert ran.code == 0 and clean == pytest.approx(100 * json.loads(ran.out)["rows"][0]["value"])
+
+
 def test_formats(here: Any) -> None:
     argv = ["compare", "runs/b", "--baseline", "runs/a", "--fail-if", "clean < 100", *believed(here.folder)]
     rows = list(csv.DictReader(io.StringIO(here(*argv, "--format", "csv").out)))
