@@ -220,6 +220,28 @@ def test_fourier_projection_is_nearly_the_nearest_point(seed):
     assert (ours < 1.08 * best).all()
 
 
+def test_fourier_ascent_on_dark_images_gains_nearly_what_many_rounds_do(monkeypatch):
+    """Nor does what a row gains depend on its company."""
+    draw = torch.Generator().manual_seed(0)
+    dark = torch.rand(6, 1, 20, 16, generator=draw) < torch.tensor([0.0, 0.4, 0.8, 0.8, 0.9, 0.95]).view(-1, 1, 1, 1)
+    x = torch.where(dark, 0.0, torch.rand(6, 1, 20, 16, generator=draw))
+    w = torch.randn(6, 1, 20, 16, generator=draw)
+
+    def ascent(rows):
+        region = around("fourier-linf", x[rows], torch.full((len(x[rows]),), 0.1, dtype=torch.float64))
+        z = x[rows]
+        for _ in range(40):
+            z = region.project(z + 0.25 * region.e * region.steepest(w[rows]))
+        assert region.contains(z).all()
+        return z
+
+    gain = ((ascent(slice(None)) - x) * w).flatten(1).sum(1)
+    alone = torch.cat([ascent(slice(row, row + 1)) for row in range(6)])
+    assert torch.allclose(((alone - x) * w).flatten(1).sum(1), gain, rtol=1e-3)
+    monkeypatch.setattr(threat, "_MAX_FOURIER_ROUNDS", 200)
+    assert (gain > 0.97 * ((ascent(slice(None)) - x) * w).flatten(1).sum(1)).all()
+
+
 def test_linf_and_l2_projections_without_the_box_are_the_nearest_points():
     x = torch.full((1, 1, 1, 2), 0.5)
     z = torch.tensor([0.9, 0.2]).view(1, 1, 1, 2)

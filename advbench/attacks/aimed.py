@@ -41,11 +41,9 @@ class Aimed(Attack):
 
     def for_model(self, norm: str, classes: int) -> Attack:
         attack = super().for_model(norm, classes)
-        if self.target is None:
-            return attack
         if isinstance(self.target, int) and not 0 <= self.target < classes:
             raise UserError(f"{self.name}: target is {self.target}, but the classes are 0 to {classes - 1}")
-        if self.loss == KL:
+        if self.loss == KL and self.is_targeted():
             raise UserError(f"{self.name}: the loss {KL} has no targeted form: choose from {', '.join(LOSSES)}")
         return attack
 

@@ -55,6 +55,7 @@ class CW(Attack):
     norms = ("l2",)
     minimum_norm: ClassVar[bool] = True
     main_count: ClassVar[str] = "iterations"
+    losses = ("cw",)
 
     steps: int = field(init=False, default=1)
     loss: str = "cw"

@@ -42,6 +42,7 @@ class DeepFool(Attack):
     asks: ClassVar[Asks] = "jacobian"
     norms = ("linf", "l2")
     minimum_norm: ClassVar[bool] = True
+    losses = ("cw",)
 
     steps: Count = 50
     loss: str = "cw"

@@ -57,6 +57,7 @@ class FAB(Attack):
     version: ClassVar[int] = 2
     minimum_norm: ClassVar[bool] = True
     checks_steps: ClassVar[bool] = True
+    losses = ("cw",)  # the boundary is where the margin is 0
 
     steps: Count = 100
     loss: str = "cw"

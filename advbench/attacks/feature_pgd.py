@@ -62,6 +62,9 @@ class FeaturePGD(PGD):
         classes = super().target_classes(logits, y, goals)
         return torch.where(classes < 0, likeliest(logits, y, 1), classes)
 
+    def needs_small_logits(self) -> bool:
+        return False  # it climbs no loss of logits
+
     def objective(self, p: Problem, read: Tensor) -> Tensor:
         return -(read - p.reference).square().sum(1)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from advbench.attacks.schedules import cosine
 from advbench.engine.attack import Answer, Attack, Problem, State
+from advbench.engine.losses import LOSSES
 from advbench.recipe.fields import Count, NotNegative, Positive
 from advbench.threat import around
 
@@ -47,6 +48,7 @@ class FMN(Attack):
 
     norms = ("linf", "l2", "l1")
     minimum_norm: ClassVar[bool] = True
+    losses = tuple(LOSSES)  # kl and its gradient are 0 at the image itself
 
     steps: Count = 1000
     loss: str = "cw"

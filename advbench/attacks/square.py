@@ -25,7 +25,7 @@ from torch import Tensor
 from advbench import rng
 from advbench.attacks.aimed import Aimed
 from advbench.engine.attack import Answer, Asks, Problem, State
-from advbench.engine.losses import margin
+from advbench.engine.losses import LOSSES
 from advbench.engine.tensors import rows
 from advbench.errors import UserError
 from advbench.recipe.fields import Count
@@ -127,7 +127,7 @@ class Square(Aimed):
     def _is_hopeless(self, p: Problem, i: Tensor, value: Tensor) -> Tensor:
         """(S,) bool: items that are looked at now, after `i` queries (S,), and too far from failure at `value` (S,)."""
         left = _doublings_left(self.n_queries, i.device)[i.clamp_max(self.n_queries)]
-        clean = margin(p.reference, p.y)  # 0 or more in one pass of a random model that is right on average
+        clean = LOSSES["cw"](p.reference, p.y, p.target)  # 0 or more in one pass of some random models
         return (clean < 0) & (value < self.early_stop * left * clean)
 
     def _side(self, i: Tensor, height: int, width: int, odd: bool) -> Tensor:

@@ -143,11 +143,12 @@ class Attack:
     - `straight_through`: gradients pass the layers declared non-differentiable as if those were the identity (BPDA, the
       same paper).
 
-    UserError if `steps`, `restarts` or `eot` is below 1, or the loss is unknown.
+    UserError if `steps`, `restarts` or `eot` is below 1, or the loss is unknown or none of `losses`.
     """
 
     asks: ClassVar[Asks] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    losses: ClassVar[tuple[str, ...]] = (*LOSSES, KL)
     version: ClassVar[int] = 1
     minimum_norm: ClassVar[bool] = False  # searches for the nearest adversarial example, not for one within eps
     checks_steps: ClassVar[bool] = False  # each query with a gradient is followed by one for logits alone
@@ -165,6 +166,8 @@ class Attack:
             raise UserError(f"{self.name}: steps, restarts and eot must be at least 1")
         if self.loss not in (*LOSSES, KL):
             raise unknown("loss", self.loss, (*LOSSES, KL))
+        if self.loss not in self.losses:
+            raise UserError(f"{self.name} has no form for the loss {self.loss}: choose from {', '.join(self.losses)}")
 
     def for_model(self, norm: str, classes: int) -> Attack:
         """This attack for a norm and a number of classes. UserError if it has no form for them."""

@@ -420,7 +420,7 @@ class Search:
         inside = p.region.contains(query)
         hit, to_beat = hit & inside, slots.margin_to_beat
         if not self.oracle.random:  # one pass of a random model says little about its mean
-            hit = hit & ~(reached <= to_beat)  # a NaN margin counts as a hit
+            hit = hit & ~((reached <= to_beat) & (to_beat > -torch.inf))  # NaN, and infinite logits, count as a hit
             to_beat = torch.where(hit, reached, to_beat)
         candidate = rows(hit, query, slots.candidate)
         found = replace(slots, candidate=candidate, has_candidate=slots.has_candidate | hit, margin_to_beat=to_beat)

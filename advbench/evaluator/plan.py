@@ -26,6 +26,13 @@ from advbench.models.black_box import is_black_box
 from advbench.record import ATTACK_BUDGET, AttackRef, Engine
 
 ENGINE_VERSION = "4"  # raise it when a change of the engine may change verdicts by more than rounding
+NORM_VERSIONS = {"fourier-linf": "5"}  # of norms in which alone verdicts have changed since
+
+
+def engine_version(norm: str) -> str:
+    """The version of the engine, as records in `norm` have it."""
+    return NORM_VERSIONS.get(norm, ENGINE_VERSION)
+
 
 BLACK_BOX_ATTACKS = ("square", "rays", "hopskipjump")  # which need nothing but the model's answers
 
@@ -47,6 +54,7 @@ class Plan:
     recheck: tuple[Attack, ...]
     escalation: tuple[Attack, ...]
     refs: tuple[AttackRef, ...]
+    norm: str
     reference: bool
     precision: Literal["fp32", "bf16"]
     curve: Literal["fast", "exact", "nearest", "severity"]
@@ -80,7 +88,7 @@ class Plan:
         """The engine as the record names it."""
         return Engine(
             name=reference.NAME if self.reference else "advbench",
-            version=reference.version() if self.reference else ENGINE_VERSION,
+            version=reference.version() if self.reference else engine_version(self.norm),
             slots=slots,
             precision=self.precision,
             curve="exact" if self.exact else "fast",
@@ -148,6 +156,7 @@ def plan(
         tuple(recheck),
         tuple(escalation),
         (*refs, *later),
+        norm=norm,
         reference=by_reference,
         precision="bf16" if recheck else "fp32",
         curve=kind,

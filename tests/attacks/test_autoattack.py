@@ -88,6 +88,12 @@ def test_every_entry_has_a_summary_of_one_line():
         ("rays", {"n_queries": 0}, "linf", "n_queries must be at least 1"),
         ("rays", {"loss": "ce"}, "linf", "n_queries"),
         ("rays", {}, "l2", "linf"),
+        ("fab-t", {"loss": "ce"}, "linf", "fab-t has no form for the loss ce: choose from cw"),
+        ("cw-l2", {"loss": "ce"}, "l2", "choose from cw"),
+        ("deepfool", {"loss": "dlr"}, "l2", "choose from cw"),
+        ("fmn", {"loss": "kl"}, "l2", "choose from ce, cw, dlr"),
+        ("apgd-t", {"loss": "kl"}, "linf", "kl has no targeted form"),
+        ("pgd", {"loss": "kl", "target": 3}, "linf", "kl has no targeted form"),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(name, settings, norm, reason):

@@ -86,7 +86,12 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("l1-half-ball", "x, eps = self.x.flatten(1), self", "x, eps = self.x.flatten(1), 0.5 * self"),
             ("l1-ball-then-box", "falling(a, reach, eps)", "falling(a, reach + 9, eps)"),
         ],
-        f"{BALLS}fourier_projection_is_nearly_the_nearest_point": [("fourier-once", "range(4)", "range(1)")],
+        f"{BALLS}fourier_projection_is_nearly_the_nearest_point": [
+            ("fourier-once", "range(_MAX_FOURIER_ROUNDS)", "range(1)")
+        ],
+        f"{BALLS}fourier_ascent_on_dark_images_gains_nearly_what_many_rounds_do": [
+            ("fourier-4-rounds", "_MAX_FOURIER_ROUNDS = 16", "_MAX_FOURIER_ROUNDS = 4"),
+        ],
         f"{BALLS}steepest_attains_the_dual_norm": [
             ("l1-least-element", "flat.abs().argmax(1", "flat.abs().argmin(1"),
             ("linf-dual", "g.abs().flatten(1).sum(1)", "g.abs().flatten(1).amax(1)"),
@@ -100,7 +105,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{BALLS}a_band_holds_directions_to_its_frequencies": [
             ("band-from-0", "(radius >= band[0])", "(radius >= 0)"),
-            ("band-projection", "f = f * self.passes", "f = f"),
+            ("band-projection", "kept = self.passes * (", "kept = ("),
         ],
         f"{BALLS}what_leaks_from_a_band_is_the_energy_outside_of_it": [
             ("leak-inside", "energy * ~_in_band", "energy * _in_band"),

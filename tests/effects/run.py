@@ -28,6 +28,7 @@ from page import drawn, page, read_numbers, row
 from workers import FAILED, Workers, tune
 
 from advbench.checkpoint.card import LAST, read_card
+from advbench.evaluator.plan import engine_version
 from advbench.figure import same
 from advbench.files import write_atomic
 from advbench.record import Record, load_records, slug
@@ -241,6 +242,7 @@ def found(records: Sequence[Record], asked: Evaluation, seed: int, trained: Mapp
         record
         for record in records
         if (record.attack_name, record.norm) == (asked.attack, asked.norm)
+        and record.engine.version == engine_version(asked.norm)
         and (record.model.spec == asked.spec(seed) or is_of(record, wanted, files))
         and [point.eps_text for point in record.curve] == grid
         and record.dataset.count == images

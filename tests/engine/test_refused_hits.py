@@ -21,6 +21,20 @@ from advbench.evaluator import Settings, evaluate, runner
 N = 40
 
 
+class Infinite(nn.Module):
+    """`net`, with logits that are not finite where the first column, black in these digits, is bright somewhere."""
+
+    def __init__(self, net: nn.Module, own: float, rivals: float) -> None:
+        super().__init__()
+        self.net, self.own, self.rivals = net, own, rivals
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        own = z == z.amax(1, keepdim=True)
+        bright = x[:, 0, :, 0].amax(1, keepdim=True) > 0.02
+        return z + torch.where(bright, torch.where(own, self.own, self.rivals), 0.0)  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load("digits", "test").subset(range(N))
@@ -109,6 +123,16 @@ def test_a_copy_wrong_at_the_image_itself_loses_none(net: nn.Module, digits: Dat
     found = Search(attack, samples, Oracle(net, Doubtful(net, 0.01), slots=16), norm="linf", seed=0).run()
     assert exact.fell.all() and found.fell.all() and (found.refused == 0).sum() > n // 2
     assert (found.distance < 0.01).all()
+
+
+@pytest.mark.parametrize("attack", ["pgd", "square"])
+@pytest.mark.parametrize(("own", "rivals"), [(np.nan, 0.0), (-np.inf, 0.0), (np.inf, 0.0), (0.0, -np.inf)])
+def test_logits_that_are_not_finite_are_wrong_answers(
+    net: nn.Module, digits: Dataset, attack: str, own: float, rivals: float
+) -> None:
+    asked = Settings(attack=attack, eps=["0", "0.05"], slots=16, probes=False)
+    fates = evaluate(Infinite(net, own, rivals), digits, asked).fates
+    assert (fates.fell >= 0).all()
 
 
 def test_images_that_stay_unresolved_are_counted_and_doubted(
