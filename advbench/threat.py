@@ -213,17 +213,17 @@ class FourierLinf(Region):
         alternate, in each row until no coefficient changes by a thousandth of eps, and a final scaling of d puts the
         result in both sets. It scales all of d: after few rounds it would halve d on images that are mostly black.
         """
+        allowed, enough = self.passes * self.e, 1e-3 * self.eps
         going = torch.ones_like(self.eps, dtype=torch.bool)
         for number in range(_MAX_FOURIER_ROUNDS):
             f = torch.fft.fft2(z - self.x, norm="ortho")
             size = f.abs()
-            kept = self.passes * (self.e / size.clamp_min(_TINY)).clamp_max(1)
             if number:  # z lies in [0, 1]
-                going = going & ((size * (1 - kept)).flatten(1).amax(1) > 1e-3 * self.eps)
+                going = going & ((size - allowed).flatten(1).amax(1) > enough)
             if z.device.type == "cpu" and not bool(going.any()):
                 break
-            moved = (self.x + torch.fft.ifft2(f * kept, norm="ortho").real).clamp(0, 1)
-            z = torch.where(_rows(going), moved, z)
+            f = f * torch.minimum(allowed / size.clamp_min(_TINY), self.passes)
+            z = torch.where(_rows(going), (self.x + torch.fft.ifft2(f, norm="ortho").real).clamp(0, 1), z)
         d = z - self.x
         shrink = (self.e / _rows(self.size(d)).clamp_min(_TINY)).clamp_max(1)
         return (self.x + d * shrink).clamp(0, 1)

@@ -420,7 +420,9 @@ class Search:
         inside = p.region.contains(query)
         hit, to_beat = hit & inside, slots.margin_to_beat
         if not self.oracle.random:  # one pass of a random model says little about its mean
-            hit = hit & ~((reached <= to_beat) & (to_beat > -torch.inf))  # NaN, and infinite logits, count as a hit
+            # A hit, and not of too small a margin: ">" is "and not" in one kernel. NaN is none, nor is -inf, which a
+            # fresh item has to beat: such margins are of logits that are not finite, which are wrong answers.
+            hit = hit > (reached.clamp_min(torch.finfo(reached.dtype).min) <= to_beat)
             to_beat = torch.where(hit, reached, to_beat)
         candidate = rows(hit, query, slots.candidate)
         found = replace(slots, candidate=candidate, has_candidate=slots.has_candidate | hit, margin_to_beat=to_beat)

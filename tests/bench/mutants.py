@@ -105,7 +105,11 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{BALLS}a_band_holds_directions_to_its_frequencies": [
             ("band-from-0", "(radius >= band[0])", "(radius >= 0)"),
-            ("band-projection", "kept = self.passes * (", "kept = ("),
+            (
+                "band-projection",
+                "allowed, enough = self.passes * self.e,",
+                "allowed, enough = self.e + 0 * self.passes,",
+            ),
         ],
         f"{BALLS}what_leaks_from_a_band_is_the_energy_outside_of_it": [
             ("leak-inside", "energy * ~_in_band", "energy * _in_band"),

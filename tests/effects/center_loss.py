@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from act import DECAY, DECAYS, MUCH, SEEDS, grid_of
+from act import DECAY, DECAYS, MUCH, SEEDS, STRONG, grid_of
 from controls import FASHION, FASHION_AT
 from evidence import NEAREST, Analysis, Claim, Effect, Evaluation, Runs, Tuning, rated
-from findings import Finding, Numbers, by_seeds, conclude, gain, mean_sd
+from findings import SECOND_LOOK, Finding, Numbers, by_seeds, conclude, gain, mean_sd
 
 # --- on MNIST, as in the paper ----------------------------------------------------------------------------
 
 
-def tuning(method: str, field: str, values: tuple[str, ...], *rates: str) -> Tuning:
+def tuning(method: str, field: str, values: tuple[str, ...], *rates: str, decays: tuple[str, ...] = ()) -> Tuning:
     """The choice on 10,000 digits of MNIST, at the small eps 0.1."""
     common = ("train_n=10000", "validation.held_out=2000", "validation.n=100", "validation.select=last")
     recipe: dict[str, Any] = {"dataset": "mnist", "arch": "small_cnn_16_32_100", "eps": "0.1", "epochs": 20}
     base = Runs(f"mnist-10000 {method} tuning", method, common=common, **recipe)
-    return Tuning(f"mnist-10000-{method}", base, grid_of(field, values, *rates))
+    return Tuning(f"mnist-10000-{method}", base, grid_of(field, values, *rates, decays=decays))
 
 
-PULLING = tuning("center-loss", "method.lam", ("0.3", "1", "3"), "0.2", "0.4")
-PLAIN = tuning("standard", DECAY, DECAYS, "0.1", "0.2", "0.4").runs("mnist-10000 standard", SEEDS)
-PULLED = PULLING.runs("mnist-10000 center-loss", SEEDS)
+PULLING = tuning("center-loss", "method.lam", ("0.3", "1", "3"), "0.2", "0.4", decays=("0.005", "0.01"))
+MORE = (*SEEDS, 4, 5, 6, 7, 8)
+PLAIN = tuning("standard", DECAY, DECAYS, "0.1", "0.2", "0.4").runs("mnist-10000 standard", MORE)
+PULLED = PULLING.runs("mnist-10000 center-loss", MORE)
 BY_LAMBDA = {lam: PULLING.runs(f"mnist-10000 center-loss {lam}", SEEDS, f"method.lam={lam}") for lam in ("0.1", "1")}
-FEATURES = Analysis("center-loss-mnist", "features", (PLAIN, *BY_LAMBDA.values()), ("-n", "2000"))
-STRONG: dict[str, Any] = {"attack": "apgd-t", "sets": NEAREST}
+FEATURES = Analysis("center-loss-mnist", "features", (replace(PLAIN, seeds=SEEDS), *BY_LAMBDA.values()), ("-n", "2000"))
+TARGETED: dict[str, Any] = {"attack": "apgd-t", "sets": NEAREST}
 ADAPTIVE: dict[str, Any] = {"attack": "feature-pgd"}
 ATTACKED = {
-    runs.method: [Evaluation(runs, "0,0.1", n=5000, **attack) for attack in (STRONG, ADAPTIVE)]
+    runs.method: [Evaluation(runs, "0,0.1", n=5000, **attack) for attack in (TARGETED, ADAPTIVE)]
     for runs in (PLAIN, PULLED)
 }
 
@@ -36,7 +38,7 @@ ATTACKED = {
 def compact(numbers: Numbers) -> Finding:
     """The ratio of intra-class to inter-class distance at least halves, with each lambda."""
     of = {lam: numbers.column("center-loss-mnist/features", runs, "intra_inter") for lam, runs in BY_LAMBDA.items()}
-    plain = numbers.column("center-loss-mnist/features", PLAIN, "intra_inter")
+    plain = numbers.column("center-loss-mnist/features", FEATURES.runs[0], "intra_inter")
     ours = ", ".join(f"{mean_sd(found, 2)} at lambda {lam}" for lam, found in of.items())
     half = {seed: value / 2 for seed, value in plain.items()}
     gains = {f"half of that without, over lambda {lam}": by_seeds(half, found, digits=2) for lam, found in of.items()}
@@ -50,7 +52,7 @@ def small_eps(numbers: Numbers) -> Finding:
         for method, (strong, adaptive) in ATTACKED.items()
     }
     doubts = [verdict for one in ATTACKED["center-loss"] for verdict in numbers.caps(one.key)]
-    found = gain(stand["center-loss"], stand["standard"], tuple(doubts))
+    found = gain(stand["center-loss"], stand["standard"], tuple(doubts), level=SECOND_LOOK)
     ours = "; ".join(
         f"{method} " + ", ".join(f"{one.attack} {mean_sd(numbers.robust(one.key, '0.1'))}" for one in pair)
         for method, pair in ATTACKED.items()
@@ -61,10 +63,10 @@ def small_eps(numbers: Numbers) -> Finding:
 # --- beside and on AT, in the regime of ACT ---------------------------------------------------------------
 
 AT_TESTED = rated(FASHION_AT)
-STANDARD = FASHION.tuning("standard", DECAY, DECAYS, "0.02", "0.05", "0.1").runs("fashion-1000 standard tuned", SEEDS)
-ON_CLEAN = FASHION.tuning("center-loss", "method.lam", ("0.003", "0.01", "0.03"), "0.02", "0.05", decays=MUCH).runs(
-    "fashion-1000 center-loss", SEEDS
-)
+STANDARD = FASHION.tuning("standard", DECAY, STRONG, "0.02", "0.05", "0.1").runs("fashion-1000 standard tuned", SEEDS)
+ON_CLEAN = FASHION.tuning(
+    "center-loss", "method.lam", ("0.003", "0.01", "0.03"), "0.01", "0.02", decays=STRONG[2:]
+).runs("fashion-1000 center-loss", SEEDS)
 ON_AT = FASHION.tuning("center-loss-at", "method.lam", ("0.03", "0.1", "0.3"), "0.02", "0.05", decays=MUCH).runs(
     "fashion-1000 center-loss-at", SEEDS
 )
@@ -96,7 +98,8 @@ EFFECT = Effect(
     source="Discriminative features, Agarwal et al. 2018 and 2019, arXiv:1811.00621 (a reconstruction from the "
     "abstracts)",
     about="On MNIST the rate and lambda were chosen at eps 0.1. The adaptive attack pulls features to the centres of "
-    "wrong classes.",
+    "wrong classes. Seeds 4 to 8 at the small eps came after three had left it open, -1.5 (-8.1 to +5.1): for that "
+    "second look the interval is of 97.5 %.",
     runs=(PLAIN, PULLED, *BY_LAMBDA.values(), STANDARD, FASHION_AT, ON_CLEAN, ON_AT),
     evaluations=(
         *(one for pair in ATTACKED.values() for one in pair),
