@@ -222,7 +222,7 @@ class FourierLinf(Region):
                 going = going & ((size - allowed).flatten(1).amax(1) > enough)
             if z.device.type == "cpu" and not bool(going.any()):
                 break
-            f = f * torch.minimum(allowed / size.clamp_min(_TINY), self.passes)
+            f = f * (allowed / size.clamp_min(_TINY)).clamp_max(1)
             z = torch.where(_rows(going), (self.x + torch.fft.ifft2(f, norm="ortho").real).clamp(0, 1), z)
         d = z - self.x
         shrink = (self.e / _rows(self.size(d)).clamp_min(_TINY)).clamp_max(1)

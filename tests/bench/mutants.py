@@ -68,7 +68,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
             ("linf-half-ball", "e = eps.to(x.dtype)", "e = 0.5 * eps.to(x.dtype)"),
             ("linf-large-ball", "(x + e).clamp_max(1)", "(x + 1.1 * e).clamp_max(1)"),
         ],
-        f"{FELLS}[pgd-fourier-linf-False]": [("fourier-half-ball", "(self.e / f.abs()", "(self.e / 2 / f.abs()")],
+        f"{FELLS}[pgd-fourier-linf-False]": [("fourier-half-ball", "f * (allowed /", "f * (0.5 * allowed /")],
         f"{FELLS}[fgsm-l2-False]": [
             ("l2-direction-of-signs", "return g / _rows(length", "return g.sign() * g.abs().amax() / _rows(length"),
         ],
@@ -472,7 +472,7 @@ MUTANTS: dict[str, dict[str, list[Change]]] = {
         ],
         f"{SEARCH}a_refused_item_continues_and_may_still_fall": [
             ("refused-given-up", "(again > 0)).nonzero", "(again > 9)).nonzero"),
-            ("refused-again", "& ~(reached <= to_beat)", ""),
+            ("refused-again", "hit > (reached.clamp_min(torch.finfo(reached.dtype).min) <= to_beat)", "hit"),
         ],
         f"{SEARCH}a_refused_item_continues_after_a_restart": [
             (
