@@ -31,7 +31,7 @@ from advbench.analyses.trained_run import (
 from advbench.errors import unknown
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models import wrap
-from advbench.models.base import Model, straight_through
+from advbench.models.base import Model, layers_of, straight_through
 from advbench.recipe.fields import Count
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ def layers(net: Model, asked: str) -> list[str]:
         return weighted[:1]
     if asked == "all":
         return weighted[:-1] or weighted
-    known = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+    known = layers_of(net)
     chosen = list(dict.fromkeys(name.strip() for name in asked.split(",")))
     for name in chosen:
         if name not in known:

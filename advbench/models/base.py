@@ -195,6 +195,12 @@ def straight_through(net: nn.Module, on: bool = True) -> Iterator[int]:
             setattr(layer, "straight_through", value)  # noqa: B010
 
 
+def layers_of(net: nn.Module) -> list[str]:
+    """The names of the modules of `net` that have outputs, unlike a list or a dict of modules."""
+    found = net.named_modules(remove_duplicate=False)
+    return [name for name, layer in found if name and type(layer).forward is not nn.Module.forward]
+
+
 def check_positive(**values: int) -> None:
     """Raise UserError for the first of `values` that is not a whole number above 0."""
     for name, value in values.items():

@@ -16,7 +16,7 @@ from advbench import rng
 from advbench.errors import UserError, unknown
 from advbench.models import ImageSize
 from advbench.models.adapted import of_two, reading
-from advbench.models.base import Model, statistics
+from advbench.models.base import Model, layers_of, statistics
 from advbench.models.libraries import untrained
 from advbench.models.normalized import normalises
 from advbench.registry import LIBRARIES, find, parameters
@@ -53,9 +53,8 @@ class Outside(Model):
             self.mean, self.std = statistics(normalize, in_channels * repeat)
             self._normalizes = True
         self.net = copy.deepcopy(net).float()  # a maker may return one and the same module again
-        layers = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
         for layer in (features, maps):
-            if layer and layer not in layers:
+            if layer and layer not in (layers := layers_of(net)):
                 raise unknown("layer", str(layer), layers)
         self.repeat = repeat
         self._layers = {"features": features, "maps": maps}

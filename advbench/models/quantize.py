@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.errors import unknown
-from advbench.models.base import Wrapper, check_positive
+from advbench.models.base import Wrapper, check_positive, layers_of
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "quantize": {
@@ -50,8 +50,7 @@ class Quantize(Wrapper):
     def __init__(self, *, net: nn.Module, layer: str, levels: int) -> None:
         super().__init__(net)
         check_positive(levels=levels)
-        names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-        if layer not in names:
+        if layer not in (names := layers_of(net)):
             raise unknown("layer", str(layer), names)
         parent_name, _, child = layer.rpartition(".")
         parent = self.net.get_submodule(parent_name)

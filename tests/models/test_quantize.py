@@ -54,6 +54,14 @@ def test_the_named_layer_is_quantised_and_the_original_is_left_alone() -> None:
     assert weights_sha256(inner) == digest and list(inner.state_dict()) == keys
 
 
+def test_a_list_of_layers_has_no_outputs_to_quantise() -> None:
+    mlp = build("mlp", num_classes=10, in_channels=1, image_size=8, seed=0)
+    assert isinstance(mlp.hidden, torch.nn.ModuleList)
+    with pytest.raises(UserError, match=r"unknown layer 'hidden': .*choose from act, hidden\.0"):
+        wrap(mlp, "quantize", layer="hidden", levels=4)
+    assert wrap(mlp, "quantize", layer="hidden.0", levels=4)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
 def test_gradients_pass_only_straight_through() -> None:
     wrapped = wrap(net(), "quantize", layer="conv1", levels=4).eval()
     x = torch.rand(2, 1, 8, 8, requires_grad=True)
