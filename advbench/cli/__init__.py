@@ -96,8 +96,7 @@ def main() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run a command line and return its exit code: 0 done, 1 regression, 2 wrong input, 3 interrupted and resumable."""
     try:
-        if odd := next((word for word in argv if any("\ud800" <= char <= "\udfff" for char in word)), None):
-            raise UserError(f"{odd!r} is no UTF-8, in which records are written: give it another name")
+        _check_words(options.in_full(argv))
         # The submodule `list` hides the builtin here.
         code = app(args=[*argv], prog_name="advbench", standalone_mode=False, obj=options.in_full(argv))
     except typer.Exit as done:
@@ -124,6 +123,18 @@ def run(argv: Sequence[str]) -> int:
         return _usage(error, argv)
     return code if isinstance(code, int) else 0
 
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise UserError for a word that is no UTF-8, and for an empty folder, which would be the current one."""
+    for before, word in pairwise(("", *words)):
+        if any("\ud800" <= char <= "\udfff" for char in word):
+            raise UserError(f"{word!r} is no UTF-8, in which records are written: give it another name")
+        flag, given, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if flag in _FOLDERS and given and not value.strip():
+            raise UserError(f"{flag} is empty, as of an unset variable: name a folder, such as . for the current one")
+
+
+_FOLDERS = ("--out", "--leaderboard", "leaderboard")
 
 # What typer says of a value, and what we do.
 _OUR_WORDS = {

@@ -40,6 +40,15 @@ def test_a_word_that_is_no_utf_8(cli: Any, run_folder: Path, flag: str) -> None:
     assert ran.is_one_clear_line and "'b\\udce9.json' is no UTF-8" in ran.err and cli.files() == before
 
 
+@pytest.mark.parametrize(
+    "words", [["evaluate", "--out", ""], ["train", "-o", " "], ["evaluate", "--leaderboard="], ["leaderboard", ""]]
+)
+def test_an_empty_folder_is_not_the_current_one(cli: Any, run_folder: Path, words: list[str]) -> None:
+    before = cli.files()
+    ran = cli(*words)
+    assert ran.is_one_clear_line and "is empty, as of an unset variable" in ran.err and cli.files() == before
+
+
 @pytest.mark.parametrize("eps", ["8", "1.5"])
 def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Path, eps: str) -> None:
     before = cli.files()
