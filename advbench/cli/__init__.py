@@ -124,6 +124,9 @@ def run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+_FOLDERS = ("--out", "--leaderboard", "leaderboard")  # what stands before the name of a folder
+
+
 def _check_words(words: Sequence[str]) -> None:
     """Raise UserError for a word that is no UTF-8, and for an empty folder, which would be the current one."""
     for before, word in pairwise(("", *words)):
@@ -133,8 +136,6 @@ def _check_words(words: Sequence[str]) -> None:
         if flag in _FOLDERS and given and not value.strip():
             raise UserError(f"{flag} is empty, as of an unset variable: name a folder, such as . for the current one")
 
-
-_FOLDERS = ("--out", "--leaderboard", "leaderboard")
 
 # What typer says of a value, and what we do.
 _OUR_WORDS = {

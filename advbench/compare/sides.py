@@ -259,7 +259,7 @@ def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
         files = {file.stem: file for file in _files(place)}
         records, damaged = load_records(place / "records")
         for damage in damaged:
-            if not {None, text, spec}.isdisjoint(_said_names(damage.path)):
+            if _may_be_of(damage.path, {text, spec}):
                 raise UserError(damage.reason)
         for record in records:
             notice = notice_of(files[record.id])
@@ -269,13 +269,13 @@ def _by_spec(text: str, places: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _said_names(path: Path) -> tuple[str | None, ...]:
-    """The spec and the name of the model in a damaged record file; (None,) where they cannot be read."""
+def _may_be_of(path: Path, names: Collection[str]) -> bool:
+    """Whether the damaged record file `path` calls its model by one of `names`, or does not tell."""
     try:
         model = json.loads(path.read_bytes())["model"]
-        return (model["spec"], model["name"]) if model["name"] is not None else (model["spec"],)
+        return model["spec"] in names or model["name"] in names
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return (None,)
+        return True
 
 
 def _of_weights_in(folder: Path, files: Iterable[Path], places: Sequence[Path]) -> list[Measured]:

@@ -59,6 +59,8 @@ def confirm(record: Path, again: str) -> None:
     Raises UserError as `write_notice`, and for a damaged record.
     """
     known, _ = load_record(record)
+    if again <= known.environment.date:  # so it was not measured again
+        return
 
     def last(one: Record) -> str:
         notice = notice_of(record.with_name(f"{one.id}.json"))

@@ -113,10 +113,7 @@ def test_the_margin_of_an_item_with_a_target_is_compared_with_the_clean_one_to_t
     attack = Square(name="square", n_queries=1000, early_stop=0.1, target=2)
     one = torch.zeros(1, dtype=torch.int64)
     region = around("linf", torch.full((1, 1, 8, 8), 0.5), torch.full((1,), 0.1, dtype=torch.float64))
-    for target, given_up in (
-        (1, True),
-        (2, False),
-    ):  # clean margins of -2 and -20, then -4
+    for target, given_up in ((1, True), (2, False)):  # clean margins of -2 and -20, then -4
         p = Problem(region, one, one + target, rng.keys(0, "", one), reference=torch.tensor([[0.0, -2.0, -20.0]]))
         state = attack.start(p)
         for _ in range(101):
