@@ -13,6 +13,7 @@ from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advbench import evaluate
 from advbench.certify import NoBound, certify, traced
 from advbench.certify.alpha import climbed
 from advbench.certify.bounds import Ball, backward, bounds
@@ -356,11 +357,96 @@ class Gate(nn.Module):
         }[self.how]()
 
 
+class InPlace(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b, self.relu = how, nn.Linear(72, 5), nn.Linear(5, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x.flatten(1))
+        match self.how:
+            case "function":
+                F.relu(h, inplace=True)
+            case "module":
+                self.relu(h)
+            case "method":
+                h.relu_()
+            case "view":
+                h[:, :2].relu_()
+            case "images":
+                torch.relu_(x)
+                return self.b(h + self.a(x.flatten(1)))  # type: ignore[no-any-return]
+            case "augmented":
+                before = h
+                h -= 0.1
+                return self.b(h + before)  # type: ignore[no-any-return]
+            case "output":
+                z = self.b(h)
+                F.relu(z, inplace=True)
+                return z  # type: ignore[no-any-return]
+            case "read once":
+                h = self.relu(h)
+                h += 1
+                h = self.relu(h)
+        return self.b(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["function", "module", "method", "view", "images", "augmented", "output", "read once"])
+def test_what_is_overwritten_is_not_read_as_it_was(how: str) -> None:
+    """On these images no ReLU need cut anything off, so that equal logits would not show it."""
+    net, x = made(lambda: InPlace(how)), images(2, 2, 6, 6)
+    if how == "read once":
+        assert traced(net, x).agrees(net, images(20, 2, 6, 6))
+        return
+    with pytest.raises(NoBound, match="overwritten"):
+        traced(net, x)
+
+
+@pytest.mark.parametrize("where", ["net", "layer"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+def test_a_module_that_does_other_than_its_class_has_no_bound(where: str, how: str) -> None:
+    net, x = made(NETS["relu"]), images(2, 2, 6, 6)
+    module = net if where == "net" else next(one for one in net.modules() if isinstance(one, nn.ReLU))
+    if how == "hook":
+        module.register_forward_hook(lambda module, inputs, output: output.clamp(max=9))
+    elif how == "pre-hook":
+        module.register_forward_pre_hook(lambda module, inputs: None)
+    else:
+        module.forward = module.forward
+    with pytest.raises(NoBound, match=r"hook|forward of its own"):
+        traced(net, x)
+
+
+def test_logits_are_compared_on_every_image_that_is_proved() -> None:
+    """The trace has the branch of the first images."""
+    dark = torch.zeros(40, 1, 4, 4)
+    dark[:2] = 1.0
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(16, 2)
+            nn.init.zeros_(self.head.weight)
+            with torch.no_grad():
+                self.head.bias.copy_(torch.tensor([1.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.head(x.flatten(1))
+            traced_or_bright = isinstance(x, torch.fx.Proxy) or bool(x.amax() > 0.5)
+            return z if traced_or_bright else z.flip(1)  # type: ignore[no-any-return]
+
+    net = Branches().eval()
+    assert traced(net, dark[:2]).agrees(net, dark[:2])
+    result = evaluate(net, (dark, torch.zeros(40, dtype=torch.long)), attack="fgsm", eps=[0, 0.1], certify="after")
+    assert result.fates.proved is None
+    assert any(flag.name == "not-certified" and "other logits" in flag.detail for flag in result.record.flags)
+
+
 @pytest.mark.parametrize(
     ("how", "named"),
     [
         ("silu", "act"), ("function", "exp"), ("product", "mul"), ("batch", "mean"), ("random", "logits"),
-        ("several", "chunk"), ("scalar", "mean"), ("slope", "trace fails"), ("branch", "traced"), ("hook", "linear"),
+        ("several", "chunk|cat"), ("scalar", "mean"), ("slope", "trace fails"), ("branch", "traced"), ("hook", "linear"),
         ("double", "float32"),
     ],
 )  # fmt: skip

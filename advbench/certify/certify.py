@@ -11,11 +11,10 @@ from torch import Tensor
 from advbench.certify.alpha import climbed
 from advbench.certify.bounds import ROWS, Ball, Bound, Bounds, backward, bounds, parts
 from advbench.certify.branching import branched
-from advbench.certify.graph import Graph
+from advbench.certify.graph import SIZE, Graph
 from advbench.certify.relaxations import Activation, Lines
 
 NORMS = ("linf", "l2", "l1")
-SIZE = 2**21  # values of the nodes of images that are taken at once
 STEPS, FEW = 40, 10  # of climbs of the slopes: of all images together, and of one alone
 
 

@@ -24,6 +24,8 @@ from advbench.errors import one_line
 UNIT = 2.0**-24
 EXAMPLES = 5  # images on which a trace is tried
 AGREE = 1e-4  # of the largest logit
+SIZE = 2**21  # values of the nodes of images that are taken at once
+OTHER_LOGITS = "its trace gives other logits, as where outputs are random or depend on the batch"
 
 
 class NoBound(Exception):
@@ -75,6 +77,13 @@ class Graph:
             found.append(node.op.f(*(found[number] for number in node.inputs)))
         return found
 
+    def agrees(self, net: nn.Module, x: Tensor) -> bool:
+        """Whether it gives the logits that `net` has for images x (B, C, H, W) in float32, up to rounding."""
+        expected = net(x).double()
+        each = x.double().split(max(1, SIZE // self.size))
+        found = torch.cat([self.values(some)[-1] for some in each])
+        return found.shape == expected.shape and bool(((found - expected).abs() <= AGREE * expected.abs().amax()).all())
+
     @property
     def logits(self) -> int:
         """The number of the last node."""
@@ -93,35 +102,75 @@ def traced(net: nn.Module, x: Tensor) -> Graph:
     """
     if any(value.dtype not in (torch.float32, torch.int64) for value in (*net.parameters(), *net.buffers())):
         raise NoBound("its weights are not float32")
+    if reason := _changed(net):  # which a trace does not see
+        raise NoBound(f"it {reason}")
     x = x[torch.arange(EXAMPLES, device=x.device) % len(x)]
     try:
         plain = copy.deepcopy(net).double().requires_grad_(False).eval()
-        graph = fx.Tracer().trace(plain)
+        graph = _Tracer().trace(plain)
     except Exception as error:  # the model's own code may raise anything when given a proxy
         raise NoBound(f"it cannot be traced ({one_line(error)})") from error
     try:
         with torch.no_grad():
             made = _Reader(plain, graph, x.double()).graph()
             noisy = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-            expected = net(noisy).double()
-            found = torch.cat([made.values(one[None])[-1] for one in noisy.double()])  # one by one: it mixes none
+            together = made.agrees(net, noisy)
+            alone = torch.cat([made.values(one[None])[-1] for one in noisy.double()])  # it mixes no images
+            agree = together and torch.allclose(alone, made.values(noisy.double())[-1])
     except NoBound:
         raise
     except Exception as error:  # such as an operation on a batch of another size, or with unusual arguments
         raise NoBound(f"its trace fails ({one_line(error)})") from error
-    if found.shape != expected.shape or not bool(((found - expected).abs() <= AGREE * expected.abs().amax()).all()):
-        raise NoBound("its trace gives other logits, as where outputs are random or depend on the batch")
+    if not agree:
+        raise NoBound(OTHER_LOGITS)
     return made
 
 
+def _changed(module: nn.Module) -> str:
+    """How a module does other than its class says; empty if it does not."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks"
+    return "has a forward of its own" if "forward" in vars(module) else ""
+
+
+class _Proxy(fx.Proxy):
+    """One that shows what is done in place, which that of torch.fx takes for a new tensor."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, what: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", what, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 class _Reader:
-    """Goes through a trace. `known`: by node of the trace, a value that depends on no image, or a number of `nodes`."""
+    """Goes through a trace. `known`: by node of the trace, a value that depends on no image, or a number of `nodes`.
+
+    `memory`: by number of a node, a name of the memory that its tensor may share with others. `stale`: numbers of those
+    whose memory was written to later, so that they have other values than the trace says.
+    """
 
     def __init__(self, net: nn.Module, trace: fx.Graph, x: Tensor) -> None:
         self.net, self.trace, self.x = net, trace, x
         self.nodes: list[Node] = []
         self.examples: list[Tensor] = []
         self.known: dict[fx.Node, Any] = {}
+        self.memory: dict[int, int] = {}
+        self.stale: set[int] = set()
 
     def graph(self) -> Graph:
         for node in self.trace.nodes:
@@ -129,6 +178,7 @@ class _Reader:
                 if self.nodes:
                     raise NoBound(f"it takes more than images: {node.name}")
                 self.known[node] = self.add(Node("images", None, (), self.x.shape[1:]), self.x)
+                self.memory[0] = 0
             elif node.op == "get_attr":
                 self.known[node] = operator.attrgetter(str(node.target))(self.net)
             elif node.op == "output":
@@ -141,6 +191,8 @@ class _Reader:
         last = self.known.get(output) if isinstance(output, fx.Node) else None
         if not isinstance(last, _Number) or len(self.nodes[last].shape) != 1:
             raise NoBound("its output is not one tensor of logits")
+        if last in self.stale:
+            raise NoBound("its logits are overwritten before it returns them")
         same = Affine(lambda z: z, lambda m: m)  # so that the logits come last
         self.add(Node("logits", same, (int(last),), self.nodes[last].shape), self.examples[last])
         return Graph(tuple(self.nodes))
@@ -163,6 +215,8 @@ class _Reader:
         fx.map_arg((node.args, node.kwargs), collect)
 
         constant = not inputs
+        if overwritten := self.stale.intersection(inputs):
+            raise NoBound(f"{node.name} reads {self.nodes[min(overwritten)].name}, which was overwritten before")
 
         def run(*tensors: Tensor) -> Any:
             at = dict(zip(inputs, tensors, strict=True))
@@ -179,8 +233,9 @@ class _Reader:
             target = self.net.get_submodule(str(node.target)) if node.op == "call_module" else node.target
             return target(*args, **kwargs)  # type: ignore[operator]
 
+        given = [self.examples[number].clone() for number in inputs]
         try:
-            example = run(*(self.examples[number].clone() for number in inputs))
+            example = run(*given)
         except Exception as error:  # in float64 and other shapes a model's code may raise anything
             raise NoBound(f"{node.name} fails in float64 ({one_line(error)})") from error
         if constant or isinstance(example, int | torch.Size | torch.dtype | torch.device):
@@ -197,12 +252,18 @@ class _Reader:
             name = str(node.target)
             module = self.net.get_submodule(name)
             what = type(module)
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise NoBound(f"{name} has hooks")
+            if reason := _changed(module):
+                raise NoBound(f"{name} {reason}")
         made = self.operation(node, what, run, inputs, example)
         if made is None:
             raise NoBound(f"{name} ({getattr(what, '__name__', what)}) has no bound")
-        return self.add(Node(name, made, tuple(map(int, inputs)), example.shape[1:]), example)
+        written = [number for number, one in zip(inputs, given, strict=True) if one._version]
+        number = self.add(Node(name, made, tuple(map(int, inputs)), example.shape[1:]), example)
+        shared = [one for one in inputs if what in _RESHAPES | _SAME | _VIEWS] or written
+        for one in written:
+            self.stale |= {other for other, memory in self.memory.items() if memory == self.memory[one]}
+        self.memory[number] = self.memory[shared[0]] if shared else number
+        return number
 
     def operation(
         self, node: fx.Node, what: Any, run: Callable[..., Any], inputs: list[_Number], example: Tensor
@@ -273,6 +334,7 @@ _AVERAGES = {
 _PLAIN = {
     ".permute", ".transpose", torch.cat, torch.permute, torch.transpose, operator.getitem, nn.ZeroPad2d,
 }  # fmt: skip
+_VIEWS = {".permute", ".transpose", torch.permute, torch.transpose, operator.getitem}  # of _PLAIN
 _SAME = {
     ".contiguous", ".float", ".clone", ".detach", F.dropout, F.dropout2d, nn.Identity, nn.Dropout, nn.Dropout2d,
 }  # fmt: skip

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from advbench.certify import Graph, NoBound, certify, traced
+from advbench.certify.graph import OTHER_LOGITS
 from advbench.engine.kernels import out_of_memory
 from advbench.engine.whole_batch import WholeBatch
-from advbench.errors import UserError, one_line
+from advbench.errors import Interrupted, UserError, one_line
 from advbench.evaluator.plan import Plan
 from advbench.evaluator.runner import Runner
 from advbench.evaluator.settings import Settings
@@ -122,6 +123,13 @@ def _graph(runner: Runner) -> Graph:
     graph = traced(runner.net, x)
     try:
         certify(graph, x, y, 1e-3, "l2", seconds=TRIAL)
+        for rows in torch.arange(len(runner.correct), device=x.device).split(IMAGES):
+            runner.journal.poll()
+            with torch.no_grad():
+                if not graph.agrees(runner.net, runner.data.batch(rows)[0]):
+                    raise NoBound(OTHER_LOGITS)
+    except (NoBound, Interrupted):
+        raise
     except Exception as error:  # in other shapes than the usual, or without memory, a model from elsewhere may fail
         raise NoBound(f"the bounds fail ({one_line(error)})") from error
     return graph

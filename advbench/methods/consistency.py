@@ -67,7 +67,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "claim": "CIFAR-10, PreAct-ResNet-18: 47.0 % under AutoAttack (MART 41.9)",
         "cost": 2.36,
         "cautions": [
-            "costs two of MART: a fair control has the same augmentation, twice the epochs and twice the batch_size"
+            "costs two of MART: a fair control has the same augmentation, twice the epochs and twice the batch_size, "
+            "and method.beta=6, which mart by itself does not have",
         ],
         "recipe": {"augment.crop": 1, "inner.init": "gauss"},
     },

@@ -5,6 +5,9 @@ A reconstruction from the abstract, with the optimiser of Andrychowicz et al. 20
 theta_{t+1} = theta_t + 0.05 m(grad CE(theta_t; x), h_t; phi),  m an LSTM of two layers, the same for each coordinate
 min_phi mean_t gamma CE(theta_t; x) + (1 - gamma) CE(theta_t; x'),  x' = argmax CE(theta_t; x'), theta_t constant
 
+with t from 0 to T - 1, so that the last of an unroll's updates has no loss after it (in Andrychowicz et al. from 1 to
+T).
+
 For the share `meta` of the run, each batch triggers one unroll: m trains a new network of the recipe's architecture for
 T steps, on batches seen before, and phi takes one step. Then m is frozen and trains f on clean images alone. With
 `source`, a run of this method, its m trains f from the start, which may have another architecture or dataset. m knows
