@@ -17,10 +17,21 @@ ROOT = Path(__file__).parent.parent
 LEADERBOARDS = ROOT / "leaderboards"
 
 
-def test_tables_and_figures_follow_from_the_records() -> None:
-    records, damaged = load_records(LEADERBOARDS / "records")
+@pytest.mark.parametrize("folder", [LEADERBOARDS, LEADERBOARDS / "brief"], ids=lambda folder: folder.name)
+def test_tables_and_figures_follow_from_the_records(folder: Path) -> None:
+    records, damaged = load_records(folder / "records")
     assert records and damaged == []
-    assert check(LEADERBOARDS) == []
+    assert check(folder) == []
+
+
+def test_a_board_has_one_budget_of_training() -> None:
+    """The brief ones are of 10,000 images and 5 epochs, the others of all images."""
+    for folder, brief in ((LEADERBOARDS, False), (LEADERBOARDS / "brief", True)):
+        for record in load_records(folder / "records")[0]:
+            trained = record.model.trained
+            if record.dataset.name != "digits":
+                assert trained is not None and trained.images_shown is not None
+                assert (trained.images_shown < 100_000) is brief, record.id
 
 
 @pytest.mark.parametrize("place", ["records", "."])

@@ -164,5 +164,8 @@ def _notes(
     units = [unit for side in sides for unit in side.units]
     grid = common_grid(units)
     if base and grid and any(len(unit.record.curve) != len(grid) for unit in units):
-        notes.append(f"The sides have different eps grids: auc is taken from {grid[0]} to {grid[-1]}.")
+        area = (
+            f"auc is taken over {', '.join(map(str, grid))} alone" if any(eps.value > 0 for eps in grid) else "no auc"
+        )
+        notes.append(f"The sides have different eps grids: {area}.")
     return tuple(notes)

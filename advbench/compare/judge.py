@@ -42,7 +42,7 @@ class Judge:
         units = [unit for side in (base, *others) for unit in side.units]
         self.grid = common_grid(units)
         self.quantities = [Quantity("clean"), *(Quantity("acc", eps) for eps in self.grid if eps.value > 0)]
-        if self.grid:
+        if any(eps.value > 0 for eps in self.grid):
             self.quantities.append(Quantity("auc"))
         if all(unit.record.median_norm is not None for unit in units):
             self.quantities.append(Quantity("median_norm"))
@@ -208,18 +208,23 @@ def floor(side: Side, test: Test) -> Check:
 def check_measured(asked: Sequence[Asked], base: Side | None, others: Sequence[Side]) -> None:
     """Raise UserError for a condition that names what was not measured: on its side and, if relative, on `base`.
 
-    A relative auc is taken over the eps that are common to all sides.
+    A relative auc is that over the baseline's eps, at each of which all sides have to be measured.
     """
     for side, branch in asked:
         for test in branch.tests:
             sides = [base, side] if base and test.relative else [side]
             units = [unit for one in sides for unit in one.units]
             if test.quantity.kind == "auc" and base and test.relative:
-                every = [unit for one in (base, *others) for unit in one.units]
-                if not common_grid(every):
+                curve = base.units[0].record.curve
+                if not any(point.eps > 0 for point in curve):
+                    raise UserError(f"{base.label} was measured at no eps above 0, so it has no auc: gate on clean")
+                if len(common_grid([unit for one in (base, *others) for unit in one.units])) < len(curve):
                     grids = "; ".join(f"{one.label}: {', '.join(point.eps_text for point in one.units[0].record.curve)}"
                                       for one in (base, *others))  # fmt: skip
-                    raise UserError(f"there is no auc to compare: no eps is common to all sides ({grids})")
+                    raise UserError(
+                        f"the baseline's auc is over its eps, which were not all measured on each side ({grids}): "
+                        f"measure with --eps {','.join(point.eps_text for point in curve)}"
+                    )
             for record in (unit.record for unit in units):
                 eps = as_clean(test.quantity).eps
                 if eps is not None and record.at(eps.value) is None:

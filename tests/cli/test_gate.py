@@ -315,12 +315,21 @@ def test_several_files_that_are_named_are_seeds(here: Any) -> None:
     assert ran.code == 0 and "good.safetensors,std.safetensors: 2" in ran.out, ran
 
 
-def test_an_area_needs_eps_that_all_sides_have(cli: Any) -> None:
-    grids = {"base": "0,0.1,0.2", "one": "0.1,0.3,0.4", "two": "0.2,0.3,0.4"}
-    files = [write(f"{name}.json", eps=grid) for name, grid in grids.items()]
-    ran = cli("compare", *files, "--fail-if", "auc < baseline - 1")
-    assert ran.is_one_clear_line and "no eps is common to all sides" in ran.err, ran
-    assert cli("compare", *files[:2], "--fail-if", "auc < baseline - 1").code == 0
+def test_an_area_needs_every_eps_of_the_baseline(cli: Any) -> None:
+    """One over fewer eps, down to the clean accuracy alone, could hide any loss of robustness."""
+    grids = {"base": "0,0.1,0.2", "clean": "0,8/255,16/255", "fewer": "0,0.1,0.15", "more": "0,0.1,0.15,0.2"}
+    files = {name: write(f"{name}.json", eps=grid, lost=10) for name, grid in grids.items() if name != "more"}
+    unit = made(fallen([180, 140, 120, 100], 200), spec="more.json", eps=grids["more"])
+    unit.record.save_as(Path("more.json"), unit.fates)
+    gate = ("--baseline", files["base"], "--fail-if", "auc < baseline - 1")
+    for name in ("clean", "fewer"):
+        ran = cli("compare", files[name], *gate)
+        assert ran.is_one_clear_line and "measure with --eps 0,0.1,0.2" in ran.err and grids["base"][2:5] in ran.err, (
+            ran
+        )
+    assert cli("compare", "more.json", *gate).code == 0
+    ran = cli("compare", files["clean"], "--baseline", files["base"])
+    assert ran.code == 0 and "clean" in ran.out and "\nauc" not in ran.out and "no auc" in ran.out, ran
 
 
 def test_a_record_that_a_leaderboard_retires_is_refused_in_the_run_folder_too(here: Any) -> None:
