@@ -78,7 +78,17 @@ EFFECT = Effect(
     runs=tuple(LAST),
     evaluations=(*LAST.values(), *BEST.values()),
     claims=(
-        Claim("no robust overfitting: the last epoch is as good as the best", "CIFAR-10: AT's gap disappears", gap),
-        Claim("more robust than AT, last epoch", "CIFAR-10, AutoAttack: 48.9 +- 0.1, AT 40.7 +- 0.3", last_epoch),
+        Claim(
+            "no robust overfitting: the last epoch is as good as the best",
+            "CIFAR-10: AT's gap disappears",
+            gap,
+            tuple(LAST),
+        ),
+        Claim(
+            "more robust than AT, last epoch",
+            "CIFAR-10, AutoAttack: 48.9 +- 0.1, AT 40.7 +- 0.3",
+            last_epoch,
+            tuple(LAST),
+        ),
     ),
 )

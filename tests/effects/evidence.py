@@ -300,7 +300,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper, the paper's number, a judge of ours, and the runs that it is about (by default all).
+    """A claim of a paper, the paper's number, a judge of ours, and the runs `of` which it is.
 
     `analyses`: what the judge reads of them. `data`: in words what it is about, if that is no run.
     `own`: runs whose settings could be better than those that were chosen (by default those of no control), which would
@@ -316,6 +316,9 @@ class Claim:
     own: tuple[Runs, ...] = ()
     excuses: Verdict = "refuted"
     untuned: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.of or self.data, self.text
 
     @property
     def accused(self) -> tuple[Runs, ...]:

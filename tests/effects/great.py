@@ -136,9 +136,11 @@ EFFECT = Effect(
     analyses=(FEATURES,),
     claims=(
         Claim("robust without adversarial examples", "ResNet-18 under FGSM and iterations of it", defence, PAIRED),
-        Claim("no gradient is left that tells the class", "none", probe, PAIRED, (FEATURES,)),
+        Claim("the gradient tells the class less often", "none", probe, PAIRED, (FEATURES,)),
         Claim("the flags catch it (ours)", "none", caught, PAIRED),
-        Claim("gradients relative to the sample are not masked (ours)", "none", no_masking, (PLAIN, DIRECTIONS)),
+        Claim(
+            "gradients relative to the sample gain nothing under PGD (ours)", "none", no_masking, (PLAIN, DIRECTIONS)
+        ),
         Claim("better students than by soft targets", "none", distils, (*STUDENTS.values(),), own=(STUDENTS["GREAT"],)),
         Claim(
             "two tasks are learned better than by their sum", "none", aligns, (*TASKS.values(),), own=(TASKS["GREAT"],)

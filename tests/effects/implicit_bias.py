@@ -115,7 +115,7 @@ EFFECT = Effect(
             "each at the optimum of its own norm",
             margins,
             analyses=(MARGINS,),
-            data="3, 12 or 25 points of 100 numbers, linear models, as `advbench analyze implicit-bias` draws them",
+            data="3, 12 or 25 points of 100 numbers, linear models, as advbench analyze implicit-bias draws them",
         ),
         Claim(
             "AT in linf and l2 also withstands the Fourier attack, on an image net",

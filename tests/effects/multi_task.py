@@ -14,7 +14,7 @@ LITTLE = 5.0  # points: an interval below it is not the tens of points of advers
 EPS = "0.02"  # where standard training withstands something
 ATTACKS = {
     "sum": "the sum of the tasks",
-    "wgd": "weights that follow each loss (the paper's)",
+    "wgd": "weights that follow each loss (the paper's definition 5)",
     "relative": "each loss over its clean value",
     "cyclic": "each task in turn",
 }

@@ -13,7 +13,7 @@ from typing import Any
 import proofs
 import pytest
 import torch
-from fake_cuda import Watched, zero_gradients
+from fake_cuda import Watched, needed, zero_gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -26,6 +26,7 @@ from advbench.errors import UserError
 from advbench.registry import entries, find
 from advbench.threat import around
 
+pytestmark = needed
 SLOTS, CLASSES, SHAPE = 4096, 10, (3, 32, 32)
 # The most kernels by attack and norm: what was counted, rounded up to tens, as releases of PyTorch differ by a few.
 MOST = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import Watched, zero_gradients
+from fake_cuda import Watched, needed, zero_gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,6 +20,7 @@ from advbench.registry import entries
 from advbench.trainer import session as sessions
 from advbench.trainer.session import Session
 
+pytestmark = needed
 BATCH = 8
 SHORT = ["compile=off", "precision=fp32", "inner.steps=2", "validation.fraction=0", f"batch_size={BATCH}"]
 
