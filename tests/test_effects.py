@@ -250,11 +250,12 @@ def test_what_was_edited_by_hand_is_found(
 def test_the_readme_says_what_acts_page_says() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (caption,) = re.findall(r"^\*Where ACT is good: .*$", readme, re.M)
-    claim = json.loads((ROOT / "leaderboards" / "effects" / "act.json").read_text(encoding="utf-8"))["claims"][0]
+    claims = json.loads((ROOT / "leaderboards" / "effects" / "act.json").read_text(encoding="utf-8"))["claims"][:2]
+    said = " ".join(claim["ours"] + claim["difference"] for claim in claims)
     numbers = set(re.findall(r"[+-]?\d+\.\d+", caption)) - {"0.1"}
     assert len(numbers) >= 5
     for number in numbers:
-        assert number in claim["ours"] + claim["difference"], number
+        assert number in said, number
 
 
 def test_verdicts_of_several_parts(effects: ModuleType) -> None:
@@ -471,7 +472,8 @@ def small(effects: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return findings.Finding(f"margin {gain.margin}", gain.verdict, str(gain))
 
     effect = evidence.Effect(
-        "tiny", "nobody", (evidence.Claim("a claim", "none", judge),), (tuned, plain, again), tuple(rated),
+        "tiny", "nobody", (evidence.Claim("a claim", "none", judge, (tuned, plain, again)),), (tuned, plain, again),
+        tuple(rated),
         (evidence.Analysis("tiny", "features", (plain,), ("-n", "20")),),
     )  # fmt: skip
     monkeypatch.setattr(effects, "load", lambda name: effect)

@@ -26,15 +26,16 @@ Frontiers = Mapping[str, Sequence[Point]]  # by the method's name
 def draw_frontiers(regimes: Mapping[str, Frontiers], title: str, kind: str = "svg") -> bytes:
     """A panel for each regime: means over the seeds, bars of one standard deviation, lines by rising clean accuracy.
 
-    The methods, and their order, are the same in each regime.
+    A line of the same name is drawn alike in each regime.
     """
-    names = list(next(iter(regimes.values())))
+    names = list(dict.fromkeys(name for methods in regimes.values() for name in methods))
+    drawn: dict[str, Any] = {}
     with panels(len(regimes), title, height=3.9, below=legend_lines(len(names))) as (figure, every):
         for axes, (regime, methods) in zip(every, regimes.items(), strict=True):
-            drawn = [_line(axes, *style(place), points) for place, points in enumerate(methods.values())]
+            drawn |= {name: _line(axes, *style(names.index(name)), points) for name, points in methods.items()}
             axes.set(title=regime, xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
             axes.margins(0.12)
-        legend(figure, drawn, names)
+        legend(figure, [drawn[name] for name in names], names)
         return render(figure, kind, digest(title, regimes))
 
 
