@@ -181,7 +181,7 @@ def test_only_common_eps_are_compared_and_auc_is_taken_from_them() -> None:
     found = compare([BASE, new])
     assert [row.quantity for row in found.rows] == ["clean", "acc@4/255", "acc@8/255", "auc"]
     assert found.rows[-1].difference == 0
-    assert any("auc is taken over 0, " in note for note in found.notes)
+    assert any("auc is taken over 0, 4/255, 8/255 alone" in note for note in found.notes)
     far = side("far", made(fallen([100]), spec="far", eps="16/255"))
     assert [row.quantity for row in compare([BASE, far]).rows] == ["clean"]
 

@@ -77,11 +77,13 @@ class Graph:
             found.append(node.op.f(*(found[number] for number in node.inputs)))
         return found
 
-    def agrees(self, net: nn.Module, x: Tensor) -> bool:
-        """Whether it gives the logits that `net` has for images x (B, C, H, W) in float32, up to rounding."""
-        expected = net(x).double()
-        each = x.double().split(max(1, SIZE // self.size))
-        found = torch.cat([self.values(some)[-1] for some in each])
+    def agrees(self, net: nn.Module, x: Tensor, at_once: int = SIZE) -> bool:
+        """Whether it gives the logits that `net` has for images x (B, C, H, W) in float32, up to rounding.
+
+        `at_once`: values of the nodes; 1 takes one image after the other.
+        """
+        expected = net(x.clone()).double()  # which may write to its input
+        found = torch.cat([self.values(some)[-1] for some in x.double().split(max(1, at_once // self.size))])
         return found.shape == expected.shape and bool(((found - expected).abs() <= AGREE * expected.abs().amax()).all())
 
     @property
@@ -114,9 +116,7 @@ def traced(net: nn.Module, x: Tensor) -> Graph:
         with torch.no_grad():
             made = _Reader(plain, graph, x.double()).graph()
             noisy = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-            together = made.agrees(net, noisy)
-            alone = torch.cat([made.values(one[None])[-1] for one in noisy.double()])  # it mixes no images
-            agree = together and torch.allclose(alone, made.values(noisy.double())[-1])
+            agree = made.agrees(net, noisy, at_once=1)  # since it mixes no images
     except NoBound:
         raise
     except Exception as error:  # such as an operation on a batch of another size, or with unusual arguments
@@ -160,8 +160,8 @@ class _Tracer(fx.Tracer):
 class _Reader:
     """Goes through a trace. `known`: by node of the trace, a value that depends on no image, or a number of `nodes`.
 
-    `memory`: by number of a node, a name of the memory that its tensor may share with others. `stale`: numbers of those
-    whose memory was written to later, so that they have other values than the trace says.
+    `memory`: of each node, the number of the one in whose memory its tensor may lie. `stale`: numbers of nodes whose
+    memory was written to later, so that they have other values than the trace says.
     """
 
     def __init__(self, net: nn.Module, trace: fx.Graph, x: Tensor) -> None:
@@ -169,7 +169,7 @@ class _Reader:
         self.nodes: list[Node] = []
         self.examples: list[Tensor] = []
         self.known: dict[fx.Node, Any] = {}
-        self.memory: dict[int, int] = {}
+        self.memory: list[int] = []
         self.stale: set[int] = set()
 
     def graph(self) -> Graph:
@@ -178,7 +178,6 @@ class _Reader:
                 if self.nodes:
                     raise NoBound(f"it takes more than images: {node.name}")
                 self.known[node] = self.add(Node("images", None, (), self.x.shape[1:]), self.x)
-                self.memory[0] = 0
             elif node.op == "get_attr":
                 self.known[node] = operator.attrgetter(str(node.target))(self.net)
             elif node.op == "output":
@@ -197,9 +196,11 @@ class _Reader:
         self.add(Node("logits", same, (int(last),), self.nodes[last].shape), self.examples[last])
         return Graph(tuple(self.nodes))
 
-    def add(self, node: Node, example: Tensor) -> _Number:
+    def add(self, node: Node, example: Tensor, shared: Sequence[int] = ()) -> _Number:
+        """The number of a new node, whose tensor may lie in the memory of the first of the nodes `shared`."""
         self.nodes.append(node)
         self.examples.append(example)
+        self.memory.append(self.memory[shared[0]] if shared else len(self.memory))
         return _Number(len(self.nodes) - 1)
 
     def read(self, node: fx.Node) -> Any:
@@ -258,12 +259,10 @@ class _Reader:
         if made is None:
             raise NoBound(f"{name} ({getattr(what, '__name__', what)}) has no bound")
         written = [number for number, one in zip(inputs, given, strict=True) if one._version]
-        number = self.add(Node(name, made, tuple(map(int, inputs)), example.shape[1:]), example)
-        shared = [one for one in inputs if what in _RESHAPES | _SAME | _VIEWS] or written
-        for one in written:
-            self.stale |= {other for other, memory in self.memory.items() if memory == self.memory[one]}
-        self.memory[number] = self.memory[shared[0]] if shared else number
-        return number
+        lost = {self.memory[number] for number in written}
+        self.stale |= {number for number, memory in enumerate(self.memory) if memory in lost}
+        shared = inputs if what in _SHARING else written
+        return self.add(Node(name, made, tuple(map(int, inputs)), example.shape[1:]), example, shared)
 
     def operation(
         self, node: fx.Node, what: Any, run: Callable[..., Any], inputs: list[_Number], example: Tensor
@@ -334,10 +333,13 @@ _AVERAGES = {
 _PLAIN = {
     ".permute", ".transpose", torch.cat, torch.permute, torch.transpose, operator.getitem, nn.ZeroPad2d,
 }  # fmt: skip
-_VIEWS = {".permute", ".transpose", torch.permute, torch.transpose, operator.getitem}  # of _PLAIN
 _SAME = {
     ".contiguous", ".float", ".clone", ".detach", F.dropout, F.dropout2d, nn.Identity, nn.Dropout, nn.Dropout2d,
 }  # fmt: skip
+# Whose output may be a view of the input.
+_SHARING = (_RESHAPES | _SAME | {".permute", ".transpose", torch.permute, torch.transpose, operator.getitem}) - {
+    ".clone"
+}
 _ARITHMETIC = {
     operator.add: "+", operator.iadd: "+", torch.add: "+", ".add": "+", ".add_": "+", operator.sub: "-",
     operator.isub: "-", torch.sub: "-", ".sub": "-", operator.mul: "*", operator.imul: "*", torch.mul: "*",

@@ -96,6 +96,11 @@ class Regime:
         return {x: rated(one, self.eps) for x, one in runs.items()} if self.decay else {}
 
     @property
+    def rated(self) -> tuple[Evaluation, ...]:
+        """All that is measured by APGD-T on all test images."""
+        return (*(one for line in self.evaluations.values() for one in line), *self.other_decay.values())
+
+    @property
     def rivals(self) -> list[str]:
         """The keys of all that TRADES' line may go through."""
         return [one.key for one in (*self.evaluations["trades"], *self.other_decay.values())]
@@ -190,9 +195,8 @@ class Regime:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        other = tuple(one.runs for one in self.other_decay.values())
-        runs = (*(one for line in self.lines.values() for one in line), *other)
-        two = (*self.lines["act"], *self.lines["trades"], *other)
+        runs = tuple(one.runs for one in self.rated)
+        two = tuple(one for one in runs if one.method != "pgd-at")
         others = self.shared is not None
         return (
             Claim(f"a better trade-off than AT and TRADES: {self.name}", PAPER, self.trade_off, runs, untuned=others),
@@ -219,8 +223,8 @@ REGIMES = (
 
 def figure(numbers: Numbers) -> bytes:
     """The frontiers of every regime that is measured, under APGD-T on all test images. Raises KeyError without any."""
-    keys = {one.name: {e.key for line in one.evaluations.values() for e in line} | {*one.rivals} for one in REGIMES}
-    found = {one.name: one.frontiers(numbers) for one in REGIMES if keys[one.name] <= set(numbers.records)}
+    measured = [one for one in REGIMES if {e.key for e in one.rated} <= numbers.records.keys()]
+    found = {one.name: one.frontiers(numbers) for one in measured}
     if not found:
         raise KeyError("no regime is measured")
     return draw_frontiers(found, TITLE)
@@ -233,24 +237,11 @@ EFFECT = Effect(
     about="That ACT may be better with few images and long training was found by trials on Fashion-MNIST, with other "
     "settings, on the first 2,000 test images: its gains over the lines count the other 8,000. Seeds 4 and 5 of "
     "fashion-1000 came after three had left the gain over TRADES open, +2.3 (-0.2 to +4.8): for that second look these "
-    "intervals are of 97.5 %. AT's line, over the rate, is short: ACT is cleaner than its end.",
-    runs=tuple(
-        runs
-        for one in REGIMES
-        for runs in (
-            *(runs for line in one.lines.values() for runs in line),
-            *(found.runs for found in one.other_decay.values()),
-        )
-    ),
+    "intervals are of 97.5 %. AT's line, over the rate, is short: ACT is cleaner than its end. TRADES' line may go "
+    "through nets with a decay of 0.0005, too, which 1 of 2,000 held-out images decided against.",
+    runs=tuple(found.runs for one in REGIMES for found in one.rated),
     evaluations=tuple(
-        found
-        for one in REGIMES
-        for found in (
-            *(e for line in one.evaluations.values() for e in line),
-            *one.other_decay.values(),
-            *one.strongest.values(),
-            *one.transferred.values(),
-        )
+        found for one in REGIMES for found in (*one.rated, *one.strongest.values(), *one.transferred.values())
     ),
     claims=tuple(claim for one in REGIMES for claim in one.claims),
     figure=figure,
