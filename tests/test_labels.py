@@ -6,7 +6,8 @@ import pytest
 
 from advbench.record import Record, Trained, labels, load_records
 
-BOARDS = Path(__file__).parent.parent / "leaderboards" / "records"
+LEADERBOARDS = Path(__file__).parent.parent / "leaderboards"
+BOARDS = LEADERBOARDS / "records"
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,9 @@ def trained(method: str = "trades", seed: int = 0, eps: str = "0.1") -> Trained:
     return Trained(method=method, seed=seed, eps=float(eps), eps_text=eps)
 
 
-def test_no_two_records_of_the_boards_have_one_label() -> None:
-    records, _ = load_records(BOARDS)
+@pytest.mark.parametrize("records_in", [BOARDS, LEADERBOARDS / "brief" / "records"], ids=["main", "brief"])
+def test_no_two_records_of_a_board_have_one_label(records_in: Path) -> None:
+    records, _ = load_records(records_in)
     found = labels(records)
     assert len(set(found)) == len(records)
     methods = [record.model.trained.method for record in records if record.model.trained]
