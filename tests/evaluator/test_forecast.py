@@ -24,20 +24,23 @@ EPS = ["0", "0.02", "0.05", "0.1"]
 
 
 class Steep(nn.Module):
-    """Right about everything by a margin that no eps below 1 can overcome, or half of it if `weak`."""
+    """Right about everything by a margin that no eps below 1 can overcome, or half of it if `weak`.
 
-    def __init__(self, data: Dataset, *, weak: bool = False) -> None:
+    `above` is in every logit. In bf16, a large one hides the margins.
+    """
+
+    def __init__(self, data: Dataset, *, weak: bool = False, above: float = 0.0) -> None:
         super().__init__()
         x, y = data.batch(slice(None))
         self.register_buffer("x", x.flatten(1))
         self.register_buffer("one_hot", torch.eye(10)[y])
-        self.weak = weak
+        self.weak, self.above = weak, above
         self.scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         near = torch.cdist(x.flatten(1), self.x)
         logits = torch.softmax(-20 * near, 1) @ self.one_hot
-        return self.scale * logits + (0.02 * x.flatten(1)[:, :10] if self.weak else 0)
+        return self.scale * logits + self.above + (0.02 * x.flatten(1)[:, :10] if self.weak else 0)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_share_rises_and_time_is_known_from_the_first_pass_to_the_last_probe(dig
 
 def test_the_recheck_is_planned_and_told(digits: Dataset) -> None:
     seen, _ = told(
-        Steep(digits),
+        Steep(digits, above=1000.0),
         digits,
         attack=["apgd-t"],
         attack_settings={"steps": 2},
