@@ -186,13 +186,14 @@ def paired_means(before: Floats, after: Floats, level: float = LEVEL, alpha: flo
 def paired_medians(before: Floats, after: Floats, level: float = LEVEL, alpha: float = ALPHA) -> Estimate:
     """Median of `after` minus median of `before`, on the same samples: permutation test, bootstrap interval.
 
-    Distances may be infinite as long as both medians are finite.
+    Distances may be infinite as long as both medians are finite. An end of the interval is infinite where one of the
+    medians is.
     """
-    a, b = _capped(before, after)
+    a, b, top = _capped(before, after)
     if len(a) < 2 or np.array_equal(a, b):
         difference = float(np.median(b) - np.median(a))
         return Estimate(difference, difference, difference, 1.0, 1.0, None)
-    return _resampled(a, b, _median_gap, paired=True, level=level, alpha=alpha)
+    return _uncapped(_resampled(a, b, _median_gap, paired=True, level=level, alpha=alpha), top)
 
 
 def unpaired_samples(
@@ -203,12 +204,12 @@ def unpaired_samples(
     alpha: float = ALPHA,
 ) -> Estimate:
     """Difference of means, or of medians, of different samples: permutation test, bootstrap interval."""
-    a, b = _capped(before, after)
+    a, b, top = _capped(before, after)
     gap = _median_gap if centre is np.median else _mean_gap
     if min(len(a), len(b)) < 2 or np.ptp(np.append(a, b)) == 0:
         difference = float(gap(b, a))
         return Estimate(difference, difference, difference, 1.0, 1.0, None)
-    return _resampled(a, b, gap, paired=False, level=level, alpha=alpha)
+    return _uncapped(_resampled(a, b, gap, paired=False, level=level, alpha=alpha), top)
 
 
 # --- several trained models -----------------------------------------------------------------------------
@@ -341,11 +342,18 @@ def _resampling(size: int, alpha: float = ALPHA) -> dict[str, Any]:
     }
 
 
-def _capped(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """`a` and `b` with infinity replaced by a number above all finite ones, which keeps their order."""
+def _capped(a: Floats, b: Floats) -> tuple[Floats, Floats, float]:
+    """`a` and `b` with a number in place of infinity, far above all finite ones, and that number."""
     both = np.append(a, b)
-    top = 2 * float(np.max(both[np.isfinite(both)], initial=0.5))
-    return np.minimum(a, top), np.minimum(b, top)
+    top = 1e9 * float(np.max(both[np.isfinite(both)], initial=1e-9))
+    return np.minimum(a, top), np.minimum(b, top), top
+
+
+def _uncapped(found: Estimate, top: float) -> Estimate:
+    """`found` with infinity, or no `least`, where `top` is part of a number. No finite gap is 1e-6 of it."""
+    low, high = (math.copysign(math.inf, end) if abs(end) > 1e-6 * top else end for end in (found.low, found.high))
+    least = None if found.least is None or found.least > 1e-6 * top else found.least
+    return found._replace(low=low, high=high, least=least)
 
 
 def _mean(x: Floats, axis: int = -1) -> Floats:

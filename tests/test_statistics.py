@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -264,6 +265,15 @@ def test_medians_with_samples_that_never_fall() -> None:
     assert estimate.difference == pytest.approx(-0.05)
     assert -0.3 < estimate.low < -0.05 < estimate.high < 0.2
     assert estimate.p < 0.001
+
+
+@pytest.mark.parametrize("test", [statistics.paired_medians, functools.partial(statistics.unpaired_samples, centre=np.median)])
+def test_the_interval_of_medians_that_may_be_infinite_has_no_end(test: Callable[..., statistics.Estimate]) -> None:
+    a = np.append(np.linspace(0.1, 0.3, 104), np.full(96, np.inf))
+    loss, gain = test(a, np.linspace(0.1, 0.2, 200)), test(np.linspace(0.1, 0.2, 200), a)
+    assert loss.low == -math.inf and -0.2 < loss.difference < loss.high < 0
+    assert gain.high == math.inf and 0 < gain.low < gain.difference < 0.2
+    assert loss.p < 0.01 and gain.p < 0.01 and all(one.least is None or one.least < 1 for one in (loss, gain))
 
 
 def test_seeds_are_welchs_t() -> None:
