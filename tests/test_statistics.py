@@ -267,7 +267,9 @@ def test_medians_with_samples_that_never_fall() -> None:
     assert estimate.p < 0.001
 
 
-@pytest.mark.parametrize("test", [statistics.paired_medians, functools.partial(statistics.unpaired_samples, centre=np.median)])
+@pytest.mark.parametrize(
+    "test", [statistics.paired_medians, functools.partial(statistics.unpaired_samples, centre=np.median)]
+)
 def test_the_interval_of_medians_that_may_be_infinite_has_no_end(test: Callable[..., statistics.Estimate]) -> None:
     a = np.append(np.linspace(0.1, 0.3, 104), np.full(96, np.inf))
     loss, gain = test(a, np.linspace(0.1, 0.2, 200)), test(np.linspace(0.1, 0.2, 200), a)

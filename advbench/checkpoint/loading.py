@@ -200,14 +200,17 @@ def _load_run(spec: str, folder: Path, file: str, arch: str | None) -> Loaded:
 
 def _shape(dataset: Dataset | str | None) -> external.Shape | None:
     if isinstance(dataset, Dataset):
-        return external.Shape(dataset.name, dataset.num_classes, dataset.shape, dataset.num_classes_known)
+        return external.Shape(
+            dataset.name, dataset.num_classes, dataset.shape, dataset.num_classes_known, dataset.class_names
+        )
     if dataset is None:
         return None
     entry = entries("data").get(dataset)
     if entry is None or "shape" not in entry.about:
         return None  # its shape is known only once it is loaded
     channels, height, width = entry.about["shape"]
-    return external.Shape(dataset, int(entry.about["num_classes"]), (channels, height, width))
+    names = tuple(entry.about.get("class_names", ()))
+    return external.Shape(dataset, int(entry.about["num_classes"]), (channels, height, width), class_names=names)
 
 
 def _check_fits(loaded: Loaded, shape: external.Shape) -> int:

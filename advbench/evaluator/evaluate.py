@@ -337,7 +337,7 @@ def bare(net: Any, data: Dataset) -> Loaded:
 
     Raises UserError for what is no model (see `black_box`).
     """
-    net = black_box(net, data.num_classes)
+    net = black_box(net, data.num_classes, class_names=data.class_names)
     with enough_memory():
         net, notes = adapted(net, data.batch(TRIED)[0], data.num_classes if data.num_classes_known else None)
     inner = plain(net)

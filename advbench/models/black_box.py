@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advbench.errors import Interrupted, UserError, one_line
+from advbench.errors import Interrupted, UserError, one_line, shortened
 from advbench.models.digest import digest
 
 METHODS = ("decision_function", "predict_proba", "predict")
@@ -134,8 +134,9 @@ class Predictor(BlackBox):
     `predict`, where there is one, has the last word: the logit of its label is the largest, if need be by one rounding
     step, as on ties and with scikit-learn's SVC, whose scores and labels differ.
 
-    `classes_` says which class a column is: an integer, or its text, is the dataset's label; other names stand in their
-    order for 0, 1, ... A class of the dataset that the predictor does not know has the lowest logit of its row less 1.
+    `classes_` says which class a column is: a text that is among `class_names`, the dataset's by label, is that class;
+    an integer, or its text, is the label; other names stand in their order for 0, 1, ... where the dataset has none.
+    A class of the dataset that the predictor does not know has the lowest logit of its row less 1.
     """
 
     forms = (
@@ -143,10 +144,10 @@ class Predictor(BlackBox):
         "a tensor", "a tensor on the CPU",
     )  # fmt: skip
 
-    def __init__(self, subject: Any, classes: int | None = None) -> None:
+    def __init__(self, subject: Any, classes: int | None = None, class_names: Sequence[str] = ()) -> None:
         super().__init__(subject, classes, digest(subject))
         self.names = getattr(subject, "classes_", None)
-        self.columns = None if self.names is None else columns(self.names, classes, self.arch)
+        self.columns = None if self.names is None else columns(self.names, classes, self.arch, class_names)
 
     def answer(self, images: Any) -> Any:
         labels = np.asarray(self.subject.predict(images)) if hasattr(self.subject, "predict") else None
@@ -190,16 +191,18 @@ class Predictor(BlackBox):
         return placed
 
 
-def black_box(subject: Any, classes: int | None = None, name: str = "the model") -> nn.Module:
+def black_box(
+    subject: Any, classes: int | None = None, name: str = "the model", class_names: Sequence[str] = ()
+) -> nn.Module:
     """`subject` as a module: a function of a batch, or a predictor, becomes a BlackBox, and a module is itself.
 
-    `classes`: the number of the images' classes, which labels without scores need. Raises UserError for anything else,
-    which it calls `name`.
+    `classes`: the number of the images' classes, which labels without scores need. `class_names`: their names, by which
+    a predictor's are placed. Raises UserError for anything else, which it calls `name`.
     """
     if isinstance(subject, nn.Module):
         return subject
     if is_predictor(subject):
-        return Predictor(subject, classes)
+        return Predictor(subject, classes, class_names)
     if callable(subject) and not isinstance(subject, type):
         return Function(subject, classes)
     what = f"the class {subject.__name__}" if isinstance(subject, type) else f"of type {type(subject).__name__}"
@@ -220,20 +223,26 @@ def is_black_box(net: nn.Module) -> bool:
     return any(isinstance(part, BlackBox) for part in net.modules())
 
 
-def columns(names: Any, classes: int | None, what: str) -> list[int]:
+def columns(names: Any, classes: int | None, what: str, class_names: Sequence[str] = ()) -> list[int]:
     """The place among the dataset's `classes` of each of a predictor's `classes_`.
 
-    Raises UserError where names that are no numbers are more or fewer than the classes.
+    Raises UserError where names that are no numbers are not among `class_names`, or where there are none, more or fewer
+    than the classes.
     """
     if not len(names) or any(np.ndim(name) for name in names):
         raise UserError(f"{what} has several outputs, or no classes: one class for each image is needed")
     values = np.asarray(names)
+    if values.dtype.kind in "UO" and set(values.tolist()) <= set(class_names):
+        return [class_names.index(name) for name in values.tolist()]
     try:
         numbers = [int(value) for value in values.tolist()]
     except (TypeError, ValueError):
         numbers = []
     if numbers and min(numbers) >= 0 and [float(value) for value in values.tolist()] == numbers:
         return numbers
+    if class_names:
+        foreign = next(name for name in values.tolist() if name not in class_names)
+        raise UserError(f"{what} has the class {shortened(foreign)}: the images have {', '.join(class_names[:10])}")
     if classes is not None and classes != len(values):
         raise UserError(f"{what} has the classes {', '.join(map(str, values[:5]))}, ...: the images have {classes}")
     return list(range(len(values)))

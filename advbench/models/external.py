@@ -40,13 +40,14 @@ _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 class Shape:
     """What a network must fit: the name of a dataset, its classes, and the (channels, height, width) of its images.
 
-    `known`: False where there may be more classes than `num_classes`.
+    `known`: False where there may be more classes than `num_classes`. `class_names`: by label, empty if unknown.
     """
 
     name: str
     num_classes: int
     image: tuple[int, int, int]
     known: bool = True
+    class_names: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> ImageSize:
@@ -151,7 +152,8 @@ def _load(spec: str, arch: str | None, shape: Shape | None, norm: str | None) ->
     if kind == "pyautoattack":
         return _pyautoattack(spec)
     if _SPEC.fullmatch(spec):
-        net = call(spec, shape.num_classes if shape else None, known=shape is None or shape.known)
+        names = shape.class_names if shape else ()
+        net = call(spec, shape.num_classes if shape else None, known=shape is None or shape.known, class_names=names)
         notes = [f"{spec} ran its own code"]
         if is_black_box(net):
             what = getattr(net, "arch", type(net).__name__)

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _timm() -> Any:
         raise UserError("timm: models need the package timm: pip install timm") from error
 
 
-def call(spec: str, num_classes: int | None, *, known: bool = True) -> nn.Module:
+def call(spec: str, num_classes: int | None, *, known: bool = True, class_names: Sequence[str] = ()) -> nn.Module:
     """The module that `package.module:name` names or returns.
 
     A class, or a function that needs no argument but num_classes, is called, with num_classes if it has that parameter,
@@ -140,7 +140,7 @@ def call(spec: str, num_classes: int | None, *, known: bool = True) -> nn.Module
         wanted = parameter is not None and (known or parameter.default is inspect.Parameter.empty)
         given = {"num_classes": num_classes} if wanted and num_classes is not None else {}
         made = entry.create(**given)
-    return black_box(made, num_classes, spec)
+    return black_box(made, num_classes, spec, class_names)
 
 
 def takes_a_batch(named: Any, bound: Mapping[str, Any]) -> bool:

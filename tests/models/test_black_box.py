@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import advbench
 from advbench.checkpoint import code_sha256, load_model, weights_sha256
+from advbench.data.tensors import from_tensors
 from advbench.errors import UserError
 from advbench.models.black_box import black_box, is_black_box
 from advbench.models.digest import digest
@@ -213,6 +214,22 @@ def test_names_that_are_no_numbers_must_be_as_many_as_the_classes(rows: Any) -> 
     words = LogisticRegression(max_iter=5).fit(x[y < 3], np.array(["ape", "bee", "cat"])[y[y < 3]])
     with pytest.raises(UserError, match=r"has the classes ape, bee, cat, ...: the images have 10"):
         black_box(words, 10)
+
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_names_are_placed_as_the_images_name_their_classes(rows: Any) -> None:
+    """scikit-learn sorts them by the alphabet, other than by label."""
+    x, y = rows
+    words = LogisticRegression(max_iter=20).fit(x, np.array(WORDS)[y])
+    images = from_tensors(x[:200].reshape(-1, 8, 8), y[:200], class_names=WORDS)
+    assert advbench.evaluate(words, images, attack="square", eps=["0"]).record.clean > 0.9
+    fewer = LogisticRegression(max_iter=20).fit(x[y > 6], np.array(WORDS)[y[y > 6]])
+    logits = black_box(fewer, 10, class_names=WORDS)(images.images[:200].float() / 16)
+    assert set(logits.argmax(1).tolist()) == {7, 8, 9}
+    with pytest.raises(UserError, match=r"has the class 'eight': the images have ape, bee, cat$"):
+        black_box(fewer, 3, class_names=("ape", "bee", "cat"))
 
 
 @pytest.mark.parametrize("thing", [3, "text", None, RandomForestClassifier, object()])
