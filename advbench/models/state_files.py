@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -44,7 +45,10 @@ def read_state(path: Path) -> tuple[dict[str, Tensor] | nn.Module, dict[str, str
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in `content`, which a training script saved to `path`. Raises UserError if there is none."""
+    """The state dict in `content`, which a training script saved to `path`. Raises UserError if there is none.
+
+    All its tensors are dense, and of real numbers.
+    """
     found = content
     for _ in range(3):
         if not isinstance(found, Mapping):
@@ -62,6 +66,9 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict of tensors but {held or 'nothing'}: "
             "save net.state_dict(), alone or under the key state_dict"
         )
+    for key, value in tensors.items():
+        if kind := _kind(value):
+            raise UserError(f"{path} has {key} as {kind}: save it dense, in float32")
     return tensors
 
 
@@ -84,11 +91,20 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: st
     ]
     if faults:
         raise UserError(f"{source} does not fit {name}: {'; '.join(faults)}")
-    filled = {key: state.get(key, value) for key, value in wanted.items()}
+    filled = {key: state[key].to(value.dtype) if key in state else value for key, value in wanted.items()}
     broken = [key for key, value in filled.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise UserError(f"{source} has weights that are NaN or infinite: {', '.join(broken[:3])}")
     net.load_state_dict(filled)
+
+
+def _kind(value: Tensor) -> str:
+    """What `value` is where it is not just numbers in memory."""
+    if value.is_nested or value.is_meta:
+        return "a nested tensor" if value.is_nested else "a meta tensor, without values"
+    if value.is_quantized or value.is_complex():
+        return "a quantized tensor" if value.is_quantized else "a complex tensor"
+    return "" if value.layout == torch.strided else "a sparse tensor"
 
 
 def match_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> Mapping[str, Tensor]:

@@ -79,6 +79,35 @@ def test_what_does_not_fit_is_named(change: Any, message: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
+KINDS = {
+    "sparse": lambda w: w.to_sparse(),
+    "sparse row": lambda w: w.to_sparse_csr(),
+    "meta": lambda w: w.to("meta"),
+    "quantized": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "complex": lambda w: w.to(torch.complex64),
+    "nested": lambda w: torch.nested.nested_tensor([w]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_no_dense_real_numbers_are_named(kind: str, tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save({**state, "linear.weight": KINDS[kind](state["linear.weight"])}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=rf"x.pt has linear.weight as a {kind.split()[0]} tensor.*: save it dense"):
+        read_state(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read(kind: torch.dtype, tmp_path: Path) -> None:
+    state, other = net().state_dict(), net()
+    torch.save({key: value.to(kind) for key, value in state.items()}, tmp_path / "x.pt")
+    read, _ = read_state(tmp_path / "x.pt")
+    assert isinstance(read, dict)
+    fit_state(other, read, "x.pt", "linear")
+    assert all(torch.equal(value, state[key].to(kind).float()) for key, value in other.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("content", "needs"),
     [
