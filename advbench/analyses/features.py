@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import BATCH, against, directions, images, load_runs, one_eps, perturbed, right
 from advbench.data.dataset import Dataset
+from advbench.errors import UserError
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models.base import Model
 from advbench.recipe.fields import Count
@@ -58,10 +59,12 @@ def run(
     - `steps`: of PGD.
     - `seed`: of all random numbers.
 
-    Raises UserError for runs that `load_runs` refuses and for an eps that cannot be read.
+    Raises UserError for runs that `load_runs` refuses, an eps that cannot be read, and images of one class.
     """
     trained = load_runs(runs, device)
     data, train = images(trained, "test", n, device), images(trained, "train", 2 * n, device)
+    if len(data.labels.unique()) < 2:
+        raise UserError(f"all {len(data)} images of {data.name} are of one class: features needs two, so take more (n)")
     rows = {}
     for done, one in enumerate(trained):
         if progress is not None:

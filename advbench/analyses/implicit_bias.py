@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from advbench.analyses.base import Analysis, Progress
-from advbench.analyses.linear_optimizers import adversarial, convolutional, fista, fully_connected, steepest
+from advbench.analyses.linear_optimizers import STAGES, adversarial, convolutional, fista, fully_connected, steepest
 from advbench.analyses.minimum_norm import Array, largest_margin, margin
 from advbench.errors import UserError
 from advbench.figure import ROW, draw_grid, panels
@@ -84,7 +84,7 @@ def run(
     - `dim`: of the points.
     - `trials`: data sets of each size.
     - `steps`: of the descents.
-    - `fista_steps`: of FISTA.
+    - `fista_steps`: of FISTA, at least 20.
     - `adversarial_steps`: of adversarial training.
     - `seed`: of all random numbers.
 
@@ -94,8 +94,10 @@ def run(
     if runs:
         raise UserError("implicit-bias trains its own linear models: do not name a run")
     counts = _counts(sizes, dim)
-    if min(trials, steps, fista_steps, adversarial_steps) < 1:
-        raise UserError("trials, steps, fista_steps and adversarial_steps must be at least 1")
+    if min(trials, steps, adversarial_steps) < 1:
+        raise UserError("trials, steps and adversarial_steps must be at least 1")
+    if fista_steps < STAGES:
+        raise UserError(f"fista_steps must be at least {STAGES}, one for each lambda")
     rows: list[dict[str, Any]] = []
     suites = [(n, trial) for n in counts for trial in range(trials)]
     for done, (n, trial) in enumerate(suites):

@@ -14,6 +14,7 @@ from advbench.errors import unknown
 
 Array = NDArray[np.float64]
 
+STAGES = 20  # values of lambda, of FISTA
 STEEPEST = ("gradient-descent", "coordinate-descent", "sign-gradient-descent")
 
 
@@ -84,7 +85,7 @@ def fully_connected(z: Array, steps: int, rng: np.random.Generator, width: int =
     return np.asarray(last @ first)
 
 
-def fista(z: Array, norm: str, steps: int, stages: int = 20, last: float = 200.0) -> Array:
+def fista(z: Array, norm: str, steps: int, stages: int = STAGES, last: float = 200.0) -> Array:
     """w (d,) after FISTA (Beck and Teboulle 2009) on L(w) + lambda ||w||, the dual of `norm`, for lambda -> 0.
 
     There are `stages` values of lambda from e^-1 to e^-`last`; each starts from the last solution, scaled. The

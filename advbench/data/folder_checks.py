@@ -37,6 +37,9 @@ def check_held_back(trained: str | None, tested: str) -> None:
             f"the model was trained on four fifths of {tested}: leave out the dataset, or write {tested}{FIFTH}, the "
             "fifth that was held back"
         )
+    training = None if own.fifth or not own.root.is_dir() else split_folder(own.root, TRAIN_NAMES)
+    if training and not other.fifth and os.path.realpath(training) == os.path.realpath(other.root):
+        raise UserError(f"the model was trained on the images of {tested}: leave out the dataset, for its test images")
 
 
 def class_names(spec: str) -> tuple[str, ...]:

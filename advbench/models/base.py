@@ -237,7 +237,9 @@ def statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int)
             f"normalize is {normalize!r}: for {channels} channels write [[{channels} means], [{channels} deviations]] "
             f"(--mean and --std), one number each, or one of {', '.join(STATISTICS)}"
         ) from error
-    deviations = torch.tensor(normalize[1], device="cpu")  # where the network itself may be on the meta device
-    if not bool((deviations > 0).all()):
-        raise UserError(f"normalize has the deviations {deviations.flatten().tolist()}: they must be above 0")
+    means, deviations = (torch.tensor(values, device="cpu") for values in normalize)  # the network may be on meta
+    if not bool(means.isfinite().all()):
+        raise UserError(f"normalize has the means {means.flatten().tolist()}: they must be finite")
+    if not bool((deviations.isfinite() & (deviations > 0)).all()):
+        raise UserError(f"normalize has the deviations {deviations.flatten().tolist()}: they must be finite, above 0")
     return mean, std

@@ -21,6 +21,14 @@ def small() -> Analysis:
     return run([], sizes="3,12", trials=1, steps=6000, fista_steps=1000)
 
 
+def test_fista_takes_a_step_at_every_lambda() -> None:
+    with pytest.raises(UserError, match=r"fista_steps must be at least 20, one for each lambda"):
+        run([], sizes="3", trials=1, steps=10, fista_steps=19)
+    assert (
+        run([], sizes="3", trials=1, steps=10, fista_steps=20, adversarial_steps=10).tables["margins"].notna().all(None)
+    )
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_single_point_has_its_own_norm_as_margin(norm: str) -> None:
     """max_w z.w / ||w||_dual = ||z||."""

@@ -128,3 +128,17 @@ def test_a_network_in_train_mode_stays_in_it_and_is_flagged() -> None:
     found = advbench.evaluate(net, "digits", eps=[0, 0.1], attack="fgsm", n=20, mean=0.3, std=0.4)
     assert all(part.training for part in net.modules())
     assert "train-mode" in {flag.name for flag in found.record.flags}
+
+
+@pytest.mark.parametrize(
+    ("normalize", "message"),
+    [
+        ([[float("nan")], [1.0]], r"the means \[nan\]: they must be finite"),
+        ([[0.5], [float("nan")]], r"the deviations \[nan\]: they must be finite, above 0"),
+        ([[0.5], [float("inf")]], r"the deviations \[inf\]: they must be finite, above 0"),
+        ([[0.5], [0.0]], r"the deviations \[0.0\]: they must be finite, above 0"),
+    ],
+)
+def test_statistics_are_finite(normalize: list[list[float]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build("mlp", num_classes=10, in_channels=1, image_size=8, normalize=normalize)
