@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -85,14 +86,23 @@ def example_size(norm: str) -> str:
 def as_eps(size: Any, norm: str = "linf") -> Eps:
     """A size in any form: an Eps, a text as `parse_eps` reads it, or a number, which is written plainly (8/255, 0.1).
 
-    Raises UserError.
+    A number in float32 is the plainest that rounds to it. Raises UserError.
     """
     if isinstance(size, Eps | str):
         return parse_eps(str(size), norm)
     number = size.item() if hasattr(size, "item") and getattr(size, "ndim", 0) == 0 else size
     if not isinstance(number, int | float) or isinstance(number, bool):
         raise UserError(f"eps {shortened(size)} is not a size: write a number such as 0.031, or a text such as '8/255'")
-    return parse_eps(Eps("", float(number)).plain, norm)
+    return parse_eps(Eps("", _rounded_to(float(number), str(getattr(size, "dtype", "")))).plain, norm)
+
+
+def _rounded_to(number: float, kind: str) -> float:
+    """The plainest number that rounds to `number` in the type `kind` of arrays or tensors, where that is float32."""
+    if kind.removeprefix("torch.") != "float32" or not 0 < number < 1e30:
+        return number
+    first, *more = (float(f"{number:.{digits}g}") for digits in range(3, 10))
+    plain = (first, round(number * 255) / 255, *more)
+    return next((value for value in plain if struct.unpack("f", struct.pack("f", value)) == (number,)), number)
 
 
 def as_eps_list(sizes: Any, norm: str = "linf") -> list[Eps]:

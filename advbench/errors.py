@@ -30,10 +30,13 @@ class CodeRuns(UserWarning):
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
-    """The error for a `name` that is not among `choices`, with similar choices first."""
+    """The error for a `name` that is not among `choices`, with similar choices first, in any case of letters."""
     valid = sorted(choices)
-    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
+    folded = {choice.casefold(): choice for choice in valid}
+    near = [folded[found] for found in difflib.get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if "," in str(name) and {*str(name).split(",")} <= {*valid}:
+        hint = "only one can be given here; "
     choice = f"choose from {', '.join(valid)}" if valid else "there are none"
     return UserError(f"unknown {kind} {name!r}: {hint}{choice}")
 

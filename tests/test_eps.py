@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -137,3 +139,12 @@ def test_several_sizes_in_any_form() -> None:
     ]
     with pytest.raises(UserError, match="no eps"):
         as_eps_list([])
+
+
+def test_float32_is_the_plainest_number_that_rounds_to_it() -> None:
+    sizes = [0, 0.1, 8 / 255, 0.3, 0.0313725, 12.5]
+    texts = ["0", "0.0313725", "8/255", "0.1", "0.3", "12.5"]
+    assert [eps.text for eps in as_eps_list(np.array(sizes, np.float32), "l2")] == texts
+    assert [eps.text for eps in as_eps_list(torch.tensor(sizes, dtype=torch.float32), "l2")] == texts
+    value = float(np.float32(0.1))
+    assert as_eps(value).value == value  # said in float64

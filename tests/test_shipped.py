@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 LEADERBOARDS = ROOT / "leaderboards"
 
 
-@pytest.mark.parametrize("folder", [LEADERBOARDS, LEADERBOARDS / "brief"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [LEADERBOARDS, LEADERBOARDS / "small", LEADERBOARDS / "brief"], ids=lambda folder: folder.name)
 def test_tables_and_figures_follow_from_the_records(folder: Path) -> None:
     records, damaged = load_records(folder / "records")
     assert records and damaged == []
@@ -26,7 +26,7 @@ def test_tables_and_figures_follow_from_the_records(folder: Path) -> None:
 
 def test_a_board_has_one_budget_of_training() -> None:
     """The brief ones are of 10,000 images and 5 epochs, the others of all images."""
-    for folder, brief in ((LEADERBOARDS, False), (LEADERBOARDS / "brief", True)):
+    for folder, brief in ((LEADERBOARDS, False), (LEADERBOARDS / "small", False), (LEADERBOARDS / "brief", True)):
         for record in load_records(folder / "records")[0]:
             trained = record.model.trained
             if record.dataset.name != "digits":

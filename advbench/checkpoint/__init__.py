@@ -17,7 +17,7 @@ from advbench.checkpoint.card import (
 )
 from advbench.checkpoint.code import code_sha256, maker_sha256
 from advbench.checkpoint.heads import load_heads
-from advbench.checkpoint.loading import Loaded, check_classes, check_reading, load_model
+from advbench.checkpoint.loading import Loaded, answered, check_classes, check_reading, load_model
 from advbench.checkpoint.train_state import STATE, load_train_state, save_train_state
 from advbench.checkpoint.weights import save_weights, weights_sha256
 
@@ -30,6 +30,7 @@ __all__ = [
     "ModelCard",
     "RunCard",
     "WrapperCard",
+    "answered",
     "check_classes",
     "check_reading",
     "code_sha256",

@@ -228,7 +228,7 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> int:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        raise UserError(f"{loaded.spec} does not map images to logits (B, classes)")
+        raise UserError(f"{loaded.spec} does not map images to logits (B, classes): of 2 images {answered(logits)}")
     return check_classes(
         loaded.spec, logits.shape[1], shape.name, shape.num_classes, known=shape.known, abstain=loaded.abstain
     )
@@ -251,6 +251,13 @@ def check_classes(model: str, outputs: int, dataset: str, classes: int, *, known
         )
     hint = ': if its last logit means "rejected", use --abstain last' if outputs == classes + 1 else ""
     raise UserError(f"{model} has {outputs} classes, {dataset} has {least}{classes}{hint}")
+
+
+def answered(outputs: Any) -> str:
+    """What a network made of images, in place of logits."""
+    if not isinstance(outputs, Tensor):
+        return f"it makes a {type(outputs).__name__}"
+    return f"it makes {str(outputs.dtype).removeprefix('torch.')} {tuple(outputs.shape)}"
 
 
 def _outputs(net: nn.Module) -> int:

@@ -199,7 +199,7 @@ def _usage(error: Any, argv: Sequence[str]) -> int:
         if flag := _without_value(context.command, argv):
             return _complain("error", f"{flag} needs a value; see {program} --help", 2)
         given = error.message.rpartition("(")[2].rstrip(").").split(" ")[0].strip("'")
-        hint = meant.extra(given, context.command.name, _flags(context.command))
+        hint = meant.extra(given, context.command.name, _flags(context.command), argv)
         return _complain("error", f"unexpected word {given!r}: {hint}; see {program} --help", 2)
     message = " ".join(error.format_message().split()).rstrip(".")
     for theirs, ours in _OUR_WORDS.items():

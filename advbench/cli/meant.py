@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from advbench.defaults.listing import FOLDERS
@@ -112,8 +112,14 @@ def _of_methods(word: str) -> str:
     return f"method.{word}" if word in fields else ""
 
 
-def extra(given: str, name: str, known: Collection[str]) -> str:
-    """What to type instead of the word `given` that stands alone behind the command `name`."""
+def extra(given: str, name: str, known: Collection[str], argv: Sequence[str] = ()) -> str:
+    """What to type instead of the word `given` that stands alone in `argv`, behind the command `name`."""
+    threes = zip(argv, argv[1:], argv[2:], strict=False)
+    flag, value, _ = next((three for three in threes if three[2] == given), ("", "", ""))
+    if flag in ("--eps", "-e") and flag in known:
+        return f"write {flag} {value},{given}"
+    if flag in ("--set", "-s") and flag in known and "=" not in value:
+        return f"write {flag} {value}={given}"
     if (own := kind_of(given)) and own in known:
         return f"write {own} {given}"
     if given[:1].isdigit() and "--eps" in known:

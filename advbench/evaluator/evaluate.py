@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advbench import ranks, rng
 from advbench.allocator import keep_freed
-from advbench.checkpoint import Loaded, check_classes, code_sha256, weights_sha256
+from advbench.checkpoint import Loaded, answered, check_classes, code_sha256, weights_sha256
 from advbench.data.dataset import Dataset
 from advbench.engine.attack import Attack
 from advbench.engine.kernels import exact_kernels, out_of_memory
@@ -370,7 +370,8 @@ def check_shapes(net: nn.Module, data: Dataset, abstain: str | None = None) -> D
     except Exception as error:  # a model from elsewhere may raise anything
         raise UserError(f"the model does not take the {shape} images of {data.name}: {one_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        raise UserError(f"the model does not return logits (B, K) for {shape} images")
+        made = f"of {len(x)} {answered(logits)}"
+        raise UserError(f"the model does not return logits (B, K) for {shape} images: {made}")
     known = data.num_classes_known
     count = check_classes("the model", logits.shape[1], data.name, data.num_classes, known=known, abstain=abstain)
     return data.with_classes(count)
