@@ -15,9 +15,10 @@ from advbench.record import load_notices, load_record, load_records
 
 ROOT = Path(__file__).parent.parent
 LEADERBOARDS = ROOT / "leaderboards"
+FOLDERS = (LEADERBOARDS, LEADERBOARDS / "small", LEADERBOARDS / "brief")
 
 
-@pytest.mark.parametrize("folder", [LEADERBOARDS, LEADERBOARDS / "small", LEADERBOARDS / "brief"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_tables_and_figures_follow_from_the_records(folder: Path) -> None:
     records, damaged = load_records(folder / "records")
     assert records and damaged == []
