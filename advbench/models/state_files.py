@@ -66,10 +66,7 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict of tensors but {held or 'nothing'}: "
             "save net.state_dict(), alone or under the key state_dict"
         )
-    for key, value in tensors.items():
-        if kind := _kind(value):
-            raise UserError(f"{path} has {key} as {kind}: save it dense, in float32")
-    return tensors
+    return _dense(tensors, path)
 
 
 def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
@@ -96,6 +93,14 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], source: str, name: st
     if broken:
         raise UserError(f"{source} has weights that are NaN or infinite: {', '.join(broken[:3])}")
     net.load_state_dict(filled)
+
+
+def _dense(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`tensors` of the file `path`. Raises UserError unless they are dense, and of real numbers."""
+    for key, value in tensors.items():
+        if kind := _kind(value):
+            raise UserError(f"{path} has {key} as {kind}: save it dense, in float32")
+    return tensors
 
 
 def _kind(value: Tensor) -> str:
@@ -126,7 +131,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is truncated, altered or no safetensors file: {one_line(error)}") from error
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    return tensors, metadata
+    return _dense(tensors, path), metadata
 
 
 def _read_torch(path: Path) -> Any:

@@ -98,6 +98,12 @@ def test_weights_that_are_no_dense_real_numbers_are_named(kind: str, tmp_path: P
         read_state(tmp_path / "x.pt")
 
 
+def test_complex_weights_of_safetensors_are_named(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"linear.weight": torch.zeros(3, 4, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"x\.safetensors has linear.weight as a complex tensor"):
+        read_state(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_read(kind: torch.dtype, tmp_path: Path) -> None:
     state, other = net().state_dict(), net()
