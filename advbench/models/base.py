@@ -241,5 +241,6 @@ def statistics(normalize: str | Sequence[Sequence[float]] | None, channels: int)
     if not bool(means.isfinite().all()):
         raise UserError(f"normalize has the means {means.flatten().tolist()}: they must be finite")
     if not bool((deviations.isfinite() & (deviations > 0)).all()):
-        raise UserError(f"normalize has the deviations {deviations.flatten().tolist()}: they must be finite, above 0")
+        found = deviations.flatten().tolist()
+        raise UserError(f"normalize has the deviations {found}: they must be above 0 and finite")
     return mean, std

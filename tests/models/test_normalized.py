@@ -134,9 +134,9 @@ def test_a_network_in_train_mode_stays_in_it_and_is_flagged() -> None:
     ("normalize", "message"),
     [
         ([[float("nan")], [1.0]], r"the means \[nan\]: they must be finite"),
-        ([[0.5], [float("nan")]], r"the deviations \[nan\]: they must be finite, above 0"),
-        ([[0.5], [float("inf")]], r"the deviations \[inf\]: they must be finite, above 0"),
-        ([[0.5], [0.0]], r"the deviations \[0.0\]: they must be finite, above 0"),
+        ([[0.5], [float("nan")]], r"the deviations \[nan\]: they must be above 0 and finite"),
+        ([[0.5], [float("inf")]], r"the deviations \[inf\]: they must be above 0 and finite"),
+        ([[0.5], [0.0]], r"the deviations \[0.0\]: they must be above 0 and finite"),
     ],
 )
 def test_statistics_are_finite(normalize: list[list[float]], message: str) -> None:
