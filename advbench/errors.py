@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
+
+# What the names of files begin with that are none of the user's.
+_NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class UserError(ValueError):
@@ -33,7 +40,9 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a `name` that is not among `choices`, with similar choices first, in any case of letters."""
     valid = sorted(choices)
     folded = {choice.casefold(): choice for choice in valid}
-    near = [folded[found] for found in difflib.get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.5)]
+    meant = str(name).casefold()
+    found = [meant] if meant in folded else difflib.get_close_matches(meant, folded, n=3, cutoff=0.5)
+    near = [folded[one] for one in found]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     if "," in str(name) and {*str(name).split(",")} <= {*valid}:
         hint = "only one can be given here; "
@@ -74,9 +83,22 @@ def must_be(problem: Mapping[str, Any]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line of at most 160 characters, cut between words; its type where it has none."""
+    """The message of `error` on one line, at most 160 characters of it, cut between words; its type where it has none.
+
+    What the user's own code raised is followed by the file and the line.
+    """
     words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 160 else f"{words[:156].rpartition(' ')[0] or words[:156]} ..."
+    short = words if len(words) <= 160 else f"{words[:156].rpartition(' ')[0] or words[:156]} ..."
+    return short + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's code that raised `error`, as " [net.py line 7]"; empty where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if not frame.filename.startswith(_NOT_THE_USERS) and _INSTALLED.isdisjoint(file.parts):
+            return f" [{file.name} line {frame.lineno}]"
+    return ""
 
 
 def shortened(value: object) -> str:

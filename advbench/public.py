@@ -30,6 +30,11 @@ _KINDS: dict[str, tuple[str, type]] = {
 }
 _SWITCHES = ("trust_pickle", "trust_code", "unpaired", "different_attacks", "strict", "force", "resume")
 _BY_NAME = ("Dataset", "Journal")  # whose modules load torch
+# Of the arguments that must be texts where many would give the thing itself: how to name it.
+_NAMED_BY = {
+    "dataset": "save arrays with numpy.savez and write npz:FILE",
+    "arch": "write package.module:callable, which makes the network",
+}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,7 +55,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.items():
             if kinds[name] and not any(_is(value, kind) for kind in kinds[name]):
                 choices = [_KINDS[kind][0] if kind in _KINDS else f"a {kind}" for kind in kinds[name]]
-                raise UserError(f"{name} is {shortened(value)}: it must be {' or '.join(choices)}")
+                how_else = f"; {_NAMED_BY[name]}" if name in _NAMED_BY else ""
+                raise UserError(f"{name} is {shortened(value)}: it must be {' or '.join(choices)}{how_else}")
         try:
             return function(*args, **how)
         except UserError as error:

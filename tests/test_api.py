@@ -148,6 +148,30 @@ def test_wrong_arguments_are_told_in_one_line(net: nn.Module, how: dict[str, Any
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"dataset": ([[[0.5]]], [0])}, "save arrays with numpy.savez and write npz:FILE"),
+        ({"dataset": "digits", "arch": nn.Flatten()}, "write package.module:callable, which makes the network"),
+    ],
+)
+def test_training_says_how_data_and_networks_are_named(how: dict[str, Any], words: str) -> None:
+    with pytest.raises(advbench.UserError) as raised:
+        advbench.train(**how)
+    assert words in str(raised.value)
+
+
+class Broken(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ x.new_zeros(3, 10)
+
+
+def test_an_error_of_the_users_code_tells_its_line() -> None:
+    line = inspect.getsourcelines(Broken.forward)[1] + 1
+    with pytest.raises(advbench.UserError, match=rf"cannot be multiplied .*\[test_api.py line {line}\]"):
+        advbench.evaluate(Broken(), "digits", attack="fgsm", eps=0.1, n=4)
+
+
 def test_a_device_may_be_one_of_pytorch(net: nn.Module) -> None:
     assert advbench.evaluate(net, "digits", attack="fgsm", eps=0, n=4, probes=False, device=torch.device("cpu"))
 

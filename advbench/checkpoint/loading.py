@@ -16,7 +16,7 @@ from advbench.checkpoint.card import BEST, CARD, LAST, read_card
 from advbench.checkpoint.code import code_sha256, is_outside
 from advbench.checkpoint.weights import weights_sha256
 from advbench.data.dataset import Dataset
-from advbench.errors import UserError, unknown
+from advbench.errors import UserError, one_line, unknown
 from advbench.files import plain_path, sha256_file
 from advbench.models import external
 from advbench.models.adapted import adapted
@@ -225,7 +225,7 @@ def _check_fits(loaded: Loaded, shape: external.Shape) -> int:
         with torch.no_grad(), rng.kept():  # some networks draw random numbers
             logits = net(torch.full((2, *shape.image), 0.5))
     except Exception as error:  # a network from elsewhere may raise anything
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"{loaded.spec} does not take the {images} images of {shape.name}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         raise UserError(f"{loaded.spec} does not map images to logits (B, classes): of 2 images {answered(logits)}")

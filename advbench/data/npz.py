@@ -60,7 +60,7 @@ def load(split: str, path: str) -> Dataset:
         there, classes = np.unique(others[0]).tolist(), told.get("class_map")
         if classes is not None:
             there = [classes[label] for label in there if label in classes]
-        data = replace(data, num_classes=1 + max(data.num_classes - 1, *there))
+        data = replace(data, num_classes=1 + max([data.num_classes - 1, *there]))
     return replace(data, notes=("the images are adversarial examples (x_adv)",)) if (x, y) == EXAMPLES else data
 
 

@@ -188,10 +188,10 @@ def _labels(y: Any, count: int, class_map: Mapping[Any, int] | None, names: tupl
         stored = stored[:, 0]
     if stored.ndim == 2 and len(stored) == count:
         raise UserError(f"{what}: labels are {stored.shape}, one-hot or probabilities: give y.argmax(1)")
+    if stored.ndim == 1 and len(stored) != count:
+        raise UserError(f"{what}: there are {count} images, but {len(stored)} labels: give one for each")
     if stored.dtype.kind not in "biuU" or stored.ndim != 1:
         raise UserError(f"{what}: labels must be whole numbers or names, (N,), not {stored.dtype} {stored.shape}")
-    if len(stored) != count:
-        raise UserError(f"{what}: there are {count} images, but {len(stored)} labels: give one for each")
     if stored.dtype.kind == "U" and class_map is None:
         if not names:
             raise UserError(f"{what}: labels are names, such as {stored[0]}: give class_names, or a class_map")
@@ -292,6 +292,12 @@ def _in_order(loader: torch_data.DataLoader[Any], name: str) -> torch_data.DataL
 
 def _pixels(image: Any, what: str) -> Tensor:
     """One image, or a batch of them, as a tensor."""
-    if isinstance(image, Image.Image) and image.mode not in ("1", "L", "RGB", "I;16"):
-        image = image.convert("RGB")
-    return _array(image, what)
+    if not isinstance(image, Image.Image) or image.mode in ("1", "L", "RGB", "F"):
+        return _array(image, what)
+    if not image.mode.startswith("I"):
+        return _array(image.convert("RGB"), what)
+    values = np.asarray(image)  # of 16 bits, in Pillow's wider type too
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise UserError(f"{what} has values from {low} to {high}: write 8 or 16 bits")
+    return _array(values.astype(np.uint16), what)

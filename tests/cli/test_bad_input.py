@@ -64,6 +64,7 @@ def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Pa
         (["train", "--method", "act,"], "not a comma list"),
         (["train", "--dataset", "cifar"], "did you mean cifar10"),
         (["train", "--arch", "resnet81"], "did you mean resnet18"),
+        (["evaluate", "--norm", "L2"], "did you mean l2? "),
         (["train", "--norm", "linff"], "linf"),
         (["train", "--device", "gpu"], "choose from auto, cpu, cuda, cuda:N"),
         (["train", "--device", "cuda:99"], "choose from auto, cpu"),

@@ -112,6 +112,9 @@ def test_what_a_file_says_of_its_classes(tmp_path: Path) -> None:
     assert data.labels.tolist() == [7, 5, 3, 5]
     data = load(save(tmp_path, y_test=np.array(["b", "a", "c", "a"]), class_names=np.array(["a", "b", "c"])), "test")
     assert data.labels.tolist() == [1, 0, 2, 0]
+    assert load(save(tmp_path, y_train=np.zeros(0, np.int64)), "test").num_classes == 3
+    with pytest.raises(UserError, match="there are 4 images, but 0 labels"):
+        load(save(tmp_path, y_test=np.zeros(0)), "test")
 
 
 def test_layout_is_told(tmp_path: Path) -> None:

@@ -266,7 +266,13 @@ def test_pictures_of_every_kind() -> None:
     assert torch.equal(from_object([(grey, 0)]).images[0], BYTES[0, :1])
     assert from_object([(grey.convert("1"), 0)]).images.unique().tolist() == [0, 255]
     deep = Image.fromarray(np.full((6, 4), 40_000, np.uint16))
-    assert from_object([(deep, 0), (deep, 1)]).images.unique().tolist() == pytest.approx([40_000 / 65_535])
+    big = Image.frombytes("I;16B", deep.size, np.asarray(deep).astype(">u2").tobytes())
+    wide = Image.fromarray(np.asarray(deep).astype(np.int32))
+    for picture in (deep, big, wide, Image.fromarray(np.asarray(deep, np.float32) / 65_535)):
+        assert from_object([(picture, 0), (picture, 1)]).images.unique().tolist() == pytest.approx([40_000 / 65_535])
+    wider = Image.fromarray(np.full((6, 4), 70_000, np.int32))
+    with pytest.raises(UserError, match="image 0 of list has values from 70000 to 70000: write 8 or 16 bits"):
+        from_object([(wider, 0)])
 
 
 def test_the_names_that_a_dataset_has() -> None:
