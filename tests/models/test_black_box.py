@@ -105,9 +105,8 @@ def test_what_no_form_suits_is_refused_in_one_line(images: Tensor) -> None:
         raise ValueError("colour\nimages only")
 
     for subject in (picky, Plain(predict=picky)):
-        with pytest.raises(
-            UserError, match=r"takes the images in no form \(.*ValueError: colour images only\)"
-        ) as caught:
+        message = r"takes the images in no form \(.*ValueError: colour images only \[test_black_box.py line \d+\]\)"
+        with pytest.raises(UserError, match=message) as caught:
             black_box(subject, 10)(images)
         assert "\n" not in str(caught.value)
 
