@@ -15,6 +15,7 @@ from made_records import autoattack, images, made, order, record_of, sections, u
 
 from advbench import leaderboard
 from advbench.errors import UserError
+from advbench.leaderboard.page_data import board_data
 from advbench.leaderboard.protocol import protocol
 from advbench.record import (
     ESCALATED,
@@ -22,6 +23,7 @@ from advbench.record import (
     RECHECK_SET,
     AttackRef,
     Damage,
+    DatasetRef,
     Engine,
     Environment,
     External,
@@ -376,6 +378,35 @@ def test_several_seeds_of_a_recipe_have_a_mean_and_a_deviation() -> None:
         ("one, two", "0, 1", "90.5 ± 0.7", "31.0 ± 1.4"),
     ]
     assert not any("models" in row for part in sections(page(*made_so_far[2:5])) for row in part.rows)
+
+
+def test_a_series_is_of_one_file_and_of_the_last_measurement() -> None:
+    def run(spec: str, seed: int, at_8: float, date: str = "2026-08-01") -> Record:
+        ref = model(spec, f"{int(at_8) % 16:x}", trained=trained(seed=seed, series_sha256="1" * 64))
+        return made([90, 60, at_8], model=ref, environment=environment(date))[0]
+
+    folders = [run("runs/a-s0", 0, 50), run("runs/a-s1", 1, 52)]
+    last = [run("runs/a-s1/last.safetensors", 1, 56), run("runs/a-s0/last.safetensors", 0, 58)]
+    again = run("runs/a-s1", 1, 48, "2026-08-02")
+    natural = run("runs/a-s2/parts/natural.safetensors", 2, 5)
+    rows = sections(page(*folders, *last, again, natural))[0].rows
+    assert [(row["seeds"], row["8/255"]) for row in rows] == [("0, 1", "57.0 ± 1.4"), ("0, 1", "49.0 ± 1.4")]
+
+
+def test_each_split_has_its_own_size() -> None:
+    test = made([90, 60], n=500, eps="0,0.1", dataset=images("first:500", name="digits"), spec="a")[0]
+    ref = DatasetRef(name="digits", split="train", indices="first:1000", images_sha256="c" * 64)
+    train = made([95, 70], n=1000, eps="0,0.1", dataset=ref, spec="b")[0]
+    assert unranked(page(test, train)) == {}
+    board = leaderboard.board([test, train], {})
+    data = board_data("digits-linf", board, {test.id: "a", train.id: "b"}, {})
+    assert [order["below"] for table in data["tables"] for order in table["orders"]] == [[], []]
+
+
+def test_two_texts_of_one_eps_are_one_column() -> None:
+    one, two = made([90, 60, 40], spec="a")[0], made([90, 60, 40], eps="0,0.01568627451,8/255", spec="b")[0]
+    above = sections(page(one, two))[0]
+    assert [name for name in above.rows[0] if name[0].isdigit()] == ["4/255", "8/255"]
 
 
 def test_notices_retire_and_rename_and_the_record_stays_as_it_is(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_the_doubted_are_below_the_line_and_not_ranked(severity: str) -> None:
         ("mnist", "l2", ["0,1,2", "0,1,3"], 1.0),
         ("cifar10", "linf", ["0,2/255,4/255", "0,4/255,16/255"], 4 / 255),
         ("svhn", "linf", ["0.1", "0.2"], 0.2),
+        ("svhn", "linf", ["0,0.1", "0,0.2"], 0.2),
+        ("svhn", "linf", ["0,0.1,0.2", "0,0.10000000000001,0.3"], 0.1),
+        ("svhn", "linf", ["0", "0"], 0),
     ],
 )
 def test_reference_eps(dataset: str, norm: str, grids: list[str], expected: float) -> None:

@@ -168,4 +168,4 @@ def _notes(
             f"auc is taken over {', '.join(map(str, grid))} alone" if any(eps.value > 0 for eps in grid) else "no auc"
         )
         notes.append(f"The sides have different eps grids: {area}.")
-    return tuple(notes)
+    return tuple(dict.fromkeys(notes))

@@ -282,7 +282,7 @@ def _of_weights_in(folder: Path, files: Iterable[Path], places: Sequence[Path]) 
     """The measurements `files`, but of the model of the run in `folder` only those of the weights that it holds now."""
     units = [measured(file, places) for file in files]
     now = _weights_in(folder)
-    kept = [one for one in units if now is None or _is_file(one.record) or one.record.model.weights_sha256 == now]
+    kept = [one for one in units if now is None or one.record.model.file or one.record.model.weights_sha256 == now]
     if not any(map(_is_run, kept)) and any(map(_is_run, units)):
         raise UserError(
             f"{folder} was trained again after it was measured: measure it anew with advbench evaluate --model "
@@ -310,7 +310,7 @@ def _protocol(record: Record, left_out: Collection[str] = ()) -> tuple[str, ...]
 
 
 def _of_newest_weights(units: Iterable[Measured]) -> tuple[Measured, ...]:
-    ordered = sorted(units, key=lambda unit: (not _is_file(unit.record), _age(unit)))
+    ordered = sorted(units, key=lambda unit: (not unit.record.model.file, _age(unit)))
     newest = {_training(unit.record): _network(unit.record) for unit in ordered}
     return tuple(unit for unit in ordered if _network(unit.record) == newest[_training(unit.record)])
 
@@ -327,18 +327,12 @@ def _age(unit: Measured) -> tuple[str, str]:
 
 def _training(record: Record) -> str:
     """A key for one training: its folder; the spec if it is no run's."""
-    folder = Path(record.model.spec)
-    if record.model.trained is not None and _is_file(record):
-        folder = folder.parent.parent if folder.parent.name == "parts" else folder.parent
+    folder = Path(record.model.spec.removesuffix(record.model.file))
     return record.model.spec if record.model.trained is None else f"run {folder}"
 
 
-def _is_file(record: Record) -> bool:
-    return record.model.spec.endswith(".safetensors")
-
-
 def _is_run(unit: Measured) -> bool:
-    return unit.record.model.trained is not None and not _is_file(unit.record)
+    return unit.record.model.trained is not None and not unit.record.model.file
 
 
 def _untrained(units: Iterable[Measured]) -> set[str]:

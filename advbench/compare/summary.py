@@ -9,7 +9,7 @@ from statistics import fmean
 from advbench.compare.comparable import protocol
 from advbench.compare.sides import Side
 from advbench.escape import markdown
-from advbench.record import Record
+from advbench.record import Record, measured_eps
 from advbench.statistics import decimals
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -27,8 +27,9 @@ def sparkline(fractions: Iterable[float]) -> str:
 
 def _curves(sides: Sequence[Side]) -> list[str]:
     """A row for each side: its curve as bars, and its accuracy (the mean over its models) at each eps of any side."""
-    texts = {point.eps: point.eps_text for side in sides for unit in side.units for point in unit.record.curve}
-    columns = sorted(texts)
+    records = [unit.record for side in sides for unit in side.units]
+    columns = [eps for eps in (0.0, *measured_eps(records)) if any(record.at(eps) for record in records)]
+    texts = {eps: next(point.eps_text for record in records if (point := record.at(eps))) for eps in columns}
     lines = [
         "Accuracy in percent against eps:",
         "",

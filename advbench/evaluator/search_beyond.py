@@ -54,7 +54,7 @@ class Beyond:
             return
         if layers := hidden_layers(self.runner.net):
             found = self.pgd_from(UNIT_STARTS, lambda p, draw: self.unit(layers, p, draw))
-            yield "found-from-units", "PGD from points that drive hidden units", found
+            yield "found-from-units", "PGD from points that drive single units", found
         found = self.pgd_from(OUTPUT_STARTS, self.outputs)
         yield "found-from-outputs", "PGD from points that drive the outputs at random", found
 

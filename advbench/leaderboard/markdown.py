@@ -25,7 +25,7 @@ def to_markdown(board: Board) -> str:
         GENERATED,
         f"# {markdown(board.dataset)}, {board.norm}",
         "",
-        "A number is the share of test images, in percent, that a model classifies correctly whatever the attacks do "
+        "A number is the share of images, in percent, that a model classifies correctly whatever the attacks do "
         f"to them within the eps of its column (in {board.norm}), with Wilson's 95 % interval in brackets. Models are "
         f"ranked by the column eps = {label}, and only among models that were measured in the same way: on the same "
         "images, by the same attacks with the same settings. Each such way has a table of its own: AutoAttack at "

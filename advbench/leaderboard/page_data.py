@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advbench.escape import visible
-from advbench.leaderboard.ranking import Board, fewest_images, table
-from advbench.leaderboard.shown_eps import eps_label, measured_eps
-from advbench.record import Fates, Record
+from advbench.leaderboard.ranking import Board, table
+from advbench.leaderboard.shown_eps import eps_label
+from advbench.record import Fates, Record, measured_eps
 from advbench.statistics import wilson
 
 MAX_BYTES = 80_000  # of the counts of a table; where they need more, only its best models can be compared on the page
@@ -24,12 +24,11 @@ def board_data(name: str, board: Board, names: Mapping[str, str], fates: Mapping
     `names` and `fates` are by the id of their record.
     """
     sizes = measured_eps(board.records, board.reference)
-    needed = fewest_images(board.records)
     tables = []
     for one in board.tables:
         records = one.records
         place = {record.id: index for index, record in enumerate(records)}
-        ranked = [table(records, eps, needed) for eps in sizes or [board.reference]]
+        ranked = [table(records, eps, one.needed) for eps in sizes or [board.reference]]
         tables.append({
             "key": one.protocol.key,
             "title": visible(one.protocol.title),

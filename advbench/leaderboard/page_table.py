@@ -11,8 +11,8 @@ from advbench.leaderboard.page_details import details, text
 from advbench.leaderboard.protocol import Protocol
 from advbench.leaderboard.ranking import Board, Table
 from advbench.leaderboard.seeds import series
-from advbench.leaderboard.shown_eps import eps_label, measured_eps, shown_eps
-from advbench.record import CurvePoint, Record
+from advbench.leaderboard.shown_eps import eps_label, shown_eps
+from advbench.record import CurvePoint, Record, measured_eps
 
 
 class Column(NamedTuple):

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from advbench.eps import parse_eps
 from advbench.leaderboard.protocol import FEWEST_IMAGES, Protocol, hand_picked, protocol, size_of_split, usual_eps
-from advbench.record import Notice, Record, superseded
+from advbench.record import Notice, Record, measured_eps, superseded
 
 
 @dataclass(frozen=True)
 class Table:
     """The ranking of one protocol, best first, and its records that are not ranked, each with the reason.
 
-    `enough`: whether its images are enough, and not hand-picked.
+    `needed`: the fewest images that are ranked.
     """
 
     protocol: Protocol
-    enough: bool
+    needed: int
     ranked: tuple[Record, ...]
     below: tuple[tuple[Record, str], ...]
 
@@ -29,6 +28,11 @@ class Table:
     def records(self) -> list[Record]:
         """All of them, the ranked first."""
         return [*self.ranked, *(record for record, _ in self.below)]
+
+    @property
+    def enough(self) -> bool:
+        """Whether its images are enough, and not hand-picked."""
+        return self.protocol.n >= self.needed and not hand_picked(self.records[0])
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,11 @@ def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
     groups: dict[str, list[Record]] = {}
     for record in shown.values():
         groups.setdefault(protocol(record).key, []).append(record)
-    tables = [table(group, reference, fewest_images(shown.values())) for group in groups.values()]
+    splits: dict[str, list[Record]] = {}
+    for record in shown.values():
+        splits.setdefault(record.dataset.split, []).append(record)
+    needed = {split: fewest_images(measured) for split, measured in splits.items()}
+    tables = [table(group, reference, needed[group[0].dataset.split]) for group in groups.values()]
     return Board(
         given[0].dataset.name,
         given[0].norm,
@@ -80,17 +88,16 @@ def board(records: Iterable[Record], notices: Mapping[str, Notice]) -> Board:
 def reference_eps(records: Sequence[Record]) -> float:
     """The eps to rank by, for `records` of one dataset and norm.
 
-    It is the usual eps of the dataset if any record has it. Otherwise it is the eps that most records have, the
-    largest of these if there are several.
+    It is the usual eps of the dataset if any record has it. Otherwise it is the eps > 0 that most records have, the
+    largest of these if there are several, or 0 where all that was measured is the clean accuracy.
     """
     usual = usual_eps(records[0].dataset.name, records[0].norm)
     if usual is not None:
         value = parse_eps(usual, records[0].norm).value
         if any(record.at(value) for record in records):
             return value
-    counts = Counter(eps for record in records for eps in record.eps)
-    highest_count = max(counts.values())
-    return max(eps for eps, count in counts.items() if count == highest_count)
+    counts = {eps: sum(record.at(eps) is not None for record in records) for eps in measured_eps(records)}
+    return max(counts, key=lambda eps: (counts[eps], eps), default=0.0)
 
 
 def newest(records: Sequence[Record], reference: float) -> list[Record]:
@@ -101,7 +108,7 @@ def newest(records: Sequence[Record], reference: float) -> list[Record]:
     adversarial images brought below it there: these still fool the model.
     """
     found: dict[tuple[object, ...], Record] = {}
-    for record in sorted(records, key=lambda record: (record.at(reference) is not None, *_age(record))):
+    for record in sorted(records, key=lambda record: (record.at(reference) is not None, *age(record))):
         key = record.model.identity, protocol(record).key
         if key not in found or not _lowered(found[key], record, reference):
             found[key] = record
@@ -116,7 +123,7 @@ def _lowered(record: Record, newer: Record, eps: float) -> bool:
 
 
 def fewest_images(records: Iterable[Record]) -> int:
-    """The fewest images that are ranked: FEWEST_IMAGES, or all of the split.
+    """The fewest images that are ranked, of one split: FEWEST_IMAGES, or all of the split.
 
     How many a dataset from outside has is not known: the most that one of `records` was measured on counts as all.
     """
@@ -138,7 +145,7 @@ def table(records: Sequence[Record], reference: float, needed: int) -> Table:
     ordered = [(record, reasons(record, reference, needed)) for record in sorted(records, key=key)]
     return Table(
         protocol(records[0]),
-        not hand_picked(records[0]) and records[0].n >= needed,
+        needed,
         tuple(record for record, why in ordered if not why),
         tuple((record, why) for record, why in ordered if why),
     )
@@ -164,7 +171,7 @@ def named(record: Record, notice: Notice | None) -> Record:
     return record.model_copy(update={"model": record.model.model_copy(update={"name": notice.name})})
 
 
-def _age(record: Record) -> tuple[tuple[int, ...], bool, datetime, str]:
+def age(record: Record) -> tuple[tuple[int, ...], bool, datetime, str]:
     """A key that sorts by the engine's version, whether images were certified, the date and the id."""
     date = datetime.fromisoformat(record.environment.date)
     version = tuple(int(number) for number in re.findall(r"\d+", record.engine.version))

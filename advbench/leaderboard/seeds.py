@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from advbench.leaderboard.ranking import age
 from advbench.record import Record
 
 
@@ -34,7 +35,8 @@ def series(records: Sequence[Record]) -> list[Series]:
     """The recipes that several of `records` were trained by, in the order of their best record.
 
     Records from before the recipe was recorded without its seed are of one recipe if their run folders have the same
-    name but for the seed at its end. Of two trainings with the same seed, the first of `records` counts.
+    name but for the seed at its end. The same file of several runs, such as that of their last epochs, is a series of
+    its own. Of two trainings with the same seed, the one that was measured last counts.
     """
     groups: dict[object, dict[int, Record]] = {}
     for record in records:
@@ -44,7 +46,8 @@ def series(records: Sequence[Record]) -> list[Series]:
         stem = record.model.spec.removesuffix(f"-s{trained.seed}")
         by_name = (stem, trained.method, record.model.arch, trained.norm, trained.eps)
         if trained.series_sha256 or stem != record.model.spec:
-            groups.setdefault(trained.series_sha256 or by_name, {}).setdefault(trained.seed, record)
+            group = groups.setdefault((trained.series_sha256 or by_name, record.model.file), {})
+            group[trained.seed] = max(group.get(trained.seed, record), record, key=age)
     return [
         Series(_common_name(group), tuple(group[seed] for seed in sorted(group)))
         for group in groups.values()

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Hashable, Mapping
 from datetime import datetime
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -123,6 +124,14 @@ class ModelRef(Part):
     def title(self) -> str:
         """The name, or else the spec."""
         return self.name or self.spec
+
+    @property
+    def file(self) -> str:
+        """The weights of a run folder that `spec` names, such as "parts/natural.safetensors"; empty for the folder."""
+        path = PurePath(self.spec)
+        if path.suffix != ".safetensors":
+            return ""
+        return f"parts/{path.name}" if path.parent.name == "parts" else path.name
 
     @property
     def identity(self) -> tuple[Hashable, ...]:
