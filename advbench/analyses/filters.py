@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from advbench.analyses.base import Analysis
 from advbench.analyses.trained_run import load_runs
+from advbench.errors import UserError
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,8 @@ def run(
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 found = {"run": one.name, "eps": one.trained_eps.text, "layer": name}
                 rows.append({**found, "kind": type(layer).__name__, **sizes(layer.weight)})
+    if not rows:
+        raise UserError("these runs have no convolution and no fully connected layer, which are what has filters")
     table = pd.DataFrame(rows)
     tables = {"filters": table.set_index(["run", "eps", "layer"])}
     if len(runs) > 1:

@@ -167,5 +167,5 @@ def _to_l1_ball(v: Array, radius: float) -> Array:
         return v
     sorted_ = np.sort(a)[::-1]
     excess = np.cumsum(sorted_) - radius
-    last = np.flatnonzero(sorted_ * np.arange(1, len(a) + 1) > excess)[-1]
+    last = max(np.flatnonzero(sorted_ * np.arange(1, len(a) + 1) > excess), default=0)  # 0: a radius lost in rounding
     return np.asarray(np.sign(v) * np.maximum(a - excess[last] / (last + 1), 0))

@@ -28,7 +28,7 @@ from advbench.analyses.trained_run import (
     right,
     withstands,
 )
-from advbench.errors import unknown
+from advbench.errors import UserError, unknown
 from advbench.figure import ROW, draw_dots, legend, legend_lines, panels
 from advbench.models import wrap
 from advbench.models.base import Model, layers_of, straight_through
@@ -48,6 +48,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 
+PGD_STEPS = 20
+
 
 def run(
     runs: list[Path],
@@ -57,7 +59,7 @@ def run(
     n: Count = 500,
     eps: str | None = None,
     attack: str = "pgd",
-    steps: Count = 20,
+    steps: Count | None = None,
     seed: int = 0,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     progress: Progress | None = None,
@@ -65,12 +67,13 @@ def run(
     """Table `accuracy`, one row for each run and layer; one layer is quantised at a time.
 
     - `layer`: which layers, a comma list of names in `net.named_modules()`; or `first`, the first with weights; or
-      `all`, every convolution and fully connected layer but the last.
+      `all`, every convolution and fully connected layer but the one that the net registers last.
     - `levels`: of its outputs: q(h) = floor(levels h) / levels.
     - `n`: how many test images.
     - `eps`: of the attack, by default each run's own.
     - `attack`: which attack.
-    - `steps`: of the attack, where it has them.
+    - `steps`: of the attack, where it has them, and of the PGD that makes the points of the transfer attack. By default
+      20 of PGD, and those that another attack has of its own.
     - `seed`: of all random numbers.
 
     Raises UserError for runs that `load_runs` refuses, an unknown layer or attack, and an eps that cannot be read.
@@ -82,10 +85,10 @@ def run(
     rows: list[dict[str, Any]] = []
     for one, names in zip(trained, places, strict=True):
         norm, size = one.recipe.threat.norm, one_eps(eps, one)
-        attacks = named_attack(attack, norm, steps)
+        attacks = named_attack(attack, norm, steps or (PGD_STEPS if attack == "pgd" else None))
         threat = {"norm": norm, "eps": size.value, "seed": seed}
         clean, bare = right(one.net, x, y), withstands(one.net, data, attacks, **threat)  # type: ignore[arg-type]
-        points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
+        points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=steps or PGD_STEPS, seed=seed)
         for name in names:
             if progress is not None:
                 progress(f"{one.name}, {name}", len(rows), sum(map(len, places)))
@@ -110,7 +113,9 @@ def run(
             )
     table = pd.DataFrame(rows).set_index(["run", "layer"])
     notes = [_note(one.name, table.loc[[one.name]].droplevel("run")) for one in trained]
-    title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {attack}, {steps} steps, n = {len(data)}"
+    budgets = {one.settings().get("steps") for one in attacks}
+    by = f"{attack} (steps: {budgets.pop()})" if len(budgets) == 1 and None not in budgets else attack
+    title = f"Accuracy with one layer's outputs at multiples of 1/{levels}: {by}, n = {len(data)}"
     figures = {"accuracy": _figure(table, title)}
     return Analysis(title, {"accuracy": table}, figures, tuple(notes), shares=frozenset({"accuracy"}))
 
@@ -145,6 +150,8 @@ def layers(net: Model, asked: str) -> list[str]:
     """The names of the layers of `net` that `asked` means (see `run`). Raises UserError for an unknown one."""
     kinds = (nn.Conv2d, nn.Linear)
     weighted = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+    if asked in ("first", "all") and not weighted:
+        raise UserError(f"{net.arch} has no convolution and no fully connected layer: name one with --set layer=NAME")
     if asked == "first":
         return weighted[:1]
     if asked == "all":

@@ -20,7 +20,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from advbench.analyses.base import Analysis, Progress
 from advbench.analyses.trained_run import batches, directions, images, load_runs
@@ -104,9 +103,16 @@ def gradient_share(g: Tensor, salient: Tensor) -> Tensor:
 
 def attention_share(weights: Tensor, salient: Tensor) -> tuple[Tensor, Tensor]:
     """The share (n,) of attention (n, 1, h, w) on the pixels `salient` (n, H, W), and the largest that it can be."""
-    height, width = weights.shape[2:]
-    cells = functional.adaptive_avg_pool2d(salient.double()[:, None], (height, width))
+    down, across = (_cells(cells, pixels) for cells, pixels in zip(weights.shape[2:], salient.shape[1:], strict=True))
+    cells = torch.einsum("ir,nrc,jc->nij", down, salient.double().cpu(), across)[:, None].to(weights.device)
     return (weights * cells).sum((1, 2, 3)), cells.amax((1, 2, 3))
+
+
+def _cells(count: int, pixels: int) -> Tensor:
+    """The share (count, pixels) of each of `count` equal cells that lies on each pixel of a row."""
+    cell, pixel = torch.arange(count)[:, None] * (pixels / count), torch.arange(pixels, dtype=torch.float64)
+    overlap = torch.minimum(cell + pixels / count, pixel + 1) - torch.maximum(cell, pixel)
+    return overlap.clamp(min=0) * count / pixels
 
 
 def _figure(table: pd.DataFrame, title: str) -> Any:

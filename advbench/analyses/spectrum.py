@@ -105,7 +105,9 @@ def run(
     text = {eps.value: eps.text for eps in [*trained_eps.values(), *deltas]} | {0.0: "clean"}
     named = matrix.rename(index=lambda value: trained_eps[value].text, columns=lambda value: text[value])
     named.index.name, named.columns.name = "trained eps", None
-    shown = best.assign(delta=[text[v] for v in best.delta], best_eps=[trained_eps[v].text for v in best.best_eps])
+    shown = best.assign(
+        **{name: [text[value] for value in best[name]] for name in ("delta", "best_eps", "nearest_eps")}
+    )
     what = trained[0].recipe.method.name
     tables = {"matrix": named, "best": shown.set_index("delta")}
     figures = {"spectrum": _figure(matrix, text, trained_eps, f"{what}, {attack}")}
@@ -131,8 +133,9 @@ def run(
 def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
     """A table with a row for each attacked delta, from accuracies `matrix` (training eps x delta, 0 being clean).
 
-    Columns: the eps of the best row, its accuracy and clean accuracy, the gain over the row nearest to delta, the clean
-    accuracy that this costs, whether the best eps exceeds delta, and whether it is the largest of the grid.
+    Columns: the eps of the best row, its accuracy and clean accuracy, the eps of the row nearest to delta, the gain
+    over that, the clean accuracy that this costs, whether the best eps exceeds delta and is not the nearest one, and
+    whether it is the largest of the grid.
     """
     found, columns = [], {float(str(delta)): column.to_dict() for delta, column in matrix.items()}
     clean, grid = columns.pop(0.0), [float(str(eps)) for eps in matrix.index]
@@ -145,9 +148,10 @@ def best_rows(matrix: pd.DataFrame) -> pd.DataFrame:
                 "best_eps": best,
                 "accuracy": column[best],
                 "clean": clean[best],
+                "nearest_eps": matching,
                 "gain": column[best] - column[matching],
                 "clean_cost": clean[matching] - clean[best],
-                "overdesign": best > delta * (1 + 1e-9),
+                "overdesign": best > delta * (1 + 1e-9) and best != matching,
                 "at_the_edge": best == max(grid),
             }
         )
@@ -221,9 +225,10 @@ def _notes(best: pd.DataFrame) -> tuple[str, ...]:
     notes = []
     for row in best.to_dict("records"):
         edge = "; this is the largest training eps: the optimum may lie beyond" if row["at_the_edge"] else ""
+        over = "at the same eps" if row["nearest_eps"] == row["delta"] else f"at {row['nearest_eps']}, the nearest"
         notes.append(
             f"attacked at {row['delta']}: best trained at {row['best_eps']} ({row['accuracy']:.1%}), "
-            f"{100 * row['gain']:+.1f} points over training at the same eps, "
+            f"{100 * row['gain']:+.1f} points over training {over}, "
             f"for {100 * row['clean_cost']:.1f} points of clean accuracy{edge}"
         )
     return tuple(notes)

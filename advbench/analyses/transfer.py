@@ -61,16 +61,18 @@ def run(
     size, norm = one_eps(eps, trained[0]), trained[0].recipe.threat.norm
     x, y = data.batch(slice(None))
     stands = {name: right(one.net, x, y) for name, one in zip(names, trained, strict=True)}
-    rows = {"clean": {name: float(correct.double().mean()) for name, correct in stands.items()}}
+    rows = [{name: float(correct.double().mean()) for name, correct in stands.items()}]  # clean, then by source
     for done, (source, attacked) in enumerate(zip(names, trained, strict=True)):
         if progress is not None:
             progress(source, done, len(trained))
         points = perturbed(against(attacked.net), data, norm=norm, eps=size.value, steps=steps, seed=seed)
-        rows[source] = {
-            target: float((stands[target] & right(one.net, points, y)).double().mean())
-            for target, one in zip(names, trained, strict=True)
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
+        rows.append(
+            {
+                target: float((stands[target] & right(one.net, points, y)).double().mean())
+                for target, one in zip(names, trained, strict=True)
+            }
+        )
+    table = pd.DataFrame(rows, index=["clean", *names]).rename_axis("source")
     title = f"Accuracy of each run (column) on points made against each (row): {norm} {size}, n = {len(data)}"
     return Analysis(
         title=title,
@@ -96,9 +98,9 @@ def _figure(table: pd.DataFrame, title: str) -> Any:
 def _notes(table: pd.DataFrame) -> list[str]:
     found = []
     for target in map(str, table.columns):
-        column = table[target].to_dict()
-        own = column[target]
-        source = min((name for name in column if name not in ("clean", target)), key=column.__getitem__)
+        column = table[target].iloc[1:].to_dict()  # without the clean accuracy
+        own = column.pop(target)
+        source = min(column, key=column.__getitem__)
         if own - column[source] > MAX_CHANCE_GAP:
             found.append(
                 f"{target}: points made against {source!s} fool it more ({column[source]:.1%} left) than its own "

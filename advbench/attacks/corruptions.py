@@ -30,6 +30,7 @@ class Corruption(Attack):
     `source`: of the corrupted images: "auto", or as in `data.corruptions.source_of`.
     """
 
+    version: ClassVar[int] = 2
     asks: ClassVar[Asks] = "logits"
     norms = (CORRUPTIONS,)
 

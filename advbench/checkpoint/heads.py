@@ -26,6 +26,7 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
     if not names:
         return {}
     tasks = make_tasks(names, card.dataset, net.num_classes, method.get("macro", ()))
+    features, shape = net.feature_dim, net.shape  # which some networks tell by a pass
     heads: dict[str, Head] = {}
     for name, task in tasks.items():
         part = f"parts/{name}.safetensors"
@@ -37,8 +38,8 @@ def load_heads(folder: Path, net: Model) -> dict[str, Head]:
         state, _ = read_state(file)
         assert isinstance(state, dict)
         with sketching(state, f"{file} does not fit {name}"):
-            make_heads({name: task}, net.feature_dim, net.shape, seed=0)
-        heads |= make_heads({name: task}, net.feature_dim, net.shape, seed=0)
+            make_heads({name: task}, features, shape, seed=0)
+        heads |= make_heads({name: task}, features, shape, seed=0)
         fit_state(heads[name], state, str(file), name)
         heads[name].eval().requires_grad_(False)
     return heads

@@ -31,6 +31,7 @@ __all__ = ["COMMON", "PACKAGE", "PUBLISHED", "SEVERITIES", "corrupted", "source_
 PACKAGE = "imagecorruptions-imaug"
 MIN_SIDE = 28  # pixels: smaller images are refused
 PACKAGE_SIDE = 32  # pixels: the package needs at least so many, so smaller images are padded
+_NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
 _SEEDED = ("impulse_noise", "glass_blur")  # the package takes a seed for these
 
 Image = NDArray[np.uint8]
@@ -85,7 +86,9 @@ def _one(corrupt: Callable[..., Image], image: Tensor, name: str, severity: int,
         found = corrupt(colour, severity=severity, corruption_name=name, **more)
     result = torch.from_numpy(np.array(found)).permute(2, 0, 1).float() / 255
     result = result[:, margins[2] : margins[2] + height, margins[0] : margins[0] + width]
-    return result.mean(0, keepdim=True) if channels == 1 else result.contiguous()
+    if channels == 1:  # of three draws of noise the mean would be weaker than one
+        return result[:1].contiguous() if name in _NOISES else result.mean(0, keepdim=True)
+    return result.contiguous()
 
 
 @contextmanager

@@ -133,6 +133,7 @@ class GREAT(Method):
 
     def parts(self, setup: Setup) -> dict[str, nn.Module]:
         if self.form == "multi-task":
+            Rotation().check(setup.shape)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(setup.seed)
                 size, width = setup.feature_dim, 64

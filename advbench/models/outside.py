@@ -83,8 +83,10 @@ class Outside(Model):
         if not self.has_maps:
             raise UserError(f"{self.arch} has no feature maps: set model.maps=LAYER, a layer whose output they are")
         seen, _ = self._pass(x)
-        if seen["maps"].dim() != 4:
-            raise UserError(f"model.maps: {self._layers['maps']} gives {seen['maps'].dim()}-D outputs, not 4-D maps")
+        found = seen["maps"]
+        if not isinstance(found, Tensor) or found.dim() != 4:
+            kind = f"{found.dim()}-D outputs" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise UserError(f"model.maps: {self._layers['maps']} gives {kind}, not 4-D maps")
         return seen["maps"], seen["features"]
 
     @property
@@ -240,7 +242,9 @@ def _trying(net: nn.Module) -> Iterator[None]:
     """Inside, `net` is in eval mode and computes no gradient; its modes and all random states are restored."""
     modes = [(module, module.training) for module in net.modules()]
     with rng.kept(0), torch.no_grad():
-        net.eval()
-        yield
-    for module, mode in modes:
-        module.training = mode
+        try:
+            net.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

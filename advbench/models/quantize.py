@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.errors import unknown
+from advbench.errors import UserError, unknown
 from advbench.models.base import Wrapper, check_positive, layers_of
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -37,6 +37,8 @@ class Quantizer(nn.Module):
         self.straight_through = False
 
     def forward(self, h: Tensor) -> Tensor:
+        if not isinstance(h, Tensor):
+            raise UserError(f"a layer that gives a {type(h).__name__} is not quantised: name one that gives a tensor")
         q = torch.floor(self.levels * h) / self.levels
         return q.detach() + (h - h.detach()) if self.straight_through else q
 

@@ -34,6 +34,9 @@ MACRO: dict[str, tuple[int, ...]] = {
 class Encoder(Protocol):
     """The network whose features all heads share: a Model, or its search copy."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """The logits (B, K) of the main task."""
+
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) of images x (B, C, H, W)."""
 
@@ -235,6 +238,8 @@ def make_heads(tasks: Mapping[str, Task], features: int, shape: tuple[int, int, 
 
 def answers(f: Encoder, heads: Mapping[str, Head], x: Tensor, key: Tensor) -> dict[str, Tensor]:
     """The outputs of the main head and of each task's head for x (B, C, H, W); shared features are computed once."""
+    if not heads:
+        return {MAIN: f(x)}  # of any network
     z, logits = f.features_and_logits(x)
     found = {MAIN: logits}
     for name, head in heads.items():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from advbench.analyses.base import Analysis
 from advbench.analyses.implicit_bias import NORMS, OWN, run
-from advbench.analyses.linear_optimizers import ascent, prox, steepest
+from advbench.analyses.linear_optimizers import _to_l1_ball, ascent, prox, steepest
 from advbench.analyses.minimum_norm import DUALS, largest_margin, margin, minimum_norm
 from advbench.errors import UserError
 
@@ -111,3 +111,8 @@ def test_coordinate_descent_is_sparse_and_sign_descent_is_flat() -> None:
 def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UserError):
         run([], **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("radius", [1e-30, 0.5])
+def test_the_l1_ball_of_one_number(radius: float) -> None:
+    assert _to_l1_ball(np.array([-1.0]), radius) == pytest.approx(-radius)

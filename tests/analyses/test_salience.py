@@ -37,6 +37,8 @@ def test_equal_attention_has_the_share_of_ink() -> None:
     salient = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.6
     share, most = attention_share(torch.full((5, 1, 2, 4), 1 / 8), salient)
     assert torch.allclose(share, salient.double().mean((1, 2))) and (most >= share).all()
+    share, most = attention_share(torch.full((5, 1, 3, 5), 1 / 15), salient)  # of cells that end inside of pixels
+    assert torch.allclose(share, salient.double().mean((1, 2))) and (most >= share).all()
 
 
 def test_runs_with_and_without_attention(trained: Trained) -> None:

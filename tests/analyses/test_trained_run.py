@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,15 @@ def test_transfer_notes_what_looks_masked() -> None:
     assert len(transfer._notes(table)) == 1 and transfer._notes(table)[0].startswith("a: points made against b")
 
 
+def test_transfer_from_a_run_that_is_called_clean(trained: Trained, tmp_path: Path) -> None:
+    run = trained("standard", "epochs=10")
+    shutil.copytree(run, tmp_path / "clean")
+    others = run, tmp_path / "clean"
+    table = transfer.run(list(others), n=50, eps="0.1", steps=3).tables["accuracy"]
+    assert table.index.tolist() == ["clean", run.name, "clean"]
+    assert (table.iloc[0] > table.iloc[2]).all() and table.iloc[1].equals(table.iloc[2])
+
+
 def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Trained) -> None:
     run = trained("standard", arch="small_cnn")
     table = quantize.run([run], levels=4, n=100, eps="0.1", steps=10).tables["accuracy"]
@@ -94,6 +104,24 @@ def test_quantisation_masks_gradients_and_straight_through_undoes_it(trained: Tr
     assert fine["straight_through"] == fine["unquantized"] and fine["clean_quantized"] == fine["clean"]
     with pytest.raises(UserError, match="layer"):
         quantize.run([run], layer="conv9", n=10)
+
+
+def test_a_quantised_net_is_attacked_by_the_attack_that_is_named(trained: Trained) -> None:
+    run = trained("standard", "epochs=10")
+    found = quantize.run([run], n=40, eps="0.1", attack="fgsm")
+    one = load_runs([run], torch.device("cpu"))[0]
+    data = images([one], "test", 40, torch.device("cpu"))
+    fgsm = withstands(one.net, data, named_attack("fgsm", "linf"), norm="linf", eps=0.1)
+    assert found.tables["accuracy"].iloc[0]["unquantized"] == fgsm.double().mean()
+    assert "fgsm (steps: 1)" in found.title
+    assert "pgd (steps: 20)" in quantize.run([run], n=10, eps="0.1").title
+
+
+def test_a_net_without_layers_that_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = SimpleNamespace(net=torch.nn.Flatten(), name="bare", arch="bare")
+    monkeypatch.setattr(filters, "load_runs", lambda runs, device: [bare])
+    with pytest.raises(UserError, match="no convolution and no fully connected layer"):
+        filters.run([Path("bare")])
 
 
 def test_layers_are_quantised_one_at_a_time(trained: Trained) -> None:
@@ -117,6 +145,15 @@ def test_best_rows_of_a_known_matrix() -> None:
     assert best.best_eps.to_dict() == {4.0: 8.0, 8.0: 12.0} and best.overdesign.all()
     assert best.at_the_edge.to_dict() == {4.0: False, 8.0: True}
     assert best.gain[8.0] == pytest.approx(3.8) and best.clean_cost[8.0] == pytest.approx(7.1)
+    notes = spectrum._notes(spectrum.best_rows(matrix))
+    assert "attacked at 8.0: best trained at 12.0 (5260.0%), +380.0 points over training at the same eps, " in notes[1]
+
+
+def test_nothing_is_overdesigned_where_no_smaller_eps_was_trained() -> None:
+    best = spectrum.best_rows(pd.DataFrame({0.0: [0.9, 0.8], 2.0: [0.8, 0.7], 16.0: [0.3, 0.2]}, index=[4.0, 8.0]))
+    assert best.nearest_eps.tolist() == [4, 8] and not best.overdesign.any()
+    first, second = spectrum._notes(best)
+    assert "+0.0 points over training at 4.0, the nearest, " in first and "over training at 8.0, the nearest" in second
 
 
 def test_spectrum_of_digits(trained: Trained) -> None:

@@ -50,6 +50,14 @@ def test_heads_are_those_of_the_files_in_the_order_of_the_run(folder: Path) -> N
     assert isinstance(task, Macro) and task.groups.tolist() == [0] * 5 + [1] * 5
 
 
+def test_heads_of_a_network_from_outside(tmp_path: Path) -> None:
+    """Its number of features is told by a pass, which nothing that sketches weights may be around."""
+    sets = ["epochs=1", "train_n=64", "validation.fraction=0.2", "method.tasks=rotation", "inner.steps=1"]
+    recipe = Recipe.resolve(method="multi-task", arch="torchvision:resnet18", dataset="digits", sets=sets)
+    run = train(recipe, tmp_path / "one", device="cpu")
+    assert list(load_heads(run, net_of(run))) == ["rotation"]
+
+
 def test_a_run_without_tasks_has_none(tmp_path: Path) -> None:
     sets = ["epochs=1", "train_n=64", "validation.fraction=0.2"]
     run = train(Recipe.resolve(method="standard", arch="mlp", sets=sets), tmp_path / "one", device="cpu")

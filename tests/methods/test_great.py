@@ -297,3 +297,12 @@ def _gradient(session: Session, x: Tensor, y: Tensor) -> Tensor:
     z = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(functional.cross_entropy(session.nets.f(z), y, reduction="sum"), z, create_graph=True)
     return 8 * g
+
+
+def test_the_form_of_two_tasks_needs_square_images(tmp_path: Path) -> None:
+    file = tmp_path / "wide.npz"
+    np.savez(file, x_train=np.random.default_rng(0).random((40, 6, 4)), y_train=np.arange(40) % 2)
+    sets = ["method.form=multi-task", "epochs=1", "validation.fraction=0.2"]
+    wide = Recipe.resolve(method="great", dataset=f"npz:{file}", arch="mlp", sets=sets)
+    with pytest.raises(UserError, match="needs square images, not 6x4"):
+        train(wide, tmp_path / "run", device="cpu")

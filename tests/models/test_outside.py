@@ -48,6 +48,17 @@ class ConvHead(nn.Module):
         return self.last(torch.relu(self.conv(x))).mean((2, 3))
 
 
+class Recurrent(nn.Module):
+    """Reads an image row by row."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(IMAGE[2], 6, batch_first=True), nn.Linear(6, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.lstm(x[:, 0])[0][:, -1])
+
+
 class Ours(Model):
     """A Model of the user's own, which takes the settings of all Models."""
 
@@ -96,6 +107,7 @@ SHARED = Net()
 MAKERS: dict[str, Any] = {
     "Net": Net,
     "ConvHead": ConvHead,
+    "Recurrent": Recurrent,
     "Ours": Ours,
     "Greedy": Greedy,
     "Lazy": Lazy,
@@ -173,6 +185,19 @@ def test_a_named_layer_gives_the_features() -> None:
         net.head(z)
     with pytest.raises(UserError, match="attention needs a net whose logits are a linear layer of its features"):
         wrap(net, "attention")
+
+
+def test_maps_are_tensors() -> None:
+    with pytest.raises(UserError, match=r"model.maps: lstm gives a tuple, not 4-D maps"):
+        make("Recurrent", maps="lstm").maps_and_features(some())
+
+
+def test_a_failed_trial_leaves_the_modes_as_they_were() -> None:
+    net = make("Net").train()
+    net.net.conv = nn.Flatten()
+    with pytest.raises(ValueError, match="4D"):
+        assert net.feature_dim
+    assert all(module.training for module in net.modules())
 
 
 def test_without_a_last_linear_layer_the_features_have_to_be_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from advbench.checkpoint import weights_sha256
 from advbench.errors import UserError
@@ -110,3 +111,9 @@ def test_wrong_requests_are_refused(name: str, settings: dict[str, object], mess
     assert "quantize" in wrappers()
     with pytest.raises(UserError, match=message):
         wrap(net(), name, **settings)
+
+
+def test_a_layer_that_gives_no_tensor_is_refused() -> None:
+    wrapped = wrap(nn.Sequential(nn.Flatten(1, 2), nn.LSTM(2, 3)), "quantize", layer="1", levels=4)
+    with pytest.raises(UserError, match="gives a tuple is not quantised"):
+        wrapped(torch.rand(5, 1, 2, 2))
