@@ -517,7 +517,8 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
             except AlreadyDone as done:
                 record, fates, fresh, tallies = done.record, done.fates, False, []
             except Interrupted as error:
-                raise Halted(str(error), {"--model": loaded.spec}) from error
+                missing = {} if flags.models else {"--model": loaded.spec}  # the newest run may be another one then
+                raise Halted(str(error), missing) from error
         series.next(skipped=not fresh)
 
         known = fresh and record_path(folder, record).exists()

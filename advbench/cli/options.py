@@ -14,6 +14,14 @@ from advbench.cli.help import DATA, MAIN, MEASURE, OUTPUT, RUNNING
 from advbench.consent import Consent
 from advbench.errors import UserError, reading, unknown
 
+_FIELDS = "advbench.set"  # the key of a context's table [set]
+
+
+def _settings(context: typer.Context, given: list[str] | None) -> list[str]:
+    """The table [set] of --config, and behind it what the command line sets, which wins field by field."""
+    fields = context.meta.get(_FIELDS, [])
+    return [*fields, *(given or [])] if was_given(context, "settings") else list(given or [])
+
 
 def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
     """Make the values of a TOML file the defaults of the command's flags; its table [set] becomes --set."""
@@ -35,10 +43,15 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         option = names[key]
         if option.name in ("trust_pickle", "trust_code"):
             raise UserError(f"--config {path}: {key} is for you to say, on the command line")
+        if isinstance(value, bool) and not getattr(option, "is_flag", False):
+            raise UserError(f"--config {path}: {key} is {str(value).lower()}: write its value as the flag takes it")
         several = getattr(option, "multiple", False) or option.nargs == -1
-        defaults[str(option.name)] = [str(one) for one in value] if isinstance(value, list) and several else value
-    if fields:
-        defaults["settings"] = [f"{name}={value}" for name, value in fields.items()]
+        values = [str(one) for one in value] if isinstance(value, list) else [value]
+        if several:
+            defaults[str(option.name)] = values
+        else:
+            defaults[str(option.name)] = ",".join(values) if isinstance(value, list) else value
+    defaults["settings"] = context.meta[_FIELDS] = [f"{name}={value}" for name, value in fields.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -215,7 +228,8 @@ Json = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable", rich_help_panel=MEASURE
+        "--set", "-s", metavar="FIELD=VALUE", help="a setting, such as steps=40; repeatable",
+        rich_help_panel=MEASURE, callback=_settings,
     ),
 ]  # fmt: skip
 AttackBudget = Annotated[

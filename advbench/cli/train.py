@@ -401,13 +401,19 @@ def _work(task: Task) -> float:
     return float(task.recipe.epochs * about.get("cost", 1.0))
 
 
+def _finished(task: Task, flags: Flags) -> str:
+    again = "--force" if flags.out else f"--force with --out {quote(str(task.out))}"
+    kept = "; its name stays, --name is for a new run" if flags.name is not None else ""
+    return f"{task.out} is finished: nothing to do ({again} trains it again{kept})"
+
+
 def _train_one(task: Task, flags: Flags, device: str, runs: Runs, stop: Stop, screen: Screen) -> None:
     """Train one run, unless it is finished, and print its summary."""
     from advbench.cli.watch import ScreenWatch
     from advbench.trainer import folder, train
 
     if task.going_on and folder.finished(task.out, task.recipe):
-        screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
+        screen.note(_finished(task, flags))
     else:
         with screen.bar("") as bar:
             watch = ScreenWatch(bar, stop, log=flags.log, runs=runs)
@@ -424,7 +430,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
     for task in tasks:
         if task not in left:
-            screen.note(f"{task.out} is finished: nothing to do (--force trains it again)")
+            screen.note(_finished(task, flags))
             _show(task.out, screen)
     if not left:
         return

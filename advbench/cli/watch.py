@@ -44,7 +44,7 @@ class ScreenWatch(Watch):
         self._bar.line(f"{event.train_images:,} training images, {held_out:,} held out for validation")
         if not held_out:
             self._bar.line("warning: no images are held out: the last epoch becomes the model")
-        elif held_out < FEW_HELD_OUT:
+        elif held_out < FEW_HELD_OUT and event.select != "last":
             self._bar.line(
                 f"warning: few held-out images ({held_out}) choose the best epoch, largely by chance: raise "
                 "validation.fraction, or set validation.select=last"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advbench.errors import UserError
 from advbench.files import check_writable
 from advbench.registry import entries
 
@@ -81,6 +82,8 @@ def place_runs(
     """
     from advbench.trainer import folder
 
+    if resume and force:
+        raise UserError("--resume goes on with a run, and --force trains it again from its start: choose one")
     tasks = []
     taken: set[Path] = set()
     for number, recipe in enumerate(recipes):

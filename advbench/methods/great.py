@@ -126,6 +126,8 @@ class GREAT(Method):
             )
         if (self.form == "distillation") != bool(self.teacher):
             raise UserError("method.form=distillation and no other form needs a teacher: set method.teacher=RUN")
+        if self.teacher and recipe.inner.bn_mode == "train":
+            raise UserError("inner.bn_mode=train would make a teacher's answers depend on the batch: set it to eval")
         if self.soft and not self.teacher:
             raise UserError("method.soft is for method.form=distillation: no other form has a teacher")
         if self.per != "batch" and not self.relative:

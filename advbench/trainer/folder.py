@@ -72,7 +72,7 @@ def check(out: Path, recipe: Recipe, *, resume: bool, force: bool) -> bool:
             f"advbench train --resume --out {named} (config={str(out / RECIPE)!r} in Python), name another --out, or "
             "--force"
         )
-    if longer and (out / CARD).is_file() and (why := shortened_by(old, recipe)):
+    if longer and ((out / CARD).is_file() or (out / STATE).is_file()) and (why := shortened_by(old, recipe)):
         raise UserError(
             f"{out} cannot go on to {recipe.epochs} epochs: its recipe is for {old.epochs}, and {', '.join(why)} "
             f"followed that number: start a new run from its weights with --init {named}"

@@ -105,7 +105,8 @@ class _Run:
         self.reported = self.ticked = time.monotonic()
         self.saved = self.reported
         self.save_took = 0.0
-        self.epoch_seconds = 0.0
+        before = history.seconds - sum(row["seconds"] for row in history.rows)
+        self.epoch_seconds = max(0.0, before)  # of an epoch that goes on
 
     def go(self) -> None:
         session = self.session
@@ -119,6 +120,7 @@ class _Run:
             device=str(session.device),
             precision=session.precision,
             best=self.history.best_row,
+            select=session.recipe.validation.select,
             notes=(*session.notes, *(f"{session.data.name}: {text}" for text in session.data.notes)),
         )
         if self.is_first:
@@ -132,7 +134,7 @@ class _Run:
     def _epoch(self) -> None:
         session = self.session
         order = session.order()
-        self.epoch_seconds, self.ticked = 0.0, time.monotonic()
+        self.ticked = time.monotonic()
         while session.position < session.steps:
             session.step(order)
             self._after_step()
@@ -161,6 +163,7 @@ class _Run:
             images_per_s=self._rate(),
             flag=flag,
         )
+        self.epoch_seconds = 0.0
         if self.is_first:
             self.watch.on_epoch(event)
         due = len(self.history.rows) == 1 or time.monotonic() - self.saved > self.save_took * SAVE_PAUSE
@@ -218,6 +221,8 @@ class _Run:
 
     def _save(self, *, done: bool = False) -> None:
         self._check()
+        if not all(one.isfinite().all() for one in self.session.deployed.parameters()):  # after the last loss
+            raise Diverged("the last update made weights that are not finite: lower optim.lr, or set optim.clip")
         before = time.monotonic()
         folder.save(self.out, self.session, self.history, name=self.name, done=done)
         self.saved = time.monotonic()

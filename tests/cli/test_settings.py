@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +82,15 @@ def test_values_that_do_not_fit(text: str, message: str) -> None:
         fit(_maker, [text])
     with pytest.raises(UserError, match="there are none"):
         fit(lambda: None, [text])
+
+
+def test_a_setting_on_the_command_line_wins_over_that_of_the_config_alone(cli: Any, run_folder: Path) -> None:
+    Path("own.toml").write_text('attack = "pgd"\neps = [0, 0.1]\nn = 20\n[set]\nsteps = 1\nloss = "cw"\n')
+    for sets, expected in (([], (1, "cw")), (["--set", "rel_step=0.5"], (1, "cw")), (["--set", "steps=3"], (3, "cw"))):
+        ran = cli("evaluate", "--model", run_folder, "--config", "own.toml", "--json", *sets)
+        assert ran.code == 0, ran.err
+        (pgd,) = json.loads(ran.out.splitlines()[-1])["attack"]
+        assert (pgd["settings"]["steps"], pgd["settings"]["loss"]) == expected
+    Path("own.toml").write_text("n = true\n")
+    ran = cli("evaluate", "--model", run_folder, "--config", "own.toml")
+    assert ran.is_one_clear_line and "n is true" in ran.err

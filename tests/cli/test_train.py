@@ -258,3 +258,23 @@ def test_interrupted_and_resumed(tmp_path: Path, number: signal.Signals, forked:
     assert ran.returncode == 0, ran.stderr
     assert "resuming after epoch" in ran.stderr
     assert read_card(run).finished and len((run / "metrics.jsonl").read_text().splitlines()) == 30
+
+
+def test_what_a_finished_run_says_of_training_it_again(cli: Any) -> None:
+    short = ("train", "--method", "pgd-at", "--dataset", "digits", "--arch", "mlp", "--epochs", "1")
+    few = ("--set", "train_n=64", "--set", "validation.fraction=0.2", "--set", "validation.select=last")
+    first = cli(*short, *few)
+    assert first.code == 0 and "choose the best epoch" not in first.err
+    (folder,) = Path("runs").iterdir()
+    again = cli(*short, *few, "--resume", "--name", "other")
+    assert f"(--force with --out {folder} trains it again; its name stays, --name is for a new run)" in again.err
+    both = cli(*short, *few, "--resume", "--force")
+    assert both.is_one_clear_line and "choose one" in both.err
+
+
+def test_weights_that_the_last_update_made_infinite_are_not_saved(cli: Any) -> None:
+    large = ("--lr", "1e30", "--set", "optim.weight_decay=1e30", "--set", "schedule.name=constant")
+    one = ("--epochs", "1", "--batch-size", "64", "--set", "train_n=64", "--set", "validation.fraction=0", *large)
+    ran = cli("train", "--method", "standard", "--dataset", "digits", "--arch", "mlp", *one, "--out", "run")
+    assert ran.code == 2 and "the last update made weights that are not finite" in ran.err
+    assert not Path("run/model.safetensors").exists() and not Path("run/run.json").exists()
