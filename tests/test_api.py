@@ -161,6 +161,16 @@ def test_training_says_how_data_and_networks_are_named(how: dict[str, Any], word
     assert words in str(raised.value)
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(net: nn.Module) -> None:
+    given: dict[str, Any] = {"attack": "pgd", "eps": 0.1, "n": 8}
+    plain = advbench.evaluate(net, "digits", seed=1, slots=4, mean=0.5, std=0.25, attack_budget=40, **given)
+    theirs = advbench.evaluate(
+        net, "digits", seed=torch.tensor(1), slots=np.int64(4), mean=np.float32(0.5), std=torch.tensor(0.25),
+        attack_budget=np.int64(40), **given,
+    )  # fmt: skip
+    assert theirs.record.id == plain.record.id
+
+
 class Broken(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) @ x.new_zeros(3, 10)

@@ -80,18 +80,15 @@ class Settings:
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
-        for what, number, least in (
-            ("seed", self.seed, 0),
-            ("slots", self.slots, 1),
-            ("processes", self.processes, 1),
-            ("attack budget", self.attack_budget, 1),
-        ):
+        for name, least in (("seed", 0), ("slots", 1), ("processes", 1), ("attack_budget", 1)):
+            what, number = name.replace("_", " "), getattr(self, name)
             if number is None and what != "seed":
                 continue
             if not isinstance(number, SupportsIndex) or isinstance(number, bool) or number.__index__() < least:
                 raise UserError(f"{what} is {shortened(number)}: it must be a whole number from {least}")
             if number.__index__() >= 2**62:
                 raise UserError(f"{what} is {shortened(number)}: it must be below 2^62")
+            object.__setattr__(self, name, number.__index__())  # NumPy's and torch's numbers are none in a record
         if self.certify != "off" and self.norm not in PROVABLE:
             raise UserError(f"norm {self.norm} has no certified bounds: they are for {', '.join(PROVABLE)}")
         if not (isinstance(self.certify_seconds, int | float) and 0 < self.certify_seconds < float("inf")):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,9 +91,9 @@ def _numbers(flag: str, written: Written, place: int) -> Numbers | None:
         return None
     if isinstance(written, str) and written.strip() in STATISTICS:
         return STATISTICS[written.strip()][place]
-    parts = written.split(",") if isinstance(written, str) else written
+    parts: Any = written.split(",") if isinstance(written, str) else written
     try:
-        found = tuple(float(part) for part in ([parts] if isinstance(parts, int | float) else parts))
+        found = tuple(float(part) for part in ([parts] if not np.ndim(parts) else parts))
     except (TypeError, ValueError):
         found = ()
     if not found or not all(math.isfinite(number) for number in found):

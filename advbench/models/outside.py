@@ -53,6 +53,7 @@ class Outside(Model):
             self.mean, self.std = statistics(normalize, in_channels * repeat)
             self._normalizes = True
         self.net = copy.deepcopy(net).float()  # a maker may return one and the same module again
+        features, maps = str(features), str(maps)  # a recipe has the name of a layer such as 0 as a number
         for layer in (features, maps):
             if layer and layer not in (layers := layers_of(net)):
                 raise unknown("layer", str(layer), layers)

@@ -108,6 +108,9 @@ MAKERS: dict[str, Any] = {
     "Net": Net,
     "ConvHead": ConvHead,
     "Recurrent": Recurrent,
+    "sequential": lambda num_classes: nn.Sequential(
+        nn.Flatten(), nn.Linear(IMAGE[1] * IMAGE[2], 7), nn.ReLU(), nn.Linear(7, num_classes)
+    ),
     "Ours": Ours,
     "Greedy": Greedy,
     "Lazy": Lazy,
@@ -383,3 +386,10 @@ def test_code_that_only_a_file_names_does_not_run() -> None:
     about = describe(make("Net"))
     with consent.Consent(named=frozenset(), file="x").given(), pytest.raises(Untrusted, match="--arch their_nets:Net"):
         rebuild_for(make("Net").state_dict(), about, "x")
+
+
+def test_a_layer_whose_name_is_a_number() -> None:
+    net = build("their_nets:sequential", num_classes=3, in_channels=1, image_size=IMAGE[1:], seed=0, features=0)
+    assert net.feature_dim == IMAGE[1] * IMAGE[2]
+    other = build("their_nets:sequential", num_classes=3, in_channels=1, image_size=IMAGE[1:], seed=0, features=1)
+    assert other.feature_dim == 7
