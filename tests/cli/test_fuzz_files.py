@@ -96,7 +96,8 @@ def cases(whole: Path) -> list[Case]:
     name = {path: str(path.relative_to(whole)) for path in (journal, *part, *a)}
     found = [Case(name[path], FGSM, curve) for path in a if path.suffix in (".safetensors", ".json")]
     found += [Case(name[path], TRAIN, weights) for path in part]
-    found += [Case(name[path], [*TRAIN, "--force"], weights) for path in part[:2]]
+    again = [word.replace("--resume", "--force") for word in TRAIN]
+    found += [Case(name[path], again, weights) for path in part[:2]]
     found += [Case(name[journal], EVALUATE, curve)] * 4
     of_record = ("r0.json", "r0.npz")
     found += [Case(file, ["compare", "r0.json", "r1.json", "--format", "csv"], output) for file in of_record * 2]
