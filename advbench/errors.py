@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
-import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # What the names of files begin with that are none of the user's.
-_NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+_NOT_THE_USERS = ("<", os.path.dirname(os.__file__), os.path.dirname(__file__))
 _INSTALLED = {"site-packages", "dist-packages"}
 
 

@@ -82,13 +82,14 @@ def run(
     data = images(trained, "test", n, device)
     x, y = data.batch(slice(None))
     places = [layers(one.net, layer) for one in trained]
+    of_pgd = steps or PGD_STEPS
     rows: list[dict[str, Any]] = []
     for one, names in zip(trained, places, strict=True):
         norm, size = one.recipe.threat.norm, one_eps(eps, one)
-        attacks = named_attack(attack, norm, steps or (PGD_STEPS if attack == "pgd" else None))
+        attacks = named_attack(attack, norm, of_pgd if attack == "pgd" else steps)
         threat = {"norm": norm, "eps": size.value, "seed": seed}
         clean, bare = right(one.net, x, y), withstands(one.net, data, attacks, **threat)  # type: ignore[arg-type]
-        points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=steps or PGD_STEPS, seed=seed)
+        points = perturbed(against(one.net), data, norm=norm, eps=size.value, steps=of_pgd, seed=seed)
         for name in names:
             if progress is not None:
                 progress(f"{one.name}, {name}", len(rows), sum(map(len, places)))

@@ -19,8 +19,7 @@ _FIELDS = "advbench.set"  # the key of a context's table [set]
 
 def _settings(context: typer.Context, given: list[str] | None) -> list[str]:
     """The table [set] of --config, and behind it what the command line sets, which wins field by field."""
-    fields = context.meta.get(_FIELDS, [])
-    return [*fields, *(given or [])] if was_given(context, "settings") else list(given or [])
+    return [*context.meta.get(_FIELDS, []), *(given or [])]
 
 
 def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
@@ -46,12 +45,12 @@ def _read_flags(context: typer.Context, path: Path | None) -> Path | None:
         if isinstance(value, bool) and not getattr(option, "is_flag", False):
             raise UserError(f"--config {path}: {key} is {str(value).lower()}: write its value as the flag takes it")
         several = getattr(option, "multiple", False) or option.nargs == -1
-        values = [str(one) for one in value] if isinstance(value, list) else [value]
-        if several:
-            defaults[str(option.name)] = values
+        if isinstance(value, list):
+            words = [str(one) for one in value]
+            defaults[str(option.name)] = words if several else ",".join(words)
         else:
-            defaults[str(option.name)] = ",".join(values) if isinstance(value, list) else value
-    defaults["settings"] = context.meta[_FIELDS] = [f"{name}={value}" for name, value in fields.items()]
+            defaults[str(option.name)] = [value] if several else value
+    context.meta[_FIELDS] = [f"{name}={value}" for name, value in fields.items()]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -77,7 +76,8 @@ def was_given(context: typer.Context, parameter: str) -> bool:
 
 def consent(context: typer.Context) -> Consent:
     """What the command line consents to: its flags --trust-*, and the code that it names itself, not in --config."""
-    given = [context.params[name] for name in context.params if was_given(context, name)]
+    own = {**context.params, "settings": (context.params.get("settings") or [])[len(context.meta.get(_FIELDS, [])) :]}
+    given = [value for name, value in own.items() if was_given(context, name)]
     words = [word for value in given for word in (value if isinstance(value, list | tuple) else [value])]
     return Consent(
         pickle=context.params["trust_pickle"],

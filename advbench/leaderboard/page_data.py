@@ -23,7 +23,7 @@ def board_data(name: str, board: Board, names: Mapping[str, str], fates: Mapping
 
     `names` and `fates` are by the id of their record.
     """
-    sizes = measured_eps(board.records, board.reference)
+    sizes = list(measured_eps(board.records, board.reference))
     tables = []
     for one in board.tables:
         records = one.records

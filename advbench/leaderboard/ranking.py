@@ -96,7 +96,7 @@ def reference_eps(records: Sequence[Record]) -> float:
         value = parse_eps(usual, records[0].norm).value
         if any(record.at(value) for record in records):
             return value
-    counts = {eps: sum(record.at(eps) is not None for record in records) for eps in measured_eps(records)}
+    counts = measured_eps(records)
     return max(counts, key=lambda eps: (counts[eps], eps), default=0.0)
 
 

@@ -12,9 +12,8 @@ MAX_SHOWN = 8
 
 def shown_eps(records: Sequence[Record], reference: float) -> list[float]:
     """`reference` and the other eps > 0 that most records have, at most MAX_SHOWN together, sorted."""
-    others = [eps for eps in measured_eps(records, reference) if eps != reference]
-    counts = {eps: sum(record.at(eps) is not None for record in records) for eps in others}
-    most_common = sorted(others, key=lambda eps: (-counts[eps], eps))[: MAX_SHOWN - 1]
+    counts = measured_eps(records, reference)
+    most_common = sorted(counts.keys() - {reference}, key=lambda eps: (-counts[eps], eps))[: MAX_SHOWN - 1]
     return sorted([*most_common, reference])
 
 

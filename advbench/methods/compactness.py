@@ -31,7 +31,7 @@ from torch.nn import functional
 from advbench import ranks
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective, Setup
-from advbench.methods.terms import kl, kl_objective
+from advbench.methods.terms import check_kl_start, kl, kl_objective
 from advbench.recipe import Recipe
 from advbench.recipe.fields import NotNegative, Share
 
@@ -147,6 +147,8 @@ class Compactness(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
+        if self.base == "trades":
+            check_kl_start(recipe)
         if ranks.world() > 1 and (self.gc or self.gs):
             raise UserError("gc and gs compare all pairs of a batch: train with one process, or set method.gc=0")
         for name in ("natural", "natural_share"):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective
-from advbench.methods.terms import boosted_margin, js, kl, kl_objective, weighted_kl
+from advbench.methods.terms import boosted_margin, check_kl_start, js, kl, kl_objective, weighted_kl
 from advbench.recipe import Recipe
 from advbench.recipe.fields import NotNegative, Positive
 
@@ -92,6 +92,8 @@ class Consistency(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
+        if self.base == "trades":
+            check_kl_start(recipe)
         augment = recipe.augment
         if not (augment.crop or augment.flip or augment.cutout or augment.policy != "none"):
             raise UserError(

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from advbench.errors import UserError
+from advbench.recipe import Recipe
+
 
 def kl(p: Tensor, q: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(softmax(p / T) || softmax(q / T)) (B,), summed over classes, for logits p and q (B, K)."""
@@ -27,6 +30,12 @@ def kl_objective(f: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor],
     with torch.no_grad():
         clean = f(x)
     return lambda z: kl(clean, f(z))
+
+
+def check_kl_start(recipe: Recipe) -> None:
+    """Raise UserError if the attack by `kl_objective` would start at the image itself, where its gradient is 0."""
+    if recipe.inner.init == "none":
+        raise UserError("the KL divergence is flat at the image itself: set inner.init to uniform or gauss")
 
 
 def js(p: Tensor, q: Tensor, temperature: float = 1.0) -> Tensor:

@@ -20,9 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from advbench.errors import UserError
 from advbench.methods.base import Method, Nets, Objective
-from advbench.methods.terms import kl, kl_objective
+from advbench.methods.terms import check_kl_start, kl, kl_objective
 from advbench.recipe import Recipe
 from advbench.recipe.fields import NotNegative
 
@@ -81,8 +80,8 @@ class TRADES(Method):
 
     def check(self, recipe: Recipe, num_classes: int) -> None:
         super().check(recipe, num_classes)
-        if self.attacks and recipe.inner.init == "none":
-            raise UserError("the KL divergence is flat at the image itself: set inner.init to uniform or gauss")
+        if self.attacks:
+            check_kl_start(recipe)
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective | None:
         return kl_objective(nets.f, x) if self.attacks else None

@@ -84,11 +84,11 @@ class Outside(Model):
         if not self.has_maps:
             raise UserError(f"{self.arch} has no feature maps: set model.maps=LAYER, a layer whose output they are")
         seen, _ = self._pass(x)
-        found = seen["maps"]
-        if not isinstance(found, Tensor) or found.dim() != 4:
-            kind = f"{found.dim()}-D outputs" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        maps = seen["maps"]
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            kind = f"{maps.dim()}-D outputs" if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
             raise UserError(f"model.maps: {self._layers['maps']} gives {kind}, not 4-D maps")
-        return seen["maps"], seen["features"]
+        return maps, seen["features"]
 
     @property
     def has_maps(self) -> bool:

@@ -359,18 +359,19 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.json") if not path.name.endswith(NOTICE))
 
 
-def measured_eps(records: Sequence[Record], reference: float = 0.0) -> list[float]:
-    """Every eps > 0 at which any of `records` was measured, rising. Those that `Record.at` takes for one are one.
+def measured_eps(records: Sequence[Record], reference: float = 0.0) -> dict[float, int]:
+    """Every eps > 0 at which any of `records` was measured, rising, with how many were.
 
-    `reference` stands for those that are it.
+    Those that `Record.at` takes for one are one; `reference` stands for those that are it.
     """
     found: list[float] = []
     for eps in sorted({reference, *(eps for record in records for eps in record.eps)} - {0.0}):
         if found and abs(eps - found[-1]) <= 1e-9 * eps:
             found[-1] = reference if reference in (eps, found[-1]) else found[-1]
-        elif any(record.at(eps) for record in records):
+        else:
             found.append(eps)
-    return found
+    counts = {eps: sum(record.at(eps) is not None for record in records) for eps in found}
+    return {eps: count for eps, count in counts.items() if count}
 
 
 def superseded(records: Iterable[Record]) -> set[str]:

@@ -23,7 +23,7 @@ class Began:
     device: str
     precision: str
     best: dict[str, Any] | None  # the best epoch's row of metrics.jsonl, None before the first epoch
-    select: str = "robust"  # the recipe's validation.select: by what the best epoch is chosen
+    select: str  # the recipe's validation.select: by what the best epoch is chosen
     notes: tuple[str, ...] = ()  # on the network and the training images, for the user
 
 

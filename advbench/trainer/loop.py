@@ -221,8 +221,6 @@ class _Run:
 
     def _save(self, *, done: bool = False) -> None:
         self._check()
-        if not all(one.isfinite().all() for one in self.session.deployed.parameters()):  # after the last loss
-            raise Diverged("the last update made weights that are not finite: lower optim.lr, or set optim.clip")
         before = time.monotonic()
         folder.save(self.out, self.session, self.history, name=self.name, done=done)
         self.saved = time.monotonic()

@@ -275,13 +275,15 @@ class Session:
         return {name: v for name, v in values.items() if not name.startswith("note:")}, notes
 
     def check(self) -> None:
-        """Raise Diverged if a loss was not finite. Waits for the device and all ranks."""
+        """Raise Diverged if a loss was not finite, or the weights are not. Waits for the device and all ranks."""
         bad = min((batch for batch in ranks.gather_objects(int(self.bad_batch)) if batch >= 0), default=-1)
         if bad >= 0:
             raise Diverged(
                 f"the loss is not finite from epoch {bad // self.steps + 1}, batch {bad % self.steps + 1} of "
                 f"{self.steps} on: lower optim.lr, or set optim.clip"
             )
+        if not all(weight.isfinite().all() for weight in self.deployed.parameters()):  # which no loss has told yet
+            raise Diverged("the last update made weights that are not finite: lower optim.lr, or set optim.clip")
 
     def state(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values. Waits for all ranks."""

@@ -378,6 +378,13 @@ CODE: dict[str, tuple[Callable[[Trap], list[object]], list[str]]] = {
         ),
         ["--attack", "theirs:attack"],
     ),
+    "config set beside --set": (
+        lambda trap: [
+            *after(trap.train("runs/a"), "evaluate", "--model", "runs/a", "--attack", "transfer", "--eps", "0.1"),
+            *("-n", "4", "--config", flags(trap, '[set]\nsource = "theirs:model"'), "--set", "steps=1"),
+        ],
+        ["--set", "source=theirs:model"],
+    ),
     "again model": (lambda trap: ["evaluate", "--again", MODEL(trap)], ["--model", "theirs:model"]),
     "again attack": (
         lambda trap: ["evaluate", "--again", of("--attack", "theirs:attack")(trap)],

@@ -397,7 +397,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_divergence_needs_a_start_off_the_image(tmp_path: Path) -> None:
-    recipe = Recipe.resolve(method="trades", dataset="digits", arch="mlp", sets=["inner.init=none"])
+@pytest.mark.parametrize("method", ["trades", "compactness-trades", "consistency-trades"])
+def test_the_divergence_needs_a_start_off_the_image(method: str, tmp_path: Path) -> None:
+    recipe = Recipe.resolve(method=method, dataset="digits", arch="mlp", sets=["inner.init=none"])
     with pytest.raises(UserError, match="flat at the image itself"):
         train(recipe, tmp_path / "run", device="cpu")
