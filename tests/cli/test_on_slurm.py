@@ -52,7 +52,7 @@ EVALUATE += ["--device", "cpu", "--probes", "off"]
 # In a job of submitit the attack first sends its process the next signal of the file `signals`, and while there is a
 # file `wait` it waits.
 SIGNALLING = """
-import os, time
+import fcntl, os, time
 from pathlib import Path
 
 def attack(model, x, y, eps):
@@ -62,8 +62,12 @@ def attack(model, x, y, eps):
     seen, signals = Path(f"seen-{job}"), Path("signals")
     if job and not seen.exists() and signals.exists():
         seen.touch()
-        number, *rest = signals.read_text().split() or ["0"]
-        signals.write_text(" ".join(rest))
+        with signals.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two jobs must not take the same one
+            number, *rest = file.read().split() or ["0"]
+            file.seek(0)
+            file.truncate()
+            file.write(" ".join(rest))
         if number != "0":
             os.kill(os.getpid(), int(number))
     return x
