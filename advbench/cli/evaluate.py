@@ -389,6 +389,8 @@ def evaluate(
 
 def check_flags(flags: Flags) -> str | None:
     """The norm, if the flags decide it, else None. Raises UserError for flags that no model could make right."""
+    if flags.resume and flags.force:
+        raise UserError("--resume goes on with what was interrupted, and --force starts over: choose one")
     for name in flags.attacks:
         find("attacks", name)
     if (flags.mean, flags.std, flags.abstain) != (None, None, None):

@@ -108,8 +108,12 @@ class Reference(nn.Module):
         self.register_buffer("norm", torch.zeros(()))
 
     def growth(self, norm: Tensor, progress: float) -> Tensor:
-        """The ratio of `norm` (a scalar) to the one at half of the training; 1 in the first half."""
+        """The ratio of `norm` (a scalar) to the one at half of the training; 1 in the first half.
+
+        A run that goes on for more epochs may be in its first half again.
+        """
         if progress < 0.5:
+            self.norm = torch.zeros_like(self.norm)
             return torch.ones_like(norm)
         self.norm = torch.where(self.norm > 0, self.norm, norm)
         return norm / self.norm.clamp_min(1e-12)
