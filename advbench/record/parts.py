@@ -40,7 +40,8 @@ class Trained(OpenPart):
     `method`: its name. `norm`: of the training attack. `eps`: of the training attack. `eps_text`: the same as written.
     `seed`: of the training. `passes`: forward and backward passes of the training for each image that it was shown.
     `recipe_sha256`: hash of the recipe. `series_sha256`: hash of the recipe without its seed, which trainings that
-    differ by their seed alone have in common.
+    differ by their seed alone have in common. Of a run of advbench also `dataset`, `cost` (`forwards`, `backwards`,
+    `images`, `updates`, `seconds`, ...) and the `flags` that its training raised.
     """
 
     method: str

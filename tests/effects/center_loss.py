@@ -51,8 +51,8 @@ def small_eps(numbers: Numbers) -> Finding:
         method: numbers.standing(strong.key, "0.1") & numbers.standing(adaptive.key, "0.1")
         for method, (strong, adaptive) in ATTACKED.items()
     }
-    doubts = [verdict for one in ATTACKED["center-loss"] for verdict in numbers.caps(one.key)]
-    found = gain(stand["center-loss"], stand["standard"], tuple(doubts), level=SECOND_LOOK)
+    doubts = filter(None, (numbers.doubt(one.key) for one in ATTACKED["center-loss"]))
+    found = gain(stand["center-loss"], stand["standard"], next(doubts, ""), level=SECOND_LOOK)
     ours = "; ".join(
         f"{method} " + ", ".join(f"{one.attack} {mean_sd(numbers.robust(one.key, '0.1'))}" for one in pair)
         for method, pair in ATTACKED.items()

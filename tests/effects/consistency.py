@@ -44,7 +44,7 @@ def gap(numbers: Numbers) -> Finding:
     pairs = {runs: [numbers.standing(by[runs].key, EPS) for by in (BEST, LAST)] for runs in LAST}
     fall, kept = (gain(*pairs[runs], same_nets=True) for runs in (AT, CONSISTENT))
     less = gain(
-        *(best - 1.0 * last for best, last in (pairs[AT], pairs[CONSISTENT])), numbers.caps(LAST[CONSISTENT].key)
+        *(best - 1.0 * last for best, last in (pairs[AT], pairs[CONSISTENT])), numbers.doubt(LAST[CONSISTENT].key)
     )
     ours = "; ".join(
         f"{name}: best {robust(numbers, BEST[runs])}, last {robust(numbers, LAST[runs])}" for name, runs in EACH.items()

@@ -304,7 +304,8 @@ class Claim:
 
     `analyses`: what the judge reads of them. `data`: in words what it is about, if that is no run.
     `own`: runs whose settings could be better than those that were chosen (by default those of no control), which would
-    excuse the verdict `excuses`; so would settings that were chosen for other runs (`untuned`).
+    excuse the verdict `excuses`; so would settings that were chosen for other runs (`untuned`). `untuned_control`: the
+    control has such settings, so that no gain over it is shown.
     """
 
     text: str
@@ -316,6 +317,7 @@ class Claim:
     own: tuple[Runs, ...] = ()
     excuses: Verdict = "refuted"
     untuned: bool = False
+    untuned_control: bool = False
 
     def __post_init__(self) -> None:
         assert self.of or self.data, self.text

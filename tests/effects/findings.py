@@ -45,8 +45,8 @@ class Gain:
     """A difference of two accuracies, in points, or of another quantity.
 
     `low`, `high`: its interval. `by_seed`: of each seed. `margin`: the smallest that counts. `digits`: how many
-    decimals it is told with. `never`: verdicts that the comparison cannot give. `what`: the interval, if it is not of
-    95 %.
+    decimals it is told with. `never`: verdicts that the comparison cannot give, and `why`. `what`: the interval, if it
+    is not of 95 %.
     """
 
     mean: float
@@ -56,6 +56,7 @@ class Gain:
     margin: float
     digits: int = 1
     never: tuple[Verdict, ...] = ()
+    why: str = ""
     what: str = ""
 
     @property
@@ -65,16 +66,18 @@ class Gain:
 
     @property
     def verdict(self) -> Verdict:
+        """What the numbers tell, unless the comparison cannot give it."""
+        return "not shown" if self.told in self.never else self.told
+
+    @property
+    def told(self) -> Verdict:
         """Shown: above 0 with every seed and by its interval; small if it is less than the margin.
 
         Refuted: the interval is not above 0, and ends below the margin.
         """
-        told: Verdict = "not shown"
         if min(self.by_seed) > 0 and self.low > 0:
-            told = "shown" if self.mean >= self.margin else "shown, but small"
-        elif self.high < self.margin and self.low <= 0:
-            told = "refuted"
-        return "not shown" if told in self.never else told
+            return "shown" if self.mean >= self.margin else "shown, but small"
+        return "refuted" if self.high < self.margin and self.low <= 0 else "not shown"
 
     @property
     def brief(self) -> str:
@@ -88,21 +91,25 @@ class Gain:
         return replace(self, mean=mean, low=low, high=high, by_seed=tuple(each))
 
     def __str__(self) -> str:
+        if self.told in self.never:
+            return f"{self.brief}, but {self.why}"
         return f"{self.brief[:-1]}; from {self.least:.{self.digits}f} on it would have been shown)"
 
 
 def gain(
     ours: NDArray[Any],
     control: NDArray[Any],
-    never: tuple[Verdict, ...] = (),
+    why: str = "",
     *,
+    never: tuple[Verdict, ...] = GAINED,
     same_nets: bool = False,
     level: float = LEVEL,
 ) -> Gain:
     """The gain of `ours` over `control`: verdicts (seeds, images) in [0, 1], paired.
 
     The errors over seeds (Welch, or paired if both are of the `same_nets`) and over images (paired, of each image's
-    mean over the seeds) are independent, so the half-widths of their intervals are added in squares.
+    mean over the seeds) are independent, so the half-widths of their intervals are added in squares. `why`: the reason
+    for which this gain cannot give the verdicts `never`; "" if it can give all.
     """
     a, b = (dict(enumerate(100.0 * verdicts.mean(axis=1))) for verdicts in (ours, control))
     change = 100.0 * (ours.mean(axis=0) - control.mean(axis=0))
@@ -111,7 +118,7 @@ def gain(
     margin = 1.0 if change.size >= MANY else 2.0
     found = of_the_same(a, b, margin, level=level) if same_nets else by_seeds(a, b, margin, level=level)
     half = math.hypot(found.high - found.mean, over_images)
-    return replace(found, low=found.mean - half, high=found.mean + half, never=never)
+    return replace(found, low=found.mean - half, high=found.mean + half, never=never if why else (), why=why)
 
 
 def by_seeds(ours: BySeed, control: BySeed, margin: float = 0.0, digits: int = 1, *, level: float = LEVEL) -> Gain:
@@ -138,7 +145,8 @@ def conclude(ours: str, gains: Mapping[str, Gain], rule: Callable[[Sequence[Gain
     """The finding of several gains, by name: by default all are claimed. Another `rule` tells no smallest gain."""
     every = list(gains.values())
     judge = rule or (lambda of: worst([gain.verdict for gain in of]))
-    parts = (f"{name}: {gain.brief if rule else gain}" if name else f"{gain}" for name, gain in gains.items())
+    told = {name: gain.brief if rule else f"{gain}" for name, gain in gains.items()}
+    parts = (f"{name}: {text}" if name else text for name, text in told.items())
     return Finding(ours, judge(every), PARTS.join(parts), lambda points: judge([gain.more(points) for gain in every]))
 
 
@@ -177,8 +185,8 @@ class Numbers:
         assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"
         a, b = (list(self.records[name].values()) for name in (key, control))
         assert {record.dataset.images_sha256 for record, _ in a} == {record.dataset.images_sha256 for record, _ in b}
-        caps = self.caps(key, control, eps) if size(eps) else ()
-        return gain(self.standing(key, eps), self.standing(control, eps), caps, level=self.level)
+        why = self.doubt(key, control, eps) if size(eps) else ""
+        return gain(self.standing(key, eps), self.standing(control, eps), why, level=self.level)
 
     def at_equal_clean(self, key: str, rivals: Sequence[str], eps: str) -> Gain:
         """The paired gain in accuracy at `eps` over the line through `rivals`, at the same clean accuracy.
@@ -198,17 +206,21 @@ class Numbers:
         place = bisect_right([clean.mean() for clean, _ in line], own.mean())
         (low, left), (high, right) = line[max(place - 1, 0)], line[min(place, len(line) - 1)]
         share = np.clip((own - low) / np.where(high > low, high - low, np.inf), 0, 1)[:, None]
-        ends: tuple[Verdict, ...] = GAINED if place == 0 else ("refuted",) if own.mean() > line[-1][0].mean() else ()
         rivals_at = (1 - share) * left + share * right
-        return gain(self.standing(key, eps), rivals_at, (*ends, *self.caps(key)), level=self.level)
+        never, why = GAINED, self.doubt(key) or ("it is less clean than the line" if place == 0 else "")
+        if not why and own.mean() > line[-1][0].mean():
+            never, why = ("refuted",), "it is cleaner than the line"
+        return gain(self.standing(key, eps), rivals_at, why, never=never, level=self.level)
 
-    def caps(self, key: str, control: str = "", eps: str = "") -> tuple[Verdict, ...]:
-        """The verdicts that a gain of `key` cannot give: a flag doubts its accuracy, or a net of the control is at
-        chance, or no more than chance stands at `eps`.
+    def doubt(self, key: str, control: str = "", eps: str = "") -> str:
+        """Why a gain of `key` cannot be shown: a flag doubts its accuracy, or a net of the control is at chance, or no
+        more than chance stands at `eps`.
         """
-        dead = control and AT_CHANCE in self.doubts(control)
-        few = eps and self.standing(key, eps).mean() <= CHANCE
-        return GAINED if self.doubts(key) or dead or few else ()
+        if flags := self.doubts(key):
+            return f"flagged {', '.join(flags)}"
+        if control and AT_CHANCE in self.doubts(control):
+            return "its control is at chance"
+        return "no more than chance withstands" if eps and self.standing(key, eps).mean() <= CHANCE else ""
 
     def doubts(self, key: str) -> list[str]:
         """The names of the flags that any of the records has, without mere notes."""

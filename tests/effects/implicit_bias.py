@@ -92,9 +92,9 @@ def architecture(numbers: Numbers) -> Finding:
         return np.mean([numbers.standing(DESCENDED[arch, norm].key, eps) for eps in SIZES[norm]], axis=0)
 
     conv, plain = ({norm: mean_standing(arch, norm) for norm in SIZES} for arch in ("conv_linear", "linear"))
-    doubts = numbers.caps(DESCENDED["conv_linear", "fourier-linf"].key)
-    gained = gain(conv["fourier-linf"], plain["fourier-linf"], doubts)
-    more = gain(*(of["fourier-linf"] - of["l2"] for of in (conv, plain)), doubts)
+    doubt = numbers.doubt(DESCENDED["conv_linear", "fourier-linf"].key)
+    gained = gain(conv["fourier-linf"], plain["fourier-linf"], doubt)
+    more = gain(*(of["fourier-linf"] - of["l2"] for of in (conv, plain)), doubt)
     ours = "; ".join(
         f"{arch}: " + ", ".join(f"{norm} {100 * mean_standing(arch, norm).mean():.1f}" for norm in SIZES)
         for arch in NETS

@@ -152,7 +152,7 @@ EFFECT = Effect(
             own=(LINEAR[LARGER],), excuses="shown",
         ),
         Claim(
-            "under corruptions, training at a small eps is best",
+            "under 8 mild corruptions, training at a small eps is best",
             "CIFAR-10-C, mean error: 35.0 at 0, 18.8 at 2/255, 31.5 at 12/255", corruptions, (FASHION_STANDARD, *DEEP),
             tuple(CORRUPTED.values()), untuned=True,
         ),
