@@ -13,7 +13,7 @@ from advbench import consent
 from advbench.cli.console import Screen
 from advbench.cli.keep import check_baseline, save, save_baseline, search_progress
 from advbench.cli.stop import Stop
-from advbench.compare import whereabouts
+from advbench.compare import find_record, whereabouts
 from advbench.defaults.target import load_target, pick_device
 from advbench.eps import Eps
 from advbench.errors import UserError
@@ -44,13 +44,14 @@ def repeat(
     argv: Sequence[str] = (),
     adversarials: Sequence[Path] = (),
 ) -> bool:
-    """Repeat the measurement of the record `path`, show how it compares, and return whether it is the same.
+    """Repeat the measurement of a record, show how it compares, and return whether it is the same.
 
-    `model` is where the weights are now, if they were moved. `baseline`: a file that becomes this measurement. `says`:
-    names of the record that --attack, --arch and --dataset repeat, so that their code may run. `adversarials`: the
-    files of adversarial images that the record credits. Raises UserError when the record is damaged, or when the model,
+    `path`: its file, or the first digits of its id. `model` is where the weights are now, if they were moved.
+    `baseline`: a file that becomes this measurement. `says`: names of the record that --attack, --arch and
+    --dataset repeat, so that their code may run. `adversarials`: the files of adversarial images that the record credits. Raises UserError when the record is damaged, or when the model,
     images, attacks or files are not those that the record was made with.
     """
+    path = find_record(str(path))
     with consent.reading(path, model).given():
         return _repeat(path, model, device, leaderboard, baseline, says or {}, screen or Screen(), argv, adversarials)
 

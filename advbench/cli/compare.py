@@ -129,6 +129,8 @@ def command(
             check_alone(context)
             trace(explain, screen=screen)
             return
+        if fail_if is None:
+            check_no_gate(context)
         flags = Flags(
             models=tuple(models or ()),
             baseline=baseline,
@@ -146,6 +148,16 @@ def command(
         found = compare(flags, screen=screen)
     if found.gate is not None and found.gate.failed:
         raise typer.Exit(1)
+
+
+def check_no_gate(context: typer.Context) -> None:
+    """Raise UserError for flags of a gate where there is none, which would seem to have passed."""
+    if given := [name for name in ("alpha", "strict", "allow_flags") if options.was_given(context, name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"{flags} without --fail-if would change nothing: add a gate, such as --fail-if 'clean < baseline - 1', or "
+            "leave it out"
+        )
 
 
 def check_alone(context: typer.Context) -> None:

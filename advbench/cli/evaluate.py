@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -334,6 +334,14 @@ class Task:
         )
 
 
+class Kept(NamedTuple):
+    """A record, the file that holds it, and whether it was measured just now."""
+
+    record: Record
+    path: Path
+    fresh: bool
+
+
 def evaluate(
     flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = (), stop: Stop | None = None
 ) -> list[Record]:
@@ -342,6 +350,13 @@ def evaluate(
     `stop`: what handles signals already. Raises UserError for wrong flags, before any model is measured, and
     Interrupted after a signal.
     """
+    return [kept.record for kept in evaluate_each(flags, screen=screen, argv=argv, stop=stop)]
+
+
+def evaluate_each(
+    flags: Flags, *, screen: Screen | None = None, argv: Sequence[str] = (), stop: Stop | None = None
+) -> list[Kept]:
+    """Like `evaluate`, with what became of each record."""
     screen = screen or Screen()
     norm = check_flags(flags)
     place = parse_place(flags.on)
@@ -359,7 +374,7 @@ def evaluate(
         slurm.show_script(place, names, flags.device, screen)
         return []
     if place is not None and not flags.dry_run:
-        return evaluate_on_cluster(place, names, flags, screen)
+        return evaluate_on_cluster(place, names, flags, argv, screen)
     device = targets.pick_device(flags.device)
     if str(device) == "cuda" and ranks.world() > 1:
         device = targets.pick_device(f"cuda:{ranks.local_rank()}")
@@ -479,7 +494,7 @@ def work(task: Task) -> float:
     return expected_work(task.target.loaded, task.target.data.subset(task.choice.rows), task.settings, task.run)
 
 
-def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Screen) -> Record:
+def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Screen) -> Kept:
     """Evaluate one model, the next of the series, save its record and print its curve. Raises Halted after a signal."""
     from advbench.cli.keep import (
         AlreadyDone,
@@ -547,34 +562,36 @@ def measure(task: Task, flags: Flags, series: Series, *, stop: Stop, screen: Scr
         )
     if publish:
         screen.note(f"tables {folder / f'{slug(record.dataset.name)}-{record.norm}'}.csv, .md and .svg")
-    return record
+    return Kept(record, where, fresh)
 
 
-def evaluate_task(*, flags: Flags, stop: Stop, screen: Screen) -> list[str]:
-    """A task of a cluster: evaluate one model, resuming what was saved, and return its records as JSON."""
-    return [record.model_dump_json(by_alias=True) for record in evaluate(flags, screen=screen, stop=stop)]
+def evaluate_task(*, flags: Flags, argv: Sequence[str] = (), stop: Stop, screen: Screen) -> list[tuple[str, str, bool]]:
+    """A task of a cluster: evaluate one model, resuming what was saved; each record as JSON, its path, if it is new."""
+    found = evaluate_each(flags, screen=screen, argv=argv, stop=stop)
+    return [(kept.record.model_dump_json(by_alias=True), str(kept.path), kept.fresh) for kept in found]
 
 
-def evaluate_on_cluster(place: Place, models: Sequence[str], flags: Flags, screen: Screen) -> list[Record]:
-    """Evaluate the models as tasks of a cluster, print each curve as it arrives, and return the records in order."""
+def evaluate_on_cluster(
+    place: Place, models: Sequence[str], flags: Flags, argv: Sequence[str], screen: Screen
+) -> list[Kept]:
+    """Evaluate the models as tasks of a cluster, print each curve as it arrives, and return what they kept in order."""
     from advbench.record import Record
 
-    found: dict[str, list[Record]] = {}
-    base = flags.leaderboard or flags.out
+    found: dict[str, list[Kept]] = {}
 
-    def done(job: Job, texts: list[str]) -> None:
-        found[job.name] = [Record.model_validate_json(text) for text in texts]
-        for record in found[job.name]:
-            folder = base or (Path(job.name) if Path(job.name).is_dir() else Path())
+    def done(job: Job, answer: list[tuple[str, str, bool]]) -> None:
+        found[job.name] = [Kept(Record.model_validate_json(text), Path(path), new) for text, path, new in answer]
+        for kept in found[job.name]:
             screen.say(f"{job.name}:")
-            show(record, next(folder.rglob(f"{record.id}.json"), folder), fresh=True, screen=screen)
+            show(kept.record, kept.path, fresh=kept.fresh, screen=screen)
 
     with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(models)} evaluation{'s' * (len(models) > 1)} on {cluster.about}")
         remote = replace(flags, device=cluster.device, resume=True, force=False, on="local")
-        jobs = [Job(model, {"flags": replace(remote, models=(model,))}) for model in models]
+        more = {"argv": tuple(argv)}
+        jobs = [Job(model, {"flags": replace(remote, models=(model,))}, more) for model in models]
         cluster.run(evaluate_task, jobs, bar=bar, stop=stop, done=done)
-    return [record for model in models for record in found[model]]
+    return [kept for model in models for kept in found[model]]
 
 
 def show(record: Record, path: Path, *, fresh: bool, screen: Screen) -> None:

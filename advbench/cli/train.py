@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from advbench.recipe import Recipe
 
 LOGS = ("tensorboard",)
+AGAIN = ".again"  # in a run folder: which command trained once more what was there
 _RECIPE = "[default: the recipe's]"
 
 
@@ -441,7 +443,8 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
         screen.say(f"{len(left)} run{'s' * (len(left) > 1)} on {cluster.about}")
         for task in left if flags.force else ():
             with locked(task.out / folder.LOCK, timeout=0):
-                folder.begin(task.out, task.recipe)  # not in the task, which must resume if it is started again
+                pass  # else another process writes there
+        again = {"again": f"{time.time_ns()}"} if flags.force else {}
         jobs = [
             Job(
                 str(task.out),
@@ -452,6 +455,7 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
                     "log": flags.log,
                     "name": flags.name,
                 },
+                again,
             )
             for task in left
         ]
@@ -459,16 +463,35 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
 
 
 def train_task(
-    *, recipe: dict[str, Any], out: str, device: str, log: str | None, name: str | None, stop: Stop, screen: Screen
+    *,
+    recipe: dict[str, Any],
+    out: str,
+    device: str,
+    log: str | None,
+    name: str | None,
+    again: str = "",
+    stop: Stop,
+    screen: Screen,
 ) -> str:
-    """A task of a cluster: train into the folder `out`, resuming what was saved."""
-    from advbench.cli.watch import ScreenWatch
-    from advbench.recipe import Recipe
-    from advbench.trainer import train
+    """A task of a cluster: train into the folder `out`, resuming what was saved.
 
+    `again`: what names a command that trains what is there once more: it is given up when the task first starts.
+    """
+    from advbench.cli.watch import ScreenWatch
+    from advbench.files import locked, write_atomic
+    from advbench.recipe import Recipe
+    from advbench.trainer import folder, train
+
+    place, asked = Path(out), Recipe.read(recipe)
+    if again:
+        begun = place / AGAIN
+        with locked(place / folder.LOCK):
+            if not begun.is_file() or begun.read_text(encoding="utf-8") != again:
+                folder.begin(place, asked)
+                write_atomic(begun, again)
     with screen.bar("") as bar:
         watch = ScreenWatch(bar, stop, log=log)
-        return str(train(Recipe.read(recipe), Path(out), device=device, resume=True, name=name, watch=watch))
+        return str(train(asked, place, device=device, resume=True, name=name, watch=watch))
 
 
 def _show(out: Path, screen: Screen) -> None:

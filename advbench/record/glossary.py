@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, Meaning]] = {
             "note", "where the weights come from: an unfinished training, a pickle, another precision, ...", "read it"
         ),
         "catastrophic-overfitting": Meaning(
-            "suspect; note if the deployed epoch is one before the collapse",
+            "suspect; note if the deployed epoch is not collapsed itself",
             "in training, robustness to PGD collapsed while that to FGSM did not",
             "train with more steps, or deploy the epoch before the collapse",
         ),

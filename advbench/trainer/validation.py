@@ -78,15 +78,17 @@ def catastrophic_overfitting(scores: Sequence[Scores], classes: int, deployed: i
     """A flag if the PGD accuracy collapsed while the FGSM accuracy did not (Wong et al. 2020, 2001.03994), else None.
 
     Collapsed: less than half of an earlier best of at least twice chance, and more than 0.2 below the FGSM accuracy.
-    `scores`: one for each epoch. The flag is a mere note if the epoch `deployed` (from 1) is before the collapse.
+    `scores`: one for each epoch. The flag tells the first collapse. It is a mere note unless the epoch `deployed` (from
+    1) is collapsed itself: trainings recover.
     """
-    best = 0.0
+    best, collapses = 0.0, {}
     for epoch, now in enumerate(scores, 1):
         if best >= 2 / classes and now.robust < best / 2 and now.fgsm - now.robust > 0.2:
-            detail = (
+            collapses[epoch] = (
                 f"epoch {epoch}: PGD {now.robust:.1%}, FGSM {now.fgsm:.1%}, after a best PGD accuracy of {best:.1%}"
             )
-            severity: Literal["note", "suspect"] = "note" if deployed < epoch else "suspect"
-            return Flag(name="catastrophic-overfitting", severity=severity, detail=detail)
         best = max(best, now.robust)
-    return None
+    if not collapses:
+        return None
+    severity: Literal["note", "suspect"] = "suspect" if deployed in collapses else "note"
+    return Flag(name="catastrophic-overfitting", severity=severity, detail=next(iter(collapses.values())))

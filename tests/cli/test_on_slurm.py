@@ -118,6 +118,11 @@ def test_in_this_process(cli: Any, made: Any) -> None:
     words, debug = models(cli, made, 2), ("--on", "slurm:executor=debug")
     ran = cli(*EVALUATE, *words, "--out", "remote", *debug)
     assert ran.code == 0 and "2 evaluations on this process" in ran.out and ran.out.count("record remote") == 2
+    assert "passes not counted" in ran.out and "measured before" not in ran.out
+    for record in load_records(Path("remote/records"))[0]:
+        assert list(record.environment.command)[:3] == ["advbench", "evaluate", "--attack"]
+    ran = cli(*EVALUATE, *words, "--out", "remote", "--on", "slurm:executor=debug,cpus=2,partition=gpu")
+    assert "without cpus, partition" in ran.out and ran.out.count("measured before") == 2
     assert ids("remote") == ids("local") and len(ids("local")) == 2
     ran = cli(*TRAIN, "--method", "pgd-at,trades", "--out", "sweep", *debug)
     assert ran.code == 0 and ran.out.count("trained in") == 2
@@ -262,6 +267,29 @@ def test_tasks_that_are_preempted_and_one_that_is_killed(
     assert len(ids("remote")) == preempted and ids("remote") < ids("local")
     ran = cli(*EVALUATE, *words[-2:], "--out", "remote", "--on", "slurm:executor=local", "--resume")
     assert ran.code == 0 and ids("remote") == ids("local"), ran
+
+
+def test_what_cannot_be_submitted_leaves_the_run_that_it_would_train_again(cli: Any, programs: Path) -> None:
+    one = (*TRAIN, "--method", "pgd-at", "--out", "run")
+    assert cli(*one).code == 0
+    (programs / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    before = Path("run/run.json").read_bytes()
+    ran = cli(*one, "--force", "--on", "slurm:partition=nope")
+    assert ran.code == 2 and "cannot submit: invalid partition" in ran.err
+    assert Path("run/run.json").read_bytes() == before and Path("run/model.safetensors").exists()
+
+
+def test_a_task_gives_up_the_run_once(cli: Any) -> None:
+    recipe = Recipe.resolve(method="standard", dataset="digits", arch="mlp", eps="0.1", sets=[*SETS[1::2], "epochs=1"])
+    given = {"recipe": recipe.tree(), "out": "run", "device": "cpu", "log": None, "name": None}
+    dates = []
+    for again in ("", "1", "1", "2"):  # the third is the second task once more, after its job was requeued
+        perform(
+            train_task, str(cli.folder), given=given, more={"again": again}, allowed=Consent(),
+            screen=Screen(silent=True),
+        )  # fmt: skip
+        dates.append(Path("run/metrics.jsonl").stat().st_mtime_ns)
+    assert len({*dates}) == 3 and dates[1] == dates[2]
 
 
 # Stand-ins for a machine with Slurm. sbatch starts the script of each task, again where scontrol requeues it.

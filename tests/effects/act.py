@@ -211,7 +211,10 @@ class Regime:
         )
 
 
-PAPER = "as CURE (ICLR 2024, table 1) has it, CIFAR-10, clean / PGD-20: 84.3 / 55.8; AT 82.8 / 51.3; TRADES 82.4 / 52.8; no AutoAttack number"
+PAPER = (
+    "as CURE (ICLR 2024, table 1) has it, CIFAR-10, clean / PGD-20: 84.3 / 55.8; AT 82.8 / 51.3; TRADES 82.4 / 52.8; "
+    "no AutoAttack number"
+)
 FIRST = Regime(
     "fashion-1000", "fashion-mnist", "0.1", "1000", seeds=(*SEEDS, 4, 5), fresh=2000, level=SECOND_LOOK, decay="0.0005"
 )

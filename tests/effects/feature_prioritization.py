@@ -120,8 +120,9 @@ EFFECT = Effect(
     system="feature-prioritization",
     source="Feature prioritisation, Liu and JaJa 2019, arXiv:1810.02424 (a reconstruction from the abstract)",
     about="AT's settings were chosen by robust accuracy alone: among those tried, some were cleaner on held-out images "
-    "than feature prioritization, and less robust (82.1 and 58.7 against 79.8 and 66.5), so a gain in both accuracies is "
-    "one over the chosen net. Attention or penalty alone have the settings that were chosen for both; nothing was chosen on MNIST.",
+    "than feature prioritization, and less robust (82.1 and 58.7 against 79.8 and 66.5), so a gain in both accuracies "
+    "is one over the chosen net. Attention or penalty alone have the settings that were chosen for both; nothing was "
+    "chosen on MNIST.",
     runs=(*PARTS.values(), MNIST_AT, MNIST_ATTENTION, MNIST_BOTH, AT, NONE),
     evaluations=(*RATED.values(), *STRONGEST.values()),
     analyses=(FEATURES, *SALIENT.values()),

@@ -41,8 +41,8 @@ included. Runs that a system's introduction names have what was chosen for other
 - *shown, but small*: the same, by less.
 - *refuted*: the interval is not above 0, and ends below that point (or two).
 - *not shown*: none of these; or a flag doubts the gain, its control is at chance, or no more than chance withstands; or
-  settings beyond an end might turn the verdict, if they gained as much again as the last step towards it; or nothing was
-  tried for the side that other settings might help.
+  settings beyond an end might turn the verdict, if they gained as much again as the last step towards it; or nothing
+  was tried for the side that other settings might help.
 - *shown only under PGD*: gone under AutoAttack.
 
 A claim of several parts is shown if all are, and refuted if one is. Where the rule is another, its *rule* says so."""

@@ -125,8 +125,8 @@ EFFECT = Effect(
     claims=(
         *(
             Claim(
-                f"{COLLAPSE}: {dataset}", "FastAT_Benchmark's run of FGSM-RS: a seed of 3 collapses", partial(collapse, dataset),
-                tuple(SINGLE[dataset].values()),
+                f"{COLLAPSE}: {dataset}", "FastAT_Benchmark's run of FGSM-RS: a seed of 3 collapses",
+                partial(collapse, dataset), tuple(SINGLE[dataset].values()),
             )
             for dataset in SINGLE
         ),
@@ -136,8 +136,8 @@ EFFECT = Effect(
         ),
         Claim("free AT is better than PGD-AT of equal passes", "none", *over(FREE, BRIEF)),
         Claim(
-            "weight perturbation adds to AT", "CIFAR-10, AutoAttack, in later reruns: 48.7 to 49.9", *over(AWP, FASHION_AT),
-            untuned=True,
+            "weight perturbation adds to AT", "CIFAR-10, AutoAttack, in later reruns: 48.7 to 49.9",
+            *over(AWP, FASHION_AT), untuned=True,
         ),
         Claim(
             "weight perturbation adds to TRADES", "CIFAR-10, AutoAttack, in later reruns: 49.5 to 51.9",

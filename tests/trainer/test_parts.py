@@ -212,6 +212,8 @@ def test_catastrophic_overfitting_is_flagged_and_robust_overfitting_is_not() -> 
     assert "epoch 3: PGD 1.0%, FGSM 80.0%" in flag.detail
     before = catastrophic_overfitting(collapsed, 10, deployed=2)
     assert before is not None and before.severity == "note"
+    recovered = catastrophic_overfitting([*collapsed, at(0.6, 0.7), at(0.1, 0.9)], 10, deployed=4)
+    assert recovered is not None and (recovered.severity, recovered.detail) == ("note", flag.detail)
     slow = [at(0.45, 0.5), at(0.4, 0.5), at(0.35, 0.52)]
     never = [at(0.02, 0.3), at(0.0, 0.5)]  # standard training was never robust
     untrained = [at(0.4, 0.5), at(0.05, 0.06)]  # diverged: FGSM fell as well

@@ -115,11 +115,12 @@ class Slurm(Cluster):
             self.executor = submitit.LocalExecutor(FOLDER, max_num_timeout=TIME_LIMITS)
             limits = {"timeout_min": place.time, "signal_delay_s": place.signal_seconds}
             self.executor.update_parameters(**limits, gpus_per_node=parameters.get("gpus_per_node", 0))
-            self.about, self.screen = "this machine in the place of Slurm", Screen()
+            self.about, self.screen = f"this machine in the place of Slurm{without(place, 'cpus', 'mem_gb')}", Screen()
             self.at_once = place.array or 1
         else:
             self.executor = submitit.DebugExecutor(FOLDER)
-            self.about, self.at_once = "this process in the place of Slurm", 1
+            left_out = without(place, "cpus", "mem_gb", "gpus", "array")
+            self.about, self.at_once = f"this process in the place of Slurm{left_out}", 1
 
     def start(self, names: Sequence[str], calls: Sequence[partial[Any]], bar: Bar) -> Sequence[Any]:
         """Submit the tasks as one array, except those that an earlier command has submitted and that have not ended.
@@ -263,6 +264,12 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def without(place: Place, *names: str) -> str:
+    """What a stand-in for Slurm leaves out of that which `place` asks for, in words: `names` and all options."""
+    asked = [*(name for name in names if getattr(place, name) is not None), *place.options]
+    return f", without {', '.join(asked)}" if asked else ""
 
 
 def resources(place: Place, device: str) -> tuple[str, dict[str, Any]]:

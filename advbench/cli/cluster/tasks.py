@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ SAVING_SECONDS = 30.0  # that tasks have after a signal to save
 
 @dataclass(frozen=True)
 class Job:
-    """A task: its name in messages and the keyword arguments of its function."""
+    """A task: its name in messages and the keyword arguments of its function.
+
+    `given` tells it from other tasks, also from those of later commands; `more`, further arguments, does not.
+    """
 
     name: str
     given: Mapping[str, Any]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def perform(
@@ -36,11 +40,12 @@ def perform(
     folder: str,
     *,
     given: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
     allowed: Consent,
     screen: Screen,
     stop: Stop | None = None,
 ) -> Any:
-    """Do a task where it runs: the answer of `function(**given, stop=..., screen=...)` in `folder`.
+    """Do a task where it runs: the answer of `function(**given, **more, stop=..., screen=...)` in `folder`.
 
     `folder` is where the command was typed. Raises UserError if this machine does not have it.
     """
@@ -49,7 +54,7 @@ def perform(
     except OSError as error:
         raise UserError(f"{folder} is not on this machine: all machines of a cluster must share it") from error
     with nullcontext(stop) if stop else Stop() as stop, allowed.given():
-        return function(**given, stop=stop, screen=screen)
+        return function(**given, **(more or {}), stop=stop, screen=screen)
 
 
 def check_device(device: str) -> None:
@@ -102,7 +107,7 @@ class Cluster(ABC):
         here, allowed = str(Path.cwd()), consent.current()
 
         def call(job: Job) -> partial[Any]:
-            return partial(perform, function, here, given=job.given, allowed=allowed, screen=self.screen)
+            return partial(perform, function, here, given=job.given, more=job.more, allowed=allowed, screen=self.screen)
 
         def over() -> str:
             return f"{count - len(waiting) - len(running)} of {count} tasks done"
