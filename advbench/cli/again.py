@@ -47,9 +47,10 @@ def repeat(
     """Repeat the measurement of a record, show how it compares, and return whether it is the same.
 
     `path`: its file, or the first digits of its id. `model` is where the weights are now, if they were moved.
-    `baseline`: a file that becomes this measurement. `says`: names of the record that --attack, --arch and
-    --dataset repeat, so that their code may run. `adversarials`: the files of adversarial images that the record credits. Raises UserError when the record is damaged, or when the model,
-    images, attacks or files are not those that the record was made with.
+    `baseline`: a file that becomes this measurement. `says`: names of the record that --attack, --arch and --dataset
+    repeat, so that their code may run. `adversarials`: the files of adversarial images that the record credits. Raises
+    UserError when the record is damaged, or when the model, images, attacks or files are not those that the record was
+    made with.
     """
     path = find_record(str(path))
     with consent.reading(path, model).given():
