@@ -130,8 +130,8 @@ EFFECT = Effect(
     about="Of the defence nothing was tuned for the best accuracy: with seeds 0 and 1 its settings were chosen by hand "
     "so that gradients are masked, to see which attacks are deceived. A gradient that has vanished in float32 "
     "counts as 0 for the probe: a fall of the probe means that there is no gradient left, rather than one that "
-    "hides the class. Of the multi-task form the accuracy on the classes alone is measured: quarter turns have no"
-    " evaluation. Its seeds 5 to 9 came after three had left it open, -2.6 (-7.6 to +2.4): for that second look "
+    "hides the class. Of the multi-task form the accuracy on the classes alone is measured: quarter turns have no "
+    "evaluation. Its seeds 5 to 9 came after three had left it open, -2.6 (-7.6 to +2.4): for that second look "
     "its intervals are of 97.5 %.",
     runs=(*DEFENCE, TEACHER, *STUDENTS.values(), *TASKS.values()),
     evaluations=(*(e for e in ATTACKED.values() if (e.runs, e.attack) != (DIRECTIONS, "autoattack")), *CLEAN.values()),
