@@ -1,4 +1,4 @@
-"""`make NAME-leaderboard`: every method under one protocol, the most informative first.
+"""`make NAME-leaderboard`: methods under one protocol, by default the eleven that tell most.
 
     python tests/effects/board.py [--jobs 2] BOARD [METHOD ...]
 
@@ -135,19 +135,18 @@ def main() -> int:
     """Run the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("board", choices=BOARDS)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="by default all, the most informative first")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"by default {', '.join(FIRST)}")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
     given = parser.parse_args()
     os.chdir(Path(__file__).parents[2])
     if unknown := set(given.methods) - set(METHODS):
         parser.error(f"unknown method {', '.join(sorted(unknown))}: choose from {', '.join(METHODS)}")
     records = measured()
-    rows = {method: evaluation(given.board, method) for method in given.methods or METHODS}
-    groups = [[name for name in rows if (name in FIRST) is first] for first in (True, False)]
-    order = [(rows[name], seed) for group in groups for seed in SEEDS for name in group]
+    methods = tuple(dict.fromkeys(given.methods)) or FIRST
+    order = ((evaluation(given.board, method), seed) for seed in SEEDS for method in methods)
     todo = [(row, seed) for row, seed in order if not found(records, row, seed, {})]
     if not todo:
-        print(f"{given.board}: nothing was run, all of it is measured")
+        print(f"{given.board}: nothing was run, all seeds are measured of {', '.join(methods)}")
         return 0
     at_work = Workers(given.jobs)
     at_work.each(partial(measure, at_work, row, seed) for row, seed in todo)
