@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -426,7 +427,7 @@ def _train_one(task: Task, flags: Flags, device: str, runs: Runs, stop: Stop, sc
 
 def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen: Screen) -> None:
     """Train the runs that are not finished as tasks of a cluster."""
-    from advbench.files import locked
+    from advbench.files import Held, locked
     from advbench.trainer import folder
 
     left = [task for task in tasks if not (task.going_on and folder.finished(task.out, task.recipe))]
@@ -441,9 +442,10 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
         return
     with Stop() as stop, place.connected(flags.device, stop) as cluster, screen.bar("") as bar:
         screen.say(f"{len(left)} run{'s' * (len(left) > 1)} on {cluster.about}")
-        for task in left if flags.force else ():
-            with locked(task.out / folder.LOCK, timeout=0):
-                pass  # else another process writes there
+        for task in left:
+            if flags.force and task.out.exists():
+                with locked(task.out / folder.LOCK, timeout=0):
+                    pass  # else another process writes there
         again = {"again": f"{time.time_ns()}"} if flags.force else {}
         jobs = [
             Job(
@@ -459,7 +461,29 @@ def _train_on_cluster(place: Place, tasks: Sequence[Task], flags: Flags, screen:
             )
             for task in left
         ]
-        cluster.run(train_task, jobs, bar=bar, stop=stop, done=lambda job, out: _show(Path(out), screen))
+
+        recipes = {str(task.out): task.recipe for task in left}
+
+        def started(job: Job) -> None:
+            with suppress(Held):  # by its task, which does the same
+                _give_up(Path(job.name), recipes[job.name], again["again"], timeout=0)
+
+        def done(_: Job, out: str) -> None:
+            _show(Path(out), screen)
+
+        cluster.run(train_task, jobs, bar=bar, stop=stop, done=done, started=started if again else None)
+
+
+def _give_up(place: Path, recipe: Recipe, again: str, timeout: float = 60.0) -> None:
+    """Give up the run that is in `place`, once for each `again`. Raises Held where another process trains there."""
+    from advbench.files import locked, write_atomic
+    from advbench.trainer import folder
+
+    begun = place / AGAIN
+    with locked(place / folder.LOCK, timeout):
+        if not begun.is_file() or begun.read_text(encoding="utf-8") != again:
+            folder.begin(place, recipe)
+            write_atomic(begun, again)
 
 
 def train_task(
@@ -475,20 +499,15 @@ def train_task(
 ) -> str:
     """A task of a cluster: train into the folder `out`, resuming what was saved.
 
-    `again`: what names a command that trains what is there once more: it is given up when the task first starts.
+    `again`: what names a command that trains what is there once more.
     """
     from advbench.cli.watch import ScreenWatch
-    from advbench.files import locked, write_atomic
     from advbench.recipe import Recipe
-    from advbench.trainer import folder, train
+    from advbench.trainer import train
 
     place, asked = Path(out), Recipe.read(recipe)
     if again:
-        begun = place / AGAIN
-        with locked(place / folder.LOCK):
-            if not begun.is_file() or begun.read_text(encoding="utf-8") != again:
-                folder.begin(place, asked)
-                write_atomic(begun, again)
+        _give_up(place, asked, again)
     with screen.bar("") as bar:
         watch = ScreenWatch(bar, stop, log=log)
         return str(train(asked, place, device=device, resume=True, name=name, watch=watch))

@@ -277,6 +277,27 @@ def test_what_cannot_be_submitted_leaves_the_run_that_it_would_train_again(cli: 
     ran = cli(*one, "--force", "--on", "slurm:partition=nope")
     assert ran.code == 2 and "cannot submit: invalid partition" in ran.err
     assert Path("run/run.json").read_bytes() == before and Path("run/model.safetensors").exists()
+    assert cli(*TRAIN, "--method", "trades", "--out", "new", "--force", "--on", "slurm").code == 2
+    assert not Path("new").exists()
+
+
+def test_a_job_that_waits_is_known_to_those_who_resume(cli: Any, programs: Path) -> None:
+    """Ctrl-C comes before the queued job, which trains a finished run again, has started."""
+    one = (*TRAIN, "--method", "standard", "--out", "run")
+    again = (*one, "--set", "optim.lr=0.05", "--on", "slurm")
+    assert cli(*one).code == 0
+    sbatch, waits = programs / "sbatch", programs / "waits"
+    sbatch.write_text(sbatch.read_text().replace("(while rm", f"(while [ -e {waits} ]; do sleep 0.1; done; while rm"))
+    waits.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slurm.Slurm, "wait", lambda *_: os.kill(os.getpid(), signal.SIGINT) or [])
+        ran = cli(*again, "--force")
+    assert ran.code == 3 and "--resume" in ran.err, ran
+    waits.unlink()
+    ran = cli(*again, "--resume")
+    assert ran.code == 0 and "is finished" not in ran.err and "job 41: run" in ran.err, ran
+    assert (programs / "submissions").read_text().count("\n") == 1
+    assert Recipe.load(Path("run/recipe.toml")).optim.lr == 0.05 and read_card(Path("run")).finished
 
 
 def test_a_task_gives_up_the_run_once(cli: Any) -> None:

@@ -99,8 +99,11 @@ class Cluster(ABC):
         bar: Bar,
         stop: Stop,
         done: Callable[[Job, Any], None],
+        started: Callable[[Job], None] | None = None,
     ) -> None:
         """Call `function` for each job as a task, see `perform`, and `done(job, answer)` as each ends.
+
+        `started(job)` is called once the cluster has accepted its task.
 
         Raises UserError once all have ended if some failed, and Halted after a signal.
         """
@@ -117,9 +120,12 @@ class Cluster(ABC):
         while waiting or running:
             some = waiting[: None if self.at_once is None else self.at_once - len(running)]
             if some:
-                started = self.start([job.name for job in some], [call(job) for job in some], bar)
-                running |= zip(started, some, strict=True)
+                handles = self.start([job.name for job in some], [call(job) for job in some], bar)
+                running |= zip(handles, some, strict=True)
                 del waiting[: len(some)]
+                if started is not None:
+                    for job in some:
+                        started(job)
             ended = self.wait(list(running))
             if stop():
                 raise Halted(f"stopped with {over()}{self.leave(list(running))}")
