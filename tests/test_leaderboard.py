@@ -187,6 +187,19 @@ def test_build_and_check(tmp_path: Path) -> None:
     assert [found.path.name for found in leaderboard.check(tmp_path)] == ["cifar10-l2.svg"]
 
 
+def test_pages_link_what_the_owner_says_of_the_models(tmp_path: Path) -> None:
+    record, fates = made([90, 70, 50])
+    record.save(tmp_path, fates)
+    leaderboard.build(tmp_path / "records", tmp_path)
+    pages = (tmp_path / "cifar10-linf.md", tmp_path / "index.html")
+    assert not any("README" in page.read_text() for page in pages)
+    (tmp_path / "README.md").write_text("They were trained by hand.\n")
+    assert {found.path for found in leaderboard.check(tmp_path)} == {*pages}
+    leaderboard.build(tmp_path / "records", tmp_path)
+    assert all("README.md" in page.read_text() for page in pages) and leaderboard.check(tmp_path) == []
+    assert (tmp_path / "README.md").read_text() == "They were trained by hand.\n"
+
+
 def test_check_finds_damaged_records_and_tables_without_records(tmp_path: Path) -> None:
     record, fates = made([90, 70, 50])
     path = record.save(tmp_path, fates)

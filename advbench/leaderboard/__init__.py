@@ -2,7 +2,8 @@
 
 A leaderboard is a folder. `folder/records/<dataset>/<norm>/<id>.json` are its records, beside which a notice may retire
 or rename one; `folder/<dataset>-<norm>.csv`, `.md` and `.svg`, and `folder/index.html` with all of them, are generated
-from these. Damaged records and notices are left out and reported.
+from these. They link `folder/README.md`, where its owner says what the models are, if it is there. Damaged records and
+notices are left out and reported.
 
 In a Python program the package itself can be called: `advbench.leaderboard(folder)` is `build_frame`.
 """
@@ -20,7 +21,7 @@ from advbench.figure import same
 from advbench.files import Held, locked, write_atomic
 from advbench.leaderboard.csv import COLUMNS, rows, to_csv
 from advbench.leaderboard.drawing import to_svg
-from advbench.leaderboard.markdown import GENERATED, to_markdown
+from advbench.leaderboard.markdown import ABOUT, GENERATED, to_markdown
 from advbench.leaderboard.page import HEAD, PAGE, to_html
 from advbench.leaderboard.ranking import Board, board, named, reference_eps
 from advbench.public import checked, make_callable
@@ -201,7 +202,7 @@ def check(folder: Path) -> list[Damage]:
     An SVG of the same numbers that another version of matplotlib drew counts as a match.
     """
     records, fates, notices, found = _load(folder / "records")
-    expected = render(records, notices, fates)
+    expected = render(records, notices, fates, about=(folder / ABOUT).is_file())
     again = f"run advbench leaderboard {folder}"
     for name, content in expected.items():
         path = folder / name
@@ -217,14 +218,19 @@ def check(folder: Path) -> list[Damage]:
 
 
 def render(
-    records: Iterable[Record], notices: Mapping[str, Notice] | None = None, fates: Mapping[str, Fates] | None = None
+    records: Iterable[Record],
+    notices: Mapping[str, Notice] | None = None,
+    fates: Mapping[str, Fates] | None = None,
+    *,
+    about: bool = False,
 ) -> dict[str, bytes]:
     """The content of each generated file by its name: three files for each dataset and norm, and one page of them all.
 
-    `fates`: those of the records, by id. The page compares only records whose fates are there.
+    `fates`: those of the records, by id. The page compares only records whose fates are there. `about`: whether there
+    is a README.md to link.
     """
     boards = _boards(records, notices or {})
-    return {**_tables(boards), **_page(boards, fates or {})}
+    return {**_tables(boards, about), **_page(boards, fates or {}, about)}
 
 
 def _boards(records: Iterable[Record], notices: Mapping[str, Notice]) -> dict[str, Board]:
@@ -239,17 +245,17 @@ def _name(record: Record) -> str:
     return f"{slug(record.dataset.name)}-{record.norm}"
 
 
-def _tables(boards: Mapping[str, Board]) -> dict[str, bytes]:
+def _tables(boards: Mapping[str, Board], about: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name, one in boards.items():
         files[f"{name}.svg"] = to_svg(one)
-        files[f"{name}.md"] = to_markdown(one).encode()
+        files[f"{name}.md"] = to_markdown(one, about=about).encode()
         files[f"{name}.csv"] = to_csv(one.records).encode()
     return files
 
 
-def _page(boards: Mapping[str, Board], fates: Mapping[str, Fates]) -> dict[str, bytes]:
-    return {PAGE: to_html(boards, fates).encode()} if boards else {}
+def _page(boards: Mapping[str, Board], fates: Mapping[str, Fates], about: bool) -> dict[str, bytes]:
+    return {PAGE: to_html(boards, fates, about=about).encode()} if boards else {}
 
 
 def _is_generated(path: Path) -> bool:
@@ -275,9 +281,9 @@ def _notice(folder: Path, text: str, **said: str) -> Built:
 def _build(records_folder: Path, out_folder: Path) -> Built:
     """Write the page and the tables of all boards."""
     records, fates, notices, damaged = _load(records_folder)
-    boards = _boards(records, notices)
+    boards, about = _boards(records, notices), (out_folder / ABOUT).is_file()
     written = []
-    for name, content in {**_tables(boards), **_page(boards, fates)}.items():
+    for name, content in {**_tables(boards, about), **_page(boards, fates, about)}.items():
         path = out_folder / name
         if not (path.is_file() and same(path.read_bytes(), content)):
             write_atomic(path, content)
