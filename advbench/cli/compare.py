@@ -27,7 +27,7 @@ def command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="A B...", help="run folders, records, or models measured before", autocompletion=complete.models
+            metavar="A B...", help="run folders, records, or models measured before", autocompletion=complete.measured
         ),
     ] = None,
     baseline: Annotated[
@@ -37,7 +37,7 @@ def command(
             metavar="X",
             help="the model to compare the others with [default: A]",
             rich_help_panel=MAIN,
-            autocompletion=complete.models,
+            autocompletion=complete.measured,
         ),
     ] = None,
     dataset: Annotated[
@@ -111,6 +111,7 @@ def command(
             metavar="RECORD",
             help="only show and check what this record was made from",
             rich_help_panel=OUTPUT,
+            autocompletion=complete.records,
         ),
     ] = None,
     as_json: options.Json = False,
@@ -196,7 +197,8 @@ class Flags:
 def compare(flags: Flags, *, screen: Screen | None = None) -> Comparison:
     """Compare the models with the baseline, and print the result in the form that the flags ask for.
 
-    Raises UserError for models that have no record or cannot be compared. A form for programs then says so too.
+    Raises UserError for models that have no record, and for those that cannot be compared, of which markdown, junit and
+    json say so, too.
     """
     screen = screen or Screen()
     if flags.form not in FORMATS:

@@ -82,6 +82,15 @@ def models(incomplete: str) -> list[str]:
     return [*runs, *(form for form in _FORMS if form.startswith(incomplete)), *_places(incomplete, _WEIGHTS)]
 
 
+def records(incomplete: str) -> list[str]:
+    return _places(incomplete, (".json",))
+
+
+def measured(incomplete: str) -> list[str]:
+    """What has records: models, and the files of records."""
+    return list(dict.fromkeys([*models(incomplete), *records(incomplete)]))
+
+
 def _zoo(incomplete: str) -> list[str]:
     """RobustBench's names, after `robustbench:` alone, in short and in full."""
     if not incomplete.startswith("robustbench:"):

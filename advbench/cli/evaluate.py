@@ -153,6 +153,7 @@ def command(
             metavar="RECORD",
             help="repeat this record and compare the outcome",
             rich_help_panel=MEASURE,
+            autocompletion=complete.records,
         ),
     ] = None,
     out: Annotated[Path | None, options.out("--leaderboard, else the run folder, else .")] = None,

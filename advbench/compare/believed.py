@@ -64,7 +64,7 @@ def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[st
                 eps = {"clean": 0.0, "acc": named, "auc": of_auc, "median_norm": None}[test.quantity.kind]
                 flags = {flag.name: flag.severity for flag in record.doubts(eps) if flag.name not in allowed}
                 found[side.label] = found.get(side.label, {}) | flags
-    named_flags = sorted({name for flags in found.values() for name in flags})
+    named_flags = {name for flags in found.values() for name in flags}
     if not named_flags:
         return ""
     what = "; ".join(
@@ -72,7 +72,7 @@ def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[st
         for label, flags in found.items()
         if flags
     )
-    return f"numbers that cannot be believed: {what}; --allow-flags {','.join(named_flags)} would accept them"
+    return f"numbers that cannot be believed: {what}; --allow-flags {','.join(sorted({*allowed, *named_flags}))} would accept them"
 
 
 def blind(findings: Iterable[Finding], alpha: float) -> str:

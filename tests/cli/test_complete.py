@@ -28,7 +28,7 @@ def asked(line: str) -> dict[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("complete")
     (here / "runs" / "a").mkdir(parents=True)
-    for name in ("runs/a/run.json", "w.pt", "mine.npz", "notes.txt", ".hidden.pt"):
+    for name in ("runs/a/run.json", "w.pt", "baseline.json", "mine.npz", "notes.txt", ".hidden.pt"):
         (here / name).touch()
     return here
 
@@ -48,6 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("advbench evaluate --arch=resn", "resnet18"),
         ("advbench train --arch torch", "torchvision:"),
         ("advbench compare runs/a --allow-flags at-chance,weak", "at-chance,weak-attack"),
+        ("advbench compare base", "baseline.json"),
+        ("advbench compare --baseline ", "runs/a baseline.json"),
+        ("advbench compare --explain ", "baseline.json"),
+        ("advbench evaluate --again ", "baseline.json"),
         ("advbench attack --norm l", "l2 linf"),
         ("advbench analyze tran", "transfer"),
         ("advbench list meth", "methods"),
