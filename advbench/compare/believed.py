@@ -72,7 +72,8 @@ def doubted(tests: Sequence[Test], sides: Sequence[Side], allowed: Collection[st
         for label, flags in found.items()
         if flags
     )
-    return f"numbers that cannot be believed: {what}; --allow-flags {','.join(sorted({*allowed, *named_flags}))} would accept them"
+    accepting = ",".join(sorted({*allowed, *named_flags}))
+    return f"numbers that cannot be believed: {what}; --allow-flags {accepting} would accept them"
 
 
 def blind(findings: Iterable[Finding], alpha: float) -> str:

@@ -180,6 +180,13 @@ class Numbers:
             found.append(fates.standing(grid.index(size(eps))) if size(eps) else fates.clean)
         return np.stack(found)[:, self.first :]
 
+    def beside(self, key: str, strongest: str, eps: str) -> str:
+        """AutoAttack's accuracy on its images, and that of an evaluation by APGD-T on the same ones, in words."""
+        found = self.robust(strongest, eps)
+        n = next(iter(self.records[strongest].values()))[0].dataset.count
+        same = [100 * standing.mean() for standing in self.standing(key, eps)[:, : n - self.first]]
+        return f"on {n:,}: AutoAttack {mean_sd(found)}, APGD-T {mean_sd(dict(enumerate(same)))}"
+
     def gain(self, key: str, control: str, eps: str = "0") -> Gain:
         """The paired gain of an evaluation over another one on the same images, in accuracy at `eps`."""
         assert [*self.records[key]] == [*self.records[control]], f"{key} and {control} have other seeds"

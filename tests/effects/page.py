@@ -20,8 +20,7 @@ small: what a claim shows or does not show, it does so here.
 
 **Numbers.** Accuracies are in percent, on the first test images, or all of them; *a / b* are clean and robust accuracy.
 Robust is what withstands AutoAttack, unless another attack is named: APGD-T is its targeted part, towards the three
-nearest classes; of the same images AutoAttack leaves fewer: on fashion-1000 by up to 0.6 points, on mnist-1000 by 0.5
-(AT) to 2.3 (ACT).
+nearest classes. AutoAttack leaves fewer of the same images: where both were run, both are given.
 ± is the standard deviation over seeds, which differ in the first weights and all that is drawn: where a regime has few
 training images, they are the same, the first ones, with every seed. *fashion-1000* is the regime of the first 1,000
 training images of Fashion-MNIST. *Passes an image*: forward and backward passes of the training for each image that it
