@@ -275,7 +275,7 @@ def _train(flags: Flags, screen: Screen) -> list[Path]:
         if tuning is not None:
             tuning.announce(screen, start="# ")
         return _dry_run(recipes, device, why, screen)
-    _check_methods(recipes)
+    _check_methods(recipes, [*flags.sets, *flags.grid], screen)
     names = tuning.names if tuning else ()
     tasks = ranks.first(lambda: place_runs(recipes, flags.out, resume=flags.resume, force=flags.force, names=names))
     if tuning is not None:
@@ -374,14 +374,23 @@ def _given(config: Path | None, sets: Sequence[str]) -> dict[str, str]:
     return {name: str(found[name]) for name in ("dataset", "model.arch") if name in found}
 
 
-def _check_methods(recipes: Sequence[Recipe]) -> None:
-    """Let every method check its recipe before the first one trains. Raises UserError."""
+def _check_methods(recipes: Sequence[Recipe], sets: Sequence[str], screen: Screen) -> None:
+    """Let every method check its recipe before the first one trains, and say which `sets` it does not use.
+
+    Raises UserError.
+    """
     from advbench.methods.base import make
 
+    unused: dict[str, None] = {}
     for recipe in recipes:
-        entry = entries("data").get(recipe.dataset)
+        method, entry = make(recipe), entries("data").get(recipe.dataset)
         if entry is not None and "num_classes" in entry.about:
-            make(recipe).check(recipe, entry.about["num_classes"])
+            method.check(recipe, entry.about["num_classes"])
+        for name in dict.fromkeys(text.partition("=")[0] for text in sets):
+            if name in method.unused:
+                unused[f"{recipe.method.name} does not use {name}"] = None
+    for text in unused:
+        screen.note(text)
 
 
 def _fetch(dataset: str, stop: Stop, screen: Screen) -> None:

@@ -119,6 +119,13 @@ class Method:
         return True
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """The fields of the recipe's inner attack that have no effect."""
+        return (
+            () if self.attacks else ("inner.steps", "inner.rel_step", "inner.step_size", "inner.init", "inner.warmup")
+        )
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What the method uses of the net beside its logits: "features", "head", "maps"."""
         return ()

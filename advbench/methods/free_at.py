@@ -77,6 +77,7 @@ class FreeAT(Method):
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    unused: ClassVar[tuple[str, ...]] = ("inner.steps", "inner.init", "inner.bn_mode")
 
     m: Count = 8
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,8 @@ class LearnedOptimizer(Method):
     meta_lr: Positive = 0.003
     memory: Count = 16
     source: str = ""
+
+    unused: ClassVar[tuple[str, ...]] = ()  # the inner attack is that of the meta-training
 
     @property
     def attacks(self) -> bool:

@@ -66,6 +66,7 @@ class NFGSM(Method):
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
+    unused: ClassVar[tuple[str, ...]] = ("inner.steps", "inner.init")
 
     k: NotNegative = 2.0
 

@@ -168,6 +168,23 @@ def test_a_preset_is_each_methods_own_and_its_run_needs_no_preset(cli: Any) -> N
         assert refused.is_one_clear_line and message in refused.err
 
 
+OTHERS = {"steps": "3", "rel_step": "0.5", "step_size": "0.02", "init": "none", "warmup": "0.5"}
+
+
+@pytest.mark.parametrize("method", ["standard", "n-fgsm", "free-at", "fast-at", "pgd-at", "center-loss"])
+def test_what_a_method_does_not_use_is_said(cli: Any, method: str) -> None:
+    """It changes no weight, and all else of the inner attack does."""
+    argv = ("train", "--method", method, *QUICK, "--eps", "0.1", "--epochs", "2")
+    assert cli(*argv, "--out", "plain").code == 0
+    for name, value in OTHERS.items():
+        given = cli(*argv, "--set", f"inner.{name}={value}", "--out", name)
+        assert given.code == 0, given
+        same = (
+            read_card(Path(name)).weights["model.safetensors"] == read_card(Path("plain")).weights["model.safetensors"]
+        )
+        assert same is (f"{method} does not use inner.{name}" in given.err), (name, given.err)
+
+
 def test_the_natural_net_of_act_is_a_source_of_transfer_attacks(cli: Any) -> None:
     assert cli("train", *QUICK, "--set", "method.natural_arch=lenet5", "--eps", "0.1", "--out", "run").code == 0
     natural = "run/parts/natural.safetensors"
