@@ -12,6 +12,7 @@ from typing import Any
 from advbench.errors import UserError, shortened
 
 NORMS = ("linf", "l2", "l1", "l0", "fourier-linf")
+TRAINING_NORMS = tuple(norm for norm in NORMS if norm != "l0")
 EXAMPLES = {  # of a list in each norm, for messages and documents
     "linf": "0,4/255,8/255",
     "l2": "0,0.25,0.5",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from advbench.eps import NORMS
+from advbench.eps import NORMS, TRAINING_NORMS
 from advbench.registry import LIBRARIES, entries
 
 VARIABLE = "_ADVBENCH_COMPLETE"  # the shell sets it to ask for names
@@ -40,7 +40,7 @@ methods = _of(lambda: entries("methods"))
 attacks = _of(lambda: entries("attacks"))
 analyses = _of(lambda: entries("analyses"))
 norms = words(*NORMS)
-training_norms = words(*(norm for norm in NORMS if norm != "l0"))
+training_norms = words(*TRAINING_NORMS)
 
 
 def presets(context: typer.Context, incomplete: str) -> list[str]:

@@ -24,6 +24,7 @@ from advbench.cli.settings import split_names
 from advbench.cli.stop import Halted, Stop
 from advbench.defaults.run_folders import Task, choose_data, describe, place_runs, recipe_fields
 from advbench.defaults.tuning import SELECT, combinations, parse_grid
+from advbench.eps import TRAINING_NORMS
 from advbench.errors import Interrupted, UserError, shortened, unknown
 from advbench.models import check_arch
 from advbench.outlook import duration
@@ -329,6 +330,8 @@ def resolve(flags: Flags, *, here: bool) -> tuple[list[Recipe], str, str]:
     dataset, arch = flags.dataset or given.get("dataset"), flags.arch or given.get("model.arch")
     for name in flags.methods:
         find("methods", name)
+    if flags.norm is not None and flags.norm not in TRAINING_NORMS:
+        raise unknown("norm", flags.norm, TRAINING_NORMS)
     if arch:
         check_arch(arch)
     if dataset is not None:

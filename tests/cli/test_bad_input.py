@@ -65,6 +65,7 @@ def test_eps_above_1_for_the_newest_run(cli: Any, run_folder: Path, tmp_path: Pa
         (["train", "--dataset", "cifar"], "did you mean cifar10"),
         (["train", "--arch", "resnet81"], "did you mean resnet18"),
         (["evaluate", "--norm", "L2"], "did you mean l2? "),
+        (["train", "--norm", "L2"], "did you mean l2? choose from fourier-linf, l1, l2, linf"),
         (["train", "--norm", "linff"], "linf"),
         (["train", "--device", "gpu"], "choose from auto, cpu, cuda, cuda:N"),
         (["train", "--device", "cuda:99"], "choose from auto, cpu"),
