@@ -51,7 +51,7 @@ def images(split):
 def attack(model, x, y, eps):
     return x
 """
-SHORT = ["--epochs", "1", "--set", "train_n=64", "--set", "inner.steps=1", "--set", "validation.n=16"]
+SHORT = ["--epochs", "1", "--set", "train_n=64", "--set", "validation.n=16"]
 FEW = ["--eps", "0.1", "-n", "8", "--attack", "fgsm"]
 numbers = itertools.count()
 
