@@ -19,7 +19,8 @@ _MEMORY_ERRORS = (
 def exact_kernels(device: torch.device) -> Iterator[None]:
     """Inside, CUDA computes fp32 in full precision with deterministic kernels, and `device` is the current device.
 
-    By default convolutions run in TF32, which keeps 10 bits. Streams and graphs belong to the current device.
+    By default convolutions run in TF32, which keeps 10 bits. Streams and graphs belong to the current device. The
+    caller's autocast is off: the precision is that of the engine's own settings.
     """
     switches, before = _switches(), []
     for switch in switches:
@@ -28,7 +29,8 @@ def exact_kernels(device: torch.device) -> Iterator[None]:
     try:
         for switch, _ in before:
             switch.write(switch.exact)
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with on_device, torch.autocast(device.type, enabled=False):
             yield
     finally:
         for switch, value in before:  # in the same order: an old switch sets the new ones too

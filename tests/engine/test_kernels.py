@@ -87,3 +87,11 @@ def test_a_model_may_use_the_old_switches_in_its_forward_pass() -> None:
     with exact_kernels(CPU), B.cudnn.flags(enabled=True, allow_tf32=False):
         assert B.cudnn.allow_tf32 is False
     assert B.cudnn.allow_tf32 is True
+
+
+def test_the_callers_autocast_is_off() -> None:
+    a = torch.randn(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with exact_kernels(CPU):
+            assert (a @ a).dtype == torch.float32
+        assert (a @ a).dtype == torch.bfloat16
